@@ -1,0 +1,1 @@
+"""What every part of lunr shares; imports nothing else of lunr."""

@@ -1,0 +1,50 @@
+"""The one place where eventlet is imported.
+
+The two servers call :func:`patch` before anything else and are otherwise
+written with plain threads, locks, sockets and subprocesses, which eventlet
+turns into green ones. To run lunr without eventlet, replace the two functions
+of this module.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import warnings
+from collections.abc import Callable, Iterable
+from typing import Any
+
+WSGIApp = Callable[..., Iterable[bytes]]
+
+
+def patch() -> None:
+    """Make the standard library cooperative. Call it before any other import of lunr's."""
+    # psycopg 3 blocks every green thread without this; psycopg2 needs nothing.
+    os.environ.setdefault("PSYCOPG_WAIT_FUNC", "wait_select")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        import eventlet
+    eventlet.monkey_patch()
+
+
+def serve(sock: socket.socket, app: WSGIApp, max_requests: int = 1024, **options: Any) -> None:
+    """Serve `app` on the listening socket `sock` until the process is told to end.
+
+    Args:
+        sock: a bound, listening TCP socket.
+        app: a WSGI application (PEP 3333).
+        max_requests: how many requests may be in progress at once; more wait.
+        options: passed to ``eventlet.wsgi.server``.
+    """
+    import eventlet.wsgi
+
+    eventlet.wsgi.server(
+        sock,
+        app,
+        max_size=max_requests,
+        log=logging.getLogger("lunr.wsgi"),
+        log_output=False,
+        socket_timeout=60,
+        **options,
+    )

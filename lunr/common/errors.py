@@ -1,0 +1,192 @@
+"""The one tree of errors.
+
+An error's docstring is its message, filled in with the keyword arguments it is
+raised with. Every class has a stable ``code`` for programs and the HTTP
+``status`` under which the API reports it. Errors that belong to one tool or
+layer are subclasses beside that tool.
+
+>>> raise NotFound(kind="volume", id="v1")
+Traceback (most recent call last):
+lunr.common.errors.NotFound: There is no volume v1.
+"""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any, ClassVar
+
+
+class LunrError(Exception):
+    """An internal error: {reason}"""
+
+    code: ClassVar[str] = "internal_error"
+    status: ClassVar[int] = 500
+    #: Whether the same request can succeed later without being changed.
+    retry: ClassVar[bool] = False
+
+    def __init__(self, **fields: Any) -> None:
+        self.fields = fields
+        super().__init__(inspect.cleandoc(type(self).__doc__ or "").format(**fields))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _rebuild, (type(self), self.fields)
+
+    def as_dict(self) -> dict[str, Any]:
+        """``{"code", "reason", "retry"}``: how an error travels between lunr's processes."""
+        return {"code": self.code, "reason": str(self), "retry": self.retry}
+
+
+def _rebuild(kind: type[LunrError], fields: dict[str, Any]) -> LunrError:
+    return kind(**fields)
+
+
+class RemoteError(LunrError):
+    """{reason}"""
+
+    # An error that another lunr process reported: its code and retry are the
+    # instance's, not the class's.
+
+    def __init__(self, code: str, reason: str, retry: bool = False) -> None:
+        super().__init__(reason=reason)
+        self.code = code  # type: ignore[misc]
+        self.retry = retry  # type: ignore[misc]
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return RemoteError, (self.code, self.fields["reason"], self.retry)
+
+
+# --- what the caller got wrong -------------------------------------------------
+
+
+class BadRequest(LunrError):
+    """The request can't be understood: {reason}"""
+
+    code = "bad_request"
+    status = 400
+
+
+class InvalidField(BadRequest):
+    """{field}: {reason}"""
+
+    code = "invalid_field"
+
+
+class UnknownField(BadRequest):
+    """{field} is not a field of this request; it takes: {known}."""
+
+    code = "unknown_field"
+
+
+class BodyTooLarge(BadRequest):
+    """The request's body is larger than {limit} bytes."""
+
+    code = "body_too_large"
+    status = 413
+
+
+class Unauthorized(LunrError):
+    """A valid X-Auth-Token is needed."""
+
+    code = "unauthorized"
+    status = 401
+
+
+class Forbidden(LunrError):
+    """This needs the role {role}."""
+
+    code = "forbidden"
+    status = 403
+
+
+class NotFound(LunrError):
+    """There is no {kind} {id}."""
+
+    code = "not_found"
+    status = 404
+
+
+class NoSuchRoute(LunrError):
+    """There is nothing at {path}."""
+
+    code = "no_such_route"
+    status = 404
+
+
+class MethodNotAllowed(LunrError):
+    """{path} takes {allowed}, not {method}."""
+
+    code = "method_not_allowed"
+    status = 405
+
+
+# --- what can't be done now ----------------------------------------------------
+
+
+class Conflict(LunrError):
+    """{reason}"""
+
+    code = "conflict"
+    status = 409
+
+
+class WrongState(Conflict):
+    """The {kind} {id} is {state}; to {action} it must be {needed}."""
+
+    code = "wrong_state"
+
+
+class InUse(Conflict):
+    """The {kind} {id} is in use: {reason}"""
+
+    code = "in_use"
+
+
+class IdInUse(Conflict):
+    """There is another {kind} {id}, with other parameters ({differs})."""
+
+    code = "id_in_use"
+
+
+class StaleLease(Conflict):
+    """The lease on job {id} is no longer yours: drop the work, the job was given to another."""
+
+    code = "stale_lease"
+
+
+class QuotaExceeded(LunrError):
+    """The account's quota of {quota} is {limit}; {used} are used and {asked} more were asked for."""
+
+    code = "quota_exceeded"
+    status = 413
+
+
+class NoRoom(LunrError):
+    """No storage node has room: {reason}"""
+
+    code = "no_room"
+    status = 507
+    retry = True
+
+
+class Unavailable(LunrError):
+    """{what} can't be reached: {reason}"""
+
+    code = "unavailable"
+    status = 503
+    retry = True
+
+
+class Cancelled(LunrError):
+    """Cancelled on request."""
+
+    code = "cancelled"
+    status = 409
+
+
+# --- the operator's side -------------------------------------------------------
+
+
+class ConfigError(LunrError):
+    """The configuration can't be used: {reason}"""
+
+    code = "config_error"

@@ -1,0 +1,1 @@
+"""Demonstrations: one module each, run by tools/demo."""

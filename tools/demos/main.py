@@ -1,0 +1,304 @@
+"""The main job: a volume, written over iSCSI, backed up twice, restored twice, compared.
+
+Everything is real: the API and its database, the storage node and its XFS pool,
+an iSCSI target with CHAP, an ext4 file system made from this machine's own
+files, and the store (a folder, or with --swift a one-node OpenStack Swift).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+
+from lunr.backup import stores
+from lunr.client import Client
+from lunr.common import units
+from tools.demos.stage import DemoError, Disk, Lunr, Session, Stage, expect, run
+
+INITIATOR = "iqn.2026-11.io.lunr.demo:initiator"
+SIZE_GIB = 2
+BLOCK = 32 * units.KIB
+#: Where files for the demonstration's file system come from, until there is enough.
+SOURCES = (
+    "/usr/lib",
+    "/usr/bin",
+    "/usr/share",
+    "/usr/sbin",
+    "/usr/local",
+    "/opt",
+    "/var/lib",
+    "/root",
+)
+
+
+def gather(folder: Path, enough: int) -> int:
+    """Link (or copy) this machine's own files below `folder`; return their bytes."""
+    total = 0
+    for source in SOURCES:
+        for path, folders, names in os.walk(source):
+            here = Path(path)
+            folders[:] = [
+                f for f in folders if not (here / f).is_mount() and f != folder.parent.name
+            ]
+            for name in names:
+                file = here / name
+                target = folder / file.relative_to("/")
+                with contextlib.suppress(OSError):  # a file that went away or can't be read
+                    if file.is_symlink() or not file.is_file():
+                        continue
+                    target.parent.mkdir(parents=True, exist_ok=True)
+                    try:
+                        os.link(file, target)
+                    except OSError:  # another file system
+                        shutil.copy2(file, target)
+                    total += target.stat().st_size
+                if total >= enough:
+                    return total
+    raise DemoError(f"this machine has only {units.human(total)} of files in {', '.join(SOURCES)}")
+
+
+def changed_runs(old: Path, new: Path) -> Iterator[tuple[int, int]]:
+    """(offset, length) of the runs of blocks in which two images of one size differ."""
+    start = None
+    with old.open("rb") as a, new.open("rb") as b:
+        size = new.stat().st_size
+        for offset in range(0, size, BLOCK):
+            if a.read(BLOCK) != b.read(BLOCK):
+                start = offset if start is None else start
+            elif start is not None:
+                yield start, offset - start
+                start = None
+        if start is not None:
+            yield start, size - start
+
+
+def same(one: Path, two: Path) -> bool:
+    """Whether two files hold the same bytes."""
+    return subprocess.run(["cmp", "-s", one, two], check=False).returncode == 0
+
+
+class MainJob:
+    """The steps, in order, on one running lunr."""
+
+    def __init__(self, stage: Stage, client: Client, folder: Path, store: Any) -> None:
+        self.stage = stage
+        self.client = client
+        self.folder = folder
+        self.store = store
+        self.first = folder / "first.img"
+        self.second = folder / "second.img"
+
+    def make_file_systems(self) -> None:
+        """The image that is backed up first, and the one it is changed into."""
+        files = self.folder / "files"
+        with self.stage.step("collect 1 GiB of this machine's files") as (step, _):
+            step.size = gather(files, units.GIB + 64 * units.MIB)
+        with self.stage.step("make an ext4 image of them (mke2fs -d)") as (step, _):
+            run(["mke2fs", "-q", "-t", "ext4", "-d", files, self.first, f"{SIZE_GIB}G"])
+            step.size = self.first.stat().st_blocks * 512
+        with self.stage.step("change some files in a copy of it (debugfs)") as (step, _):
+            run(["cp", "--sparse=always", self.first, self.second])
+            paper = self.folder / "new-file"
+            paper.write_bytes(os.urandom(24 * units.MIB))
+            script = self.folder / "debugfs.cmd"
+            victim = next(p for p in sorted(files.rglob("*")) if p.is_file())
+            inside = victim.relative_to(files)
+            script.write_text(
+                f"write {paper} written-while-attached\nmkdir new-folder\nrm /{inside}\n"
+            )
+            run(["debugfs", "-w", "-f", script, self.second])
+            # debugfs leaves the counters of a removed file's blocks to the checker.
+            subprocess.run(["e2fsck", "-fy", self.second], check=False, capture_output=True)
+            run(["e2fsck", "-fn", self.second])
+            step.note = "one file written, one removed, a folder made"
+        shutil.rmtree(files)
+
+    def export(self, volume_id: str) -> Any:
+        """Export a volume to this machine's initiator."""
+        self.client.exports.create(volume_id, initiator=INITIATOR, ip="127.0.0.1")
+        return self.client.exports.wait(volume_id)
+
+    def back_up(self, volume_id: str, title: str) -> Any:
+        """Back the volume up, with progress."""
+        with self.stage.step(title) as (step, show):
+            backup = self.client.backups.create(volume_id, name=title)
+            backup = self.client.backups.wait(backup.id, progress=lambda r: show(r.progress))
+            step.size = backup.bytes_stored
+            step.note = f"stored; {units.human(backup.bytes_read)} read"
+        return backup
+
+    def run(self) -> None:
+        """Do all of it.
+
+        Raises:
+            DemoError: what the service promises did not hold.
+        """
+        stage, client = self.stage, self.client
+        self.make_file_systems()
+        with stage.step(f"create a volume of {SIZE_GIB} GiB"):
+            volume = client.volumes.create(size=SIZE_GIB, name="demo")
+            volume = client.volumes.wait(volume.id)
+        with stage.step("export it by iSCSI, with CHAP") as (step, _):
+            export = self.export(volume.id)
+            step.note = export.target_iqn
+        disk = Disk(export, self.folder)
+        with stage.step("write the file system over iSCSI (qemu-img)") as (step, show):
+            disk.write_image(self.first, show)
+            step.size = self.first.stat().st_blocks * 512
+        one = self.back_up(volume.id, "back it up: the first backup is full")
+        session = Session(disk, self.folder)
+        try:
+            with stage.step("change it over iSCSI, staying attached (qemu-io)") as (step, _):
+                step.size = self.change(session)
+                sessions = client.exports.get(volume.id).sessions
+                step.note = f"{len(sessions)} session"
+            two = self.back_up(volume.id, "back it up again, attached: what changed")
+            client.exports.get(volume.id)
+        finally:
+            session.close()
+        changed = stage.steps[-2].size or 0
+        expect(
+            two.bytes_stored < one.bytes_stored / 2, "the second backup stored more than a change"
+        )
+        stage.steps[-1].note += f", {units.human(changed)} changed"
+        for backup, image in ((one, self.first), (two, self.second)):
+            self.check_restore(backup, image)
+        self.delete_everything()
+
+    def change(self, session: Session) -> int:
+        """Write over iSCSI what the second image has and the first has not; return the bytes."""
+        writes = total = 0
+        patch = self.folder / "patch"
+        patch.mkdir()
+        with self.second.open("rb") as image:
+            for offset, length in changed_runs(self.first, self.second):
+                piece = patch / str(offset)
+                image.seek(offset)
+                piece.write_bytes(image.read(length))
+                session.write(piece, offset, length)
+                writes, total = writes + 1, total + length
+        session.flush(writes)
+        return total
+
+    def check_restore(self, backup: Any, image: Path) -> None:
+        """Restore a backup to a new volume, read that over iSCSI, compare and check it."""
+        stage, client = self.stage, self.client
+        which = "first" if image is self.first else "second"
+        with stage.step(f"restore the {which} backup to a new volume") as (step, show):
+            volume = client.volumes.create(backup=backup.id, name=f"from the {which}")
+            volume = client.volumes.wait(volume.id, progress=lambda r: show(r.progress))
+            step.size = volume.size * units.GIB
+        disk = Disk(self.export(volume.id), self.folder)
+        copy = self.folder / "read-back.img"
+        with stage.step("read it back over iSCSI") as (step, show):
+            disk.read_image(copy, show)
+            step.size = copy.stat().st_size
+        with stage.step("compare byte for byte, e2fsck -fn") as (step, _):
+            expect(same(copy, image), f"the volume restored from the {which} backup differs")
+            run(["e2fsck", "-fn", copy])
+            step.size = copy.stat().st_size
+            step.note = "equal, clean"
+        copy.unlink()
+
+    def delete_everything(self) -> None:
+        """Delete exports, volumes and backups; after garbage collection the store is empty."""
+        client = self.client
+        with self.stage.step("delete exports, volumes and backups") as (step, _):
+            volumes, backups = list(client.volumes.list()), list(client.backups.list())
+            for volume in volumes:
+                client.exports.delete(volume.id)
+                client.exports.wait_deleted(volume.id)
+                client.volumes.delete(volume.id)
+            for backup in backups:
+                client.backups.delete(backup.id)
+            for volume in volumes:
+                client.volumes.wait_deleted(volume.id)
+            for backup in backups:
+                client.backups.wait_deleted(backup.id)
+            step.note = f"{len(volumes)} volumes, {len(backups)} backups"
+        with self.stage.step("collect garbage: the store is empty") as (step, _):
+            before = list(self.store.list(""))
+            client.admin.collect(client.account, wait=True)
+            left = [name for name, _ in self.store.list("")]
+            expect(not left, f"{len(left)} objects are left in the store: {left[:3]}")
+            step.size = sum(size for _, size in before)
+            step.note = f"{len(before)} objects removed"
+
+
+@click.command()
+@click.option("--swift", is_flag=True, help="Store backups in a real one-node OpenStack Swift.")
+@click.option("--keep", is_flag=True, help="Leave everything running, and say how to use it.")
+def main(swift: bool, keep: bool) -> None:
+    """Show lunr's main job on real data, from an empty folder to an empty store.
+
+    Needs root, about 8 GiB in the temporary folder (TMPDIR) and a minute or two.
+    """
+    stage = Stage()
+    folder = Path(tempfile.mkdtemp(prefix="lunr-demo-"))
+    with contextlib.ExitStack() as stack:
+        if not keep:
+            stack.callback(shutil.rmtree, folder)
+        try:
+            play(stage, folder, stack, swift=swift, keep=keep)
+        except DemoError as error:
+            raise click.ClickException(str(error)) from error
+
+
+def play(
+    stage: Stage, folder: Path, stack: contextlib.ExitStack, *, swift: bool, keep: bool
+) -> None:
+    """Start what is needed, do the main job, print the table."""
+    env: dict[str, str] = {}
+    url = None
+    tool = [sys.executable, str(Path(__file__).parents[1] / "swift")]
+    if swift:
+        url = "swift:lunr"
+        with stage.step("start a one-node OpenStack Swift") as (step, _):
+            if not keep:
+                stack.callback(run, [*tool, "stop", folder / "swift"])
+            run([*tool, "start", folder / "swift"])
+            lines = (folder / "swift" / "env").read_text().splitlines()
+            env = dict(shlex.split(line.removeprefix("export "))[0].split("=", 1) for line in lines)
+            step.note = env["ST_AUTH"]
+        os.environ.update(env)
+    with stage.step("start lunr: API, node, housekeeper, target") as (step, _):
+        lunr = Lunr(folder / "lunr", url, env)
+        if not keep:
+            stack.callback(lunr.stop)
+        lunr.wait_until_up()
+        step.note = f"http://127.0.0.1:{lunr.api_port}, iSCSI at {lunr.portal}"
+    rc = lunr.openrc()
+    client = Client(rc["LUNR_URL"], rc["LUNR_ACCOUNT"], rc["LUNR_TOKEN"])
+    store = stores.open_store(url or f"files:{folder / 'lunr' / 'store'}", rc["LUNR_ACCOUNT"])
+    MainJob(stage, client, folder, store).run()
+    stage.table()
+    if keep:
+        say_how_to_go_on(
+            stage, folder, lunr, [*tool, "stop", str(folder / "swift")] if swift else []
+        )
+
+
+def say_how_to_go_on(stage: Stage, folder: Path, lunr: Lunr, stop_swift: list[str]) -> None:
+    """What --keep leaves behind, and how to use and end it."""
+    stage.console.print(f"""
+lunr goes on running. To use it:
+  . {folder / "lunr" / "openrc"}
+  bin/lunr volume create --size 1 --name mine
+  bin/lunr volume list
+To stop it and remove what it left:
+  kill {lunr.process.pid}; {shlex.join(stop_swift) + "; " if stop_swift else ""}rm -r {folder}
+""")
+
+
+if __name__ == "__main__":
+    main()

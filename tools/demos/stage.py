@@ -1,0 +1,231 @@
+"""What every demonstration needs: a running lunr, steps that are timed, commands with progress."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from lunr.common import units
+
+
+class DemoError(Exception):
+    """Something that the demonstration shows did not hold."""
+
+
+def expect(condition: bool, message: str) -> None:
+    """Stop the demonstration unless `condition` holds."""
+    if not condition:
+        raise DemoError(message)
+
+
+def free_port() -> int:
+    """A TCP port on loopback that nobody uses now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@dataclass
+class Step:
+    """One line of the table at the end."""
+
+    title: str
+    seconds: float = 0.0
+    size: int | None = None
+    note: str = ""
+
+
+@dataclass
+class Stage:
+    """Shows steps as they run, and all of them as a table at the end."""
+
+    console: Console = field(default_factory=lambda: Console(highlight=False))
+    steps: list[Step] = field(default_factory=list)
+
+    @contextlib.contextmanager
+    def step(self, title: str) -> Iterator[tuple[Step, Callable[[float], None]]]:
+        """Time a step; gives the step (to note bytes) and a function that shows percent done."""
+        step = Step(title)
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(30),
+            TaskProgressColumn(),
+            TimeElapsedColumn(),
+        )
+        with Progress(*columns, console=self.console, transient=True) as progress:
+            task = progress.add_task(title, total=100)
+            begun = time.monotonic()
+            yield step, lambda percent: progress.update(task, completed=percent)
+            step.seconds = time.monotonic() - begun
+        self.steps.append(step)
+        size = "" if step.size is None else units.human(step.size)
+        self.console.print(f"  {step.title:<54} {step.seconds:7.2f} s {size:>11}  {step.note}")
+
+    def table(self) -> None:
+        """Print all steps."""
+        table = Table("step", title="What was done")
+        for name in ("seconds", "bytes", "rate"):
+            table.add_column(name, justify="right")
+        table.add_column("")
+        for step in self.steps:
+            size = rate = ""
+            if step.size is not None:
+                size = units.human(step.size)
+                if step.seconds > 0.05 and step.size > units.MIB:
+                    rate = units.human(step.size / step.seconds) + "/s"
+            table.add_row(step.title, f"{step.seconds:.2f}", size, rate, step.note)
+        self.console.print(table)
+
+
+def run(argv: Sequence[str | Path], show: Callable[[float], None] | None = None) -> str:
+    """Run a command and return what it printed; percentages in it are shown.
+
+    Raises:
+        DemoError: it failed; with the end of its output.
+    """
+    process = subprocess.Popen(
+        [str(arg) for arg in argv],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        env={**os.environ, "LC_ALL": "C"},
+    )
+    assert process.stdout is not None
+    output = b""
+    while part := os.read(process.stdout.fileno(), 65536):
+        output += part
+        if show and (percents := re.findall(rb"([\d.]+)/100%", part)):
+            show(float(percents[-1]))
+    if process.wait():
+        raise DemoError(f"{argv[0]} failed: {output.decode(errors='replace')[-1500:]}")
+    return output.decode(errors="replace")
+
+
+class Lunr:
+    """One `lunr up` of the demonstration's own, under `root`."""
+
+    def __init__(self, root: Path, store: str | None, env: dict[str, str]) -> None:
+        self.root = root
+        self.api_port = free_port()
+        self.portal = f"127.0.0.1:{free_port()}"
+        argv = [sys.executable, "-m", "lunr.client.main", "up", "--root", str(root)]
+        argv += ["--api-port", str(self.api_port), "--portal", self.portal]
+        argv += ["--store", store] if store else []
+        self.log = root.with_name("up.log")
+        with self.log.open("ab") as log:
+            self.process = subprocess.Popen(
+                argv, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env={**os.environ, **env}
+            )
+
+    def wait_until_up(self, seconds: float = 60) -> None:
+        """Return once the service says that it is up."""
+        deadline = time.monotonic() + seconds
+        while "lunr is up" not in self.log.read_text():
+            if self.process.poll() is not None or time.monotonic() > deadline:
+                raise DemoError(f"lunr did not come up: {self.log.read_text()[-2000:]}")
+            time.sleep(0.05)
+
+    def openrc(self) -> dict[str, str]:
+        """The variables in ROOT/openrc."""
+        lines = (self.root / "openrc").read_text().splitlines()
+        return dict(line.removeprefix("export ").split("=", 1) for line in lines if "=" in line)
+
+    def stop(self) -> None:
+        """Stop the service and all its parts."""
+        self.process.send_signal(signal.SIGTERM)
+        self.process.wait(60)
+
+
+class Disk:
+    """An exported volume as qemu's tools reach it; the CHAP secret goes by a file, not by argv."""
+
+    def __init__(self, export: Any, folder: Path) -> None:
+        self.secret = folder / f"chap-{export.volume_id}"
+        with os.fdopen(
+            os.open(self.secret, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w"
+        ) as f:
+            f.write(export.auth_password)
+        self.url = f"iscsi://{export.target_portal}/{export.target_iqn}/{export.target_lun}"
+        self.options = {
+            "driver": "raw",
+            "file.driver": "iscsi",
+            "file.transport": "tcp",
+            "file.portal": export.target_portal,
+            "file.target": export.target_iqn,
+            "file.lun": str(export.target_lun),
+            "file.user": export.auth_username,
+            "file.password-secret": "chap",
+            "file.initiator-name": export.initiator,
+        }
+
+    @property
+    def secret_arguments(self) -> list[str]:
+        """How qemu's tools are told the secret."""
+        return ["--object", f"secret,id=chap,file={self.secret}"]
+
+    @property
+    def image(self) -> str:
+        """The value of ``--image-opts``."""
+        return ",".join(f"{key}={value}" for key, value in self.options.items())
+
+    def write_image(self, source: Path, show: Callable[[float], None]) -> None:
+        """Copy the raw image `source` onto the whole disk, which must still be all zeros."""
+        argv = ["qemu-img", "convert", "-p", "-n", "--target-is-zero", *self.secret_arguments]
+        run([*argv, "-f", "raw", "--target-image-opts", source, self.image], show)
+
+    def read_image(self, target: Path, show: Callable[[float], None]) -> None:
+        """Copy the whole disk into the raw image `target`."""
+        argv = ["qemu-img", "convert", "-p", *self.secret_arguments, "--image-opts"]
+        run([*argv, self.image, "-O", "raw", target], show)
+
+
+class Session:
+    """An initiator that stays logged in to a disk and writes to it: a running qemu-io."""
+
+    def __init__(self, disk: Disk, folder: Path) -> None:
+        self.log = folder / "qemu-io.log"
+        argv = ["qemu-io", *disk.secret_arguments, "--image-opts", disk.image]
+        with self.log.open("wb") as log:
+            self.process = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=log, stderr=log)
+
+    def write(self, source: Path, offset: int, length: int) -> None:
+        """Write the first `length` bytes of the file `source` at `offset` of the disk."""
+        assert self.process.stdin is not None
+        self.process.stdin.write(f"write -s {source} {offset} {length}\n".encode())
+
+    def flush(self, writes: int) -> None:
+        """Wait until `writes` writes in all and a flush are done."""
+        assert self.process.stdin is not None
+        # qemu-io answers every write with a line; flush itself is silent.
+        self.process.stdin.write(b"flush\nlength\n")
+        self.process.stdin.flush()
+        deadline = time.monotonic() + 60
+        while True:
+            text = self.log.read_text()
+            if self.process.poll() is not None or re.search(r"failed|error", text, re.IGNORECASE):
+                raise DemoError(f"writing over iSCSI failed: {text[-500:]}")
+            length_shown = re.search(r"^(qemu-io> )*[\d.]+ [KMGT]iB$", text, re.MULTILINE)
+            if length_shown and text.count("wrote ") >= writes:
+                return
+            if time.monotonic() > deadline:
+                raise DemoError(f"writing over iSCSI stood still: {text[-500:]}")
+            time.sleep(0.02)
+
+    def close(self) -> None:
+        """Log out."""
+        if self.process.poll() is None:
+            self.process.communicate(b"quit\n", timeout=30)

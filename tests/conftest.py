@@ -1,0 +1,78 @@
+"""One folder for all a run makes, and a check that nothing else is left of it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+import time
+from pathlib import Path
+
+import hypothesis
+import pytest
+
+from tests.support import leftovers
+
+pytest_plugins = ["tests.support.services"]
+
+# Every run tries new examples; a failure prints the line that repeats it. No
+# deadline: the machines of CI are shared, and how fast they are proves nothing.
+hypothesis.settings.register_profile(
+    "default", derandomize=False, deadline=None, print_blob=True, max_examples=100
+)
+hypothesis.settings.register_profile(
+    "ci", hypothesis.settings.get_profile("default"), database=None, max_examples=200
+)
+hypothesis.settings.load_profile("ci" if os.environ.get("CI") else "default")
+
+_FOLDER = pytest.StashKey[Path]()
+_REMOVE = pytest.StashKey[bool]()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_configure(config: pytest.Config) -> None:
+    """Make the run's folder, and let this process and all it starts put temporary files there."""
+    given = config.option.basetemp
+    if given:  # the caller's, who wants to look at it; or the controller's, to an xdist worker
+        folder = Path(given).absolute()
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        config.option.basetemp = str(folder)
+        # Pytest empties its base folder when a test first asks for it: ours is beside that.
+        folder = folder.with_name(folder.name + ".run")
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir()
+    else:
+        folder = Path(tempfile.mkdtemp(prefix="lunr-tests-"))
+        config.option.basetemp = str(folder / "t")
+    folder.chmod(0o711)  # PostgreSQL runs as another user, in a folder of its own within
+    config.stash[_FOLDER] = folder
+    config.stash[_REMOVE] = not given or hasattr(config, "workerinput")
+    os.environ["TMPDIR"] = tempfile.tempdir = str(folder)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Fail the run when something that it started is still there."""
+    folder = session.config.stash[_FOLDER]
+    deadline = time.monotonic() + 5
+    while (left := leftovers.find(folder)) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    if left:
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+        session.config.stash[_REMOVE] = False
+        reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+        for line in ("", "left over by the tests:", *left):
+            if reporter is not None:
+                reporter.write_line(line, red=True)
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """Remove the run's folder, unless something in it is still in use."""
+    if config.stash.get(_REMOVE, False):
+        shutil.rmtree(config.stash[_FOLDER], ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def run_folder(pytestconfig: pytest.Config) -> Path:
+    """The folder of this run; it is removed at the end."""
+    return pytestconfig.stash[_FOLDER]

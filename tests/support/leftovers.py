@@ -1,0 +1,89 @@
+"""What a test run left behind: processes, mounts and loop devices.
+
+Everything a run makes is under one folder, which is also its ``TMPDIR``. So
+what belongs to the run can be told from what others do on the same machine:
+a process has the folder in its environment, arguments or working directory, a
+mount is under it, a loop device is backed by a file in it.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+
+def find(folder: Path) -> list[str]:
+    """One sentence for each thing under `folder` that is still there."""
+    return [*_processes(folder), *_mounts(folder), *_loop_devices(folder)]
+
+
+def _processes(folder: Path) -> list[str]:
+    mark = os.fsencode(str(folder))
+    ours = _ancestors()
+    children = _parents()
+    found = []
+    for pid, parent in children.items():
+        if pid in ours:
+            continue
+        # Some overwrite their environment (PostgreSQL does), so the parent counts too.
+        if parent == os.getpid() or mark in _traces(pid):
+            command = _read(pid, "cmdline").replace(b"\0", b" ").decode(errors="replace").strip()
+            if command:  # a zombie has none
+                found.append(f"process {pid}: {command[:200]}")
+    return found
+
+
+def _ancestors() -> set[int]:
+    parents = _parents()
+    pid, found = os.getpid(), set()
+    while pid > 0:
+        found.add(pid)
+        pid = parents.get(pid, 0)
+    return found
+
+
+def _parents() -> dict[int, int]:
+    parents = {}
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            # The name in parentheses may hold spaces and parentheses (proc(5)).
+            fields = _read(int(entry.name), "stat").rpartition(b")")[2].split()
+            if len(fields) > 1:
+                parents[int(entry.name)] = int(fields[1])
+    return parents
+
+
+def _traces(pid: int) -> bytes:
+    try:
+        cwd = os.fsencode(Path(f"/proc/{pid}/cwd").readlink())
+    except OSError:
+        cwd = b""
+    return b"\0".join([_read(pid, "environ"), _read(pid, "cmdline"), cwd])
+
+
+def _read(pid: int, name: str) -> bytes:
+    try:
+        return Path(f"/proc/{pid}/{name}").read_bytes()
+    except OSError:  # it ended meanwhile, or is another user's
+        return b""
+
+
+def _mounts(folder: Path) -> list[str]:
+    mounts = []
+    for line in Path("/proc/self/mountinfo").read_text().splitlines():
+        point = line.split()[4].encode().decode("unicode_escape")
+        if Path(point).is_relative_to(folder):
+            mounts.append(f"mount {point}")
+    return mounts
+
+
+def _loop_devices(folder: Path) -> list[str]:
+    devices = []
+    for backing in Path("/sys/block").glob("loop*/loop/backing_file"):
+        try:
+            file = backing.read_text().strip()
+        except OSError:  # detached meanwhile
+            continue
+        if file.startswith(f"{folder}/"):
+            devices.append(f"loop device /dev/{backing.parent.parent.name} of {file}")
+    return devices

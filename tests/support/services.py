@@ -1,0 +1,332 @@
+"""Real services for tests: PostgreSQL, Swift, tgtd, and XFS on a loop device.
+
+Each is started on loopback, on free ports, under the run's folder, and stopped
+by its pid. A service that can't be had skips the test and names what is missing.
+"""
+
+from __future__ import annotations
+
+import os
+import pwd
+import shlex
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TypedDict
+
+import pytest
+
+from tests.support.waiting import free_port, is_free, wait_until
+
+CHECKOUT = Path(__file__).resolve().parents[2]
+
+
+def need_root() -> None:
+    """Skip the test unless it runs as root."""
+    if os.geteuid() != 0:
+        pytest.skip("needs root")
+
+
+def need_command(command: str, package: str) -> str:
+    """The path of `command`; skips the test where it is not installed."""
+    path = shutil.which(command, path=os.environ.get("PATH", "") + ":/usr/sbin:/sbin")
+    if path is None:
+        pytest.skip(f"needs {command} (Debian package {package})")
+    return path
+
+
+# --- PostgreSQL ------------------------------------------------------------------
+
+
+class _Cluster:
+    """A private PostgreSQL cluster; it makes no promise to survive a crash of the machine."""
+
+    def __init__(self, binaries: Path, folder: Path, user: str | None) -> None:
+        self.binaries = binaries
+        self.data = folder / "data"
+        self.log = folder / "log"
+        self.user = user
+        self.port = free_port()
+        self.serial = 0
+
+    def start(self) -> None:
+        subprocess.run(
+            [self.binaries / "initdb", "-D", self.data, "-U", "lunr", "-A", "trust", "-N"],
+            check=True,
+            capture_output=True,
+            user=self.user,
+            cwd="/",
+            env={**os.environ, "LC_ALL": "C.UTF-8"},
+        )
+        settings = {
+            "listen_addresses": "127.0.0.1",
+            "port": str(self.port),
+            "unix_socket_directories": "",
+            "fsync": "off",
+            "synchronous_commit": "off",
+            "full_page_writes": "off",
+            "max_connections": "200",
+        }
+        options = [f"--{name.replace('_', '-')}={value}" for name, value in settings.items()]
+        with self.log.open("wb") as log:
+            self.process = subprocess.Popen(
+                [self.binaries / "postgres", "-D", self.data, *options],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                user=self.user,
+                cwd="/",
+            )
+        try:
+            wait_until(self._answers, what="PostgreSQL answers")
+        except BaseException:
+            self.stop()
+            raise
+
+    def _answers(self) -> bool:
+        if self.process.poll() is not None:
+            raise RuntimeError(f"PostgreSQL did not start: {self.log.read_text()}")
+        ready = [self.binaries / "pg_isready", "-h", "127.0.0.1", "-p", str(self.port), "-q"]
+        return subprocess.run(ready, check=False).returncode == 0
+
+    def stop(self) -> None:
+        self.process.terminate()  # "smart shutdown" would wait for clients
+        try:
+            self.process.wait(0.2)
+        except subprocess.TimeoutExpired:
+            self.process.send_signal(3)  # SIGQUIT: at once
+            self.process.wait(20)
+
+    def sql(self, statement: str) -> None:
+        import psycopg2
+
+        connection = psycopg2.connect(
+            host="127.0.0.1", port=self.port, user="lunr", dbname="postgres"
+        )
+        try:
+            connection.autocommit = True
+            with connection.cursor() as cursor:
+                cursor.execute(statement)
+        finally:
+            connection.close()
+
+
+@pytest.fixture(scope="session")
+def _postgresql_cluster(run_folder: Path) -> Iterator[_Cluster]:
+    pytest.importorskip("psycopg2", reason="needs psycopg2 (lunr's extra postgresql)")
+    installed = sorted(
+        Path("/usr/lib/postgresql").glob("*/bin/postgres"), key=lambda path: path.parts[4].zfill(9)
+    )
+    elsewhere = shutil.which("postgres")
+    if not installed and elsewhere is None:
+        pytest.skip("needs PostgreSQL's server (Debian package postgresql)")
+    binaries = (installed[-1] if installed else Path(str(elsewhere))).parent
+    folder = Path(tempfile.mkdtemp(prefix="postgresql-", dir=run_folder))
+    user = None
+    if os.geteuid() == 0:  # PostgreSQL refuses to run as root
+        user = next(
+            (name for name in ("postgres", "nobody") if _known_user(name)),
+            None,
+        )
+        if user is None:
+            pytest.skip("needs a user postgres or nobody, as PostgreSQL refuses to run as root")
+        shutil.chown(folder, user)
+    cluster = _Cluster(binaries, folder, user)
+    cluster.start()
+    yield cluster
+    cluster.stop()
+
+
+def _known_user(name: str) -> bool:
+    try:
+        pwd.getpwnam(name)
+    except KeyError:
+        return False
+    return True
+
+
+@pytest.fixture
+def postgresql(_postgresql_cluster: _Cluster) -> Iterator[str]:
+    """The SQLAlchemy URL of a fresh, empty PostgreSQL database."""
+    cluster = _postgresql_cluster
+    cluster.serial += 1
+    name = f"test{cluster.serial}"
+    cluster.sql(f"CREATE DATABASE {name} TEMPLATE template0")
+    yield f"postgresql+psycopg2://lunr@127.0.0.1:{cluster.port}/{name}"
+    cluster.sql(f"DROP DATABASE {name} WITH (FORCE)")
+
+
+# --- Swift -----------------------------------------------------------------------
+
+
+class SwiftAccess(TypedDict):
+    """How to log in to a Swift (authentication version 1)."""
+
+    auth_url: str
+    user: str
+    key: str
+
+
+class Swift:
+    """A one-node Swift that a test may stop and start again; its data stays."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def start(self) -> SwiftAccess:
+        """Start it (again), on the same address where it was before, and return the access."""
+        self._call("start")
+        values = dict(
+            shlex.split(line)[1].split("=", 1)
+            for line in (self.root / "env").read_text().splitlines()
+        )
+        return {"auth_url": values["ST_AUTH"], "user": values["ST_USER"], "key": values["ST_KEY"]}
+
+    def stop(self) -> None:
+        """Stop every server of it."""
+        self._call("stop")
+
+    def _call(self, action: str) -> None:
+        done = subprocess.run(
+            [CHECKOUT / "tools/swift", action, self.root],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=90,
+            check=False,
+        )
+        assert done.returncode == 0, f"tools/swift {action}: {done.stdout}{done.stderr}"
+
+
+def _need_swift() -> None:
+    pytest.importorskip("swift", reason="needs swift from PyPI (lunr's extra test)")
+
+
+@pytest.fixture(scope="session")
+def swift_cluster(run_folder: Path) -> Iterator[SwiftAccess]:
+    """A real Swift, shared by the whole run: use containers of your own, leave it running."""
+    _need_swift()
+    swift = Swift(Path(tempfile.mkdtemp(prefix="swift-", dir=run_folder)))
+    try:
+        yield swift.start()
+    finally:
+        swift.stop()
+
+
+@pytest.fixture
+def own_swift(run_folder: Path) -> Iterator[Swift]:
+    """A real Swift of the test's own, not started yet, to be stopped and started at will."""
+    _need_swift()
+    swift = Swift(Path(tempfile.mkdtemp(prefix="swift-", dir=run_folder)))
+    try:
+        yield swift
+    finally:
+        swift.stop()
+
+
+# --- tgtd ------------------------------------------------------------------------
+
+
+class Tgtd:
+    """A tgtd of a test's own. It keeps no state: killed and started again, it has no targets."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.port = free_port()
+        self.portal = f"127.0.0.1:{self.port}"
+        self.socket = folder / "tgtd.0"
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        """Start it; return when it answers on the portal."""
+        # With a busy portal tgtd would listen on 0.0.0.0:3260, and say nothing.
+        assert is_free(self.port), f"port {self.port} was taken meanwhile"
+        with (self.folder / "log").open("ab") as log:
+            self._process = subprocess.Popen(
+                ["tgtd", "-f", "-C", "0", "--iscsi", f"portal={self.portal}"],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                env={**os.environ, "TGT_IPC_SOCKET": str(self.folder / "tgtd")},
+            )
+        try:
+            wait_until(self._answers, what="tgtd listens")
+        except BaseException:
+            self.kill()
+            raise
+
+    def _answers(self) -> bool:
+        if self._process is None or self._process.poll() is not None:
+            raise RuntimeError(f"tgtd did not start: {(self.folder / 'log').read_text()}")
+        return self.socket.exists() and not is_free(self.port)
+
+    def kill(self) -> None:
+        """End it with SIGKILL: it ignores SIGTERM."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+            self._process = None
+
+
+@pytest.fixture
+def tgtd(run_folder: Path) -> Iterator[Tgtd]:
+    """A running tgtd of the test's own: ``socket`` (for TGT_IPC_SOCKET), ``portal``, ``kill``, ``start``."""
+    need_root()
+    need_command("tgtd", "tgt")
+    daemon = Tgtd(Path(tempfile.mkdtemp(prefix="tgtd-", dir=run_folder)))
+    daemon.start()
+    yield daemon
+    daemon.kill()
+
+
+# --- XFS -------------------------------------------------------------------------
+
+#: mkfs.xfs makes nothing smaller.
+XFS_MINIMUM = 300 << 20
+
+
+@pytest.fixture
+def make_xfs(run_folder: Path) -> Iterator[Callable[[int], Path]]:
+    """A function that mounts a new XFS with reflink, of so many bytes, and returns where."""
+    need_root()
+    need_command("mkfs.xfs", "xfsprogs")
+    if not Path("/dev/loop-control").exists():
+        pytest.skip("needs loop devices (/dev/loop-control)")
+    mounted: list[Path] = []
+
+    def make(size: int) -> Path:
+        folder = Path(tempfile.mkdtemp(prefix="xfs-", dir=run_folder))
+        image, point = folder / "image", folder / "mnt"
+        point.mkdir()
+        image.touch()
+        os.truncate(image, size)
+        _tool("mkfs.xfs", "-q", "-m", "reflink=1", str(image))
+        _tool("mount", "-o", "loop", str(image), str(point))
+        mounted.append(folder)
+        return point
+
+    yield make
+    for folder in mounted:
+        _tool("umount", str(folder / "mnt"))
+        (folder / "image").unlink()
+
+
+@pytest.fixture
+def xfs_mount(make_xfs: Callable[[int], Path]) -> Path:
+    """A mounted, empty XFS with reflink of 2 GiB (sparse) of the test's own."""
+    return make_xfs(2 << 30)
+
+
+def _tool(*argv: str) -> None:
+    path = os.environ.get("PATH", "") + ":/usr/sbin:/sbin"
+    done = subprocess.run(
+        argv,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PATH": path},
+        check=False,
+    )
+    assert done.returncode == 0, f"{shlex.join(argv)}: {done.stderr}"

@@ -1,0 +1,317 @@
+"""The records, as SQLAlchemy models.
+
+A model gives a record its first status; after that only
+:func:`lunr.db.transitions.move` writes one. Times are naive and in UTC, sizes
+are GiB unless the name says bytes. Records outlive what they describe (soft
+delete): an id is not used again while its record is kept.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    ForeignKey,
+    Index,
+    Integer,
+    MetaData,
+    String,
+    Text,
+    text,
+)
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+
+from lunr.common import states, times
+
+#: Ids that callers choose have at most 64 characters (lunr.common.ids).
+ID = String(64)
+STATUS = String(16)
+# SQLite numbers rows by itself only in a column of its type INTEGER.
+SEQUENCE = BigInteger().with_variant(Integer, "sqlite")
+
+
+class Base(DeclarativeBase):
+    """Where the tables meet; constraints have names, so that migrations can name them."""
+
+    metadata = MetaData(
+        naming_convention={
+            "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+            "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+            "fk": "fk_%(table_name)s_%(column_0_N_name)s",
+            "pk": "pk_%(table_name)s",
+        }
+    )
+    type_annotation_map = {  # noqa: RUF012 - SQLAlchemy reads it from the class
+        dict[str, Any]: JSON,
+        list[str]: JSON,
+        list[dict[str, str]]: JSON,
+    }
+
+
+class Account(Base):
+    """A tenant and its quotas (None: the configured default)."""
+
+    __tablename__ = "accounts"
+
+    id: Mapped[str] = mapped_column(ID, primary_key=True)
+    quota_volumes: Mapped[int | None]
+    quota_gigabytes: Mapped[int | None]
+    quota_snapshots: Mapped[int | None]
+    quota_backups: Mapped[int | None]
+    #: When its garbage was last asked to be collected.
+    collected_at: Mapped[datetime | None]
+    created_at: Mapped[datetime] = mapped_column(default=times.now)
+    deleted_at: Mapped[datetime | None]
+
+
+class Token(Base):
+    """What a caller proves itself with; only the SHA-256 of the secret is kept."""
+
+    __tablename__ = "tokens"
+
+    id: Mapped[str] = mapped_column(ID, primary_key=True)
+    hash: Mapped[str] = mapped_column(String(64), unique=True)
+    role: Mapped[str] = mapped_column(String(16))
+    #: Whose it is: an account's (role member or admin) or a node's (role node).
+    account_id: Mapped[str | None] = mapped_column(ForeignKey("accounts.id"), index=True)
+    node_id: Mapped[str | None] = mapped_column(ForeignKey("nodes.id"), index=True)
+    created_at: Mapped[datetime] = mapped_column(default=times.now)
+
+
+class Node(Base):
+    """A storage node, as its operator set it and as its last heartbeat told."""
+
+    __tablename__ = "nodes"
+
+    id: Mapped[str] = mapped_column(ID, primary_key=True)
+    status: Mapped[str] = mapped_column(STATUS, default=states.Node.PENDING.value)
+    hostname: Mapped[str] = mapped_column(String(255), default="")
+    portal: Mapped[str] = mapped_column(String(255), default="")
+    group: Mapped[str] = mapped_column("group_name", String(64), default="")
+    weight: Mapped[int] = mapped_column(default=100)
+    volume_types: Mapped[list[str]] = mapped_column(default=lambda: ["default"])
+    pool: Mapped[str] = mapped_column(String(64), default="")
+    target: Mapped[str] = mapped_column(String(64), default="")
+    capacity_bytes: Mapped[int] = mapped_column(BigInteger, default=0)
+    free_bytes: Mapped[int] = mapped_column(BigInteger, default=0)
+    version: Mapped[str] = mapped_column(String(64), default="")
+    #: Counts the node's starts: a claim that began before the last one gets nothing.
+    epoch: Mapped[int] = mapped_column(default=0)
+    last_seen: Mapped[datetime | None]
+    created_at: Mapped[datetime] = mapped_column(default=times.now)
+
+
+class VolumeType(Base):
+    """What volumes may be like. IOPS of 0: no limit."""
+
+    __tablename__ = "volume_types"
+
+    name: Mapped[str] = mapped_column(ID, primary_key=True)
+    min_size: Mapped[int] = mapped_column(default=1)
+    max_size: Mapped[int] = mapped_column(default=65536)
+    read_iops: Mapped[int] = mapped_column(default=0)
+    write_iops: Mapped[int] = mapped_column(default=0)
+    created_at: Mapped[datetime] = mapped_column(default=times.now)
+
+
+class Volume(Base):
+    """A volume."""
+
+    __tablename__ = "volumes"
+
+    id: Mapped[str] = mapped_column(ID, primary_key=True)
+    account_id: Mapped[str] = mapped_column(ForeignKey("accounts.id"))
+    name: Mapped[str] = mapped_column(String(255), default="")
+    size: Mapped[int]
+    #: What is promised on the node and counted in the quota: more than `size` during an extend.
+    reserved: Mapped[int]
+    status: Mapped[str] = mapped_column(STATUS, default=states.Volume.NEW.value)
+    reason: Mapped[str | None] = mapped_column(Text)
+    progress: Mapped[int] = mapped_column(default=0)
+    volume_type_name: Mapped[str] = mapped_column(ID)
+    node_id: Mapped[str] = mapped_column(ID)
+    meta: Mapped[dict[str, Any]] = mapped_column("metadata", default=dict)
+    #: The parameters it was made with: the same PUT again is the same volume.
+    request: Mapped[dict[str, Any]] = mapped_column(default=dict)
+    backup_id: Mapped[str | None] = mapped_column(ID, index=True)
+    snapshot_id: Mapped[str | None] = mapped_column(ID, index=True)
+    source_volume_id: Mapped[str | None] = mapped_column(ID, index=True)
+    job_id: Mapped[str | None] = mapped_column(ID)
+    created_at: Mapped[datetime] = mapped_column(default=times.now)
+    updated_at: Mapped[datetime] = mapped_column(default=times.now, onupdate=times.now)
+    deleted_at: Mapped[datetime | None]
+
+    __table_args__ = (
+        Index("ix_volumes_page", "account_id", "created_at", "id"),
+        Index("ix_volumes_page_all", "created_at", "id"),
+        # Both sums (room on a node, quota of an account) are read from an index alone.
+        Index("ix_volumes_room", "node_id", "status", "reserved"),
+        Index("ix_volumes_quota", "account_id", "status", "reserved"),
+    )
+
+
+class Snapshot(Base):
+    """A snapshot of a volume, on the volume's node."""
+
+    __tablename__ = "snapshots"
+
+    id: Mapped[str] = mapped_column(ID, primary_key=True)
+    account_id: Mapped[str] = mapped_column(ForeignKey("accounts.id"))
+    volume_id: Mapped[str] = mapped_column(ForeignKey("volumes.id"), index=True)
+    name: Mapped[str] = mapped_column(String(255), default="")
+    size: Mapped[int]
+    status: Mapped[str] = mapped_column(STATUS, default=states.Snapshot.NEW.value)
+    reason: Mapped[str | None] = mapped_column(Text)
+    progress: Mapped[int] = mapped_column(default=0)
+    node_id: Mapped[str] = mapped_column(ID)
+    meta: Mapped[dict[str, Any]] = mapped_column("metadata", default=dict)
+    job_id: Mapped[str | None] = mapped_column(ID)
+    created_at: Mapped[datetime] = mapped_column(default=times.now)
+    updated_at: Mapped[datetime] = mapped_column(default=times.now, onupdate=times.now)
+    deleted_at: Mapped[datetime | None]
+
+    __table_args__ = (
+        Index("ix_snapshots_page", "account_id", "created_at", "id"),
+        Index("ix_snapshots_page_all", "created_at", "id"),
+        Index("ix_snapshots_node", "node_id", "status"),
+    )
+
+
+class Backup(Base):
+    """A backup; it outlives its volume, so `volume_id` points at no row."""
+
+    __tablename__ = "backups"
+
+    id: Mapped[str] = mapped_column(ID, primary_key=True)
+    account_id: Mapped[str] = mapped_column(ForeignKey("accounts.id"))
+    volume_id: Mapped[str] = mapped_column(ID)
+    name: Mapped[str] = mapped_column(String(255), default="")
+    size: Mapped[int]
+    status: Mapped[str] = mapped_column(STATUS, default=states.Backup.NEW.value)
+    reason: Mapped[str | None] = mapped_column(Text)
+    progress: Mapped[int] = mapped_column(default=0)
+    #: Asked to be stored without a parent.
+    full: Mapped[bool] = mapped_column(default=False)
+    parent_id: Mapped[str | None] = mapped_column(ID, index=True)
+    meta: Mapped[dict[str, Any]] = mapped_column("metadata", default=dict)
+    request: Mapped[dict[str, Any]] = mapped_column(default=dict)
+    bytes_read: Mapped[int] = mapped_column(BigInteger, default=0)
+    bytes_stored: Mapped[int] = mapped_column(BigInteger, default=0)
+    objects_stored: Mapped[int] = mapped_column(BigInteger, default=0)
+    verified_at: Mapped[datetime | None]
+    job_id: Mapped[str | None] = mapped_column(ID)
+    created_at: Mapped[datetime] = mapped_column(default=times.now)
+    updated_at: Mapped[datetime] = mapped_column(default=times.now, onupdate=times.now)
+    deleted_at: Mapped[datetime | None]
+
+    __table_args__ = (
+        Index("ix_backups_page", "account_id", "created_at", "id"),
+        Index("ix_backups_page_all", "created_at", "id"),
+        Index("ix_backups_volume", "volume_id", "status", "created_at"),
+        Index("ix_backups_quota", "account_id", "status"),
+    )
+
+
+class Export(Base):
+    """How a volume is exported; one row a volume, used again for its next export."""
+
+    __tablename__ = "exports"
+
+    volume_id: Mapped[str] = mapped_column(ForeignKey("volumes.id"), primary_key=True)
+    account_id: Mapped[str] = mapped_column(ForeignKey("accounts.id"))
+    node_id: Mapped[str] = mapped_column(ID)
+    status: Mapped[str] = mapped_column(STATUS, default=states.Export.ATTACHING.value)
+    reason: Mapped[str | None] = mapped_column(Text)
+    initiator: Mapped[str | None] = mapped_column(String(255))
+    ip: Mapped[str | None] = mapped_column(String(64))
+    target_iqn: Mapped[str] = mapped_column(String(255))
+    auth_username: Mapped[str | None] = mapped_column(String(64))
+    #: The CHAP secret, encrypted (lunr.api.services.vault).
+    auth_secret: Mapped[str | None] = mapped_column(String(255))
+    sessions: Mapped[list[dict[str, str]]] = mapped_column(default=list)
+    job_id: Mapped[str | None] = mapped_column(ID)
+    created_at: Mapped[datetime] = mapped_column(default=times.now)
+    updated_at: Mapped[datetime] = mapped_column(default=times.now, onupdate=times.now)
+    deleted_at: Mapped[datetime | None]
+
+    __table_args__ = (
+        Index("ix_exports_page", "account_id", "created_at", "volume_id"),
+        Index("ix_exports_page_all", "created_at", "volume_id"),
+        Index("ix_exports_node", "node_id", "status"),
+    )
+
+
+class Job(Base):
+    """A piece of work for a node.
+
+    Jobs of one lane are done one at a time, oldest first; see
+    :mod:`lunr.api.services.kinds` for the lanes.
+    """
+
+    __tablename__ = "jobs"
+
+    #: Order of creation.
+    seq: Mapped[int] = mapped_column(SEQUENCE, primary_key=True, autoincrement=True)
+    id: Mapped[str] = mapped_column(ID, unique=True)
+    account_id: Mapped[str] = mapped_column(ForeignKey("accounts.id"))
+    kind: Mapped[str] = mapped_column(String(32))
+    lane: Mapped[str] = mapped_column(String(96))
+    status: Mapped[str] = mapped_column(STATUS, default=states.Job.QUEUED.value)
+    #: The node that must do it, or does it; None: any.
+    node_id: Mapped[str | None] = mapped_column(ID)
+    volume_id: Mapped[str | None] = mapped_column(ID, index=True)
+    subject_id: Mapped[str] = mapped_column(ID)
+    #: What the payload needs and the records don't hold.
+    data: Mapped[dict[str, Any]] = mapped_column(default=dict)
+    cancel: Mapped[bool] = mapped_column(default=False)
+    progress: Mapped[int] = mapped_column(default=0)
+    attempt: Mapped[int] = mapped_column(default=0)
+    reason: Mapped[str | None] = mapped_column(Text)
+    code: Mapped[str | None] = mapped_column(String(64))
+    result: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
+    lease: Mapped[str | None] = mapped_column(ID)
+    lease_until: Mapped[datetime | None]
+    not_before: Mapped[datetime | None]
+    created_at: Mapped[datetime] = mapped_column(default=times.now)
+    started_at: Mapped[datetime | None]
+    ended_at: Mapped[datetime | None]
+
+    __table_args__ = (
+        Index("ix_jobs_page", "account_id", "seq"),
+        Index("ix_jobs_queue", "node_id", "status", "seq"),
+        Index("ix_jobs_lane", "lane", "status", "seq"),
+        Index("ix_jobs_lease", "status", "lease_until"),
+        Index("ix_jobs_subject", "subject_id", "status"),
+        # The database itself refuses a second running job in a lane.
+        Index(
+            "uq_jobs_running",
+            "lane",
+            unique=True,
+            sqlite_where=text("status = 'RUNNING'"),
+            postgresql_where=text("status = 'RUNNING'"),
+        ),
+    )
+
+
+class JobAfter(Base):
+    """`job_id` may begin only when the job `after_id` has ended."""
+
+    __tablename__ = "job_after"
+
+    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True)
+    after_id: Mapped[str] = mapped_column(
+        ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True, index=True
+    )
+
+
+class Collection(Base):
+    """Garbage that an account's collect job condemned and that is not swept yet."""
+
+    __tablename__ = "collections"
+
+    id: Mapped[str] = mapped_column(ID, primary_key=True)
+    account_id: Mapped[str] = mapped_column(ForeignKey("accounts.id"), index=True)
+    created_at: Mapped[datetime] = mapped_column(default=times.now)

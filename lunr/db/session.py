@@ -1,0 +1,158 @@
+"""Transactions.
+
+Reads and writes are told apart, because SQLite has one writer at a time:
+
+- a write begins with ``BEGIN IMMEDIATE``, so that it waits for its turn before
+  it has read anything, and never fails in the middle for being too late;
+- within a process writers queue at a lock, not inside SQLite: under eventlet a
+  green thread that waits in SQLite's busy handler stops the whole process,
+  also the green thread that would have to commit first. Against writers of
+  other processes the busy handler is right: they go on by themselves;
+- a read is one statement or several without a common snapshot, outside of any
+  transaction.
+
+SQLite runs with WAL and ``synchronous=FULL``: a commit is on the disk when it
+returns. With NORMAL a power cut could take back what a caller was told.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import random
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, Concatenate, ParamSpec, TypeVar
+
+import sqlalchemy
+from sqlalchemy import Connection, event, exc
+from sqlalchemy.orm import Session, sessionmaker
+
+from lunr.common import errors
+
+log = logging.getLogger(__name__)
+
+#: How often a write that lost a race in the database is run again.
+ATTEMPTS = 10
+#: SQLSTATEs after which PostgreSQL asks for the transaction to be run again:
+#: serialization failure, deadlock, lock not available.
+RETRY_STATES = frozenset({"40001", "40P01", "55P03"})
+#: Milliseconds to wait for a writer of another process (SQLite).
+BUSY_TIMEOUT = 30_000
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+# One lock a database, however many Database objects there are for it.
+_writers: dict[str, threading.Lock] = {}
+
+
+class Database:
+    """The way to one database, for all threads of the process.
+
+    Args:
+        url: an SQLAlchemy URL of SQLite (a file) or PostgreSQL.
+        pool_size: connections that are kept open.
+    """
+
+    def __init__(self, url: str, pool_size: int = 10) -> None:
+        try:
+            parsed = sqlalchemy.make_url(url)
+        except exc.ArgumentError as error:
+            raise errors.ConfigError(reason="[database] connection is not a URL") from error
+        self.sqlite = parsed.get_backend_name() == "sqlite"
+        if self.sqlite and parsed.database in (None, "", ":memory:"):
+            raise errors.ConfigError(reason="[database] connection names no file")
+        try:
+            self.engine = sqlalchemy.create_engine(
+                parsed, pool_size=pool_size, max_overflow=pool_size, pool_pre_ping=not self.sqlite
+            )
+        except (exc.SQLAlchemyError, ImportError) as error:
+            raise errors.ConfigError(reason=f"[database] connection: {error}") from error
+        self._lock = (
+            _writers.setdefault(str(parsed.database), threading.Lock()) if self.sqlite else None
+        )
+        #: The same connections, for those who write: see :func:`_begin`.
+        self.writer = self.engine.execution_options(lunr_write=True)
+        self._session = sessionmaker(self.writer, expire_on_commit=False)
+        if self.sqlite:
+            event.listen(self.engine, "connect", _prepare)
+            event.listen(self.engine, "begin", _begin)
+
+    @contextlib.contextmanager
+    def read(self) -> Iterator[Connection]:
+        """A connection to read with.
+
+        Raises:
+            errors.Unavailable: the database can't be reached.
+        """
+        try:
+            with self.engine.connect() as connection:
+                yield connection
+        except (exc.OperationalError, exc.InterfaceError, exc.TimeoutError) as error:
+            raise _unavailable(error) from error
+
+    def write(
+        self, work: Callable[Concatenate[Session, P], T], *args: P.args, **kwargs: P.kwargs
+    ) -> T:
+        """Run ``work(session, …)`` in one transaction, committed when it returns.
+
+        It is run again when the database asks for it (a deadlock, a row that
+        another transaction inserted first), so it must have no effect but on the
+        session. What it puts into ``session.info["committed"]`` (a list of
+        functions) is called after the commit.
+
+        Raises:
+            errors.Unavailable: the database can't be reached or stays too busy.
+        """
+        for attempt in range(1, ATTEMPTS + 1):
+            try:
+                with self._lock or contextlib.nullcontext():
+                    with self._session.begin() as session:
+                        result = work(session, *args, **kwargs)
+            except (exc.IntegrityError, exc.OperationalError, exc.InterfaceError) as error:
+                if attempt == ATTEMPTS or not self._lost_a_race(error):
+                    if isinstance(error, exc.IntegrityError):
+                        raise
+                    raise _unavailable(error) from error
+                time.sleep(random.uniform(0, 0.01 * 2**attempt))  # noqa: S311 - no secret
+            except exc.TimeoutError as error:
+                raise _unavailable(error) from error
+            else:
+                for function in session.info.get("committed", ()):
+                    function()
+                return result
+        raise AssertionError  # the last attempt returns or raises
+
+    def close(self) -> None:
+        """Close the connections that are open and idle."""
+        self.engine.dispose()
+
+    def _lost_a_race(self, error: exc.DBAPIError) -> bool:
+        if isinstance(error, exc.IntegrityError):
+            return True
+        return getattr(error.orig, "pgcode", None) in RETRY_STATES
+
+
+def on_commit(session: Session, function: Callable[[], None]) -> None:
+    """Call `function` when the transaction of `session` has been committed."""
+    session.info.setdefault("committed", []).append(function)
+
+
+def _unavailable(error: exc.SQLAlchemyError) -> errors.Unavailable:
+    log.error("The database can't be used: %s", error)
+    return errors.Unavailable(what="The database", reason="the service's log says why; try again")
+
+
+def _prepare(connection: Any, _record: Any) -> None:
+    connection.isolation_level = None  # sqlite3 must not begin transactions on its own
+    connection.execute(f"PRAGMA busy_timeout = {BUSY_TIMEOUT}")
+    connection.execute("PRAGMA journal_mode = WAL")
+    connection.execute("PRAGMA synchronous = FULL")
+    connection.execute("PRAGMA foreign_keys = ON")
+
+
+def _begin(connection: Connection) -> None:
+    if connection.get_execution_options().get("lunr_write"):
+        connection.exec_driver_sql("BEGIN IMMEDIATE")

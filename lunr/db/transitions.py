@@ -1,0 +1,88 @@
+"""The one place that changes the status of a record."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from enum import StrEnum
+from typing import Any
+
+from sqlalchemy import CursorResult, select, update
+from sqlalchemy.orm import Session
+
+from lunr.common import errors, states, times
+from lunr.db.models import Backup, Export, Job, Node, Snapshot, Volume
+
+Model = type[Volume] | type[Snapshot] | type[Backup] | type[Export] | type[Node] | type[Job]
+Key = tuple[str, Any]
+
+_KEYS: dict[Model, Any] = {
+    Volume: Volume.id,
+    Snapshot: Snapshot.id,
+    Backup: Backup.id,
+    Export: Export.volume_id,
+    Node: Node.id,
+    Job: Job.id,
+}
+
+
+def try_move(
+    session: Session,
+    model: Model,
+    id: str,
+    target: StrEnum,
+    only: Collection[str] | None = None,
+    **values: Any,
+) -> bool:
+    """Move the record `id` to `target` and set `values`, if its state allows it.
+
+    Args:
+        only: the states it may come from, where that is less than
+            :func:`lunr.common.states.sources` allows.
+        values: further columns to set in the same UPDATE.
+
+    Returns:
+        Whether it moved; of two racing moves one gets False.
+    """
+    allowed = states.sources(target)
+    if only is not None:
+        allowed = allowed & frozenset(only)
+    if "deleted_at" in model.__table__.columns and target == "DELETED":
+        values["deleted_at"] = times.now()
+    statement = (
+        update(model)
+        .where(_KEYS[model] == id, model.status.in_(sorted(allowed)))
+        .values(status=target.value, **values)
+    )
+    result = session.execute(statement, execution_options={"synchronize_session": "fetch"})
+    assert isinstance(result, CursorResult)
+    return bool(result.rowcount)
+
+
+def move(
+    session: Session,
+    model: Model,
+    id: str,
+    target: StrEnum,
+    action: str,
+    only: Collection[str] | None = None,
+    **values: Any,
+) -> None:
+    """Like :func:`try_move`, for a caller who is to be told.
+
+    Args:
+        action: what was asked for, as a verb phrase for the message.
+
+    Raises:
+        errors.NotFound: there is no such record.
+        errors.WrongState: its state allows no such move.
+    """
+    if try_move(session, model, id, target, only, **values):
+        return
+    state = session.scalar(select(model.status).where(_KEYS[model] == id))
+    kind = model.__name__.lower()
+    if state is None:
+        raise errors.NotFound(kind=kind, id=id)
+    needed = states.sources(target) if only is None else states.sources(target) & frozenset(only)
+    raise errors.WrongState(
+        kind=kind, id=id, state=state, action=action, needed=" or ".join(sorted(needed))
+    )

@@ -272,7 +272,7 @@ class Tgtd:
 
 @pytest.fixture
 def tgtd(run_folder: Path) -> Iterator[Tgtd]:
-    """A running tgtd of the test's own: ``socket`` (for TGT_IPC_SOCKET), ``portal``, ``kill``, ``start``."""
+    """A running tgtd of the test's own: ``socket``, ``portal``, ``kill()``, ``start()``."""
     need_root()
     need_command("tgtd", "tgt")
     daemon = Tgtd(Path(tempfile.mkdtemp(prefix="tgtd-", dir=run_folder)))

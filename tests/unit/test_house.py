@@ -1,0 +1,211 @@
+"""The rules of the house: who may import whom, and what is done in one place only."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+TOP = Path(__file__).resolve().parents[2]
+
+#: part -> the other parts it may import. Every part may import itself and lunr.common.
+LAYERS: dict[str, set[str]] = {
+    "common": set(),
+    "db": set(),
+    "api": {"db"},
+    "backup": set(),
+    "storage": {"backup"},
+    "client": set(),
+    "up": set(),
+}
+
+#: Imports that belong to some parts or files alone (paths start with these).
+HOMES: dict[str, tuple[str, ...]] = {
+    "eventlet": ("lunr/common/concurrency.py",),
+    "greenlet": (),
+    "subprocess": ("lunr/storage/system.py", "lunr/storage/engine.py", "lunr/up.py"),
+    "multiprocessing": (),
+    "pty": (),
+    "sqlalchemy": ("lunr/db/", "lunr/api/"),
+    "alembic": ("lunr/db/",),
+    "swiftclient": ("lunr/backup/stores/",),
+    "routes": ("lunr/api/",),
+}
+
+#: Ways around ``subprocess`` and its argument lists.
+SHELLS = {
+    f"os.{name}"
+    for name in [
+        *("system", "popen", "fork", "forkpty", "posix_spawn", "posix_spawnp"),
+        *(
+            a + b
+            for a in ("exec", "spawn")
+            for b in ("l", "le", "lp", "lpe", "v", "ve", "vp", "vpe")
+        ),
+    ]
+}
+
+LONGEST_FILE = 600
+
+
+def _sources(*folders: str) -> list[Path]:
+    return sorted(path for folder in folders for path in (TOP / folder).rglob("*.py"))
+
+
+def _name(path: Path) -> str:
+    return path.relative_to(TOP).as_posix()
+
+
+def imports(path: Path, tree: ast.AST) -> Iterator[tuple[int, str]]:
+    """(line, full dotted name) of everything that the module at `path` imports, anywhere in it."""
+    package = list(path.relative_to(TOP).with_suffix("").parts[:-1])
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                yield node.lineno, alias.name
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else []
+            module = ".".join([*base, *filter(None, [node.module])])
+            for alias in node.names:
+                yield node.lineno, f"{module}.{alias.name}"
+
+
+def layer_breach(importer: str, name: str) -> bool:
+    """Whether the module file `importer` may not import `name`."""
+    parts = name.split(".")
+    own = Path(importer).with_suffix("").parts[1]
+    if parts[0] != "lunr" or own == "__init__" or parts[1] == "__version__":
+        return False
+    return parts[1] not in {own, "common", *LAYERS.get(own, set())}
+
+
+def home_breach(importer: str, name: str) -> bool:
+    """Whether `name` is another file's to import than `importer`."""
+    top = name.split(".")[0]
+    return top in HOMES and not importer.startswith(HOMES[top] or ("-",))
+
+
+def test_the_layers_hold() -> None:
+    found = [
+        f"{_name(path)}:{line} imports {name}"
+        for path in _sources("lunr")
+        for line, name in imports(path, ast.parse(path.read_text()))
+        if layer_breach(_name(path), name) or home_breach(_name(path), name)
+    ]
+    assert not found, "\n".join(found)
+
+
+def test_every_part_has_its_layer() -> None:
+    parts = {path.relative_to(TOP / "lunr").with_suffix("").parts[0] for path in _sources("lunr")}
+    assert parts - {"__init__"} <= LAYERS.keys()
+
+
+@pytest.mark.parametrize(
+    ("importer", "name", "breach"),
+    [
+        ("lunr/api/main.py", "lunr.db.models", False),
+        ("lunr/api/main.py", "lunr.storage", True),
+        ("lunr/db/models.py", "lunr.api", True),
+        ("lunr/backup/save.py", "lunr.db", True),
+        ("lunr/storage/agent.py", "lunr.backup.format", False),
+        ("lunr/storage/agent.py", "lunr.client.Client", True),
+        ("lunr/client/main.py", "lunr.__version__", False),
+        ("lunr/common/log.py", "lunr.db", True),
+        ("lunr/up.py", "lunr.common.errors", False),
+        ("lunr/up.py", "lunr.api.main", True),
+    ],
+)
+def test_a_breach_of_the_layers_is_seen(importer: str, name: str, breach: bool) -> None:
+    assert layer_breach(importer, name) is breach
+
+
+@pytest.mark.parametrize(
+    ("importer", "name", "breach"),
+    [
+        ("lunr/common/concurrency.py", "eventlet", False),
+        ("lunr/api/main.py", "eventlet.wsgi", True),
+        ("lunr/storage/system.py", "subprocess", False),
+        ("lunr/storage/pools/files.py", "subprocess.run", True),
+        ("lunr/storage/agent.py", "sqlalchemy.orm", True),
+        ("lunr/backup/stores/swift.py", "swiftclient", False),
+        ("lunr/api/main.py", "greenlet", True),
+    ],
+)
+def test_an_import_away_from_its_home_is_seen(importer: str, name: str, breach: bool) -> None:
+    assert home_breach(importer, name) is breach
+
+
+def test_relative_imports_are_followed() -> None:
+    tree = ast.parse("from . import one\nfrom ..db import models\nfrom ... import storage")
+    names = [name for _, name in imports(TOP / "lunr/api/v1/volumes.py", tree)]
+    assert names == ["lunr.api.v1.one", "lunr.api.db.models", "lunr.storage"]
+
+
+def shells(tree: ast.AST) -> Iterator[int]:
+    """The lines where a string may become a command, or a process starts past subprocess."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call):
+            for keyword in node.keywords:
+                constant = keyword.value.value if isinstance(keyword.value, ast.Constant) else True
+                if keyword.arg == "shell" and constant:
+                    yield node.lineno
+        elif isinstance(node, ast.Attribute):
+            if isinstance(node.value, ast.Name) and f"{node.value.id}.{node.attr}" in SHELLS:
+                yield node.lineno
+        elif isinstance(node, ast.ImportFrom):
+            if any(f"{node.module}.{alias.name}" in SHELLS for alias in node.names):
+                yield node.lineno
+
+
+def test_no_shell() -> None:
+    found = [
+        f"{_name(path)}:{line}"
+        for path in _sources("lunr", "tools")
+        for line in shells(ast.parse(path.read_text()))
+    ]
+    assert not found, found
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "run('x', shell=True)",
+        "run('x', shell=anything)",
+        "os.system('x')",
+        "os.execvp('x', [])",
+        "from os import popen",
+    ],
+)
+def test_a_shell_is_seen(code: str) -> None:
+    assert list(shells(ast.parse(code))) == [1]
+
+
+def test_no_shell_is_no_shell() -> None:
+    assert list(shells(ast.parse("run(['x'], shell=False); os.path.join('x')"))) == []
+
+
+def test_no_module_is_about_everything() -> None:
+    vague = {"util", "utils", "helper", "helpers", "misc"}
+    found = [
+        _name(path)
+        for path in _sources("lunr", "tools", "tests")
+        if vague & {*_name(path.with_suffix("")).split("/")}
+    ]
+    assert not found, found
+
+
+def test_files_can_be_read_in_one_sitting() -> None:
+    found = {
+        _name(path): lines
+        for path in _sources("lunr", "tools", "tests")
+        if (lines := path.read_text().count("\n")) > LONGEST_FILE
+    }
+    assert not found, found
+
+
+def test_every_folder_of_tests_is_a_package() -> None:
+    # Else two test files of the same name in two folders are the same module.
+    folders = {path.parent for path in _sources("tests")}
+    assert not [_name(folder) for folder in folders if not (folder / "__init__.py").exists()]

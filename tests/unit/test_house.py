@@ -34,7 +34,7 @@ HOMES: dict[str, tuple[str, ...]] = {
     "routes": ("lunr/api/",),
 }
 
-#: Ways around ``subprocess`` and its argument lists.
+#: What ``os`` has to start a process, past ``subprocess`` and its argument lists.
 SHELLS = {
     f"os.{name}"
     for name in [
@@ -146,16 +146,14 @@ def test_relative_imports_are_followed() -> None:
 def shells(tree: ast.AST) -> Iterator[int]:
     """The lines where a string may become a command, or a process starts past subprocess."""
     for node in ast.walk(tree):
-        if isinstance(node, ast.Call):
-            for keyword in node.keywords:
-                constant = keyword.value.value if isinstance(keyword.value, ast.Constant) else True
-                if keyword.arg == "shell" and constant:
-                    yield node.lineno
-        elif isinstance(node, ast.Attribute):
-            if isinstance(node.value, ast.Name) and f"{node.value.id}.{node.attr}" in SHELLS:
+        match node:
+            case ast.keyword(arg="shell", value=ast.Constant(value=False)):
+                pass
+            case ast.keyword(arg="shell"):
                 yield node.lineno
-        elif isinstance(node, ast.ImportFrom):
-            if any(f"{node.module}.{alias.name}" in SHELLS for alias in node.names):
+            case ast.Attribute(value=ast.Name(id="os"), attr=name) if name in SHELLS:
+                yield node.lineno
+            case ast.ImportFrom(module="os", names=names) if SHELLS & {one.name for one in names}:
                 yield node.lineno
 
 

@@ -35,16 +35,10 @@ HOMES: dict[str, tuple[str, ...]] = {
 }
 
 #: What ``os`` has to start a process, past ``subprocess`` and its argument lists.
+_VARIANTS = ("l", "le", "lp", "lpe", "v", "ve", "vp", "vpe")
 SHELLS = {
-    f"os.{name}"
-    for name in [
-        *("system", "popen", "fork", "forkpty", "posix_spawn", "posix_spawnp"),
-        *(
-            a + b
-            for a in ("exec", "spawn")
-            for b in ("l", "le", "lp", "lpe", "v", "ve", "vp", "vpe")
-        ),
-    ]
+    *("system", "popen", "fork", "forkpty", "posix_spawn", "posix_spawnp"),
+    *(name + variant for name in ("exec", "spawn") for variant in _VARIANTS),
 }
 
 LONGEST_FILE = 600

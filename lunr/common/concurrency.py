@@ -2,7 +2,7 @@
 
 The two servers call :func:`patch` before anything else and are otherwise
 written with plain threads, locks, sockets and subprocesses, which eventlet
-turns into green ones. To run lunr without eventlet, replace the two functions
+turns into green ones. To run lunr without eventlet, replace the functions
 of this module.
 """
 
@@ -13,9 +13,12 @@ import os
 import socket
 import warnings
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, TypeVar
 
 WSGIApp = Callable[..., Iterable[bytes]]
+T = TypeVar("T")
+
+_patched = False
 
 
 def patch() -> None:
@@ -26,6 +29,22 @@ def patch() -> None:
         warnings.simplefilter("ignore", DeprecationWarning)
         import eventlet
     eventlet.monkey_patch()
+    global _patched
+    _patched = True
+
+
+def blocking(function: Callable[..., T], *args: Any) -> T:
+    """Return `function(*args)`, while the other threads go on.
+
+    For what eventlet can't make cooperative: fsync(2), ioctl(2) and the like,
+    which would stop every green thread until the disk has done its work.
+    """
+    if not _patched:
+        return function(*args)
+    import eventlet.tpool
+
+    result: T = eventlet.tpool.execute(function, *args)
+    return result
 
 
 def serve(sock: socket.socket, app: WSGIApp, max_requests: int = 1024, **options: Any) -> None:

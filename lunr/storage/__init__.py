@@ -1,0 +1,1 @@
+"""A storage node: does the API's jobs on real volumes; never touches the database."""

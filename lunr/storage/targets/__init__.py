@@ -1,0 +1,1 @@
+"""How volumes are exported: :mod:`base` says what a target can do, one module a driver does it."""

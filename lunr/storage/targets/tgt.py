@@ -1,0 +1,287 @@
+"""Exports by tgtd, the user space iSCSI target (Debian package tgt).
+
+Who may log in is tgtd's to decide, at the login itself. Two things of tgt
+1.0.85 shape how it is told (usr/iscsi/iscsid.c, login_start):
+
+* It admits an initiator whose address OR name is on the target's lists, and
+  nobody when both are empty. To ask for address AND name, only the name is put
+  on a list, and logins are redirected (RFC 7143, section 11.13.5) to the one
+  address that is allowed: tgtd redirects every login but those that come from
+  the very address it would redirect to (target_redirected in
+  usr/iscsi/target.c). The port of the redirect is 9, where nothing listens.
+* An initiator needs CHAP only if an account is bound. So whatever changes, a
+  target is offline first, which refuses every login, and ready last.
+
+tgtd ignores signals and keeps nothing: after a restart all has to be put back.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import ipaddress
+import re
+import threading
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+from lunr.common import errors
+from lunr.storage.targets.base import (
+    NAME,
+    Export,
+    Session,
+    Target,
+    TargetBusy,
+    TargetFailed,
+    volume_of,
+)
+from lunr.storage.targets.tgt_control import (
+    Code,
+    Mode,
+    Op,
+    Refused,
+    Shown,
+    parse_targets,
+    parse_values,
+    request,
+)
+
+#: Longest serial number and id that tgtd keeps (SCSI_SN_LEN, SCSI_ID_LEN); it cuts the rest off.
+_SERIAL_LENGTH = 36
+#: Seconds that a target is given to let go of its commands and connections.
+_REMOVE_TIMEOUT = 20.0
+_REDIRECT_PORT = "9"
+_PLAIN_PATH = re.compile(r"[^,\x00-\x1f\x7f]+")
+
+
+class TgtTarget(Target):
+    """The tgtd whose control socket is `socket`; it exports volumes that live under `pool`."""
+
+    name = "tgt"
+
+    def __init__(self, socket: Path, pool: Path) -> None:
+        self._socket = socket
+        self._pool = pool
+        # tgtd does one request at a time; an export takes several that belong together.
+        self._lock = threading.Lock()
+        #: Of each target, what its account was made with; tgtd does not show secrets.
+        self._secrets: dict[str, bytes] = {}
+
+    def check(self) -> None:
+        """Ask tgtd for its state."""
+        self._request(Mode.SYSTEM, Op.SHOW)
+
+    def exports(self) -> Mapping[str, list[Session]]:
+        """The targets of lunr's volumes; others of the same tgtd are not lunr's business."""
+        return {
+            volume_of(target.iqn): [who for _, _, who in target.connections]
+            for target in self._targets()
+            if self._is_ours(target)
+        }
+
+    def ensure(self, export: Export) -> None:
+        """Make or correct the target, offline, and let initiators in last."""
+        if not _PLAIN_PATH.fullmatch(str(export.path)):
+            raise TargetFailed(action="export", reason=f"the path {export.path!s} has a comma")
+        with self._lock:
+            target = self._find(export.iqn)
+            if target is not None and self._is_as_asked(target, export):
+                return
+            if target is None:
+                target = self._create(export.iqn)
+            tid = target.tid
+            self._set_state(tid, "offline")
+            self._set_account(target, export)
+            self._set_lun(target, export)
+            self._set_access(target, export)
+            for sid, cid, who in target.connections:
+                if not export.admits(who):
+                    self._disconnect(tid, sid, cid)
+            self._set_state(tid, "ready")
+            self._secrets[export.iqn] = _fingerprint(export)
+
+    def remove(self, volume_id: str, force: bool = False) -> None:
+        """Take the target offline, so that nobody comes anew, then remove it."""
+        deadline = time.monotonic() + _REMOVE_TIMEOUT
+        with self._lock:
+            for target in self._targets():
+                if volume_of(target.iqn) == volume_id and self._is_ours(target):
+                    self._remove(target, volume_id, force, deadline)
+
+    # --- parts of ensure ---------------------------------------------------------
+
+    def _create(self, iqn: str) -> Shown:
+        taken = {target.tid for target in self._targets()}
+        tid = 1
+        while True:
+            while tid in taken:
+                tid += 1
+            try:
+                self._request(Mode.TARGET, Op.NEW, f"targetname={iqn}", tid=tid)
+            except Refused as error:
+                if error.number != Code.TARGET_EXIST:
+                    raise
+                taken.add(tid)  # by another user of this tgtd, just now
+            else:
+                return Shown(tid, iqn)
+
+    def _is_as_asked(self, target: Shown, export: Export) -> bool:
+        return (
+            target.state == "ready"
+            and target.luns.get(export.lun) == str(export.path)
+            and target.accounts == [export.username]
+            and target.acls == _acls(export)
+            and self._secrets.get(export.iqn) == _fingerprint(export)
+            and self._redirect(target.tid) == _redirect(export)
+        )
+
+    def _set_account(self, target: Shown, export: Export) -> None:
+        # Deleting an account takes it off every target; one of the same name
+        # may have another secret.
+        for name in {*target.accounts, export.username}:
+            self._request(Mode.ACCOUNT, Op.DELETE, f"user={name}")
+        self._request(Mode.ACCOUNT, Op.NEW, f"user={export.username},password={export.password}")
+        self._request(Mode.ACCOUNT, Op.BIND, f"user={export.username}", tid=target.tid)
+
+    def _set_lun(self, target: Shown, export: Export) -> None:
+        for lun, path in target.luns.items():
+            if lun and (lun, path) != (export.lun, str(export.path)):  # 0 is the controller
+                self._request(Mode.DEVICE, Op.DELETE, tid=target.tid, lun=lun)
+        if target.luns.get(export.lun) != str(export.path):
+            self._request(
+                Mode.DEVICE, Op.NEW, f"path={export.path}", tid=target.tid, lun=export.lun
+            )
+        serial, scsi_id = _identity(export.serial)
+        self._request(
+            Mode.DEVICE,
+            Op.UPDATE,
+            f"targetOps vendor_id=LUNR,product_id=VOLUME,scsi_sn={serial},scsi_id={scsi_id},",
+            tid=target.tid,
+            lun=export.lun,
+        )
+
+    def _set_access(self, target: Shown, export: Export) -> None:
+        wanted = _acls(export)
+        for acl in target.acls:
+            if acl not in wanted:
+                self._request(Mode.TARGET, Op.UNBIND, _acl(acl), tid=target.tid)
+        for acl in wanted:
+            if acl not in target.acls:
+                self._request(Mode.TARGET, Op.BIND, _acl(acl), tid=target.tid)
+        address = _redirect(export)
+        for name, value in (
+            ("RedirectAddress", address),
+            ("RedirectPort", _REDIRECT_PORT),
+            ("RedirectReason", "Temporary"),
+        ):
+            self._request(Mode.TARGET, Op.UPDATE, f"{name}={value}", tid=target.tid)
+
+    def _redirect(self, tid: int) -> str:
+        shown = parse_values(self._request(Mode.TARGET, Op.SHOW, tid=tid))
+        return shown.get("RedirectAddress", "")
+
+    # --- parts of remove ---------------------------------------------------------
+
+    def _remove(self, target: Shown, volume_id: str, force: bool, deadline: float) -> None:
+        self._set_state(target.tid, "offline")
+        # Looked at again: who logged in before the target was offline is in now.
+        now = self._find(target.iqn)
+        if now is None:
+            return
+        if now.connections and not force:
+            # Without an account it is the rest of a remove that was killed.
+            if now.accounts:
+                self._set_state(target.tid, "ready")
+            who = now.connections[0][2]
+            raise errors.InUse(
+                kind="export of volume",
+                id=volume_id,
+                reason=f"{who['initiator']} ({who['ip']}) is logged in; log it out, or force",
+            )
+        for name in now.accounts:
+            self._request(Mode.ACCOUNT, Op.DELETE, f"user={name}")
+        self._secrets.pop(now.iqn, None)
+        pause = 0.02
+        while now is not None:
+            for sid, cid, _ in now.connections:
+                self._disconnect(now.tid, sid, cid)
+            try:
+                self._request(Mode.TARGET, Op.DELETE, tid=now.tid, force=True)
+            except Refused as error:
+                # A command is still at work on the volume, or a connection closes.
+                if time.monotonic() > deadline:
+                    raise TargetBusy(id=volume_id, reason=str(error)) from error
+                time.sleep(pause)
+                pause = min(pause * 2, 1.0)
+            now = self._find(target.iqn)
+
+    def _disconnect(self, tid: int, sid: int, cid: int) -> None:
+        try:
+            self._request(Mode.CONNECTION, Op.DELETE, tid=tid, sid=sid, cid=cid)
+        except Refused as error:
+            if error.number not in (Code.NO_SESSION, Code.NO_CONNECTION, Code.NO_TARGET):
+                raise
+
+    # --- asking tgtd -------------------------------------------------------------
+
+    def _request(self, mode: Mode, op: Op, params: str = "", **numbers: int) -> str:
+        return request(self._socket, mode, op, params, **numbers)  # type: ignore[arg-type]
+
+    def _set_state(self, tid: int, state: str) -> None:
+        self._request(Mode.TARGET, Op.UPDATE, f"state={state}", tid=tid)
+
+    def _targets(self) -> list[Shown]:
+        return parse_targets(self._request(Mode.TARGET, Op.SHOW, tid=-1))
+
+    def _find(self, iqn: str) -> Shown | None:
+        return next((target for target in self._targets() if target.iqn == iqn), None)
+
+    def _is_ours(self, target: Shown) -> bool:
+        """Whether it exports a file of the pool, or its maker was killed before it got that far."""
+        paths = [Path(path) for lun, path in target.luns.items() if lun]
+        if not paths:
+            return target.state == "offline" or not (target.acls or target.accounts)
+        return all(path.is_relative_to(self._pool) for path in paths)
+
+
+def _acls(export: Export) -> list[str]:
+    """What goes on tgtd's list; with a name, the address is enforced by the redirect."""
+    if export.initiator is not None:
+        return [export.initiator]
+    return [_address(export)]
+
+
+def _acl(entry: str) -> str:
+    """The parameter for an entry: tgtd has one list for addresses and one for names."""
+    kind = "name" if NAME.fullmatch(entry) else "address"
+    return f"initiator-{kind}={entry}"
+
+
+def _address(export: Export) -> str:
+    return str(ipaddress.ip_address(export.ip)) if export.ip is not None else ""
+
+
+def _redirect(export: Export) -> str:
+    """Where logins from elsewhere are sent; empty where the name or the address alone decides."""
+    if export.initiator is None or export.ip is None:
+        return ""
+    address = _address(export)
+    return f"[{address}]" if ":" in address else address
+
+
+def _fingerprint(export: Export) -> bytes:
+    return hashlib.sha256(f"{export.username},{export.password}".encode()).digest()
+
+
+def _identity(serial: str) -> tuple[str, str]:
+    """The serial number (VPD page 0x80) and the id (page 0x83) of a disk.
+
+    tgtd makes the NAA designator, by which udev and multipath tell disks
+    apart, of the id's leading hexadecimal digits, and stops at the first other
+    character: for UUIDs that would be 28 bits. So the id is 32 such digits.
+
+    >>> _identity("v1")
+    ('v1', '3bfc269594ef649228e9a74bab00f042')
+    """
+    digest = hashlib.sha256(serial.encode()).hexdigest()
+    return (serial if len(serial) <= _SERIAL_LENGTH else digest[:_SERIAL_LENGTH]), digest[:32]

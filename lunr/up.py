@@ -37,8 +37,8 @@ _SOCKET_PATH_LIMIT = 100
 _START_TIMEOUT = 60.0
 _STOP_TIMEOUT = 20.0
 #: Seconds after which a part that kept running is taken for healthy again.
-_HEALTHY_AFTER = 30.0
-_MAX_BACKOFF = 30.0
+_HEALTHY_AFTER = 5.0
+_MAX_BACKOFF = 5.0
 
 ACCOUNT = "default"
 NODE = "node1"

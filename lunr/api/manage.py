@@ -1,0 +1,305 @@
+"""``lunr-manage``: what an operator does before there is an API to ask, or past it.
+
+It works on the database directly, with the services of the API.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property, wraps
+from pathlib import Path
+from typing import Any, Concatenate, ParamSpec, TypeVar
+
+import click
+
+from lunr.api.services.accounts import Accounts
+from lunr.api.services.core import Core, Settings
+from lunr.api.services.listing import Query
+from lunr.api.services.nodes import Nodes
+from lunr.api.services.tokens import Tokens
+from lunr.api.services.vault import Vault
+from lunr.api.services.volume_types import VolumeTypes
+from lunr.common import config, errors
+from lunr.db import migrate
+from lunr.db.session import Database
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+#: The type that a volume is of when its creator names none.
+DEFAULT_TYPE = "default"
+
+
+@dataclass
+class Context:
+    """The configuration, and the services on its database."""
+
+    files: tuple[str, ...]
+
+    @cached_property
+    def conf(self) -> config.ConfigOpts:
+        """The configuration."""
+        return config.load([f"--config-file={file}" for file in self.files], "lunr-manage")
+
+    @cached_property
+    def core(self) -> Core:
+        """The services' common ground, on a database that has the right schema."""
+        database = Database(self.conf.database.connection, self.conf.database.pool_size)
+        migrate.check(database)
+        vault = Vault(self.conf.api.secret_key_file)
+        return Core(db=database, settings=Settings.of(self.conf), vault=vault)
+
+    @property
+    def accounts(self) -> Accounts:
+        """The accounts."""
+        return Accounts(self.core)
+
+    @property
+    def tokens(self) -> Tokens:
+        """The tokens."""
+        return Tokens(self.core)
+
+    @property
+    def nodes(self) -> Nodes:
+        """The storage nodes."""
+        return Nodes(self.core)
+
+    @property
+    def types(self) -> VolumeTypes:
+        """The volume types."""
+        return VolumeTypes(self.core)
+
+
+def _command(
+    function: Callable[Concatenate[Context, P], None],
+) -> Callable[Concatenate[Context, P], None]:
+    """Give the command its context, and turn lunr's errors into one line."""
+
+    @click.pass_obj
+    @wraps(function)
+    def run(context: Context, *args: P.args, **kwargs: P.kwargs) -> None:
+        try:
+            function(context, *args, **kwargs)
+        except errors.LunrError as error:
+            raise click.ClickException(str(error)) from error
+
+    return run
+
+
+def _show(value: Any) -> None:
+    click.echo(json.dumps(value, indent=1))
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.option(
+    "--config-file",
+    "files",
+    multiple=True,
+    type=click.Path(exists=True, dir_okay=False),
+    help="Configuration, as for lunr-api.  [/etc/lunr/lunr.conf]",
+)
+@click.pass_context
+def main(context: click.Context, files: tuple[str, ...]) -> None:
+    """Set up lunr: keys, the database, the first account, the storage nodes.
+
+    \b
+    A new installation:
+      lunr-manage key /etc/lunr/master.key
+      lunr-manage key /etc/lunr/secret.key
+      lunr-manage database upgrade
+      lunr-manage account create default
+      lunr-manage token create default --role admin
+      lunr-manage node create node1
+    """
+    context.obj = Context(files or ("/etc/lunr/lunr.conf",))
+
+
+# --- keys ------------------------------------------------------------------------
+
+
+@main.command()
+@click.argument("file", type=click.Path(dir_okay=False, path_type=Path))
+def key(file: Path) -> None:
+    """Make a random key in FILE, readable by its owner only. A key that is there is kept.
+
+    Keep a copy of the master key somewhere else: without it no backup can be read.
+    """
+    click.echo(f"{file}: {'made' if _make_key(file) else 'kept as it is'}")
+
+
+def _make_key(file: Path) -> bool:
+    """Whether there was none and one was made."""
+    return not file.exists() and _write_private(file, secrets.token_hex(32) + "\n")
+
+
+def _write_private(file: Path, text: str) -> bool:
+    """Write `text` so that the file is there whole, mode 0600, or not at all."""
+    new = file.with_name(file.name + ".new")
+    try:
+        with os.fdopen(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as out:
+            out.write(text)
+            out.flush()
+            os.fsync(out.fileno())
+        new.replace(file)
+    except OSError as error:
+        raise click.ClickException(f"{file} can't be written: {error.strerror}") from error
+    return True
+
+
+# --- the database -------------------------------------------------------------------
+
+
+@main.group()
+def database() -> None:
+    """The database's schema."""
+
+
+@database.command()
+@_command
+def upgrade(context: Context) -> None:
+    """Bring the database to the schema of this version; a new one is made."""
+    migrate.upgrade(context.conf.database.connection)
+
+
+@database.command()
+@_command
+def check(context: Context) -> None:
+    """Say whether the database can be used by this version (exit code 1: it can't)."""
+    migrate.check(Database(context.conf.database.connection))
+    click.echo("The database is ready.")
+
+
+# --- accounts, tokens, nodes --------------------------------------------------------
+
+
+@main.group()
+def account() -> None:
+    """Accounts: who owns volumes."""
+
+
+@account.command("create")
+@click.argument("id")
+@_command
+def account_create(context: Context, id: str) -> None:
+    """Make the account ID."""
+    _show(context.accounts.create(id))
+
+
+@account.command("list")
+@_command
+def account_list(context: Context) -> None:
+    """List the accounts."""
+    _show(context.accounts.list(Query())["accounts"])
+
+
+@main.group()
+def token() -> None:
+    """Tokens: what a caller sends as X-Auth-Token."""
+
+
+@token.command("create")
+@click.argument("account")
+@click.option("--role", type=click.Choice(["member", "admin"]), default="member")
+@_command
+def token_create(context: Context, account: str, role: str) -> None:
+    """Make a token of ACCOUNT and print it; it can't be shown again."""
+    _show(context.tokens.create(account, role))
+
+
+@token.command("list")
+@click.argument("account")
+@_command
+def token_list(context: Context, account: str) -> None:
+    """List the tokens of ACCOUNT (not their secrets)."""
+    _show(context.tokens.list(account)["tokens"])
+
+
+@token.command("revoke")
+@click.argument("account")
+@click.argument("token_id")
+@_command
+def token_revoke(context: Context, account: str, token_id: str) -> None:
+    """Make a token worthless, within seconds."""
+    context.tokens.revoke(account, token_id)
+
+
+@main.group()
+def node() -> None:
+    """Storage nodes."""
+
+
+@node.command("create")
+@click.argument("id")
+@click.option("--volume-type", "types", multiple=True, default=[DEFAULT_TYPE], show_default=True)
+@click.option("--token-file", type=click.Path(dir_okay=False, path_type=Path))
+@_command
+def node_create(
+    context: Context, id: str, types: tuple[str, ...], token_file: Path | None
+) -> None:
+    """Make the storage node ID; its token is written to --token-file, or printed."""
+    made = context.nodes.create(id, volume_types=list(types))
+    if token_file:
+        _write_private(token_file, made.pop("token") + "\n")
+    _show(made)
+
+
+@node.command("list")
+@_command
+def node_list(context: Context) -> None:
+    """List the storage nodes."""
+    _show(context.nodes.list(Query())["nodes"])
+
+
+# --- all at once ---------------------------------------------------------------------
+
+
+@main.command()
+@click.option("--account", required=True, help="The account to make.")
+@click.option("--node", required=True, help="The storage node to make.")
+@click.option("--url", required=True, help="Where the API will answer.")
+@click.option("--openrc", required=True, type=click.Path(dir_okay=False, path_type=Path))
+@_command
+def bootstrap(context: Context, account: str, node: str, url: str, openrc: Path) -> None:
+    """Make what a first start needs and is not there yet; run again, it changes nothing.
+
+    That is the keys, the database, the volume type `default`, an account, a storage node with
+    its token in [node] token_file, and an openrc file with an admin's token.
+    """
+    conf = context.conf
+    for file in (conf.store.key_file, conf.api.secret_key_file):
+        _make_key(Path(file))
+    migrate.upgrade(conf.database.connection)
+    _unless_there(context.types.create, DEFAULT_TYPE)
+    _unless_there(context.accounts.create, account)
+    token_file = Path(conf.node.token_file)
+    if not token_file.exists():
+        made = _unless_there(context.nodes.create, node, volume_types=[DEFAULT_TYPE])
+        made = made or context.tokens.create_for_node(node)
+        _write_private(token_file, made["token"] + "\n")
+    secret = _openrc_token(openrc) or context.tokens.create(account, "admin")["token"]
+    text = f"export LUNR_URL={url}\nexport LUNR_ACCOUNT={account}\nexport LUNR_TOKEN={secret}\n"
+    _write_private(openrc, text)
+
+
+def _unless_there(create: Callable[..., T], *args: Any, **kwargs: Any) -> T | None:
+    try:
+        return create(*args, **kwargs)
+    except errors.IdInUse:
+        return None
+
+
+def _openrc_token(openrc: Path) -> str | None:
+    """The token that an earlier bootstrap wrote."""
+    if openrc.exists():
+        for line in openrc.read_text().splitlines():
+            if line.startswith("export LUNR_TOKEN="):
+                return line.partition("=")[2]
+    return None
+
+
+if __name__ == "__main__":
+    main()

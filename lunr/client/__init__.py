@@ -1,0 +1,5 @@
+"""The Python client of lunr, and `lunr`, the command line built on it."""
+
+from lunr.client.client import Client
+
+__all__ = ["Client"]

@@ -1,0 +1,201 @@
+"""What the API answers, as frozen dataclasses.
+
+Times are strings as the API gives them (ISO 8601, UTC, ending in ``Z``), so
+they sort; ``size`` is GiB, what ends in ``_bytes`` or begins with ``bytes_``
+is bytes. A ``status`` is a plain string: a newer server may know more of them
+than :mod:`lunr.common.states`. Secrets are left out of a record's repr.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import MISSING, dataclass, field, fields
+from typing import Any, Self
+
+from lunr.client.errors import BadAnswer
+
+
+@dataclass(frozen=True, kw_only=True)
+class Record:
+    """What all records have in common."""
+
+    #: Fields of the answer that this version of the client doesn't know.
+    extra: Mapping[str, Any] = field(default_factory=dict, repr=False)
+
+    @classmethod
+    def parse(cls, data: Mapping[str, Any], url: str = "the server") -> Self:
+        """The record that one JSON object of an answer describes.
+
+        Raises:
+            BadAnswer: a field that such a record can't be without is missing.
+        """
+        known = {f.name for f in fields(cls)} - {"extra"}
+        needed = {f.name for f in fields(cls) if _is_needed(f)}
+        if missing := sorted(needed - data.keys()):
+            raise BadAnswer(url=url, what=f"a {cls.__name__} without {', '.join(missing)}")
+        extra = {name: value for name, value in data.items() if name not in known}
+        return cls(**{n: v for n, v in data.items() if n in known}, extra=extra)
+
+    def as_dict(self) -> dict[str, Any]:
+        """All that the server told, with the unknown fields, as for JSON. Includes secrets."""
+        told = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "extra"}
+        return {**told, **self.extra}
+
+
+def _is_needed(f: Any) -> bool:
+    return f.default is MISSING and f.default_factory is MISSING
+
+
+@dataclass(frozen=True, kw_only=True)
+class Work(Record):
+    """A record that a job works on: what waiting for it needs."""
+
+    id: str
+    status: str
+    reason: str | None = None
+    job_id: str | None = None
+    account_id: str = ""
+    created_at: str | None = None
+    updated_at: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Volume(Work):
+    """A volume."""
+
+    name: str = ""
+    size: int = 0
+    progress: int = 0
+    volume_type_name: str = ""
+    node_id: str | None = None
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    backup: str | None = None
+    snapshot: str | None = None
+    source_volume: str | None = None
+    export_status: str | None = None
+    deleted_at: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Snapshot(Work):
+    """A snapshot of a volume."""
+
+    volume_id: str = ""
+    name: str = ""
+    size: int = 0
+    progress: int = 0
+    node_id: str | None = None
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    deleted_at: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Backup(Work):
+    """A backup of a volume; complete by itself, whatever its parent."""
+
+    volume_id: str = ""
+    name: str = ""
+    size: int = 0
+    progress: int = 0
+    parent_id: str | None = None
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    bytes_read: int = 0
+    bytes_stored: int = 0
+    objects_stored: int = 0
+    verified_at: str | None = None
+    deleted_at: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Export(Work):
+    """A volume's export, with all that its initiator needs."""
+
+    volume_id: str
+    initiator: str | None = None
+    ip: str | None = None
+    target_iqn: str = ""
+    target_portal: str = ""
+    target_lun: int = 1
+    auth_method: str | None = None
+    auth_username: str | None = None
+    auth_password: str | None = field(default=None, repr=False)
+    #: Who is logged in now: ``{"initiator": IQN, "ip": address}`` each.
+    sessions: tuple[Mapping[str, str], ...] | list[Mapping[str, str]] = ()
+
+    @classmethod
+    def parse(cls, data: Mapping[str, Any], url: str = "the server") -> Self:
+        """As :meth:`Record.parse`; an export's id is its volume's, which has only one."""
+        return super().parse({**data, "id": data.get("volume_id")}, url)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job(Record):
+    """A piece of work for a node."""
+
+    id: str
+    kind: str
+    status: str
+    account_id: str = ""
+    progress: int = 0
+    reason: str | None = None
+    code: str | None = None
+    node_id: str | None = None
+    volume_id: str | None = None
+    subject_id: str | None = None
+    attempt: int = 0
+    result: Mapping[str, Any] | None = None
+    created_at: str | None = None
+    started_at: str | None = None
+    ended_at: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Account(Record):
+    """An account and its quotas (``volumes``, ``gigabytes``, ``snapshots``, ``backups``)."""
+
+    id: str
+    quotas: Mapping[str, int | None] = field(default_factory=dict)
+    created_at: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Token(Record):
+    """A token; `token` is the secret itself, told once, when it is made."""
+
+    id: str
+    role: str = "member"
+    token: str | None = field(default=None, repr=False)
+    created_at: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Node(Record):
+    """A storage node; `token` is its secret, told once, when the node is made."""
+
+    id: str
+    status: str = ""
+    hostname: str = ""
+    portal: str = ""
+    group: str = ""
+    weight: int = 100
+    volume_types: tuple[str, ...] | list[str] = ()
+    pool: str = ""
+    target: str = ""
+    capacity_bytes: int = 0
+    free_bytes: int = 0
+    allocated_bytes: int = 0
+    version: str = ""
+    last_seen: str | None = None
+    token: str | None = field(default=None, repr=False)
+    created_at: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class VolumeType(Record):
+    """What volumes of a type may be like: sizes in GiB, IOPS of 0 have no limit."""
+
+    name: str
+    min_size: int = 1
+    max_size: int = 0
+    read_iops: int = 0
+    write_iops: int = 0

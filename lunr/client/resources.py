@@ -1,0 +1,344 @@
+"""What an account has: volumes, snapshots, backups, exports, jobs.
+
+Methods that start work return the record at once; ``wait`` and
+``wait_deleted`` return when the work is over. Lists are iterators that fetch
+the next page when it is needed. All raise
+:class:`lunr.client.errors.ApiError`, ``Unreachable`` and ``BadAnswer``; the
+waits also ``JobFailed`` and ``WaitTimeout``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from typing import Any, Generic, TypeVar
+
+from lunr.client import waiting
+from lunr.client.errors import NotFound
+from lunr.client.records import Backup, Export, Job, Snapshot, Volume, Work
+from lunr.client.transport import Transport
+from lunr.common import ids
+
+W = TypeVar("W", bound=Work)
+
+
+class _Things(Generic[W]):
+    """An account's things of one kind: what can be done with all kinds alike."""
+
+    def __init__(
+        self,
+        transport: Transport,
+        account: str,
+        key: str,
+        record: type[W],
+        is_ready: Callable[[W], bool],
+    ) -> None:
+        self._http = transport
+        self._account = account
+        self._key = key
+        self._record = record
+        self._is_ready = is_ready
+
+    def get(self, id: str) -> W:
+        """One of them."""
+        return self._request("GET", *self._path(id))
+
+    def delete(self, id: str) -> W:
+        """Begin to delete one.
+
+        Raises:
+            InUse, Conflict: something needs it (docs/api.md says what).
+        """
+        return self._request("DELETE", *self._path(id))
+
+    def wait(
+        self,
+        id: str,
+        *,
+        timeout: float | None = None,
+        progress: Callable[[W], object] | None = None,
+    ) -> W:
+        """Wait until one can be used, or the work on it failed; see :func:`waiting.until`.
+
+        A volume can be used when it is ACTIVE and no job works on it any more, a snapshot
+        and a backup when it is AVAILABLE, an export when it is ATTACHED.
+        """
+        return waiting.until(
+            lambda: self.get(id), self._is_ready, timeout=timeout, progress=progress
+        )
+
+    def wait_deleted(
+        self,
+        id: str,
+        *,
+        timeout: float | None = None,
+        progress: Callable[[W], object] | None = None,
+    ) -> None:
+        """Wait until one that is being deleted is gone.
+
+        Raises:
+            JobFailed: it could not be deleted, or nobody asked for it.
+        """
+        try:
+            waiting.until(lambda: self.get(id), waiting.is_gone, timeout=timeout, progress=progress)
+        except NotFound:
+            return  # not even its record is left
+
+    def _path(self, id: str) -> tuple[str, ...]:
+        return self._account, self._key, id
+
+    def _request(self, method: str, *path: str, **options: Any) -> W:
+        return self._record.parse(self._http.request(method, *path, **options))
+
+    def _list(self, params: Mapping[str, Any]) -> Iterator[W]:
+        pages = self._http.pages(self._key, self._account, self._key, params=params)
+        return map(self._record.parse, pages)
+
+
+class Volumes(_Things[Volume]):
+    """An account's volumes."""
+
+    def __init__(self, transport: Transport, account: str) -> None:
+        super().__init__(transport, account, "volumes", Volume, waiting.is_settled)
+
+    def create(
+        self,
+        *,
+        size: int | None = None,
+        name: str | None = None,
+        volume_type_name: str | None = None,
+        metadata: Mapping[str, str] | None = None,
+        backup: str | None = None,
+        snapshot: str | None = None,
+        source_volume: str | None = None,
+        affinity: str | None = None,
+        force_node: str | None = None,
+        id: str | None = None,
+    ) -> Volume:
+        """Begin to create a volume: empty, or from a backup, a snapshot or another volume.
+
+        Sent again it is the same volume, so a lost answer costs nothing.
+
+        Args:
+            size: GiB; with a source it may be left out.
+            affinity: ``different_node:ID[,ID]`` or ``different_group:ID[,ID]``.
+            force_node: for admins, the node that shall have it.
+            id: the caller's choice; by default a new one.
+
+        Raises:
+            QuotaExceeded, NoRoom: there is no place for it.
+            IdInUse: `id` is another volume's, or was asked for with other parameters.
+        """
+        body = {
+            "size": size,
+            "name": name,
+            "volume_type_name": volume_type_name,
+            "metadata": metadata,
+            "backup": backup,
+            "snapshot": snapshot,
+            "source_volume": source_volume,
+            "affinity": affinity,
+            "force_node": force_node,
+        }
+        volume_id = ids.new() if id is None else id
+        return self._request("PUT", *self._path(volume_id), body=body)
+
+    def list(
+        self,
+        *,
+        status: str | None = None,
+        name: str | None = None,
+        volume_type_name: str | None = None,
+        node_id: str | None = None,
+        metadata: Mapping[str, str] | None = None,
+        limit: int | None = None,
+    ) -> Iterator[Volume]:
+        """Volumes, newest first; `limit` is a page's size.
+
+        Args:
+            metadata: pairs that the volumes must have.
+        """
+        params = {
+            "status": status,
+            "name": name,
+            "volume_type_name": volume_type_name,
+            "node_id": node_id,
+            "limit": limit,
+            **{f"metadata.{key}": value for key, value in (metadata or {}).items()},
+        }
+        return self._list(params)
+
+    def update(
+        self, id: str, *, name: str | None = None, metadata: Mapping[str, str] | None = None
+    ) -> Volume:
+        """Change the name, or replace the metadata as a whole."""
+        body = {"name": name, "metadata": metadata}
+        return self._request("POST", *self._path(id), body=body)
+
+    def extend(self, id: str, size: int) -> Volume:
+        """Begin to make a volume `size` GiB large."""
+        path = (*self._path(id), "extend")
+        return self._request("POST", *path, body={"size": size})
+
+
+class Snapshots(_Things[Snapshot]):
+    """An account's snapshots."""
+
+    def __init__(self, transport: Transport, account: str) -> None:
+        super().__init__(
+            transport, account, "snapshots", Snapshot, partial(waiting.is_ready, status="AVAILABLE")
+        )
+
+    def create(
+        self,
+        volume_id: str,
+        *,
+        name: str | None = None,
+        metadata: Mapping[str, str] | None = None,
+    ) -> Snapshot:
+        """Begin to take a snapshot of a volume."""
+        path = (self._account, "volumes", volume_id, "snapshots")
+        body = {"name": name, "metadata": metadata}
+        return self._request("POST", *path, body=body)
+
+    def list(
+        self,
+        *,
+        status: str | None = None,
+        name: str | None = None,
+        volume_id: str | None = None,
+        limit: int | None = None,
+    ) -> Iterator[Snapshot]:
+        """Snapshots, newest first; `limit` is a page's size."""
+        params = {"status": status, "name": name, "volume_id": volume_id, "limit": limit}
+        return self._list(params)
+
+
+class Backups(_Things[Backup]):
+    """An account's backups."""
+
+    def __init__(self, transport: Transport, account: str) -> None:
+        super().__init__(
+            transport, account, "backups", Backup, partial(waiting.is_ready, status="AVAILABLE")
+        )
+
+    def create(
+        self,
+        volume_id: str,
+        *,
+        name: str | None = None,
+        metadata: Mapping[str, str] | None = None,
+        full: bool | None = None,
+        id: str | None = None,
+    ) -> Backup:
+        """Begin to back a volume up. Sent again it is the same backup.
+
+        Args:
+            full: True: read and store all, without a parent.
+            id: the caller's choice; by default a new one.
+        """
+        body = {"name": name, "metadata": metadata, "full": full}
+        path = (self._account, "volumes", volume_id, "backups", ids.new() if id is None else id)
+        return self._request("PUT", *path, body=body)
+
+    def list(
+        self,
+        *,
+        status: str | None = None,
+        name: str | None = None,
+        volume_id: str | None = None,
+        limit: int | None = None,
+    ) -> Iterator[Backup]:
+        """Backups, newest first; `limit` is a page's size."""
+        params = {"status": status, "name": name, "volume_id": volume_id, "limit": limit}
+        return self._list(params)
+
+    def verify(self, id: str) -> Job:
+        """Begin to read and check all of a backup; the job tells how it went."""
+        return Job.parse(self._http.request("POST", *self._path(id), "verify", body={}))
+
+    def restores(self, id: str) -> Iterator[Volume]:
+        """The volumes that are being restored from a backup now."""
+        return map(Volume.parse, self._http.pages("restores", *self._path(id), "restores"))
+
+
+class Exports(_Things[Export]):
+    """The exports of an account's volumes; a volume has at most one, named by the volume's id."""
+
+    def __init__(self, transport: Transport, account: str) -> None:
+        super().__init__(
+            transport, account, "exports", Export, partial(waiting.is_ready, status="ATTACHED")
+        )
+
+    def create(
+        self, volume_id: str, *, initiator: str | None = None, ip: str | None = None
+    ) -> Export:
+        """Begin to export a volume to one initiator.
+
+        Args:
+            initiator: its IQN; this or `ip` is needed.
+            ip: its address.
+        """
+        body = {"initiator": initiator, "ip": ip}
+        return self._request("PUT", *self._path(volume_id), body=body)
+
+    def delete(self, volume_id: str, *, force: bool = False) -> Export:
+        """Begin to end an export.
+
+        Args:
+            force: also while an initiator is logged in; without it the node refuses then,
+                and ``wait_deleted`` raises JobFailed.
+        """
+        params = {"force": "true"} if force else {}
+        return self._request("DELETE", *self._path(volume_id), params=params)
+
+    def _path(self, id: str) -> tuple[str, ...]:
+        return self._account, "volumes", id, "export"
+
+
+class Jobs:
+    """The jobs that work, or worked, on an account's things."""
+
+    def __init__(self, transport: Transport, account: str) -> None:
+        self._http = transport
+        self._account = account
+
+    def get(self, id: str) -> Job:
+        """One job."""
+        return Job.parse(self._http.request("GET", self._account, "jobs", id))
+
+    def list(
+        self,
+        *,
+        status: str | None = None,
+        kind: str | None = None,
+        volume_id: str | None = None,
+        limit: int | None = None,
+    ) -> Iterator[Job]:
+        """Jobs, newest first; `limit` is a page's size."""
+        params = {"status": status, "kind": kind, "volume_id": volume_id, "limit": limit}
+        return map(Job.parse, self._http.pages("jobs", self._account, "jobs", params=params))
+
+    def cancel(self, id: str) -> None:
+        """Cancel a job; one that runs is told to stop and ends a little later.
+
+        Raises:
+            Conflict: it is over.
+        """
+        self._http.request("DELETE", self._account, "jobs", id)
+
+    def wait(
+        self,
+        id: str,
+        *,
+        timeout: float | None = None,
+        progress: Callable[[Job], object] | None = None,
+    ) -> Job:
+        """Wait until a job is DONE; see :func:`waiting.until`.
+
+        Raises:
+            JobFailed: it failed or was cancelled; ``code`` is the job's.
+        """
+        return waiting.until(
+            lambda: self.get(id), waiting.is_over, timeout=timeout, progress=progress
+        )

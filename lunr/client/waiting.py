@@ -1,0 +1,143 @@
+"""Waiting until a record is what was asked for, by asking again and again."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from lunr.client import errors
+from lunr.client.records import Export, Job, Volume, Work
+
+R = TypeVar("R", bound=Work | Job)
+F = TypeVar("F", bound=errors.WaitEnded)
+
+_FIRST_PAUSE = 0.05
+_LONGEST_PAUSE = 2.0
+#: Seconds that the API may be away during a wait: a restart is no reason to give up an hour's work.
+PATIENCE = 60.0
+
+
+def until(
+    fetch: Callable[[], R],
+    is_done: Callable[[R], bool],
+    *,
+    timeout: float | None = None,
+    progress: Callable[[R], object] | None = None,
+) -> R:
+    """Fetch a record until `is_done` says so, and return it.
+
+    Args:
+        fetch: gets the record.
+        is_done: whether the wait is over; raises JobFailed when it can't end well.
+        timeout: seconds to wait at most; None: as long as it takes.
+        progress: called with every record that is fetched.
+
+    Raises:
+        WaitTimeout: `timeout` went by; its ``record`` is the last one fetched.
+        Unreachable, Unavailable: the API was away for `PATIENCE` seconds, or at the deadline.
+        JobFailed: as `is_done` says.
+        ApiError: as `fetch` raises.
+    """
+    begun = last_answer = time.monotonic()
+    deadline = None if timeout is None else begun + timeout
+    pause = _FIRST_PAUSE
+    record: R | None = None
+    while True:
+        try:
+            record = fetch()
+            last_answer = time.monotonic()
+        except (errors.Unreachable, errors.Unavailable):
+            now = time.monotonic()
+            if now - last_answer > PATIENCE or (deadline is not None and now >= deadline):
+                raise
+        else:
+            if progress is not None:
+                progress(record)
+            if is_done(record):
+                return record
+            if deadline is not None and time.monotonic() >= deadline:
+                raise _failure(errors.WaitTimeout, record, timeout=timeout, state=record.status)
+        left = float("inf") if deadline is None else deadline - time.monotonic()
+        time.sleep(max(0.0, min(pause, left)))
+        pause = min(pause * 1.5, _LONGEST_PAUSE)
+
+
+def is_ready(record: Work, status: str) -> bool:
+    """Whether a record has reached `status`.
+
+    Raises:
+        JobFailed: it is in ERROR, or deleted.
+    """
+    if record.status in ("ERROR", "DELETED"):
+        raise _failure(
+            errors.JobFailed,
+            record,
+            outcome=f"is {record.status}",
+            reason=record.reason or "the server gives no reason",
+        )
+    return record.status == status
+
+
+def is_settled(volume: Volume) -> bool:
+    """Whether a volume is ACTIVE and no job works on it any more.
+
+    Raises:
+        JobFailed: it is in ERROR or deleted, or its last job failed and left it as it was
+            (an extend that the node refused).
+    """
+    if not is_ready(volume, "ACTIVE") or volume.job_id is not None:
+        return False
+    if volume.reason is not None:
+        raise _failure(
+            errors.JobFailed,
+            volume,
+            outcome="is ACTIVE, but the last thing asked of it failed",
+            reason=volume.reason,
+        )
+    return True
+
+
+def is_gone(record: Work) -> bool:
+    """Whether a record is deleted.
+
+    Raises:
+        JobFailed: it is not being deleted (any more).
+    """
+    if record.status == "DELETED":
+        return True
+    if record.status not in ("DELETING", "DETACHING"):
+        raise _failure(
+            errors.JobFailed,
+            record,
+            outcome=f"was not deleted, it is {record.status}",
+            reason=record.reason or "nobody asked for that",
+        )
+    return False
+
+
+def is_over(job: Job) -> bool:
+    """Whether a job is done.
+
+    Raises:
+        JobFailed: it failed or was cancelled; `code` is the job's.
+    """
+    if job.status in ("FAILED", "CANCELLED"):
+        failure = _failure(
+            errors.JobFailed,
+            job,
+            outcome="was cancelled" if job.status == "CANCELLED" else "failed",
+            reason=job.reason or "the server gives no reason",
+        )
+        failure.code = job.code or failure.code  # type: ignore[misc]
+        raise failure
+    return job.status == "DONE"
+
+
+def kind_of(record: Work | Job) -> str:
+    """What to call a record in a sentence."""
+    return "export of volume" if isinstance(record, Export) else type(record).__name__.lower()
+
+
+def _failure(kind: type[F], record: Work | Job, **fields: Any) -> F:
+    return kind(kind=kind_of(record), id=record.id, record=record, **fields)

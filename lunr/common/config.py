@@ -20,13 +20,18 @@ DEFAULT = [
         "log_level",
         default="INFO",
         help="Least severe level that is logged.",
-        choices=["DEBUG", "INFO", "WARNING", "ERROR"],
+        choices=[
+            ("DEBUG", "every step, to look for a fault"),
+            ("INFO", "what was done"),
+            ("WARNING", "what went wrong and was got over"),
+            ("ERROR", "what failed"),
+        ],
     ),
     cfg.StrOpt(
         "log_style",
         default="text",
-        choices=["text", "json"],
-        help="How a log line looks: for people, or one JSON object a line.",
+        choices=[("text", "for people"), ("json", "one object a line, for programs")],
+        help="How a log line looks.",
     ),
 ]
 
@@ -89,8 +94,8 @@ API = [
     cfg.StrOpt(
         "placement",
         default="broad_fill",
-        choices=["broad_fill", "deep_fill"],
-        help="Which of the nodes with room gets a new volume: the emptiest, or the fullest.",
+        choices=[("broad_fill", "the emptiest"), ("deep_fill", "the fullest")],
+        help="Which of the nodes with room gets a new volume.",
     ),
     cfg.StrOpt(
         "iqn_prefix",
@@ -140,8 +145,18 @@ NODE = [
         min=1,
         help="Jobs that move data (backup, restore, verify, …) done at once.",
     ),
-    cfg.StrOpt("pool", default="files", choices=["files"], help="The driver that keeps volumes."),
-    cfg.StrOpt("target", default="tgt", choices=["tgt"], help="The driver that exports volumes."),
+    cfg.StrOpt(
+        "pool",
+        default="files",
+        choices=[("files", "sparse files on a file system with reflink")],
+        help="What keeps the volumes.",
+    ),
+    cfg.StrOpt(
+        "target",
+        default="tgt",
+        choices=[("tgt", "tgtd, the iSCSI target in user space")],
+        help="What exports the volumes.",
+    ),
     cfg.FloatOpt(
         "overcommit",
         default=1.0,
@@ -167,8 +182,8 @@ FILES = [
 TGT = [
     cfg.StrOpt(
         "socket",
-        default="/var/run/tgtd/socket.0",
-        help="Control socket of the tgtd that exports the volumes.",
+        default="/run/lunr/tgtd/socket.0",
+        help="Control socket of the tgtd that exports the volumes; it is for lunr alone.",
     ),
     cfg.StrOpt(
         "portal", default="127.0.0.1:3260", help="HOST:PORT that initiators reach that tgtd at."
@@ -189,8 +204,8 @@ STORE = [
     cfg.StrOpt(
         "compression",
         default="zstd",
-        choices=["zstd", "none"],
-        help="How blocks are compressed; those that do not shrink are stored as they are.",
+        choices=[("zstd", "those that shrink"), ("none", "none of them")],
+        help="Which blocks are compressed.",
     ),
     cfg.IntOpt(
         "concurrency",
@@ -206,8 +221,8 @@ SWIFT = [
     cfg.StrOpt(
         "auth_version",
         default="1",
-        choices=["1", "2", "3"],
-        help="Which authentication: 1 (TempAuth), 2 or 3 (Keystone).",
+        choices=[("1", "TempAuth"), ("2", "Keystone's first"), ("3", "Keystone")],
+        help="Which way to log in.",
     ),
     cfg.StrOpt("user", default="", help="User name, for version 1 ACCOUNT:USER."),
     cfg.StrOpt("key_file", default="", help="File with that user's password. Mode 0600."),

@@ -1,0 +1,1 @@
+"""The backup engine: knows no API, no database and no eventlet."""

@@ -1,0 +1,206 @@
+"""Garbage collection, in two steps that may be months apart or killed anywhere.
+
+:func:`collect` looks for objects that no backup needs and condemns them: it
+writes their names to a list and deletes nothing. :func:`sweep` deletes those
+that are still not needed, once no writer is left that might refer to one of
+them without knowing the list.
+
+Why nothing that is needed goes, in short (docs/format.md has the whole of it):
+a name is needed only if a root refers to it, and a writer refers only to names
+of its own, which nobody else ever uses, or to names that a parent's root
+refers to. A writer registers its session, then reads the lists, then its
+parent. So a writer either knows a list or was registered before the list could
+be swept, and the sweep waits for it. After that wait no new reference to a
+condemned name can appear, and the sweep looks through all roots once more.
+
+What a listing shows may be old. A root is therefore also asked for by name:
+when the caller knows of it (`keep`), or a session or the list does. Sessions
+leave a note that stays for `grace` seconds, and a list is not swept before it
+is `grace` seconds old; `grace` is at least twice what listings may be behind.
+The service knows every backup and holds sweeps back itself: there it is 0.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+
+from lunr.backup import condemned as lists
+from lunr.backup import errors, parallel, sessions
+from lunr.backup.condemned import Condemned
+from lunr.backup.format.names import Kind, Ref, condemned_name, root_name, session_name, token_of
+from lunr.backup.format.segments import objects_of
+from lunr.backup.repository import Repository
+from lunr.common import ids
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Collected:
+    """What a collection found: its id, or None when there was nothing to condemn."""
+
+    collection: str | None
+    condemned: int
+
+
+@dataclass(frozen=True)
+class Swept:
+    """What a sweep removed: objects, and their bytes."""
+
+    deleted: int
+    bytes_deleted: int
+
+
+def collect(
+    repository: Repository,
+    keep: Iterable[str] = (),
+    grace: float = 0.0,
+    threads: int = 4,
+    cancel: threading.Event | None = None,
+) -> Collected:
+    """Condemn what no backup needs.
+
+    Args:
+        repository: whose objects.
+        keep: backups that are or may be there, whether or not the store lists them.
+        grace: see the module.
+        threads: how many requests to the store at once.
+        cancel: set to give up, with Cancelled.
+
+    Raises:
+        errors.CorruptObject, errors.ObjectMissing, errors.WrongKey, errors.UnsupportedFormat:
+            a root or segment can't be read, so nobody can tell what is needed.
+    """
+    running = _running(repository, grace)
+    needed = _needed(repository, [*keep, *running.values()], threads, cancel)
+    already, _ = lists.load_names(repository, ())
+    found: dict[str, int] = {}
+    for name, size in repository.store.list():
+        if (
+            hash(name) not in needed
+            and name not in already
+            and token_of(name) not in running
+            and not _is_kept_by_kind(name)
+        ):
+            found[name] = size
+            if len(found) == lists.MOST:
+                break
+    if not found:
+        return Collected(None, 0)
+    collection = ids.new()
+    lists.store(
+        repository,
+        collection,
+        Condemned(repository.clock(), found, tuple(sorted(set(running.values())))),
+    )
+    return Collected(collection, len(found))
+
+
+def sweep(
+    repository: Repository,
+    collection: str,
+    keep: Iterable[str] = (),
+    grace: float = 0.0,
+    threads: int = 4,
+    cancel: threading.Event | None = None,
+) -> Swept:
+    """Delete what `collection` condemned and still no backup needs. Can be done again.
+
+    Raises:
+        errors.SavesRunning: a writer must end first, or the list is not old enough.
+        errors.CorruptObject and others: as :func:`collect`.
+    """
+    try:
+        condemned = lists.load(repository, collection)
+    except errors.CorruptObject as error:
+        # Nothing in it can be trusted; what it named is found again.
+        logger.warning("Dropped without sweeping it: %s", error)
+        repository.store.delete(condemned_name(collection))
+        return Swept(0, 0)
+    if condemned is None:
+        return Swept(0, 0)
+    age = repository.clock() - condemned.created
+    if age < grace:
+        raise errors.SavesRunning(
+            id=collection, reason=f"it is {age:.0f} s old, {grace:.0f} s are needed."
+        )
+    saves = _running(repository, grace, collection)
+    # Only now, when nothing can refer to a condemned name any more:
+    needed = _needed(repository, [*keep, *saves.values(), *condemned.saves], threads, cancel)
+    doomed = {n: size for n, size in condemned.objects.items() if hash(n) not in needed}
+    parallel.each(doomed, repository.store.delete, threads, cancel)
+    repository.store.sync()
+    repository.store.delete(condemned_name(collection))
+    return Swept(len(doomed), sum(doomed.values()))
+
+
+def _is_kept_by_kind(name: str) -> bool:
+    """Roots, sessions and lists are not garbage, but for what a killed writer left unfinished."""
+    kind, _, rest = name.partition("/")
+    return kind in (Kind.ROOT, Kind.SESSION, Kind.CONDEMNED) and ids.is_valid(rest)
+
+
+def _running(
+    repository: Repository, grace: float, collection: str | None = None
+) -> dict[bytes, str]:
+    """What the sessions write or wrote, by token: those that run, or whose note must stay.
+
+    Sessions that are over are ended for them, so that a writer that was only
+    asleep sees it; notes that are old enough are removed.
+
+    Raises:
+        errors.SavesRunning: a session still runs that does not know `collection`.
+    """
+    found = {}
+    now = repository.clock()
+    for token, session in sessions.load_all(repository):
+        over = session.over(now, repository.store.settle)
+        if over is None and collection is not None and collection not in session.knows:
+            raise errors.SavesRunning(
+                id=collection, reason=f"backup {session.backup_id} is still being saved."
+            )
+        if over is not None and session.ended is None:
+            ended = replace(session, ended=over)
+            repository.store.put(session_name(token), ended.encode(), durable=True)
+        if over is not None and now - over >= grace:
+            repository.store.delete(session_name(token))
+            if grace == 0:
+                continue
+        found[token] = session.backup_id
+    return found
+
+
+def _needed(
+    repository: Repository, keep: Iterable[str], threads: int, cancel: threading.Event | None
+) -> set[int]:
+    """The hashes of the names that backups need (a set of the names would be four times as big).
+
+    Two names with one hash keep each other: some garbage stays, nothing is lost.
+    """
+    needed: set[int] = set()
+    done: set[Ref] = set()
+
+    def segments() -> Iterator[tuple[Ref, int]]:
+        for backup_id in dict.fromkeys([*repository.backup_ids(), *keep]):
+            try:
+                root = repository.load_root(backup_id)
+            except errors.BackupMissing:
+                continue
+            needed.add(hash(root_name(backup_id)))
+            for chunks, ref in repository.segments_of(root):
+                if ref is not None and ref not in done:
+                    done.add(ref)
+                    yield ref, len(chunks)
+
+    def mark(segment: tuple[Ref, int]) -> None:
+        ref, chunks = segment
+        needed.add(hash(ref.name(Kind.SEGMENT)))
+        for entry in repository.load_segment(ref, chunks):
+            for name in objects_of(entry):
+                needed.add(hash(name))
+
+    parallel.each(segments(), mark, threads, cancel)
+    return needed

@@ -1,0 +1,115 @@
+"""What can go wrong between a volume, the engine and a store."""
+
+from __future__ import annotations
+
+from lunr.common.errors import BadRequest, LunrError, NotFound, Unavailable
+
+# --- the store -------------------------------------------------------------------
+
+
+class StoreUnavailable(Unavailable):
+    """The backup store {store} failed: {reason}"""
+
+    code = "store_unavailable"
+
+
+class StoreFull(LunrError):
+    """The backup store {store} is full: {reason} Delete backups and collect, or make room there."""
+
+    code = "store_full"
+    status = 507
+    retry = True
+
+
+class StoreRefused(LunrError):
+    """The backup store {store} refused: {reason} Check its URL and credentials."""
+
+    code = "store_refused"
+
+
+class BadStoreURL(BadRequest):
+    """{url!r} is not a store: use files:/PATH or swift:PREFIX."""
+
+    code = "bad_store_url"
+
+
+class ObjectMissing(LunrError):
+    """The store has no object {name}."""
+
+    code = "object_missing"
+
+
+class CorruptObject(LunrError):
+    """The object {name} is corrupt: {reason}"""
+
+    code = "corrupt_object"
+
+
+class UnsupportedFormat(LunrError):
+    """The object {name} is written in a way this version of lunr does not know: {reason}"""
+
+    code = "unsupported_format"
+
+
+class DamagedBackups(LunrError):
+    """{count} objects can't be used. {reasons}"""
+
+    code = "corrupt_object"
+
+
+# --- keys and backups ------------------------------------------------------------
+
+
+class BadKey(LunrError):
+    """The master key in {source} can't be used: {reason}"""
+
+    code = "bad_key"
+
+
+class WrongKey(LunrError):
+    """{name} was written with another master key (its key id is {needed}, ours is {given})."""
+
+    code = "wrong_key"
+
+
+class BackupMissing(NotFound):
+    """There is no backup {id} in the store."""
+
+    code = "backup_missing"
+
+
+class SessionLost(LunrError):
+    """The save was out of touch with the store for too long to be finished safely. Start it again."""
+
+    code = "session_lost"
+    retry = True
+
+
+class SavesRunning(LunrError):
+    """Collection {id} can't be swept yet: {reason}"""
+
+    code = "saves_running"
+    status = 409
+    retry = True
+
+
+# --- what is read and written ----------------------------------------------------
+
+
+class SourceError(LunrError):
+    """{path} can't be read at byte {offset}: {reason}"""
+
+    code = "source_error"
+
+
+class TargetError(LunrError):
+    """{path} can't be written at byte {offset}: {reason}"""
+
+    code = "target_error"
+
+
+class TargetTooSmall(LunrError):
+    """{path} has {size} bytes, the backup {needed}."""
+
+    code = "target_too_small"
+    status = 409

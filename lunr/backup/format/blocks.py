@@ -1,0 +1,287 @@
+"""Chunk and patch objects: a header, an index, then one frame a block.
+
+A chunk is known by its *content hash*: the keyed hash of the hashes of its
+blocks. So the index of an object proves itself against the object's name, any
+range of it can be fetched and checked alone, and the hash of a chunk of which
+one block changed follows from its parent's index and that block, without the
+rest of its bytes.
+"""
+
+from __future__ import annotations
+
+import struct
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import IntEnum
+from itertools import accumulate
+
+import zstandard
+from blake3 import blake3
+
+from lunr.backup import errors
+from lunr.backup.format.names import HASH_SIZE, VERSION, Buffer, Ref
+from lunr.backup.keys import Keys
+
+MAGIC = b"LUNR"
+#: magic, version, kind, cipher, compression, block size, blocks, plain size,
+#: index length, reserved (zero)
+HEADER = struct.Struct("<4sBBBBIIIII")
+ENTRY_SIZE = HASH_SIZE + 4
+#: Set in an entry's frame length when the frame is compressed.
+COMPRESSED = 1 << 31
+#: Larger claims are not believed (and not allocated).
+MAX_PLAIN = 1 << 28
+
+
+class ObjectKind(IntEnum):
+    """What an object holds: all of one chunk, or changed blocks of many."""
+
+    CHUNK = 1
+    PATCH = 2
+
+
+class Compression(IntEnum):
+    """What the frames that are marked as compressed are compressed with."""
+
+    NONE = 0
+    ZSTD = 1
+
+
+class Cipher(IntEnum):
+    """What the frames are encrypted with. AES-256-GCM has its number, no writer yet."""
+
+    NONE = 0
+    AES_256_GCM = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Index:
+    """What header and index of an object say, checked against the object's hash."""
+
+    kind: ObjectKind
+    block_size: int
+    plain_size: int
+    hashes: Sequence[bytes]
+    #: ends[i], ends[i+1]: where frame i begins and ends in the object.
+    ends: Sequence[int]
+    compressed: Sequence[bool]
+
+    def block_length(self, block: int) -> int:
+        """The plain bytes of a block; the last may be short."""
+        return min(self.block_size, self.plain_size - block * self.block_size)
+
+
+_local = threading.local()  # zstandard's contexts are not for two threads at once
+
+
+def compressor() -> zstandard.ZstdCompressor:
+    """This thread's compressor: level 1, which is faster than any disk."""
+    try:
+        return _local.compressor  # type: ignore[no-any-return]
+    except AttributeError:
+        _local.compressor = zstandard.ZstdCompressor(level=1, write_checksum=False)
+        return _local.compressor  # type: ignore[no-any-return]
+
+
+def decompressor() -> zstandard.ZstdDecompressor:
+    """This thread's decompressor."""
+    try:
+        return _local.decompressor  # type: ignore[no-any-return]
+    except AttributeError:
+        _local.decompressor = zstandard.ZstdDecompressor()
+        return _local.decompressor  # type: ignore[no-any-return]
+
+
+def hash_blocks(data: memoryview, block_size: int, keys: Keys) -> list[bytes]:
+    """The hash of each block of `data`."""
+    key = keys.block
+    return [
+        blake3(data[start : start + block_size], key=key).digest()
+        for start in range(0, len(data), block_size)
+    ]
+
+
+def content_hash(hashes: Sequence[bytes], keys: Keys) -> bytes:
+    """The hash of a chunk (or patch) with these blocks."""
+    return blake3(b"".join(hashes), key=keys.chunk).digest()
+
+
+def encode(
+    kind: ObjectKind,
+    data: memoryview,
+    hashes: Sequence[bytes],
+    block_size: int,
+    compression: Compression,
+) -> list[Buffer]:
+    """The object that holds `data`, as the buffers to write one after the other.
+
+    Args:
+        kind: chunk or patch.
+        data: the plain bytes. The answer refers to them: keep them as they are.
+        hashes: of its blocks, as :func:`hash_blocks` gives them.
+        block_size: bytes of a block.
+        compression: blocks that do not shrink are stored as they are.
+    """
+    starts = range(0, len(data), block_size)
+    frames: list[Buffer] = []
+    if compression is Compression.ZSTD and _shrinks(data, starts, block_size):
+        compress = compressor().compress
+        lengths = []
+        for start in starts:
+            block = data[start : start + block_size]
+            frame = compress(block)
+            if len(frame) < len(block):
+                frames.append(frame)
+                lengths.append(len(frame) | COMPRESSED)
+            else:
+                frames.append(block)
+                lengths.append(len(block))
+    else:
+        frames.append(data)  # all frames at once: one buffer to write instead of many
+        lengths = [min(block_size, len(data) - start) for start in starts]
+    index = b"".join(
+        digest + length.to_bytes(4, "little")
+        for digest, length in zip(hashes, lengths, strict=True)
+    )
+    header = HEADER.pack(
+        MAGIC,
+        VERSION,
+        kind,
+        Cipher.NONE,
+        compression,
+        block_size,
+        len(hashes),
+        len(data),
+        len(index),
+        0,
+    )
+    return [header + index, *frames]
+
+
+def _shrinks(data: memoryview, starts: Sequence[int], block_size: int) -> bool:
+    # Eight blocks tell well enough whether the others are worth the work:
+    # media, archives and encrypted file systems do not shrink anywhere.
+    compress = compressor().compress
+    for start in starts[:: max(1, len(starts) // 8)]:
+        block = data[start : start + block_size]
+        if len(compress(block)) < len(block) - len(block) // 16:
+            return True
+    return False
+
+
+def index_size(blocks: int) -> int:
+    """How many bytes at the start of an object hold header and index of `blocks` blocks."""
+    return HEADER.size + blocks * ENTRY_SIZE
+
+
+def read_header(raw: Buffer, name: str) -> int:
+    """Check the header in `raw` and return how many bytes header and index take.
+
+    Raises:
+        errors.UnsupportedFormat: this reader does not know version, kind, cipher or compression.
+        errors.CorruptObject: it is not a header that makes sense.
+    """
+    if len(memoryview(raw)) < HEADER.size:
+        raise errors.CorruptObject(name=name, reason="it is shorter than its header.")
+    magic, version, kind, cipher, compression, block_size, blocks, plain, index, reserved = (
+        HEADER.unpack_from(raw)
+    )
+    if magic != MAGIC:
+        raise errors.CorruptObject(name=name, reason="it does not begin like one of lunr's.")
+    if version != VERSION:
+        raise errors.UnsupportedFormat(name=name, reason=f"format version {version}.")
+    if cipher != Cipher.NONE:
+        raise errors.UnsupportedFormat(name=name, reason=f"cipher {cipher}.")
+    if kind not in tuple(ObjectKind) or compression not in tuple(Compression) or reserved:
+        raise errors.UnsupportedFormat(
+            name=name, reason=f"kind {kind}, compression {compression}, reserved {reserved}."
+        )
+    if (
+        not 0 < plain <= MAX_PLAIN
+        or not block_size
+        or blocks != -(-plain // block_size)
+        or index != blocks * ENTRY_SIZE
+    ):
+        raise errors.CorruptObject(name=name, reason="the sizes in its header do not fit.")
+    return int(HEADER.size + index)
+
+
+def read_index(raw: Buffer, ref: Ref, name: str, keys: Keys) -> Index:
+    """Header and index at the start of `raw`, checked against the hash in `ref`.
+
+    Raises:
+        errors.CorruptObject: they do not belong to the object `ref`, or make no sense.
+        errors.UnsupportedFormat: see :func:`read_header`.
+    """
+    end = read_header(raw, name)
+    view = memoryview(raw)
+    if len(view) < end:
+        raise errors.CorruptObject(name=name, reason="it ends within its index.")
+    _, _, kind, _, compression, block_size, blocks, plain, _, _ = HEADER.unpack_from(view)
+    entries = bytes(view[HEADER.size : end])
+    hashes = [entries[start : start + HASH_SIZE] for start in range(0, len(entries), ENTRY_SIZE)]
+    if content_hash(hashes, keys) != ref.hash:
+        raise errors.CorruptObject(name=name, reason="its index does not match its name.")
+    lengths = [
+        int.from_bytes(entries[start + HASH_SIZE : start + ENTRY_SIZE], "little")
+        for start in range(0, len(entries), ENTRY_SIZE)
+    ]
+    compressed = [bool(length & COMPRESSED) for length in lengths]
+    if compression == Compression.NONE and any(compressed):
+        raise errors.CorruptObject(name=name, reason="a frame is compressed, its header says none.")
+    ends = list(accumulate((length & ~COMPRESSED for length in lengths), initial=end))
+    assert len(hashes) == blocks
+    return Index(ObjectKind(kind), block_size, plain, hashes, ends, compressed)
+
+
+def read_blocks(
+    frames: Buffer, index: Index, first: int, count: int, name: str, keys: Keys
+) -> Buffer:
+    """The plain bytes of blocks `first` to `first + count`, every one checked.
+
+    Args:
+        frames: exactly the bytes ``index.ends[first]`` to ``index.ends[first + count]``.
+        index: the object's.
+        first: the first block wanted.
+        count: how many.
+        name: the object's, for the error.
+        keys: the repository's.
+
+    Raises:
+        errors.CorruptObject: a block is not what its hash says.
+    """
+    view = memoryview(frames)
+    base = index.ends[first]
+    blocks = range(first, first + count)
+    if len(view) != index.ends[first + count] - base:
+        raise errors.CorruptObject(
+            name=name,
+            reason=f"it has {len(view)} bytes of frames where its index says "
+            f"{index.ends[first + count] - base}.",
+        )
+    plain: list[Buffer] = []
+    stored = True
+    key = keys.block
+    for block in blocks:
+        frame: Buffer = view[index.ends[block] - base : index.ends[block + 1] - base]
+        length = index.block_length(block)
+        if index.compressed[block]:
+            stored = False
+            frame = _decompress(frame, length, f"{name} (block {block})")
+        if blake3(frame, key=key).digest() != index.hashes[block]:
+            raise errors.CorruptObject(
+                name=name, reason=f"the bytes of block {block} do not match their hash."
+            )
+        plain.append(frame)
+    return view if stored else b"".join(plain)
+
+
+def _decompress(frame: Buffer, length: int, name: str) -> bytes:
+    try:
+        # Ask first: the library would allocate whatever a forged frame claims.
+        if zstandard.frame_content_size(frame) != length:
+            raise errors.CorruptObject(name=name, reason="a frame has the wrong length.")
+        return decompressor().decompress(frame, max_output_size=length)
+    except zstandard.ZstdError as error:
+        raise errors.CorruptObject(name=name, reason=f"{error}.") from error

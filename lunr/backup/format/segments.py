@@ -1,0 +1,181 @@
+"""Segments: which object holds each chunk of 4 GiB of a volume.
+
+An entry is ``None`` for a chunk of zeros, a :class:`Ref` for a chunk object, or
+a :class:`Patched` for a chunk that is put together from a base and pieces of
+patch objects.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import zstandard
+from blake3 import blake3
+
+from lunr.backup import errors
+from lunr.backup.format.blocks import compressor, decompressor
+from lunr.backup.format.names import HASH_SIZE, TOKEN_SIZE, VERSION, Buffer, Kind, Ref
+from lunr.backup.keys import Keys
+
+MAGIC = b"LSEG"
+#: magic, version, compression (1: zstd), reserved (zero), plain bytes of the body
+HEADER = struct.Struct("<4sBBHI")
+ZSTD = 1
+MAX_BODY = 1 << 26
+
+_COUNTS = struct.Struct("<IHH")  # chunks, tokens, patches
+_REF = struct.Struct("<32sH")  # content hash, number of its token
+_PIECE = struct.Struct("<HHHI")  # first block, blocks, number of its patch, first block there
+_COUNT = struct.Struct("<H")
+
+_ZERO, _WHOLE, _PATCHED_BASE, _PATCHED_ZERO = range(4)
+
+
+class Piece(NamedTuple):
+    """Blocks `first` to `first + count` of a chunk are those of `patch` from `first_in_patch` on."""
+
+    first: int
+    count: int
+    patch: Ref
+    first_in_patch: int
+
+
+class Patched(NamedTuple):
+    """A chunk whose blocks come from `base` (None: zeros), except for the `pieces`."""
+
+    hash: bytes
+    base: Ref | None
+    pieces: tuple[Piece, ...]
+
+
+Entry = Ref | Patched | None
+
+
+def objects_of(entry: Entry) -> Iterator[str]:
+    """The names of the objects that a chunk needs."""
+    if isinstance(entry, Ref):
+        yield entry.name(Kind.CHUNK)
+    elif entry is not None:
+        if entry.base is not None:
+            yield entry.base.name(Kind.CHUNK)
+        for piece in entry.pieces:
+            yield piece.patch.name(Kind.PATCH)
+
+
+def encode(entries: Sequence[Entry], keys: Keys) -> tuple[bytes, bytes]:
+    """The hash of a segment with these `entries`, and the object that holds it.
+
+    Raises:
+        ValueError: more than 65535 sessions or patches in one segment.
+    """
+    body = _body(entries)
+    header = HEADER.pack(MAGIC, VERSION, ZSTD, 0, len(body))
+    return blake3(body, key=keys.segment).digest(), header + compressor().compress(body)
+
+
+def _body(entries: Sequence[Entry]) -> bytes:
+    tokens: dict[bytes, int] = {}
+    patches: dict[Ref, int] = {}
+    parts: list[bytes] = []
+
+    def pack(ref: Ref) -> bytes:
+        return _REF.pack(ref.hash, tokens.setdefault(ref.token, len(tokens)))
+
+    for entry in entries:
+        if entry is None:
+            parts.append(bytes([_ZERO]))
+        elif isinstance(entry, Ref):
+            parts.append(bytes([_WHOLE]) + pack(entry))
+        else:
+            if entry.base is None:
+                parts.append(bytes([_PATCHED_ZERO]) + entry.hash)
+            else:
+                parts.append(bytes([_PATCHED_BASE]) + entry.hash + pack(entry.base))
+            parts.append(_COUNT.pack(len(entry.pieces)))
+            for piece in entry.pieces:
+                number = patches.setdefault(piece.patch, len(patches))
+                parts.append(_PIECE.pack(piece.first, piece.count, number, piece.first_in_patch))
+    table = [pack(ref) for ref in patches]
+    if len(tokens) > 0xFFFF or len(patches) > 0xFFFF:
+        raise ValueError("a segment can't name more than 65535 sessions or patches")
+    return b"".join(
+        [_COUNTS.pack(len(entries), len(tokens), len(patches)), *tokens, *table, *parts]
+    )
+
+
+def decode(raw: Buffer, ref: Ref, name: str, keys: Keys) -> list[Entry]:
+    """The entries in the segment object `raw`, checked against the hash in `ref`.
+
+    Raises:
+        errors.CorruptObject: the bytes are not those that `ref` names.
+        errors.UnsupportedFormat: another version or compression.
+    """
+    view = memoryview(raw)
+    if len(view) < HEADER.size or bytes(view[:4]) != MAGIC:
+        raise errors.CorruptObject(name=name, reason="it does not begin like a segment.")
+    _, version, compression, reserved, length = HEADER.unpack_from(view)
+    if version != VERSION or compression != ZSTD or reserved:
+        raise errors.UnsupportedFormat(
+            name=name, reason=f"version {version}, compression {compression}."
+        )
+    try:
+        if length > MAX_BODY or zstandard.frame_content_size(view[HEADER.size :]) != length:
+            raise errors.CorruptObject(name=name, reason="the length in its header does not fit.")
+        body = decompressor().decompress(
+            view[HEADER.size :], max_output_size=length, allow_extra_data=False
+        )
+    except zstandard.ZstdError as error:
+        raise errors.CorruptObject(name=name, reason=f"{error}.") from error
+    if blake3(body, key=keys.segment).digest() != ref.hash:
+        raise errors.CorruptObject(name=name, reason="its content does not match its name.")
+    try:
+        return _entries(body)
+    except (struct.error, IndexError) as error:  # a writer's mistake: the hash was right
+        raise errors.CorruptObject(name=name, reason=f"it makes no sense: {error}.") from error
+
+
+def _entries(body: bytes) -> list[Entry]:
+    count, token_count, patch_count = _COUNTS.unpack_from(body)
+    at = _COUNTS.size
+    tokens = [body[at + i * TOKEN_SIZE : at + (i + 1) * TOKEN_SIZE] for i in range(token_count)]
+    at += token_count * TOKEN_SIZE
+
+    def ref(offset: int) -> Ref:
+        digest, number = _REF.unpack_from(body, offset)
+        return Ref(digest, tokens[number])
+
+    patches = [ref(at + i * _REF.size) for i in range(patch_count)]
+    at += patch_count * _REF.size
+    entries: list[Entry] = []
+    for _ in range(count):
+        kind = body[at]
+        at += 1
+        if kind == _ZERO:
+            entries.append(None)
+        elif kind == _WHOLE:
+            entries.append(ref(at))
+            at += _REF.size
+        elif kind in (_PATCHED_BASE, _PATCHED_ZERO):
+            digest = body[at : at + HASH_SIZE]
+            at += HASH_SIZE
+            base = None
+            if kind == _PATCHED_BASE:
+                base = ref(at)
+                at += _REF.size
+            (pieces,) = _COUNT.unpack_from(body, at)
+            at += _COUNT.size
+            entries.append(Patched(digest, base, tuple(_pieces(body, at, pieces, patches))))
+            at += pieces * _PIECE.size
+        else:
+            raise IndexError(f"kind of chunk {kind}")
+    if at != len(body):
+        raise IndexError(f"{len(body) - at} bytes too many")
+    return entries
+
+
+def _pieces(body: bytes, at: int, count: int, patches: Sequence[Ref]) -> Iterator[Piece]:
+    for number in range(count):
+        first, blocks, patch, index = _PIECE.unpack_from(body, at + number * _PIECE.size)
+        yield Piece(first, blocks, patches[patch], index)

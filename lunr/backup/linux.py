@@ -1,0 +1,37 @@
+"""Two system calls that Python's standard library lacks."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc.syncfs.argtypes = [ctypes.c_int]
+_libc.fallocate.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64]
+
+_KEEP_SIZE = 0x01
+_PUNCH_HOLE = 0x02
+
+
+def _check(result: int) -> None:
+    if result != 0:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number))
+
+
+def syncfs(fd: int) -> None:
+    """Write all that is dirty on the file system of `fd`; see syncfs(2).
+
+    Raises:
+        OSError: something written since `fd` was opened did not reach the disk.
+    """
+    _check(_libc.syncfs(fd))
+
+
+def punch_hole(fd: int, offset: int, length: int) -> None:
+    """Make a range of a file or block device read as zeros and give its room back.
+
+    Raises:
+        OSError: EOPNOTSUPP where the file system or device can't; see fallocate(2).
+    """
+    _check(_libc.fallocate(fd, _PUNCH_HOLE | _KEEP_SIZE, offset, length))

@@ -1,0 +1,73 @@
+"""The same work on many things by a few threads."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterable
+from typing import TypeVar
+
+from lunr.common.errors import Cancelled
+
+T = TypeVar("T")
+
+#: How long a caller who was interrupted waits for threads that are in the
+#: middle of something; they are daemons and touch nothing after it.
+_PATIENCE = 0.5
+
+
+def each(
+    items: Iterable[T],
+    work: Callable[[T], None],
+    threads: int,
+    cancel: threading.Event | None = None,
+) -> None:
+    """Call `work` for each of `items`, in `threads` threads (1: in this one).
+
+    `items` is advanced by one thread at a time. The first error ends all and is
+    raised here.
+
+    Raises:
+        Cancelled: `cancel` was set.
+    """
+    cancel = cancel or threading.Event()
+    source = iter(items)
+    if threads == 1:
+        for item in source:
+            if cancel.is_set():
+                raise Cancelled
+            work(item)
+        return
+    lock = threading.Lock()
+    stop = threading.Event()
+    failures: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            while not stop.is_set():
+                with lock:
+                    try:
+                        item = next(source)
+                    except StopIteration:
+                        return
+                work(item)
+        except BaseException as error:  # noqa: BLE001 - it is raised again in the caller
+            failures.append(error)
+            stop.set()
+
+    workers = [threading.Thread(target=run, daemon=True) for _ in range(threads)]
+    for worker in workers:
+        worker.start()
+    try:
+        for worker in workers:
+            while worker.is_alive():
+                worker.join(0.1)
+                if cancel.is_set():
+                    raise Cancelled
+    finally:
+        stop.set()
+        deadline = time.monotonic() + _PATIENCE
+        for worker in workers:
+            worker.join(max(0.0, deadline - time.monotonic()))
+    if failures:
+        raise failures[0]

@@ -1,0 +1,137 @@
+"""What every store promises, and the retries around all of them."""
+
+from __future__ import annotations
+
+import logging
+import random
+import threading
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from typing import ClassVar, TypeVar
+
+from lunr.backup import errors
+from lunr.backup.format.names import Buffer
+from lunr.common.errors import Cancelled
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+
+class Store(ABC):
+    """Objects by name, in one place: written whole or not at all. Any thread may call it.
+
+    Every method raises errors.StoreUnavailable for what may pass, and
+    errors.StoreRefused for what a person must mend.
+    """
+
+    #: How many seconds a listing may be behind what :meth:`get` shows.
+    lag: ClassVar[float] = 0.0
+    #: How many seconds a request whose sender was killed may still take effect.
+    settle: ClassVar[float] = 0.0
+
+    @abstractmethod
+    def put(self, name: str, *buffers: Buffer, durable: bool = False) -> None:
+        """Write the object `name`, all `buffers` one after the other.
+
+        It is safe from a power cut after :meth:`sync`, or at once if `durable`.
+
+        Raises:
+            errors.StoreFull: there is no room.
+        """
+
+    @abstractmethod
+    def get(self, name: str, offset: int = 0, length: int | None = None) -> Buffer:
+        """The bytes of an object, or `length` of them from `offset` on (fewer at its end).
+
+        Raises:
+            errors.ObjectMissing: there is none of this name.
+        """
+
+    @abstractmethod
+    def delete(self, name: str) -> None:
+        """Remove an object; fine when there is none."""
+
+    @abstractmethod
+    def list(self, prefix: str = "") -> Iterator[tuple[str, int]]:
+        """Name and size of each object whose name begins with `prefix`, in no order."""
+
+    @abstractmethod
+    def sync(self) -> None:
+        """Return when all that was put and deleted until now survives a power cut."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Give back connections and files. The store is not used after."""
+
+
+class Retrying(Store):
+    """Another store, asked again with growing pauses when it fails for a passing reason."""
+
+    def __init__(
+        self,
+        store: Store,
+        retries: int,
+        cancel: threading.Event | None = None,
+        pause: float = 0.5,
+    ) -> None:
+        """Ask `store` up to ``1 + retries`` times; `cancel` ends a pause with Cancelled."""
+        self._store = store
+        self._retries = retries
+        self._cancel = cancel or threading.Event()
+        self._pause = pause
+        self.lag = store.lag  # type: ignore[misc]
+        self.settle = store.settle  # type: ignore[misc]
+
+    def _try(self, what: str, call: Callable[[], T]) -> T:
+        for attempt in range(self._retries + 1):
+            try:
+                return call()
+            except errors.StoreUnavailable as error:
+                if attempt == self._retries:
+                    raise
+                pause = min(30.0, self._pause * 2**attempt) * random.uniform(0.75, 1.25)  # noqa: S311
+                logger.warning("%s: %s Trying again in %.1f s.", what, error, pause)
+                if self._cancel.wait(pause):
+                    raise Cancelled from error
+        raise AssertionError("unreachable")
+
+    def put(self, name: str, *buffers: Buffer, durable: bool = False) -> None:
+        """See :meth:`Store.put`."""
+        self._try(f"put {name}", lambda: self._store.put(name, *buffers, durable=durable))
+
+    def get(self, name: str, offset: int = 0, length: int | None = None) -> Buffer:
+        """See :meth:`Store.get`."""
+        return self._try(f"get {name}", lambda: self._store.get(name, offset, length))
+
+    def delete(self, name: str) -> None:
+        """See :meth:`Store.delete`."""
+        self._try(f"delete {name}", lambda: self._store.delete(name))
+
+    def list(self, prefix: str = "") -> Iterator[tuple[str, int]]:
+        """See :meth:`Store.list`; the stores ask for page after page themselves."""
+        # A listing that fails in the middle begins anew, without the names
+        # that were given already.
+        seen: set[str] = set()
+        for attempt in range(self._retries + 1):
+            try:
+                for name, size in self._store.list(prefix):
+                    if attempt and name in seen:
+                        continue
+                    seen.add(name)
+                    yield name, size
+                return  # noqa: TRY300 - the generator's normal end
+            except errors.StoreUnavailable as error:
+                if attempt == self._retries:
+                    raise
+                logger.warning("list %s: %s Trying again.", prefix, error)
+                if self._cancel.wait(min(30.0, self._pause * 2**attempt)):
+                    raise Cancelled from error
+
+    def sync(self) -> None:
+        """See :meth:`Store.sync`. Never tried twice: the kernel reports a lost write once."""
+        self._store.sync()
+
+    def close(self) -> None:
+        """See :meth:`Store.close`."""
+        self._store.close()

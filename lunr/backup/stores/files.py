@@ -1,0 +1,162 @@
+"""A store in a folder: one file an object."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import secrets
+from collections.abc import Iterator
+from pathlib import Path
+
+from lunr.backup import errors
+from lunr.backup.format.names import Buffer
+from lunr.backup.linux import syncfs
+from lunr.backup.stores.base import Store
+
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+#: A file becomes an object by losing this ending. What a killed writer left
+#: behind is listed like any object, so the collector finds and removes it.
+_UNFINISHED = ".tmp"
+
+
+class FileStore(Store):
+    """Objects as files under one folder, which is made when it is not there."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        with self._errors():
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            # Open from the start: syncfs reports the write errors since then.
+            self._fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+
+    @contextlib.contextmanager
+    def _errors(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            reason = (
+                f"{error.strerror}: {error.filename}." if error.filename else f"{error.strerror}."
+            )
+            if error.errno in _FULL:
+                raise errors.StoreFull(store=f"files:{self._folder}", reason=reason) from error
+            if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR):
+                raise errors.StoreRefused(store=f"files:{self._folder}", reason=reason) from error
+            raise errors.StoreUnavailable(store=f"files:{self._folder}", reason=reason) from error
+
+    def put(self, name: str, *buffers: Buffer, durable: bool = False) -> None:
+        """See :meth:`Store.put`."""
+        path = self._folder / name
+        unfinished = f"{path}.{secrets.token_hex(4)}{_UNFINISHED}"
+        with self._errors():
+            fd = self._create(path.parent, unfinished)
+            try:
+                try:
+                    _write(fd, buffers)
+                    if durable:
+                        os.fsync(fd)
+                    else:
+                        # Begin to write now, so that the barrier at the end has
+                        # little left, and leave the page cache to others.
+                        os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+                finally:
+                    os.close(fd)
+                os.rename(unfinished, path)  # noqa: PTH104 - hot path: no Path is made
+            except BaseException:
+                with contextlib.suppress(OSError):  # the first error is the one to tell
+                    os.unlink(unfinished)  # noqa: PTH108
+                raise
+            if durable:
+                self._sync_folders(path.parent)
+
+    def _create(self, folder: Path, file: str) -> int:
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+        while True:
+            try:
+                return os.open(file, flags, 0o600)
+            except FileNotFoundError:
+                # Also when a deleter took the empty folder away just now.
+                folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+
+    def _sync_folders(self, folder: Path) -> None:
+        while True:
+            fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            try:
+                os.fsync(fd)
+            finally:
+                os.close(fd)
+            if folder == self._folder:
+                return
+            folder = folder.parent
+
+    def get(self, name: str, offset: int = 0, length: int | None = None) -> Buffer:
+        """See :meth:`Store.get`."""
+        with self._errors():
+            try:
+                fd = os.open(self._folder / name, os.O_RDONLY | os.O_CLOEXEC)
+            except FileNotFoundError:
+                raise errors.ObjectMissing(name=name) from None
+            try:
+                if length is None:
+                    length = max(0, os.fstat(fd).st_size - offset)
+                data = os.pread(fd, length, offset)
+                while 0 < len(data) < length:
+                    more = os.pread(fd, length - len(data), offset + len(data))
+                    if not more:
+                        break
+                    data += more
+                return data
+            finally:
+                os.close(fd)
+
+    def delete(self, name: str) -> None:
+        """See :meth:`Store.delete`. Folders that it leaves empty go too."""
+        path = self._folder / name
+        with self._errors():
+            try:
+                path.unlink(missing_ok=True)
+                for folder in path.parents:
+                    if folder == self._folder:
+                        break
+                    folder.rmdir()
+            except OSError as error:
+                if error.errno not in (errno.ENOTEMPTY, errno.ENOENT, errno.EEXIST):
+                    raise
+
+    def list(self, prefix: str = "") -> Iterator[tuple[str, int]]:
+        """See :meth:`Store.list`."""
+        with self._errors():
+            yield from self._walk(prefix.rpartition("/")[0], prefix)
+
+    def _walk(self, folder: str, prefix: str) -> Iterator[tuple[str, int]]:
+        try:
+            entries = list(os.scandir(self._folder / folder))
+        except (FileNotFoundError, NotADirectoryError):
+            return
+        for entry in entries:
+            name = f"{folder}/{entry.name}" if folder else entry.name
+            if entry.is_dir(follow_symlinks=False):
+                if name.startswith(prefix) or prefix.startswith(name + "/"):
+                    yield from self._walk(name, prefix)
+            elif name.startswith(prefix):
+                with contextlib.suppress(FileNotFoundError):  # deleted meanwhile
+                    yield name, entry.stat(follow_symlinks=False).st_size
+
+    def sync(self) -> None:
+        """See :meth:`Store.sync`: one barrier for the whole file system."""
+        with self._errors():
+            syncfs(self._fd)
+
+    def close(self) -> None:
+        """See :meth:`Store.close`."""
+        os.close(self._fd)
+
+
+def _write(fd: int, buffers: tuple[Buffer, ...]) -> None:
+    pending = [memoryview(buffer).cast("B") for buffer in buffers]
+    while pending:
+        written = os.writev(fd, pending[:1024])  # IOV_MAX
+        while pending and written >= len(pending[0]):
+            written -= len(pending.pop(0))
+        if written:
+            pending[0] = pending[0][written:]

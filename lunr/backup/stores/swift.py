@@ -1,0 +1,157 @@
+"""A store in OpenStack Swift: one container a repository."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import threading
+from collections.abc import Iterator, Mapping
+from typing import Any, ClassVar
+
+import requests
+import swiftclient
+from swiftclient.exceptions import ClientException
+
+from lunr.backup import errors
+from lunr.backup.format.names import Buffer
+from lunr.backup.stores.base import Store
+
+_PAGE = 10000
+
+
+class SwiftStore(Store):
+    """Objects in the container `container`, which is made when it is not there.
+
+    Retries are not made here but around every store alike; swiftclient only
+    renews a token that ran out.
+    """
+
+    # How long Swift's container updaters may be behind is up to its operator;
+    # half an hour is many of their rounds.
+    lag: ClassVar[float] = 1800.0
+    # A proxy gives up on its object servers within node_timeout and its tries.
+    settle: ClassVar[float] = 60.0
+
+    def __init__(self, container: str, options: Mapping[str, Any]) -> None:
+        """Use `container` with the connection options of swiftclient.Connection in `options`."""
+        self._container = container
+        self._options = options
+        self._local = threading.local()
+        self._lock = threading.Lock()
+        self._all: list[swiftclient.Connection] = []
+        self._auth: tuple[str, str] | None = None
+
+    def _connection(self) -> swiftclient.Connection:
+        connection = getattr(self._local, "connection", None)
+        if connection is None:
+            connection = swiftclient.Connection(retries=0, **self._options)
+            with self._lock:
+                if self._auth is None:  # one login for all threads
+                    with self._errors():
+                        self._auth = connection.get_auth()
+                self._all.append(connection)
+            connection.url, connection.token = self._auth
+            self._local.connection = connection
+        return connection
+
+    @contextlib.contextmanager
+    def _errors(self, name: str = "") -> Iterator[None]:
+        store = f"swift:{self._container}"
+        try:
+            yield
+        except ClientException as error:
+            status = error.http_status or 0
+            reason = f"{error.http_reason or error.msg} ({status or 'no answer'})."
+            if status == 404 and name:
+                raise errors.ObjectMissing(name=name) from error
+            if status in (507, 413):
+                raise errors.StoreFull(store=store, reason=reason) from error
+            if status in (0, 404, 408, 409, 422, 429, 498, 499) or status >= 500:
+                raise errors.StoreUnavailable(store=store, reason=reason) from error
+            raise errors.StoreRefused(store=store, reason=reason) from error
+        except (OSError, requests.RequestException) as error:
+            # An answer was broken off: what is left of it must not be taken
+            # for the next one.
+            self._forget()
+            raise errors.StoreUnavailable(store=store, reason=f"{error}.") from error
+
+    def _forget(self) -> None:
+        connection = getattr(self._local, "connection", None)
+        if connection is not None:
+            connection.close()
+            connection.http_conn = None
+
+    def put(self, name: str, *buffers: Buffer, durable: bool = False) -> None:  # noqa: ARG002
+        """See :meth:`Store.put`. Swift checks the MD5 of what arrived against what was sent."""
+        data = b"".join(buffers)
+        etag = hashlib.md5(data, usedforsecurity=False).hexdigest()
+        connection = self._connection()
+        with self._errors():
+            for attempt in (1, 2):
+                try:
+                    stored = connection.put_object(self._container, name, data, etag=etag)
+                    break
+                except ClientException as error:
+                    if error.http_status != 404 or attempt == 2:
+                        raise
+                    connection.put_container(self._container)
+        if stored != etag:
+            raise errors.StoreUnavailable(
+                store=f"swift:{self._container}", reason=f"{name} did not arrive whole."
+            )
+
+    def get(self, name: str, offset: int = 0, length: int | None = None) -> Buffer:
+        """See :meth:`Store.get`."""
+        if length == 0:
+            return b""
+        headers = {}
+        if offset or length is not None:
+            last = "" if length is None else offset + length - 1
+            headers["Range"] = f"bytes={offset}-{last}"
+        connection = self._connection()
+        with self._errors(name):
+            try:
+                answer, data = connection.get_object(self._container, name, headers=headers)
+            except ClientException as error:
+                if error.http_status == 416:  # nothing there from `offset` on
+                    return b""
+                raise
+        if len(data) != int(answer.get("content-length", len(data))):
+            self._forget()
+            raise errors.StoreUnavailable(
+                store=f"swift:{self._container}", reason=f"{name} was cut short on its way."
+            )
+        return bytes(data)
+
+    def delete(self, name: str) -> None:
+        """See :meth:`Store.delete`."""
+        connection = self._connection()
+        with contextlib.suppress(errors.ObjectMissing), self._errors(name):
+            connection.delete_object(self._container, name)
+
+    def list(self, prefix: str = "") -> Iterator[tuple[str, int]]:
+        """See :meth:`Store.list`, in order of name, as of some moments ago."""
+        connection = self._connection()
+        marker = ""
+        while True:
+            try:
+                with self._errors(f"container {self._container}"):
+                    _, page = connection.get_container(
+                        self._container, prefix=prefix, marker=marker, limit=_PAGE
+                    )
+            except errors.ObjectMissing:
+                return
+            for entry in page:
+                yield entry["name"], entry["bytes"]
+            if not page:
+                return
+            marker = page[-1]["name"]
+
+    def sync(self) -> None:
+        """See :meth:`Store.sync`: Swift answers a PUT when a majority of replicas have it."""
+
+    def close(self) -> None:
+        """See :meth:`Store.close`."""
+        with self._lock:
+            for connection in self._all:
+                connection.close()

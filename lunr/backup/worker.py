@@ -1,0 +1,246 @@
+"""The engine as a child process: ``python -m lunr.backup.worker``.
+
+The first line of standard input is a task, one JSON object; secrets come only
+this way. The input stays open: a line ``cancel`` cancels the task, and its end
+means that the parent died. Standard output has one JSON object a line:
+``{"event": "progress", "done", "total"}`` in bytes, at most five a second, and
+at the end ``{"event": "done", "result"}`` (exit code 0) or ``{"event":
+"failed", "code", "reason", "retry"}`` (exit code 1). The log is on standard error.
+
+A task has ``task`` (save, restore, verify, delete, collect or sweep),
+``store`` (``url`` and ``options``), ``key`` (the master key in hexadecimal;
+null: the public one), ``repository``, ``concurrency`` and ``compression``, and:
+
+========  ====================================================================
+save      source, size_bytes, backup_id, volume_id, parent_id, condemned, created_at
+restore   backup_id, target, size_bytes, target_is_zero
+verify    backup_id
+delete    backup_id
+collect   keep
+sweep     keep, collection
+========  ====================================================================
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, TextIO
+
+from lunr.backup import keys
+from lunr.backup.collect import collect, sweep
+from lunr.backup.format.blocks import Compression
+from lunr.backup.pipeline import Backup, Progress, save
+from lunr.backup.repository import Repository
+from lunr.backup.restore import restore
+from lunr.backup.sources import FileSource
+from lunr.backup.stores import open_store
+from lunr.backup.verify import verify
+from lunr.common import errors, log
+
+logger = logging.getLogger(__name__)
+
+_REPORTS_EVERY = 0.2
+
+
+@dataclass(frozen=True)
+class Job:
+    """A task under way: what every kind of it needs."""
+
+    task: Mapping[str, Any]
+    repository: Repository
+    progress: Progress
+    cancel: threading.Event
+
+    @property
+    def concurrency(self) -> int:
+        """Requests to the store at once."""
+        return int(self.task.get("concurrency", 4))
+
+    def __getitem__(self, field: str) -> Any:
+        return _field(self.task, field)
+
+
+def _field(task: Mapping[str, Any], field: str) -> Any:
+    try:
+        return task[field]
+    except KeyError:
+        raise errors.BadRequest(reason=f"the task has no {field}.") from None
+
+
+def _save(job: Job) -> dict[str, Any]:
+    task = job.task
+    with FileSource(Path(job["source"]), job["size_bytes"]) as source:
+        root = save(
+            job.repository,
+            source,
+            Backup(
+                backup_id=job["backup_id"],
+                volume_id=job["volume_id"],
+                created_at=job["created_at"],
+                parent_id=task.get("parent_id"),
+                condemned=tuple(task.get("condemned", ())),
+            ),
+            concurrency=job.concurrency,
+            compression=Compression[task.get("compression", "zstd").upper()],
+            progress=job.progress,
+            cancel=job.cancel,
+        )
+    return {**asdict(root.statistics), "parent_id": root.parent_id}
+
+
+def _restore(job: Job) -> dict[str, Any]:
+    task = job.task
+    restored = restore(
+        job.repository,
+        job["backup_id"],
+        Path(job["target"]),
+        size_bytes=task.get("size_bytes"),
+        target_is_zero=bool(task.get("target_is_zero", False)),
+        concurrency=job.concurrency,
+        progress=job.progress,
+        cancel=job.cancel,
+    )
+    return asdict(restored)
+
+
+def _verify(job: Job) -> dict[str, Any]:
+    return asdict(
+        verify(
+            job.repository,
+            [job["backup_id"]],
+            concurrency=job.concurrency,
+            progress=job.progress,
+            cancel=job.cancel,
+        )
+    )
+
+
+def _delete(job: Job) -> dict[str, Any]:
+    return {"deleted": job.repository.delete_root(job["backup_id"])}
+
+
+def _collect(job: Job) -> dict[str, Any]:
+    keep = job.task.get("keep", ())
+    return asdict(collect(job.repository, keep, threads=job.concurrency, cancel=job.cancel))
+
+
+def _sweep(job: Job) -> dict[str, Any]:
+    task = job.task
+    return asdict(
+        sweep(
+            job.repository,
+            job["collection"],
+            task.get("keep", ()),
+            threads=job.concurrency,
+            cancel=job.cancel,
+        )
+    )
+
+
+TASKS: Mapping[str, Callable[[Job], dict[str, Any]]] = {
+    "save": _save,
+    "restore": _restore,
+    "verify": _verify,
+    "delete": _delete,
+    "collect": _collect,
+    "sweep": _sweep,
+}
+
+
+class _Reporter:
+    """Writes events, whole lines, from any thread."""
+
+    def __init__(self, output: TextIO) -> None:
+        self._output = output
+        self._lock = threading.Lock()
+        self._next = 0.0
+
+    def event(self, event: str, **fields: Any) -> None:
+        with self._lock:
+            self._write(event, fields)
+
+    def _write(self, event: str, fields: Mapping[str, Any]) -> None:
+        self._output.write(json.dumps({"event": event, **fields}) + "\n")
+        self._output.flush()
+
+    def progress(self, done: int, total: int) -> None:
+        now = time.monotonic()
+        if now < self._next and done < total:
+            return
+        with self._lock:
+            if now >= self._next or done >= total:
+                self._next = now + _REPORTS_EVERY
+                self._write("progress", {"done": done, "total": total})
+
+
+def run(task: Mapping[str, Any], progress: Progress, cancel: threading.Event) -> dict[str, Any]:
+    """Do `task` and return its result.
+
+    Raises:
+        errors.LunrError: it failed.
+        errors.BadRequest: the task makes no sense.
+    """
+    handler = TASKS.get(_field(task, "task"))
+    if handler is None:
+        raise errors.BadRequest(reason=f"there is no task {task['task']!r}.")
+    place, name = _field(task, "store"), _field(task, "repository")
+    master = task.get("key")
+    key = keys.PUBLIC_MASTER if master is None else keys.parse(master, "the task")
+    store = open_store(_field(place, "url"), name, place.get("options", {}), cancel)
+    try:
+        return handler(Job(task, Repository(store, keys.derive(key, name)), progress, cancel))
+    finally:
+        store.close()
+
+
+def main() -> int:
+    """Do the task on standard input."""
+    log.setup()
+    reporter = _Reporter(sys.stdout)
+    line = sys.stdin.readline()
+    cancel = threading.Event()
+
+    def listen() -> None:
+        for order in sys.stdin:
+            if order.strip() == "cancel":
+                cancel.set()
+        logger.error("The parent is gone.")
+        os._exit(2)  # at once: whoever comes next must not meet this process at work
+
+    try:
+        task = json.loads(line)
+        if not isinstance(task, dict):
+            raise ValueError("not an object")  # noqa: TRY004 - it is input, not a mistake of ours
+    except ValueError:
+        error = errors.BadRequest(reason="the task is not a JSON object.")
+        reporter.event("failed", **error.as_dict())
+        return 1
+    threading.Thread(target=listen, daemon=True).start()
+    try:
+        result = run(task, reporter.progress, cancel)
+    except errors.LunrError as error:
+        reporter.event("failed", **error.as_dict())
+        return 1
+    except Exception as error:  # the parent must get an answer, whatever it is
+        logger.exception("The task failed in a way nobody thought of.")
+        reporter.event(
+            "failed", **errors.LunrError(reason=f"{type(error).__name__}: {error}").as_dict()
+        )
+        return 1
+    reporter.event("done", result=result)
+    return 0
+
+
+if __name__ == "__main__":
+    code = main()
+    sys.stdout.flush()
+    # Threads may hang in a request to a store that does not answer.
+    os._exit(code)

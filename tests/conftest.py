@@ -54,7 +54,7 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_sessionfinish(session: pytest.Session) -> None:
     """Fail the run when something that it started is still there."""
     folder = session.config.stash[_FOLDER]
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 3  # for what is just ending
     while (left := leftovers.find(folder)) and time.monotonic() < deadline:
         time.sleep(0.1)
     if left:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,8 @@ import requests
 import swiftclient
 from sqlalchemy import create_engine, text
 
-from tests.support.services import CHECKOUT, Swift, SwiftAccess, Tgtd
+from tests.support import leftovers
+from tests.support.services import CHECKOUT, XFS_MINIMUM, Swift, SwiftAccess, Tgtd
 from tests.support.waiting import free_port
 
 
@@ -104,6 +106,15 @@ def test_xfs_shares_blocks(xfs_mount: Path) -> None:
     subprocess.run(
         ["cp", "--reflink=always", str(xfs_mount / "a"), str(xfs_mount / "b")], check=True
     )
+
+
+def test_a_mount_and_its_loop_device_are_seen_as_left_over(
+    make_xfs: Callable[[int], Path], run_folder: Path
+) -> None:
+    point = make_xfs(XFS_MINIMUM)
+    found = leftovers.find(run_folder)
+    assert f"mount {point}" in found
+    assert [one for one in found if one.endswith(f" of {point.parent}/image")]
 
 
 def test_a_port_is_handed_out_once() -> None:

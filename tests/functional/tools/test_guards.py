@@ -1,0 +1,111 @@
+"""The guards of the test suite bite: each is shown a test that breaks its rule."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.support import leftovers
+from tests.support.services import CHECKOUT
+from tests.support.waiting import wait_until
+from tools import levels
+
+
+def run_pytest(folder: Path, level: str, code: str) -> tuple[int, str]:
+    """Run `code` as the only test file of a suite with this suite's conftests."""
+    tests = folder / "tests"
+    (tests / level).mkdir(parents=True)
+    for name in ("__init__.py", "conftest.py", "unit/conftest.py", "unit/__init__.py"):
+        (tests / name).parent.mkdir(exist_ok=True)
+        shutil.copy(CHECKOUT / "tests" / name, tests / name)
+    shutil.copytree(CHECKOUT / "tests/support", tests / "support")
+    shutil.copy(CHECKOUT / "setup.cfg", folder)
+    (tests / level / "test_it.py").write_text(code)
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "--tb=short", "-p", "no:cacheprovider"],
+        cwd=folder,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    return done.returncode, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(
+    "start",
+    [
+        "import subprocess; subprocess.run(['true'])",
+        "import os; os.system('true')",
+        "import os; os.posix_spawn('/bin/true', ['true'], {})",
+        "import os; os.fork() or os._exit(0)",
+        "import multiprocessing as m; m.get_context('fork').Process(target=len).start()",
+        "import subprocess, contextlib\n"
+        "    with contextlib.suppress(BaseException): subprocess.run(['true'])",
+    ],
+)
+def test_a_unit_test_that_starts_a_process_fails(start: str, tmp_path: Path) -> None:
+    code, output = run_pytest(tmp_path, "unit", f"def test_it():\n    {start}\n")
+    assert code == 1
+    assert "a unit test may not start a process" in output
+
+
+def test_a_unit_test_may_start_what_it_names(tmp_path: Path) -> None:
+    named = "import pytest, subprocess\n@pytest.mark.starts('true')\n"
+    test = "def test_it():\n    subprocess.run(['true'], check=True)\n"
+    code, output = run_pytest(tmp_path, "unit", named + test)
+    assert code == 0, output
+
+
+@pytest.mark.parametrize(
+    "start",
+    [
+        "subprocess.Popen(['sleep', '30'])",
+        # Its parent is gone and it has a session of its own: only the environment tells.
+        "subprocess.run(['setsid', '--fork', 'sleep', '30'])",
+    ],
+)
+def test_a_process_left_behind_fails_the_run(start: str, tmp_path: Path) -> None:
+    code, output = run_pytest(
+        tmp_path,
+        "system",
+        "import subprocess, warnings\n"
+        "def test_it():\n"
+        "    warnings.simplefilter('ignore')\n"
+        f"    {start}\n",
+    )
+    assert code == 1, output
+    assert "1 passed" in output
+    line = next(line for line in output.splitlines() if line.endswith("sleep 30"))
+    os.kill(int(line.split()[1].rstrip(":")), signal.SIGKILL)
+
+
+def test_a_run_removes_its_folder(tmp_path: Path) -> None:
+    where = tmp_path / "where"
+    test = f"def test_it(tmp_path):\n    open({str(where)!r}, 'w').write(str(tmp_path))\n"
+    code, output = run_pytest(tmp_path, "unit", test)
+    assert code == 0, output
+    assert not Path(where.read_text()).exists()
+
+
+def test_a_level_without_a_test_fails(capfd: pytest.CaptureFixture[str]) -> None:
+    assert levels.main(["functional", "--", "-k", "nothing_is_called_like_this"]) == 1
+    assert capfd.readouterr().out.splitlines()[-1] == "0 passed, 1 failed, 0 skipped"
+
+
+def test_nothing_of_others_is_a_leftover(tmp_path: Path) -> None:
+    with subprocess.Popen(["sleep", "30"], cwd="/", env={}) as other:
+        try:
+            # A child is ours whatever it looks like …
+            assert [f for f in leftovers.find(tmp_path) if f"process {other.pid}:" in f]
+        finally:
+            other.kill()
+    # … and one that ended, or that was another's, is not.
+    wait_until(lambda: not leftovers.find(tmp_path), what="nothing is found")

@@ -20,6 +20,7 @@ from sqlalchemy import (
     MetaData,
     String,
     Text,
+    inspect,
     text,
 )
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
@@ -315,3 +316,14 @@ class Collection(Base):
     id: Mapped[str] = mapped_column(ID, primary_key=True)
     account_id: Mapped[str] = mapped_column(ForeignKey("accounts.id"), index=True)
     created_at: Mapped[datetime] = mapped_column(default=times.now)
+
+
+def columns(model: type[Base]) -> list[Any]:
+    """All columns of `model` to select, under the names of its attributes.
+
+    A row of them can be read like an instance, at a fraction of what one costs.
+    """
+    return [
+        getattr(model, attribute.key).label(attribute.key)
+        for attribute in inspect(model).column_attrs
+    ]

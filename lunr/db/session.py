@@ -108,9 +108,8 @@ class Database:
         """
         for attempt in range(1, ATTEMPTS + 1):
             try:
-                with self._lock or contextlib.nullcontext():
-                    with self._session.begin() as session:
-                        result = work(session, *args, **kwargs)
+                with self._lock or contextlib.nullcontext(), self._session.begin() as session:
+                    result = work(session, *args, **kwargs)
             except (exc.IntegrityError, exc.OperationalError, exc.InterfaceError) as error:
                 if attempt == ATTEMPTS or not self._lost_a_race(error):
                     if isinstance(error, exc.IntegrityError):

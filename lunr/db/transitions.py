@@ -13,9 +13,9 @@ from lunr.common import errors, states, times
 from lunr.db.models import Backup, Export, Job, Node, Snapshot, Volume
 
 Model = type[Volume] | type[Snapshot] | type[Backup] | type[Export] | type[Node] | type[Job]
-Key = tuple[str, Any]
 
-_KEYS: dict[Model, Any] = {
+#: What a record is found by.
+KEYS: dict[Model, Any] = {
     Volume: Volume.id,
     Snapshot: Snapshot.id,
     Backup: Backup.id,
@@ -50,7 +50,7 @@ def try_move(
         values["deleted_at"] = times.now()
     statement = (
         update(model)
-        .where(_KEYS[model] == id, model.status.in_(sorted(allowed)))
+        .where(KEYS[model] == id, model.status.in_(sorted(allowed)))
         .values(status=target.value, **values)
     )
     result = session.execute(statement, execution_options={"synchronize_session": "fetch"})
@@ -78,7 +78,7 @@ def move(
     """
     if try_move(session, model, id, target, only, **values):
         return
-    state = session.scalar(select(model.status).where(_KEYS[model] == id))
+    state = session.scalar(select(model.status).where(KEYS[model] == id))
     kind = model.__name__.lower()
     if state is None:
         raise errors.NotFound(kind=kind, id=id)

@@ -1,0 +1,1 @@
+"""The API service: WSGI in front, the services behind, never a block device."""

@@ -1,0 +1,205 @@
+"""Backups."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sqlalchemy import exists, select
+from sqlalchemy.orm import Session
+
+from lunr.api.services import accounts, queue, views, volumes
+from lunr.api.services.core import Core
+from lunr.api.services.listing import Listing, Query
+from lunr.common import errors, ids
+from lunr.common.states import Backup as State
+from lunr.common.states import Volume as VolumeState
+from lunr.db.models import Backup, Volume, columns
+from lunr.db.transitions import move
+
+LISTING = Listing(
+    "backups",
+    Backup,
+    select(*columns(Backup)),
+    views.backup,
+    (Backup.created_at, Backup.id),
+    Backup.id,
+)
+
+
+class Backups:
+    """What callers can do with backups."""
+
+    def __init__(self, core: Core) -> None:
+        self._core = core
+
+    def list(self, query: Query) -> Any:
+        """A page of backups."""
+        with self._core.db.read() as connection:
+            return LISTING.page(connection, query, self._core.settings.page_limit)
+
+    def get(self, account_id: str, id: str, volume_id: str | None = None) -> Any:
+        """The backup (of the volume, if one is given).
+
+        Raises:
+            errors.NotFound: the account has none of that id.
+        """
+        statement = LISTING.statement.where(Backup.id == id, Backup.account_id == account_id)
+        if volume_id is not None:
+            statement = statement.where(Backup.volume_id == volume_id)
+        with self._core.db.read() as connection:
+            row = connection.execute(statement).one_or_none()
+        if row is None:
+            raise errors.NotFound(kind="backup", id=id)
+        return views.backup(row)
+
+    def create(
+        self, account_id: str, volume_id: str, request: dict[str, Any], id: str | None = None
+    ) -> tuple[Any, bool]:
+        """Make a backup; the second of the answer is False if the same request made it before.
+
+        Args:
+            request: ``name``, ``metadata``, ``full``.
+            id: the caller's id; the same request may then come again.
+
+        Raises:
+            errors.NotFound: the account has no such volume.
+            errors.WrongState, errors.InUse: it is not ACTIVE, or a job is at work on it.
+            errors.IdInUse: there is another backup of that id.
+            errors.QuotaExceeded: the account has all the backups it may have.
+        """
+        if id is not None:
+            ids.check(id)
+        return self._core.db.write(self._create, account_id, volume_id, request, id)
+
+    def _create(
+        self,
+        session: Session,
+        account_id: str,
+        volume_id: str,
+        request: dict[str, Any],
+        id: str | None,
+    ) -> tuple[Any, bool]:
+        account = accounts.lock(session, account_id)
+        request = {**request, "volume_id": volume_id}
+        if id is not None and (known := session.get(Backup, id)) is not None:
+            volumes.same_request("backup", known, account_id, request)
+            return views.backup(known), False
+        volume = volumes.lock(session, account_id, volume_id)
+        volumes.require_idle(volume, "back it up")
+        accounts.check_quota(session, self._core, account, Backup)
+        backup = Backup(
+            id=id or ids.new(),
+            account_id=account_id,
+            volume_id=volume_id,
+            name=request.get("name", ""),
+            size=volume.size,
+            full=request.get("full", False),
+            meta=request.get("metadata", {}),
+            request=request,
+        )
+        session.add(backup)
+        self._queue(session, "backup.save", backup, volume.node_id)
+        return views.backup(backup), True
+
+    def delete(self, account_id: str, id: str, volume_id: str | None = None) -> Any:
+        """Delete a backup; one that is being deleted is answered as it is.
+
+        Raises:
+            errors.NotFound: the account has no such backup, or it is deleted.
+            errors.InUse: it is being saved, restored or verified, or is the parent
+                of one that is being saved.
+        """
+        return self._core.db.write(self._delete, account_id, id, volume_id)
+
+    def _delete(self, session: Session, account_id: str, id: str, volume_id: str | None) -> Any:
+        backup = _lock(session, account_id, id, volume_id)
+        if backup.status == State.DELETING:
+            return views.backup(backup)
+        if backup.job_id is not None and backup.status != State.NEW:
+            raise errors.InUse(
+                kind="backup",
+                id=id,
+                reason=f"the job {backup.job_id} is at work on it; cancel that first",
+            )
+        if session.scalar(select(volumes.being_made(Volume.backup_id == id))):
+            raise errors.InUse(kind="backup", id=id, reason="it is being restored")
+        child = exists().where(Backup.parent_id == id, Backup.status == State.SAVING)
+        if session.scalar(select(child)):
+            raise errors.InUse(kind="backup", id=id, reason="it is the parent of a running backup")
+        if backup.status == State.NEW and backup.job_id is not None:
+            volumes.drop_job(session, backup.job_id)
+        move(session, Backup, id, State.DELETING, "delete it", reason=None)
+        self._queue(session, "backup.delete", backup, _node_of(session, backup))
+        return views.backup(backup)
+
+    def restores(self, account_id: str, id: str) -> Any:
+        """The volumes that are now being restored from the backup.
+
+        Raises:
+            errors.NotFound: the account has no such backup.
+        """
+        self.get(account_id, id)
+        statement = volumes.LISTING.statement.where(
+            Volume.backup_id == id,
+            Volume.account_id == account_id,
+            Volume.status.in_((VolumeState.NEW, VolumeState.RESTORING)),
+        )
+        with self._core.db.read() as connection:
+            rows = connection.execute(statement.order_by(Volume.created_at.desc())).all()
+        return {"restores": [volumes.LISTING.view(row) for row in rows], "next": None}
+
+    def verify(self, account_id: str, id: str) -> Any:
+        """Have all of the backup read and checked; the answer is the job.
+
+        Raises:
+            errors.NotFound: the account has no such backup.
+            errors.WrongState: it is not AVAILABLE.
+            errors.InUse: it is being verified.
+        """
+        return self._core.db.write(self._verify, account_id, id)
+
+    def _verify(self, session: Session, account_id: str, id: str) -> Any:
+        backup = _lock(session, account_id, id, None)
+        if backup.status != State.AVAILABLE:
+            raise errors.WrongState(
+                kind="backup",
+                id=id,
+                state=backup.status,
+                action="verify it",
+                needed=State.AVAILABLE,
+            )
+        if backup.job_id is not None:
+            raise errors.InUse(
+                kind="backup", id=id, reason=f"the job {backup.job_id} is verifying it"
+            )
+        return views.job(self._queue(session, "backup.verify", backup, _node_of(session, backup)))
+
+    def _queue(self, session: Session, kind: str, backup: Backup, node_id: str | None) -> Any:
+        job = queue.add(
+            session,
+            self._core,
+            kind,
+            account_id=backup.account_id,
+            subject_id=backup.id,
+            volume_id=backup.volume_id,
+            node_id=node_id,
+        )
+        backup.job_id = job.id
+        session.flush()
+        return job
+
+
+def _lock(session: Session, account_id: str, id: str, volume_id: str | None) -> Backup:
+    statement = select(Backup).where(
+        Backup.id == id, Backup.account_id == account_id, Backup.status != "DELETED"
+    )
+    if volume_id is not None:
+        statement = statement.where(Backup.volume_id == volume_id)
+    backup = session.scalar(statement.with_for_update(key_share=True))
+    if backup is None:
+        raise errors.NotFound(kind="backup", id=id)
+    return backup
+
+
+def _node_of(session: Session, backup: Backup) -> str | None:
+    return session.scalar(select(Volume.node_id).where(Volume.id == backup.volume_id))

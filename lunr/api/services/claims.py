@@ -1,0 +1,264 @@
+"""Jobs, as storage nodes see them: claimed with a lease, reported on, ended."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from datetime import datetime, timedelta
+from typing import Any
+
+from sqlalchemy import Connection, Select, and_, exists, or_, select, update
+from sqlalchemy.orm import Session, aliased
+
+from lunr.api.services import endings
+from lunr.api.services.core import Core
+from lunr.api.services.kinds import KINDS
+from lunr.api.services.payloads import payload
+from lunr.api.services.queue import LIVE
+from lunr.common import errors, ids, times
+from lunr.common.states import Job as State
+from lunr.common.states import Node as NodeState
+from lunr.db.models import Job, JobAfter, Node
+from lunr.db.transitions import KEYS, move, try_move
+
+#: The longest that a claim waits for a job, in seconds.
+MAX_WAIT = 60.0
+#: How often a waiting claim looks for jobs that another process committed, in seconds.
+POLL = 0.75
+
+
+class Claims:
+    """What the agent of a storage node can do with jobs."""
+
+    def __init__(self, core: Core) -> None:
+        self._core = core
+
+    def claim(
+        self,
+        node_id: str,
+        kinds: Sequence[str],
+        wait: float = 0,
+        gone: Callable[[], bool] = lambda: False,
+    ) -> Any | None:
+        """Give the node the oldest job of `kinds` that it may do, with a lease.
+
+        Args:
+            wait: seconds to wait for one, at most MAX_WAIT.
+            gone: tells that nobody waits for the answer any more; no job is
+                given out to them.
+
+        Returns:
+            The job as claimed (docs/api.md), or None when there is none.
+
+        Raises:
+            errors.NotFound: there is no such node.
+        """
+        deadline = time.monotonic() + min(wait, MAX_WAIT)
+        epoch: int | None = None
+        while True:
+            heard = self._core.bell.rings(node_id)
+            with self._core.db.read() as connection:
+                node = _node(connection, node_id)
+                epoch = node.epoch if epoch is None else epoch
+                if node.epoch != epoch or gone():
+                    return None
+                found = _first(connection, node, kinds)
+            if found is not None:
+                job = self._core.db.write(self._claim, node_id, kinds, epoch)
+                if job is not None:
+                    return job
+            left = deadline - time.monotonic()
+            if left <= 0:
+                return None
+            self._core.bell.wait(node_id, heard, min(left, POLL))
+
+    def _claim(
+        self, session: Session, node_id: str, kinds: Sequence[str], epoch: int
+    ) -> Any | None:
+        node = _node(session, node_id)
+        if node.epoch != epoch:
+            return None
+        seq = _first(session, node, kinds, lock=True)
+        job = None if seq is None else session.get(Job, seq)
+        if job is None:
+            return None
+        now = times.now()
+        move(
+            session,
+            Job,
+            job.id,
+            State.RUNNING,
+            "claim it",
+            node_id=node_id,
+            attempt=Job.attempt + 1,
+            lease=ids.new(),
+            lease_until=now + timedelta(seconds=self._core.settings.lease_seconds),
+            started_at=job.started_at or now,
+            not_before=None,
+            reason=None,
+            code=None,
+            progress=0,
+        )
+        kind = KINDS[job.kind]
+        if kind.model is not None and kind.begins is not None:
+            # Not on a further attempt: the record is there already.
+            try_move(session, kind.model, job.subject_id, kind.begins)
+        return {
+            "id": job.id,
+            "kind": job.kind,
+            "lease": job.lease,
+            "lease_seconds": self._core.settings.lease_seconds,
+            "attempt": job.attempt,
+            "account_id": job.account_id,
+            "volume_id": job.volume_id,
+            "payload": payload(session, self._core, job),
+        }
+
+    def report(
+        self,
+        node_id: str,
+        id: str,
+        lease: str,
+        status: str,
+        progress: int | None = None,
+        result: dict[str, Any] | None = None,
+        error: dict[str, Any] | None = None,
+    ) -> Any:
+        """What the node tells of a job; renews the lease. The same end may be told twice.
+
+        Args:
+            status: RUNNING, DONE, FAILED or CANCELLED.
+            error: ``{"code", "reason", "retry"}`` of a FAILED one; with `retry` it is
+                tried again until its attempts are used up.
+
+        Returns:
+            ``{"cancel": bool, "lease_seconds": int}``.
+
+        Raises:
+            errors.StaleLease: the lease is not the job's (any more).
+            errors.InvalidField: the result is not what a job of this kind results in.
+        """
+        return self._core.db.write(
+            self._report, node_id, id, lease, State(status), progress, result, error
+        )
+
+    def _report(
+        self,
+        session: Session,
+        node_id: str,
+        id: str,
+        lease: str,
+        status: State,
+        progress: int | None,
+        result: dict[str, Any] | None,
+        error: dict[str, Any] | None,
+    ) -> Any:
+        job = session.scalar(
+            select(Job)
+            .where(Job.id == id, Job.node_id == node_id, Job.lease == lease)
+            .with_for_update()
+        )
+        answer = {"cancel": False, "lease_seconds": self._core.settings.lease_seconds}
+        if job is not None and job.status == status != State.RUNNING:
+            return answer  # told before, and the answer was lost
+        if job is None or job.status != State.RUNNING:
+            raise errors.StaleLease(id=id)
+        if status is State.RUNNING:
+            self._renew(session, job, progress)
+            return answer | {"cancel": job.cancel}
+        if status is State.FAILED:
+            error = error or {"code": "unknown", "reason": "The node gave no reason."}
+            if error.get("retry") or job.cancel:
+                endings.release(session, self._core, job, error, delay=True)
+                return answer
+        if status is State.CANCELLED:
+            error = errors.Cancelled().as_dict()
+        endings.end(session, self._core, job, status, error, result)
+        return answer
+
+    def _renew(self, session: Session, job: Job, progress: int | None) -> None:
+        job.lease_until = times.now() + timedelta(seconds=self._core.settings.lease_seconds)
+        if progress is None or progress == job.progress:
+            return
+        job.progress = progress
+        kind = KINDS[job.kind]
+        if kind.begins is not None and kind.model is not None:
+            session.execute(
+                update(kind.model)
+                .where(KEYS[kind.model] == job.subject_id)
+                .values(progress=progress)
+            )
+
+    def expire(self, now: datetime) -> int:
+        """Take the jobs whose lease ran out from their nodes; how many they were."""
+        return self._core.db.write(self._expire, now)
+
+    def _expire(self, session: Session, now: datetime) -> int:
+        jobs = session.scalars(
+            select(Job)
+            .where(Job.status == State.RUNNING, Job.lease_until < now)
+            .order_by(Job.seq)
+            .with_for_update(skip_locked=True)
+        ).all()
+        for job in jobs:
+            error = LeaseExpired(node=job.node_id, seconds=self._core.settings.lease_seconds)
+            endings.release(session, self._core, job, error.as_dict(), delay=True)
+        return len(jobs)
+
+
+class LeaseExpired(errors.LunrError):
+    """The node {node} gave no sign of work on the job for {seconds} seconds."""
+
+    code = "lease_expired"
+    retry = True
+
+
+def _node(reader: Session | Connection, node_id: str) -> Any:
+    node = reader.execute(
+        select(Node.id, Node.status, Node.epoch).where(Node.id == node_id)
+    ).one_or_none()
+    if node is None:
+        raise errors.NotFound(kind="node", id=node_id)
+    return node
+
+
+def _first(
+    reader: Session | Connection, node: Any, kinds: Sequence[str], lock: bool = False
+) -> int | None:
+    """The oldest job that the node may begin now; its own before those of any node."""
+    owners = [Job.node_id == node.id]
+    if node.status == NodeState.ACTIVE:
+        owners.append(Job.node_id.is_(None))
+    for owner in owners:
+        statement = _ready(owner, kinds)
+        if lock:
+            statement = statement.with_for_update(skip_locked=True, of=Job)
+        seq = reader.scalar(statement)
+        if seq is not None:
+            return seq
+    return None
+
+
+def _ready(owner: Any, kinds: Sequence[str]) -> Select[int]:
+    before, other = aliased(Job), aliased(Job)
+    return (
+        select(Job.seq)
+        .where(
+            owner,
+            Job.status == State.QUEUED,
+            Job.kind.in_(kinds),
+            or_(Job.not_before.is_(None), Job.not_before <= times.now()),
+            ~exists().where(
+                before.lane == Job.lane,
+                or_(
+                    before.status == State.RUNNING,
+                    and_(before.status == State.QUEUED, before.seq < Job.seq),
+                ),
+            ),
+            ~exists().where(
+                JobAfter.job_id == Job.id, JobAfter.after_id == other.id, other.status.in_(LIVE)
+            ),
+        )
+        .order_by(Job.seq)
+        .limit(1)
+    )

@@ -1,0 +1,162 @@
+"""What becomes of a record when its job is over: the one place, for every kind."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from datetime import timedelta
+from enum import StrEnum
+from typing import Any
+
+from sqlalchemy import update
+from sqlalchemy.orm import Session
+
+from lunr.api.services import collect
+from lunr.api.services.core import Core
+from lunr.api.services.kinds import KINDS, ROVING
+from lunr.common import errors, ids, times
+from lunr.common.states import Export as ExportState
+from lunr.common.states import Job as State
+from lunr.db.models import Export, Job, Volume
+from lunr.db.session import on_commit
+from lunr.db.transitions import KEYS, move, try_move
+
+log = logging.getLogger(__name__)
+
+#: The longest that a job waits before it is tried again, in seconds.
+MAX_DELAY = 300
+
+Error = dict[str, Any]
+Values = dict[str, Any]
+
+
+def end(
+    session: Session,
+    core: Core,
+    job: Job,
+    status: State,
+    error: Error | None = None,
+    result: dict[str, Any] | None = None,
+) -> None:
+    """End `job` (its row is locked) and move its subject on.
+
+    Args:
+        status: DONE, FAILED or CANCELLED.
+        error: why it failed, ``{"code", "reason"}``; None when DONE.
+        result: what the node told (docs/api.md).
+
+    Raises:
+        errors.WrongState: the job is over already.
+        errors.InvalidField: the result is not what a job of this kind results in.
+    """
+    values = _result_values(job, result or {}) if status is State.DONE else {}
+    reason = None if error is None else error["reason"]
+    move(
+        session,
+        Job,
+        job.id,
+        status,
+        f"make it {status}",
+        ended_at=times.now(),
+        lease_until=None,
+        reason=reason,
+        code=None if error is None else error["code"],
+        result=result,
+        progress=100 if status is State.DONE else job.progress,
+    )
+    _move_subject(session, job, status, reason, values)
+    if status is State.DONE and job.kind in _AFTER:
+        _AFTER[job.kind](session, core, job, result or {})
+    # The next job of the lane may begin, and what waited for this one.
+    on_commit(session, lambda: core.bell.ring(None if job.kind == "backup.save" else job.node_id))
+
+
+def release(session: Session, core: Core, job: Job, error: Error, delay: bool) -> None:
+    """Take the RUNNING `job` (its row is locked) from its node: it is tried again or over.
+
+    Args:
+        error: why it is taken, ``{"code", "reason"}``.
+        delay: wait before the next attempt, twice as long each time.
+    """
+    if job.cancel:
+        end(session, core, job, State.CANCELLED, errors.Cancelled().as_dict())
+        return
+    if job.attempt >= core.settings.job_attempts:
+        end(session, core, job, State.FAILED, error)
+        return
+    wait = min(MAX_DELAY, core.settings.retry_delay * 2 ** (job.attempt - 1)) if delay else 0
+    node_id = None if job.kind in ROVING else job.node_id
+    move(
+        session,
+        Job,
+        job.id,
+        State.QUEUED,
+        "try it again",
+        lease=None,
+        lease_until=None,
+        not_before=times.now() + timedelta(seconds=wait),
+        reason=error["reason"],
+        code=error["code"],
+        node_id=node_id,
+    )
+    on_commit(session, lambda: core.bell.ring(node_id))
+
+
+def _move_subject(
+    session: Session, job: Job, status: State, reason: str | None, values: Values
+) -> None:
+    kind = KINDS[job.kind]
+    if kind.model is None:
+        return
+    done = status is State.DONE
+    target: StrEnum | None = kind.done if done else kind.failed
+    if job.kind == "export.delete" and not done:
+        target = ExportState(job.data["from"])
+    if job.kind == "volume.extend" and not done:
+        values["reserved"] = Volume.size  # what was promised for the extend is given back
+    values |= {"job_id": None, "reason": reason}
+    if done and target is not None and kind.model is not Export:
+        values["progress"] = 100
+    if target is not None and try_move(session, kind.model, job.subject_id, target, **values):
+        return
+    if target is not None:
+        log.error("%s of %s ended, but its record can't be %s", job.kind, job.subject_id, target)
+    session.execute(
+        update(kind.model).where(KEYS[kind.model] == job.subject_id).values(**values),
+        execution_options={"synchronize_session": "fetch"},
+    )
+
+
+def _result_values(job: Job, result: dict[str, Any]) -> Values:
+    """What of a DONE job's result, or of its data, goes into the subject's record."""
+    if job.kind == "volume.extend":
+        return {"size": job.data["size"], "reserved": job.data["size"]}
+    if job.kind == "backup.verify":
+        return {"verified_at": times.now()}
+    if job.kind == "export.delete":
+        return {"sessions": [], "auth_username": None, "auth_secret": None}
+    if job.kind == "backup.save":
+        parent_id = result.get("parent_id")
+        return {
+            **{
+                name: _count(result, name)
+                for name in ("bytes_read", "bytes_stored", "objects_stored")
+            },
+            "parent_id": None if parent_id is None else ids.check(parent_id, "result.parent_id"),
+        }
+    if job.kind == "repository.collect" and result.get("collection") is not None:
+        ids.check(result["collection"], "result.collection")
+    return {}
+
+
+def _count(result: dict[str, Any], name: str) -> int:
+    value = result.get(name, 0)
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < 1 << 63:
+        raise errors.InvalidField(field=f"result.{name}", reason="it is a count of bytes or things")
+    return value
+
+
+_AFTER: dict[str, Callable[[Session, Core, Job, dict[str, Any]], None]] = {
+    "repository.collect": collect.collected,
+    "repository.sweep": collect.swept,
+}

@@ -1,0 +1,138 @@
+"""What a node is told with a job, put together when it claims the job.
+
+Not when the job is queued: by then a parent may have been deleted, a volume
+extended, a collection condemned.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from lunr.api.services import collect, exports
+from lunr.api.services.core import Core
+from lunr.common.states import Backup as BackupState
+from lunr.common.times import iso
+from lunr.common.units import GIB
+from lunr.db.models import Backup, Export, Job, Snapshot, Volume
+
+Payload = dict[str, Any]
+
+#: Backups that are in the repository, or may be, and must be kept by a collection.
+_KEPT = (BackupState.NEW, BackupState.SAVING, BackupState.AVAILABLE, BackupState.ERROR)
+
+
+def payload(session: Session, core: Core, job: Job) -> Payload:
+    """The payload of a job that is being claimed (docs/api.md has them all)."""
+    return _PAYLOADS[job.kind](session, core, job)
+
+
+def _nothing(_session: Session, _core: Core, _job: Job) -> Payload:
+    return {}
+
+
+def _volume_create(session: Session, _core: Core, job: Job) -> Payload:
+    return {"size_bytes": session.get_one(Volume, job.subject_id).size * GIB}
+
+
+def _volume_clone(session: Session, _core: Core, job: Job) -> Payload:
+    volume = session.get_one(Volume, job.subject_id)
+    if volume.snapshot_id is not None:
+        snapshot = session.get_one(Snapshot, volume.snapshot_id)
+        source = {"kind": "snapshot", "id": snapshot.id, "volume_id": snapshot.volume_id}
+    else:
+        id = str(volume.source_volume_id)
+        source = {"kind": "volume", "id": id, "volume_id": id}
+    return {"size_bytes": volume.size * GIB, "source": source}
+
+
+def _volume_restore(session: Session, _core: Core, job: Job) -> Payload:
+    volume = session.get_one(Volume, job.subject_id)
+    return {
+        "size_bytes": volume.size * GIB,
+        "backup_id": volume.backup_id,
+        "repository": job.account_id,
+    }
+
+
+def _volume_extend(_session: Session, _core: Core, job: Job) -> Payload:
+    return {"size_bytes": job.data["size"] * GIB}
+
+
+def _snapshot(session: Session, _core: Core, job: Job) -> Payload:
+    if job.kind == "snapshot.create":
+        # An extend that was queued before may have failed or succeeded by now.
+        snapshot = session.get_one(Snapshot, job.subject_id)
+        snapshot.size = session.get_one(Volume, snapshot.volume_id).size
+    return {"snapshot_id": job.subject_id}
+
+
+def _export_create(session: Session, core: Core, job: Job) -> Payload:
+    return exports.for_node(session.get_one(Export, job.subject_id), core.vault)
+
+
+def _export_delete(session: Session, _core: Core, job: Job) -> Payload:
+    return {
+        "iqn": session.get_one(Export, job.subject_id).target_iqn,
+        "force": job.data["force"],
+    }
+
+
+def _backup_save(session: Session, _core: Core, job: Job) -> Payload:
+    # See collect: what is condemned is read under the same lock that a collect's end takes.
+    collect.lock(session, job.account_id)
+    backup = session.get_one(Backup, job.subject_id)
+    parent = None
+    if not backup.full:
+        # Locked: a delete of it sees that it has become a parent.
+        parent = session.scalar(
+            select(Backup)
+            .where(
+                Backup.volume_id == backup.volume_id,
+                Backup.account_id == backup.account_id,
+                Backup.status == BackupState.AVAILABLE,
+            )
+            .order_by(Backup.created_at.desc(), Backup.id.desc())
+            .limit(1)
+            .with_for_update(key_share=True)
+        )
+    backup.parent_id = None if parent is None else parent.id
+    backup.size = session.get_one(Volume, backup.volume_id).size
+    return {
+        **_stored(session, _core, job),
+        "parent_id": backup.parent_id,
+        "condemned": collect.condemned(session, job.account_id),
+        "created_at": iso(backup.created_at),
+    }
+
+
+def _stored(_session: Session, _core: Core, job: Job) -> Payload:
+    return {"backup_id": job.subject_id, "repository": job.account_id}
+
+
+def _repository(session: Session, _core: Core, job: Job) -> Payload:
+    keep = session.scalars(
+        select(Backup.id).where(Backup.account_id == job.account_id, Backup.status.in_(_KEPT))
+    )
+    return {"repository": job.account_id, "keep": sorted(keep), **job.data}
+
+
+_PAYLOADS: dict[str, Callable[[Session, Core, Job], Payload]] = {
+    "volume.create": _volume_create,
+    "volume.clone": _volume_clone,
+    "volume.restore": _volume_restore,
+    "volume.extend": _volume_extend,
+    "volume.delete": _nothing,
+    "snapshot.create": _snapshot,
+    "snapshot.delete": _snapshot,
+    "export.create": _export_create,
+    "export.delete": _export_delete,
+    "backup.save": _backup_save,
+    "backup.delete": _stored,
+    "backup.verify": _stored,
+    "repository.collect": _repository,
+    "repository.sweep": _repository,
+}

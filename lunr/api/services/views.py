@@ -1,0 +1,157 @@
+"""Records as the API shows them (docs/api.md), from a model or a row alike."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lunr.common.times import iso
+
+View = dict[str, Any]
+
+
+def volume(row: Any, export_status: str | None) -> View:
+    """A volume."""
+    return {
+        "id": row.id,
+        "account_id": row.account_id,
+        "name": row.name,
+        "size": row.size,
+        "status": row.status,
+        "reason": row.reason,
+        "progress": row.progress,
+        "volume_type_name": row.volume_type_name,
+        "node_id": row.node_id,
+        "metadata": row.meta,
+        "backup": row.backup_id,
+        "snapshot": row.snapshot_id,
+        "source_volume": row.source_volume_id,
+        "export_status": export_status,
+        "job_id": row.job_id,
+        "created_at": iso(row.created_at),
+        "updated_at": iso(row.updated_at),
+        "deleted_at": iso(row.deleted_at),
+    }
+
+
+def snapshot(row: Any) -> View:
+    """A snapshot."""
+    return {
+        "id": row.id,
+        "account_id": row.account_id,
+        "volume_id": row.volume_id,
+        "name": row.name,
+        "size": row.size,
+        "status": row.status,
+        "reason": row.reason,
+        "progress": row.progress,
+        "node_id": row.node_id,
+        "metadata": row.meta,
+        "job_id": row.job_id,
+        "created_at": iso(row.created_at),
+        "updated_at": iso(row.updated_at),
+        "deleted_at": iso(row.deleted_at),
+    }
+
+
+def backup(row: Any) -> View:
+    """A backup."""
+    return {
+        "id": row.id,
+        "account_id": row.account_id,
+        "volume_id": row.volume_id,
+        "name": row.name,
+        "size": row.size,
+        "status": row.status,
+        "reason": row.reason,
+        "progress": row.progress,
+        "parent_id": row.parent_id,
+        "metadata": row.meta,
+        "bytes_read": row.bytes_read,
+        "bytes_stored": row.bytes_stored,
+        "objects_stored": row.objects_stored,
+        "verified_at": iso(row.verified_at),
+        "job_id": row.job_id,
+        "created_at": iso(row.created_at),
+        "updated_at": iso(row.updated_at),
+        "deleted_at": iso(row.deleted_at),
+    }
+
+
+def job(row: Any) -> View:
+    """A job, without its lease and its payload."""
+    return {
+        "id": row.id,
+        "account_id": row.account_id,
+        "kind": row.kind,
+        "status": row.status,
+        "progress": row.progress,
+        "reason": row.reason,
+        "code": row.code,
+        "node_id": row.node_id,
+        "volume_id": row.volume_id,
+        "subject_id": row.subject_id,
+        "attempt": row.attempt,
+        "result": row.result,
+        "created_at": iso(row.created_at),
+        "started_at": iso(row.started_at),
+        "ended_at": iso(row.ended_at),
+    }
+
+
+def node(row: Any, allocated_bytes: int) -> View:
+    """A node; `allocated_bytes` are promised to its volumes."""
+    return {
+        "id": row.id,
+        "status": row.status,
+        "hostname": row.hostname,
+        "portal": row.portal,
+        "group": row.group,
+        "weight": row.weight,
+        "volume_types": row.volume_types,
+        "pool": row.pool,
+        "target": row.target,
+        "capacity_bytes": row.capacity_bytes,
+        "free_bytes": row.free_bytes,
+        "allocated_bytes": allocated_bytes,
+        "version": row.version,
+        "last_seen": iso(row.last_seen),
+        "created_at": iso(row.created_at),
+    }
+
+
+def volume_type(row: Any) -> View:
+    """A volume type."""
+    return {
+        "name": row.name,
+        "min_size": row.min_size,
+        "max_size": row.max_size,
+        "read_iops": row.read_iops,
+        "write_iops": row.write_iops,
+        "created_at": iso(row.created_at),
+    }
+
+
+def account(row: Any) -> View:
+    """An account; a quota of None is the configured default."""
+    return {
+        "id": row.id,
+        "quotas": {
+            "volumes": row.quota_volumes,
+            "gigabytes": row.quota_gigabytes,
+            "snapshots": row.quota_snapshots,
+            "backups": row.quota_backups,
+        },
+        "created_at": iso(row.created_at),
+        "deleted_at": iso(row.deleted_at),
+    }
+
+
+def token(row: Any) -> View:
+    """A token, without its secret: only its hash is known."""
+    return {
+        "id": row.id,
+        "role": row.role,
+        "account_id": row.account_id,
+        "node_id": row.node_id,
+        "created_at": iso(row.created_at),
+    }

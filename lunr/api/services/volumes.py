@@ -1,0 +1,398 @@
+"""Volumes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import Connection, and_, bindparam, exists, select
+from sqlalchemy.orm import Session
+
+from lunr.api.services import accounts, placement, queue, views, volume_types
+from lunr.api.services.core import Core
+from lunr.api.services.listing import Listing, Query
+from lunr.common import errors, ids
+from lunr.common.states import Backup as BackupState
+from lunr.common.states import Job as JobState
+from lunr.common.states import Volume as State
+from lunr.db.models import Backup, Export, Job, Node, Snapshot, Volume, columns
+from lunr.db.transitions import move
+
+_ROWS = select(*columns(Volume), Export.status.label("export_status")).outerjoin_from(
+    Volume, Export, and_(Export.volume_id == Volume.id, Export.status != "DELETED")
+)
+_ONE = _ROWS.where(Volume.id == bindparam("id"), Volume.account_id == bindparam("account"))
+
+
+def _view(row: Any) -> views.View:
+    return views.volume(row, row.export_status)
+
+
+LISTING = Listing("volumes", Volume, _ROWS, _view, (Volume.created_at, Volume.id), Volume.id)
+
+
+@dataclass(frozen=True)
+class _Source:
+    """What a volume is made from: its size, and the node it must be on."""
+
+    size: int
+    node_id: str | None
+    kind: str
+
+
+class Volumes:
+    """What callers can do with volumes."""
+
+    def __init__(self, core: Core) -> None:
+        self._core = core
+
+    def list(self, query: Query) -> Any:
+        """A page of volumes."""
+        with self._core.db.read() as connection:
+            return LISTING.page(connection, query, self._core.settings.page_limit)
+
+    def get(self, account_id: str, id: str) -> Any:
+        """The volume.
+
+        Raises:
+            errors.NotFound: the account has none of that id.
+        """
+        with self._core.db.read() as connection:
+            return fetch(connection, account_id, id)
+
+    def create(
+        self, account_id: str, request: dict[str, Any], id: str | None = None
+    ) -> tuple[Any, bool]:
+        """Make a volume; the second of the answer is False if the same request made it before.
+
+        Args:
+            request: as in docs/api.md, checked for its types; what is missing has its default.
+            id: the caller's id; the same request may then come again.
+
+        Raises:
+            errors.InvalidField: the parameters exclude each other, or the type excludes the size.
+            errors.NotFound: account, type, source or a volume of the affinity are not there.
+            errors.IdInUse: there is another volume of that id.
+            errors.WrongState: the source is not ready.
+            errors.QuotaExceeded, errors.NoRoom: there is no room for it.
+        """
+        if id is not None:
+            ids.check(id)
+        return self._core.db.write(self._create, account_id, request, id)
+
+    def _create(
+        self, session: Session, account_id: str, request: dict[str, Any], id: str | None
+    ) -> tuple[Any, bool]:
+        account = accounts.lock(session, account_id)
+        if id is not None and (known := session.get(Volume, id)) is not None:
+            same_request("volume", known, account_id, request)
+            return fetch(session, account_id, id), False
+        source = _source(session, account_id, request)
+        size = request.get("size") or source.size
+        type_name = request.get("volume_type_name", "default")
+        _check_size(session, size, type_name, source)
+        accounts.check_volume_quota(session, self._core, account, 1, size)
+        avoid, avoid_groups = _affinity(session, account_id, request.get("affinity"))
+        wish = placement.Wish(
+            size, type_name, _the_node(source, request.get("force_node")), avoid, avoid_groups
+        )
+        volume = Volume(
+            id=id or ids.new(),
+            account_id=account_id,
+            name=request.get("name", ""),
+            size=size,
+            reserved=size,
+            volume_type_name=type_name,
+            node_id=placement.place(session, self._core, wish),
+            meta=request.get("metadata", {}),
+            request=request,
+            backup_id=request.get("backup"),
+            snapshot_id=request.get("snapshot"),
+            source_volume_id=request.get("source_volume"),
+        )
+        job = queue.add(
+            session,
+            self._core,
+            source.kind,
+            account_id=account_id,
+            subject_id=volume.id,
+            volume_id=volume.id,
+            node_id=volume.node_id,
+        )
+        volume.job_id = job.id
+        session.add(volume)
+        session.flush()
+        return views.volume(volume, None), True
+
+    def update(self, account_id: str, id: str, changes: dict[str, Any]) -> Any:
+        """Change ``name`` or ``metadata`` (replaced as a whole).
+
+        Raises:
+            errors.NotFound: the account has no such volume, or it is deleted.
+        """
+        return self._core.db.write(self._update, account_id, id, changes)
+
+    def _update(self, session: Session, account_id: str, id: str, changes: dict[str, Any]) -> Any:
+        volume = lock(session, account_id, id)
+        volume.name = changes.get("name", volume.name)
+        volume.meta = changes.get("metadata", volume.meta)
+        session.flush()
+        return fetch(session, account_id, id)
+
+    def extend(self, account_id: str, id: str, size: int) -> Any:
+        """Make a volume larger: `size` GiB.
+
+        Raises:
+            errors.NotFound: the account has no such volume.
+            errors.InvalidField: it is not larger then, or too large for its type.
+            errors.WrongState: it is not ACTIVE.
+            errors.InUse: it is exported, or a job is at work on it.
+            errors.QuotaExceeded, errors.NoRoom: there is no room for it.
+        """
+        return self._core.db.write(self._extend, account_id, id, size)
+
+    def _extend(self, session: Session, account_id: str, id: str, size: int) -> Any:
+        account = accounts.lock(session, account_id)
+        volume = lock(session, account_id, id)
+        require_idle(volume, "extend it")
+        _refuse_if(session, id, "it is exported", _exported(id))
+        if size <= volume.size:
+            raise errors.InvalidField(field="size", reason=f"the volume has {volume.size} GiB now")
+        _check_size(session, size, volume.volume_type_name, None)
+        accounts.check_volume_quota(session, self._core, account, 0, size - volume.size)
+        if not placement.reserve(session, volume.node_id, size - volume.size):
+            raise errors.NoRoom(reason=f"its node has no {size - volume.size} GiB left")
+        volume.reserved = size
+        volume.reason = None
+        self._queue(session, "volume.extend", volume, {"size": size})
+        return fetch(session, account_id, id)
+
+    def delete(self, account_id: str, id: str) -> Any:
+        """Delete a volume; one that is being deleted is answered as it is.
+
+        Raises:
+            errors.NotFound: the account has no such volume, or it is deleted.
+            errors.InUse: it is exported, has snapshots, or is being built, filled,
+                backed up or cloned.
+        """
+        return self._core.db.write(self._delete, account_id, id)
+
+    def _delete(self, session: Session, account_id: str, id: str) -> Any:
+        volume = lock(session, account_id, id)
+        if volume.status == State.DELETING:
+            return fetch(session, account_id, id)
+        if volume.status in (State.BUILDING, State.RESTORING):
+            raise errors.InUse(
+                kind="volume", id=id, reason=f"the job {volume.job_id} fills it; cancel that first"
+            )
+        if volume.status == State.ACTIVE:
+            require_idle(volume, "delete it")
+        _refuse_if(session, id, "it is exported", _exported(id))
+        _refuse_if(
+            session,
+            id,
+            "it has snapshots",
+            exists().where(Snapshot.volume_id == id, Snapshot.status != "DELETED"),
+        )
+        _refuse_if(
+            session,
+            id,
+            "a backup of it is running",
+            exists().where(
+                Backup.volume_id == id, Backup.status.in_((BackupState.NEW, BackupState.SAVING))
+            ),
+        )
+        _refuse_if(session, id, "it is being cloned", being_made(Volume.source_volume_id == id))
+        if volume.status == State.NEW and volume.job_id is not None:
+            drop_job(session, volume.job_id)
+        move(session, Volume, id, State.DELETING, "delete it", reason=None)
+        self._queue(session, "volume.delete", volume)
+        return fetch(session, account_id, id)
+
+    def _queue(
+        self, session: Session, kind: str, volume: Volume, data: dict[str, Any] | None = None
+    ) -> None:
+        job = queue.add(
+            session,
+            self._core,
+            kind,
+            account_id=volume.account_id,
+            subject_id=volume.id,
+            volume_id=volume.id,
+            node_id=volume.node_id,
+            data=data,
+        )
+        volume.job_id = job.id
+        session.flush()
+
+
+def fetch(reader: Session | Connection, account_id: str, id: str) -> Any:
+    """The volume as the API shows it.
+
+    Raises:
+        errors.NotFound: the account has none of that id.
+    """
+    row = reader.execute(_ONE, {"id": id, "account": account_id}).one_or_none()
+    if row is None:
+        raise errors.NotFound(kind="volume", id=id)
+    return _view(row)
+
+
+def lock(session: Session, account_id: str, id: str) -> Volume:
+    """The volume, locked until the end of the transaction.
+
+    Raises:
+        errors.NotFound: the account has none of that id, or it is deleted.
+    """
+    volume = session.scalar(
+        select(Volume)
+        .where(Volume.id == id, Volume.account_id == account_id, Volume.status != "DELETED")
+        .with_for_update(key_share=True)
+    )
+    if volume is None:
+        raise errors.NotFound(kind="volume", id=id)
+    return volume
+
+
+def require_idle(volume: Volume, action: str) -> None:
+    """Make sure that the volume is ACTIVE and no job is at work on it.
+
+    Raises:
+        errors.WrongState, errors.InUse: it is not, or one is.
+    """
+    if volume.status != State.ACTIVE:
+        raise errors.WrongState(
+            kind="volume", id=volume.id, state=volume.status, action=action, needed=State.ACTIVE
+        )
+    if volume.job_id is not None:
+        raise errors.InUse(
+            kind="volume", id=volume.id, reason=f"the job {volume.job_id} is at work on it"
+        )
+
+
+def same_request(kind: str, known: Any, account_id: str, request: dict[str, Any]) -> None:
+    """Make sure that a PUT of an id that is taken is the PUT that made the record.
+
+    Raises:
+        errors.IdInUse: it is not. What another account's record is like is not told.
+    """
+    if known.account_id != account_id:
+        raise errors.IdInUse(kind=kind, id=known.id, differs="choose another id")
+    if known.status == "DELETED":
+        raise errors.IdInUse(kind=kind, id=known.id, differs="it is deleted")
+    names = request.keys() | known.request.keys()
+    differs = sorted(name for name in names if request.get(name) != known.request.get(name))
+    if differs:
+        raise errors.IdInUse(kind=kind, id=known.id, differs=", ".join(differs))
+
+
+def being_made(source: Any) -> Any:
+    """Whether there are volumes still being made from `source` (a condition)."""
+    making = (State.NEW, State.BUILDING, State.RESTORING)
+    return exists().where(source, Volume.status.in_(making))
+
+
+def drop_job(session: Session, id: str) -> None:
+    """Cancel a job that has not begun and whose subject is about to be deleted.
+
+    Raises:
+        errors.WrongState: it has begun.
+    """
+    move(session, Job, id, JobState.CANCELLED, "drop it", only=(JobState.QUEUED,))
+
+
+def _exported(id: str) -> Any:
+    return exists().where(Export.volume_id == id, Export.status != "DELETED")
+
+
+def _refuse_if(session: Session, id: str, reason: str, condition: Any) -> None:
+    if session.scalar(select(condition)):
+        raise errors.InUse(kind="volume", id=id, reason=reason)
+
+
+def _source(session: Session, account_id: str, request: dict[str, Any]) -> _Source:
+    given = [name for name in ("backup", "snapshot", "source_volume") if request.get(name)]
+    if len(given) > 1:
+        raise errors.InvalidField(
+            field=given[1], reason=f"a volume is made from one thing, and {given[0]} is given too"
+        )
+    if not given:
+        if request.get("size") is None:
+            raise errors.InvalidField(field="size", reason="it is needed")
+        return _Source(0, None, "volume.create")
+    id = request[given[0]]
+    record: Any
+    if given[0] == "source_volume":
+        record = lock(session, account_id, id)
+        require_idle(record, "clone it")
+        return _Source(record.size, record.node_id, "volume.clone")
+    model = Backup if given[0] == "backup" else Snapshot
+    # Locked: nobody deletes it while a volume is being made from it.
+    record = session.scalar(
+        select(model)
+        .where(model.id == id, model.account_id == account_id, model.status != "DELETED")
+        .with_for_update(key_share=True)
+    )
+    if record is None:
+        raise errors.NotFound(kind=given[0], id=id)
+    if record.status != BackupState.AVAILABLE:
+        raise errors.WrongState(
+            kind=given[0],
+            id=id,
+            state=record.status,
+            action="make a volume from it",
+            needed=BackupState.AVAILABLE,
+        )
+    if given[0] == "snapshot":
+        return _Source(record.size, record.node_id, "volume.clone")
+    return _Source(record.size, None, "volume.restore")
+
+
+def _check_size(session: Session, size: int, type_name: str, source: _Source | None) -> None:
+    kind = volume_types.require(session, type_name)
+    if source is not None and size < source.size:
+        raise errors.InvalidField(
+            field="size", reason=f"what it is made from has {source.size} GiB"
+        )
+    if not kind.min_size <= size <= kind.max_size:
+        raise errors.InvalidField(
+            field="size",
+            reason=f"volumes of the type {type_name} have {kind.min_size} to {kind.max_size} GiB",
+        )
+
+
+def _the_node(source: _Source, forced: str | None) -> str | None:
+    if forced and source.node_id and forced != source.node_id:
+        raise errors.InvalidField(
+            field="force_node", reason=f"a clone is made where its source is, on {source.node_id}"
+        )
+    return forced or source.node_id
+
+
+def _affinity(session: Session, account_id: str, affinity: str | None) -> tuple[set[str], set[str]]:
+    """The nodes and the groups to stay away from."""
+    if not affinity:
+        return set(), set()
+    word, _, names = affinity.partition(":")
+    if word not in ("different_node", "different_group"):
+        raise errors.InvalidField(
+            field="affinity", reason="it is different_node:ID[,ID] or different_group:ID[,ID]"
+        )
+    wanted = {ids.check(name, "affinity") for name in names.split(",")}
+    found = dict(
+        session.execute(
+            select(Volume.id, Volume.node_id).where(
+                Volume.id.in_(wanted), Volume.account_id == account_id
+            )
+        )
+        .tuples()
+        .all()
+    )
+    if missing := wanted - found.keys():
+        raise errors.NotFound(kind="volume", id=sorted(missing)[0])
+    nodes = set(found.values())
+    if word == "different_node":
+        return nodes, set()
+    groups = session.scalars(select(Node.group).where(Node.id.in_(nodes), Node.group != ""))
+    # A node without a group is a group of its own.
+    return nodes, set(groups)

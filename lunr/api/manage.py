@@ -16,16 +16,10 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import click
 
-from lunr.api.services.accounts import Accounts
-from lunr.api.services.core import Core, Settings
+from lunr.api.services import Services
 from lunr.api.services.listing import Query
-from lunr.api.services.nodes import Nodes
-from lunr.api.services.tokens import Tokens
-from lunr.api.services.vault import Vault
-from lunr.api.services.volume_types import VolumeTypes
 from lunr.common import config, errors
 from lunr.db import migrate
-from lunr.db.session import Database
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -46,48 +40,24 @@ class Context:
         return config.load([f"--config-file={file}" for file in self.files], "lunr-manage")
 
     @cached_property
-    def core(self) -> Core:
-        """The services' common ground, on a database that has the right schema."""
-        database = Database(self.conf.database.connection, self.conf.database.pool_size)
-        migrate.check(database)
-        vault = Vault(self.conf.api.secret_key_file)
-        return Core(db=database, settings=Settings.of(self.conf), vault=vault)
-
-    @property
-    def accounts(self) -> Accounts:
-        """The accounts."""
-        return Accounts(self.core)
-
-    @property
-    def tokens(self) -> Tokens:
-        """The tokens."""
-        return Tokens(self.core)
-
-    @property
-    def nodes(self) -> Nodes:
-        """The storage nodes."""
-        return Nodes(self.core)
-
-    @property
-    def types(self) -> VolumeTypes:
-        """The volume types."""
-        return VolumeTypes(self.core)
+    def services(self) -> Services:
+        """The services, on a database that has the schema they need."""
+        services = Services.of(self.conf)
+        migrate.check(services.core.db)
+        return services
 
 
-def _command(
-    function: Callable[Concatenate[Context, P], None],
-) -> Callable[Concatenate[Context, P], None]:
+def _command(function: Callable[Concatenate[Context, P], None]) -> Callable[P, None]:
     """Give the command its context, and turn lunr's errors into one line."""
 
-    @click.pass_obj
     @wraps(function)
-    def run(context: Context, *args: P.args, **kwargs: P.kwargs) -> None:
+    def run(context: Context, /, *args: P.args, **kwargs: P.kwargs) -> None:
         try:
             function(context, *args, **kwargs)
         except errors.LunrError as error:
             raise click.ClickException(str(error)) from error
 
-    return run
+    return click.pass_obj(run)
 
 
 def _show(value: Any) -> None:
@@ -169,7 +139,7 @@ def upgrade(context: Context) -> None:
 @_command
 def check(context: Context) -> None:
     """Say whether the database can be used by this version (exit code 1: it can't)."""
-    migrate.check(Database(context.conf.database.connection))
+    _ = context.services
     click.echo("The database is ready.")
 
 
@@ -186,14 +156,14 @@ def account() -> None:
 @_command
 def account_create(context: Context, id: str) -> None:
     """Make the account ID."""
-    _show(context.accounts.create(id))
+    _show(context.services.accounts.create(id))
 
 
 @account.command("list")
 @_command
 def account_list(context: Context) -> None:
     """List the accounts."""
-    _show(context.accounts.list(Query())["accounts"])
+    _show(context.services.accounts.list(Query())["accounts"])
 
 
 @main.group()
@@ -207,7 +177,7 @@ def token() -> None:
 @_command
 def token_create(context: Context, account: str, role: str) -> None:
     """Make a token of ACCOUNT and print it; it can't be shown again."""
-    _show(context.tokens.create(account, role))
+    _show(context.services.tokens.create(account, role))
 
 
 @token.command("list")
@@ -215,7 +185,7 @@ def token_create(context: Context, account: str, role: str) -> None:
 @_command
 def token_list(context: Context, account: str) -> None:
     """List the tokens of ACCOUNT (not their secrets)."""
-    _show(context.tokens.list(account)["tokens"])
+    _show(context.services.tokens.list(account)["tokens"])
 
 
 @token.command("revoke")
@@ -224,7 +194,7 @@ def token_list(context: Context, account: str) -> None:
 @_command
 def token_revoke(context: Context, account: str, token_id: str) -> None:
     """Make a token worthless, within seconds."""
-    context.tokens.revoke(account, token_id)
+    context.services.tokens.revoke(account, token_id)
 
 
 @main.group()
@@ -237,11 +207,9 @@ def node() -> None:
 @click.option("--volume-type", "types", multiple=True, default=[DEFAULT_TYPE], show_default=True)
 @click.option("--token-file", type=click.Path(dir_okay=False, path_type=Path))
 @_command
-def node_create(
-    context: Context, id: str, types: tuple[str, ...], token_file: Path | None
-) -> None:
+def node_create(context: Context, id: str, types: tuple[str, ...], token_file: Path | None) -> None:
     """Make the storage node ID; its token is written to --token-file, or printed."""
-    made = context.nodes.create(id, volume_types=list(types))
+    made = context.services.nodes.create(id, volume_types=list(types))
     if token_file:
         _write_private(token_file, made.pop("token") + "\n")
     _show(made)
@@ -251,7 +219,7 @@ def node_create(
 @_command
 def node_list(context: Context) -> None:
     """List the storage nodes."""
-    _show(context.nodes.list(Query())["nodes"])
+    _show(context.services.nodes.list(Query())["nodes"])
 
 
 # --- all at once ---------------------------------------------------------------------
@@ -273,14 +241,14 @@ def bootstrap(context: Context, account: str, node: str, url: str, openrc: Path)
     for file in (conf.store.key_file, conf.api.secret_key_file):
         _make_key(Path(file))
     migrate.upgrade(conf.database.connection)
-    _unless_there(context.types.create, DEFAULT_TYPE)
-    _unless_there(context.accounts.create, account)
+    _unless_there(context.services.volume_types.create, DEFAULT_TYPE)
+    _unless_there(context.services.accounts.create, account)
     token_file = Path(conf.node.token_file)
     if not token_file.exists():
-        made = _unless_there(context.nodes.create, node, volume_types=[DEFAULT_TYPE])
-        made = made or context.tokens.create_for_node(node)
+        made = _unless_there(context.services.nodes.create, node, volume_types=[DEFAULT_TYPE])
+        made = made or context.services.tokens.create_for_node(node)
         _write_private(token_file, made["token"] + "\n")
-    secret = _openrc_token(openrc) or context.tokens.create(account, "admin")["token"]
+    secret = _openrc_token(openrc) or context.services.tokens.create(account, "admin")["token"]
     text = f"export LUNR_URL={url}\nexport LUNR_ACCOUNT={account}\nexport LUNR_TOKEN={secret}\n"
     _write_private(openrc, text)
 

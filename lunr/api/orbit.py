@@ -1,0 +1,102 @@
+"""``lunr-orbit``, the housekeeper: sees to what nobody asks for.
+
+Each round it gives jobs out again whose node fell silent, marks such nodes
+DOWN, repairs and purges records, and collects the garbage of the accounts that
+are due. Several may run against one database: every duty can be done twice.
+"""
+
+from __future__ import annotations
+
+import logging
+import signal
+import threading
+from collections.abc import Iterator, Sequence
+
+import click
+
+from lunr.api.services import Services
+from lunr.common import config, errors, log, times
+from lunr.db import migrate
+
+logger = logging.getLogger(__name__)
+
+
+class Housekeeper:
+    """The duties, done again every `[orbit] interval` seconds."""
+
+    def __init__(self, services: Services, options: config.ConfigOpts) -> None:
+        self._services = services
+        self._interval: int = options.orbit.interval
+        self._collect_interval: int = options.orbit.collect_interval
+        self._keep_records: int = options.orbit.keep_records
+
+    def run(self, stopping: threading.Event) -> None:
+        """Do rounds until `stopping` is set."""
+        while not stopping.is_set():
+            self.round()
+            stopping.wait(self._interval)
+
+    def round(self) -> None:
+        """Do every duty once; one that fails is logged, and tried again in the next round."""
+        for duty in (self._leases, self._nodes, self._repair, self._collect, self._purge):
+            try:
+                for done in duty():
+                    logger.info("%s", done)
+            except errors.LunrError as error:
+                logger.warning("%s: %s", duty.__name__.strip("_"), error)
+            except Exception:  # a defect in one duty must not keep the others from being done
+                logger.exception("%s failed", duty.__name__.strip("_"))
+
+    def _leases(self) -> Iterator[str]:
+        if count := self._services.claims.expire(times.now()):
+            yield f"{count} jobs had lost their node, their leases ran out"
+
+    def _nodes(self) -> Iterator[str]:
+        for id in self._services.nodes.mark_down(times.now()):
+            yield f"node {id} is DOWN"
+
+    def _repair(self) -> Iterator[str]:
+        for id in self._services.upkeep.repair():
+            yield f"{id} had lost its job"
+
+    def _collect(self) -> Iterator[str]:
+        for account in self._services.collect.due(times.now(), self._collect_interval):
+            job = self._services.collect.request(account)
+            yield f"garbage collection of account {account} is job {job['id']}"
+
+    def _purge(self) -> Iterator[str]:
+        if count := self._services.upkeep.purge(times.now(), self._keep_records):
+            yield f"{count} old records are purged"
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.option(
+    "--config-file",
+    "files",
+    multiple=True,
+    type=click.Path(exists=True, dir_okay=False),
+    help="Configuration, as for lunr-api.  [/etc/lunr/lunr.conf]",
+)
+@click.option("--once", is_flag=True, help="Do one round and end, for a timer instead of a daemon.")
+def main(files: Sequence[str], once: bool) -> None:
+    """Run lunr's housekeeper: leases, silent nodes, garbage collection, old records."""
+    try:
+        options = config.load([f"--config-file={file}" for file in files], "lunr-orbit")
+        log.setup(options.log_level, options.log_style)
+        services = Services.of(options)
+        migrate.check(services.core.db)
+    except errors.LunrError as error:
+        raise click.ClickException(str(error)) from error
+    housekeeper = Housekeeper(services, options)
+    if once:
+        housekeeper.round()
+        return
+    stopping = threading.Event()
+    for sig in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(sig, lambda *_: stopping.set())
+    logger.info("The housekeeper is at work")
+    housekeeper.run(stopping)
+
+
+if __name__ == "__main__":
+    main()

@@ -79,7 +79,7 @@ class BackupMissing(NotFound):
 
 
 class SessionLost(LunrError):
-    """The save was out of touch with the store for too long to be finished safely. Start it again."""
+    """The save was out of touch with the store for too long to end safely: start it again."""
 
     code = "session_lost"
     retry = True

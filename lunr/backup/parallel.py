@@ -31,13 +31,10 @@ def each(
         Cancelled: `cancel` was set.
     """
     cancel = cancel or threading.Event()
-    source = iter(items)
     if threads == 1:
-        for item in source:
-            if cancel.is_set():
-                raise Cancelled
-            work(item)
+        _in_turn(items, work, cancel)
         return
+    source = iter(items)
     lock = threading.Lock()
     stop = threading.Event()
     failures: list[BaseException] = []
@@ -59,11 +56,7 @@ def each(
     for worker in workers:
         worker.start()
     try:
-        for worker in workers:
-            while worker.is_alive():
-                worker.join(0.1)
-                if cancel.is_set():
-                    raise Cancelled
+        _wait(workers, cancel)
     finally:
         stop.set()
         deadline = time.monotonic() + _PATIENCE
@@ -71,3 +64,18 @@ def each(
             worker.join(max(0.0, deadline - time.monotonic()))
     if failures:
         raise failures[0]
+
+
+def _in_turn(items: Iterable[T], work: Callable[[T], None], cancel: threading.Event) -> None:
+    for item in items:
+        if cancel.is_set():
+            raise Cancelled
+        work(item)
+
+
+def _wait(workers: Iterable[threading.Thread], cancel: threading.Event) -> None:
+    for worker in workers:
+        while worker.is_alive():
+            worker.join(0.1)
+            if cancel.is_set():
+                raise Cancelled

@@ -162,7 +162,7 @@ class _Save:
         return Root(
             backup_id=self._backup.backup_id,
             volume_id=self._backup.volume_id,
-            parent_id=parent and parent.backup_id,
+            parent_id=parent.backup_id if parent else None,
             size_bytes=size,
             created_at=self._backup.created_at,
             geometry=self._geometry,

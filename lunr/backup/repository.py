@@ -115,7 +115,7 @@ class Repository:
         if first + count > len(index.hashes):
             raise errors.CorruptObject(
                 name=name,
-                reason=f"blocks {first} to {first + count} were wanted, it has {len(index.hashes)}.",
+                reason=f"blocks {first} to {first + count} of {len(index.hashes)} were wanted.",
             )
         start, end = index.ends[first], index.ends[first + count]
         frames = self.store.get(name, start, end - start)
@@ -162,16 +162,16 @@ class Repository:
             hashes[whole:] = blocks.hash_blocks(memoryview(data)[whole * size :], size, self.keys)
         for piece in entry.pieces:
             index, plain = self.load_blocks(
-                piece.patch, Kind.PATCH, piece.first_in_patch, piece.count
+                piece.patch, Kind.PATCH, piece.first_in_patch, piece.blocks
             )
-            start, end = piece.first * size, min((piece.first + piece.count) * size, length)
+            start, end = piece.first * size, min((piece.first + piece.blocks) * size, length)
             if end - start != len(plain) or index.block_size != size:
                 raise errors.CorruptObject(
                     name=piece.patch.name(Kind.PATCH), reason="its blocks do not fit their chunk."
                 )
             data[start:end] = plain
-            hashes[piece.first : piece.first + piece.count] = index.hashes[
-                piece.first_in_patch : piece.first_in_patch + piece.count
+            hashes[piece.first : piece.first + piece.blocks] = index.hashes[
+                piece.first_in_patch : piece.first_in_patch + piece.blocks
             ]
         if blocks.content_hash(hashes, self.keys) != entry.hash:
             raise errors.CorruptObject(

@@ -13,6 +13,7 @@ from lunr.backup.format.names import Geometry, Ref
 from lunr.backup.format.segments import Patched
 from lunr.backup.pipeline import Progress
 from lunr.backup.repository import Repository
+from lunr.common.errors import LunrError
 
 logger = logging.getLogger(__name__)
 
@@ -62,14 +63,14 @@ def verify(
 
 class _Verify:
     def __init__(self, repository: Repository, progress: Progress | None) -> None:
-        self.bad: dict[str, errors.LunrError] = {}
+        self.bad: dict[str, LunrError] = {}
         self.checked = self.bytes_read = 0
         self._repository = repository
         self._progress = progress or (lambda _done, _total: None)
         self._lock = threading.Lock()
         self._done = self._total = 0
 
-    def _report(self, error: errors.LunrError) -> None:
+    def _report(self, error: LunrError) -> None:
         with self._lock:
             if str(error) not in self.bad:
                 logger.error("%s", error)

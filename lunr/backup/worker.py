@@ -217,9 +217,9 @@ def main() -> int:
 
     try:
         task = json.loads(line)
-        if not isinstance(task, dict):
-            raise ValueError("not an object")  # noqa: TRY004 - it is input, not a mistake of ours
     except ValueError:
+        task = None
+    if not isinstance(task, dict):
         error = errors.BadRequest(reason="the task is not a JSON object.")
         reporter.event("failed", **error.as_dict())
         return 1

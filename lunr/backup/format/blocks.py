@@ -264,11 +264,11 @@ def read_blocks(
     stored = True
     key = keys.block
     for block in blocks:
-        frame: Buffer = view[index.ends[block] - base : index.ends[block + 1] - base]
+        frame = view[index.ends[block] - base : index.ends[block + 1] - base]
         length = index.block_length(block)
         if index.compressed[block]:
             stored = False
-            frame = _decompress(frame, length, f"{name} (block {block})")
+            frame = memoryview(_decompress(frame, length, f"{name} (block {block})"))
         if blake3(frame, key=key).digest() != index.hashes[block]:
             raise errors.CorruptObject(
                 name=name, reason=f"the bytes of block {block} do not match their hash."
@@ -277,7 +277,7 @@ def read_blocks(
     return view if stored else b"".join(plain)
 
 
-def _decompress(frame: Buffer, length: int, name: str) -> bytes:
+def _decompress(frame: memoryview, length: int, name: str) -> bytes:
     try:
         # Ask first: the library would allocate whatever a forged frame claims.
         if zstandard.frame_content_size(frame) != length:

@@ -34,10 +34,10 @@ _ZERO, _WHOLE, _PATCHED_BASE, _PATCHED_ZERO = range(4)
 
 
 class Piece(NamedTuple):
-    """Blocks `first` to `first + count` of a chunk are those of `patch` from `first_in_patch` on."""
+    """Of a chunk, `blocks` blocks from `first` on are those of `patch` from `first_in_patch` on."""
 
     first: int
-    count: int
+    blocks: int
     patch: Ref
     first_in_patch: int
 
@@ -96,7 +96,7 @@ def _body(entries: Sequence[Entry]) -> bytes:
             parts.append(_COUNT.pack(len(entry.pieces)))
             for piece in entry.pieces:
                 number = patches.setdefault(piece.patch, len(patches))
-                parts.append(_PIECE.pack(piece.first, piece.count, number, piece.first_in_patch))
+                parts.append(_PIECE.pack(piece.first, piece.blocks, number, piece.first_in_patch))
     table = [pack(ref) for ref in patches]
     if len(tokens) > 0xFFFF or len(patches) > 0xFFFF:
         raise ValueError("a segment can't name more than 65535 sessions or patches")

@@ -8,7 +8,6 @@ Who calls sees to it that only one job works on a volume at a time.
 from __future__ import annotations
 
 import abc
-from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -76,11 +75,15 @@ class Pool(abc.ABC):
 
     @abc.abstractmethod
     def capacity(self) -> Capacity:
-        """How much may be promised, and how much is free."""
+        """How much may be promised, and how much is free.
+
+        Raises:
+            PoolUnusable: the pool does not say.
+        """
 
     @abc.abstractmethod
-    def volumes(self) -> Mapping[str, int]:
-        """The volumes that are there, with their sizes in bytes."""
+    def volumes(self) -> frozenset[str]:
+        """The ids of the volumes that are there."""
 
     @abc.abstractmethod
     def snapshots(self) -> frozenset[Snapshot]:
@@ -135,6 +138,14 @@ class Pool(abc.ABC):
     @abc.abstractmethod
     def delete_snapshot(self, snapshot: Snapshot) -> None:
         """Remove the snapshot."""
+
+    @abc.abstractmethod
+    def size(self, subject: str | Snapshot) -> int:
+        """Bytes of a volume or snapshot.
+
+        Raises:
+            errors.NotFound: it is not there.
+        """
 
     @abc.abstractmethod
     def path(self, subject: str | Snapshot) -> Path:

@@ -25,7 +25,7 @@ import logging
 import os
 import secrets
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from lunr.common import concurrency, errors, ids, units
@@ -131,21 +131,20 @@ class FilesPool(Pool):
 
     def capacity(self) -> Capacity:
         """Room of the file system; of an image, no more than the disk below can hold."""
-        inside = os.statvfs(self._ready())
-        total, free = inside.f_blocks * inside.f_frsize, inside.f_bavail * inside.f_frsize
-        if self._ready() != self.folder:
-            below = os.statvfs(self.folder)
-            below_free = below.f_bavail * below.f_frsize
-            image = self.image.stat().st_blocks * 512
-            total, free = min(total, image + below_free), min(free, below_free)
+        try:
+            total, free = _room(self._ready())
+            if self._root != self.folder:
+                _, below = _room(self.folder)
+                image = self.image.stat().st_blocks * 512
+                total, free = min(total, image + below), min(free, below)
+        except OSError as error:
+            raise PoolUnusable(path=self.folder, reason=str(error)) from error
         return Capacity(int(total * self._overcommit), free)
 
-    def volumes(self) -> Mapping[str, int]:
+    def volumes(self) -> frozenset[str]:
         """The files in ``volumes``."""
-        with os.scandir(self._folder("volumes")) as entries:
-            return {
-                entry.name: entry.stat().st_size for entry in entries if ids.is_valid(entry.name)
-            }
+        names = (path.name for path in self._folder("volumes").iterdir())
+        return frozenset(name for name in names if ids.is_valid(name))
 
     def snapshots(self) -> frozenset[Snapshot]:
         """The files in ``snapshots`` and ``backups``."""
@@ -156,6 +155,10 @@ class FilesPool(Pool):
                 if ids.is_valid(volume_id) and ids.is_valid(snapshot_id):
                     found.add(Snapshot(volume_id, snapshot_id, purpose))
         return frozenset(found)
+
+    def size(self, subject: str | Snapshot) -> int:
+        """The length of the file."""
+        return self.path(subject).stat().st_size
 
     def path(self, subject: str | Snapshot) -> Path:
         """The file of a volume or snapshot that is there."""
@@ -292,6 +295,12 @@ def _clone(origin: Path, new: int, subject: str | Snapshot) -> int:
         return os.fstat(new).st_size
     finally:
         os.close(source)
+
+
+def _room(folder: Path) -> tuple[int, int]:
+    """Bytes of the file system that `folder` is on: in all, and free."""
+    room = os.statvfs(folder)
+    return room.f_blocks * room.f_frsize, room.f_bavail * room.f_frsize
 
 
 def _not_found(subject: str | Snapshot) -> errors.NotFound:

@@ -1,0 +1,213 @@
+"""The agent: makes a node what the API says it should be, and does the API's jobs.
+
+Threads: one beats (tells the API that the node lives), one watches the exports,
+and a few claim jobs: `quick_workers` those that are done in moments,
+`data_workers` those that move data, so that a long backup keeps nobody waiting
+for an export.
+"""
+
+from __future__ import annotations
+
+import logging
+import socket
+import threading
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
+
+from lunr import __version__
+from lunr.common import errors, ids
+from lunr.storage.api_client import ApiClient
+from lunr.storage.backoff import Backoff
+from lunr.storage.job import Job, Stop
+from lunr.storage.jobs import DATA, QUICK, Handler, Node
+from lunr.storage.metrics import Metrics
+from lunr.storage.pools.base import Purpose
+from lunr.storage.supervisor import Supervisor
+from lunr.storage.targets.base import Target, TargetUnavailable
+
+_log = logging.getLogger(__name__)
+T = TypeVar("T")
+
+#: Seconds that a claim waits at the API for a job.
+CLAIM_WAIT = 30
+#: Seconds between two looks at the target.
+WATCH_INTERVAL = 1.0
+#: Seconds that jobs are given to end when the agent is told to stop.
+STOP_TIMEOUT = 10.0
+
+
+class Agent:
+    """One storage node at work. `start` returns when it claims jobs; `stop` ends it."""
+
+    def __init__(
+        self,
+        node: Node,
+        target: Target,
+        api: ApiClient,
+        portal: str,
+        *,
+        heartbeat: float,
+        quick_workers: int,
+        data_workers: int,
+        metrics: Metrics,
+    ) -> None:
+        self.node = node
+        self._target = target
+        self._api = api
+        self._portal = portal
+        self._heartbeat = heartbeat
+        self._workers = {"quick": (quick_workers, QUICK), "data": (data_workers, DATA)}
+        self._stopping = threading.Event()
+        self._beat_now = threading.Event()
+        self._threads: list[threading.Thread] = []
+        self.supervisor = Supervisor(node, api, {**QUICK, **DATA}, metrics, self._stopping)
+
+    def start(self) -> None:
+        """Make the node ready, agree with the API on what there is, then begin to work.
+
+        Raises:
+            PoolUnusable, CommandFailed: the pool can't be made ready.
+            errors.RemoteError: the API does not know this node or its token.
+        """
+        pool = self.node.pool
+        pool.check()
+        pool.clean()
+        self._persist(self._target.check)
+        self._reconcile()
+        self._beat()
+        self._start("watch", self._watch)
+        self._start("heartbeat", self._beats)
+        for name, (count, handlers) in self._workers.items():
+            for number in range(count):
+                self._start(f"{name}-{number}", self._claims, handlers)
+        _log.info("the node is ready")
+
+    def stop(self) -> None:
+        """Claim nothing more, let short jobs end, and stop the others where they are.
+
+        Their jobs are queued again when the agent is started next. Targets and
+        mounts stay: initiators go on.
+        """
+        self._stopping.set()
+        self._beat_now.set()
+        self.supervisor.wait_idle(STOP_TIMEOUT, lambda job: job.kind in QUICK)
+        for job in self.supervisor.running():
+            job.stop(Stop.LOST)
+        self.supervisor.wait_idle(STOP_TIMEOUT, lambda job: job.kind in DATA)
+
+    # --- agreeing with the API ---------------------------------------------------
+
+    def _reconcile(self) -> None:
+        pool, exports = self.node.pool, self.node.exports
+        volumes = pool.volumes()
+        snapshots = pool.snapshots()
+        present = exports.present()
+        users = sorted({snap.id for snap in snapshots if snap.purpose is Purpose.USER})
+        found = {"volumes": sorted(volumes), "snapshots": users, "exports": sorted(present)}
+        truth = self._persist(lambda: self._api.reconcile(found))
+
+        queued = {(str(job["kind"]), str(job["subject_id"])) for job in truth["jobs"]}
+        for snap in snapshots:
+            doomed = (
+                ("backup.save", snap.id) not in queued
+                if snap.purpose is Purpose.BACKUP
+                else snap.id in truth["delete"]["snapshots"]
+            )
+            if doomed:
+                _log.info("removing snapshot %s of volume %s", snap.id, snap.volume_id)
+                pool.delete_snapshot(snap)
+        for volume_id in truth["delete"]["volumes"]:
+            _log.info("removing volume %s, which was deleted", volume_id)
+            exports.detach(ids.check(volume_id), force=True)
+            pool.delete(volume_id)
+        for kind, unknown in truth["unknown"].items():
+            for subject in unknown:
+                _log.warning("no record knows %s %s; it is left alone", kind, subject)
+        for volume in truth["volumes"]:
+            if volume["id"] not in volumes:
+                _log.error("volume %s ought to be here and is not", volume["id"])
+        exports.restore(truth["exports"])
+        wanted = {export["volume_id"] for export in truth["exports"]}
+        self._remove_stray(present.keys() - wanted, queued)
+
+    def _remove_stray(self, strays: set[str], queued: set[tuple[str, str]]) -> None:
+        """Remove exports that nobody asked for, unless a job about them is to come."""
+        for volume_id in strays:
+            if {("export.create", volume_id), ("export.delete", volume_id)} & queued:
+                continue
+            _log.warning("removing the export of volume %s: nobody asked for it", volume_id)
+            try:
+                self.node.exports.detach(volume_id)
+            except errors.LunrError as error:
+                _log.error("%s", error)
+
+    def _report(self) -> dict[str, Any]:
+        capacity = self.node.pool.capacity()
+        return {
+            "hostname": socket.gethostname(),
+            "portal": self._portal,
+            "pool": self.node.pool.name,
+            "target": self._target.name,
+            "capacity_bytes": capacity.capacity_bytes,
+            "free_bytes": capacity.free_bytes,
+            "version": __version__,
+            "sessions": self.node.exports.sessions(),
+        }
+
+    # --- threads -----------------------------------------------------------------
+
+    def _start(self, name: str, work: Callable[..., None], *args: Any) -> None:
+        thread = threading.Thread(target=work, args=args, name=name, daemon=True)
+        self._threads.append(thread)
+        thread.start()
+
+    def _persist(self, call: Callable[[], T]) -> T:
+        """Call until the API or the target answers."""
+        backoff = Backoff(self._stopping)
+        while True:
+            try:
+                result = call()
+            except (errors.Unavailable, TargetUnavailable) as error:
+                if not backoff.wait(error):
+                    raise
+            else:
+                backoff.over()
+                return result
+
+    def _beat(self) -> None:
+        self._beat_now.clear()
+        self._persist(lambda: self._api.heartbeat(self._report()))
+
+    def _beats(self) -> None:
+        backoff = Backoff(self._stopping)
+        while not self._stopping.is_set():
+            self._beat_now.wait(self._heartbeat)
+            try:
+                self._beat()
+                backoff.over()
+            except errors.LunrError as error:
+                backoff.wait(error)
+
+    def _watch(self) -> None:
+        backoff = Backoff(self._stopping)
+        while not self._stopping.wait(WATCH_INTERVAL):
+            try:
+                if self.node.exports.watch():
+                    self._beat_now.set()
+                backoff.over()
+            except errors.LunrError as error:
+                backoff.wait(error)
+
+    def _claims(self, handlers: Mapping[str, Handler]) -> None:
+        backoff = Backoff(self._stopping)
+        while not self._stopping.is_set():
+            try:
+                claimed = self._api.claim(handlers, CLAIM_WAIT)
+                job = None if claimed is None else Job(claimed)
+                backoff.over()
+            except (errors.LunrError, KeyError, TypeError, ValueError) as error:
+                backoff.wait(error)  # the API is away, or what it said is no job
+                continue
+            # A job that comes after the stop is queued again by the next start's reconcile.
+            if job is not None and not self._stopping.is_set():
+                self.supervisor.do(job)

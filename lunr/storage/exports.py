@@ -1,0 +1,86 @@
+"""Keeps the exports of a node as they ought to be."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from lunr.common import errors, ids
+from lunr.storage.pools.base import Pool
+from lunr.storage.targets.base import Export, Session, Target
+
+_log = logging.getLogger(__name__)
+
+Sessions = Mapping[str, list[Session]]
+
+
+class Exports:
+    """What `target` is to export of `pool`, put back whenever it is gone."""
+
+    def __init__(self, pool: Pool, target: Target) -> None:
+        self._pool = pool
+        self._target = target
+        self._wanted: dict[str, Export] = {}
+        self._lock = threading.Lock()
+        self._sessions: Sessions = {}
+
+    def attach(self, volume_id: str, wanted: Mapping[str, Any]) -> None:
+        """Export the volume as `wanted`: the payload of ``export.create``."""
+        export = Export(
+            volume_id=ids.check(volume_id, "volume_id"),
+            path=self._pool.path(volume_id),
+            **{name: wanted[name] for name in ("iqn", "lun", "username", "password", "serial")},
+            initiator=wanted.get("initiator"),
+            ip=wanted.get("ip"),
+        )
+        with self._lock:
+            self._target.ensure(export)
+            self._wanted[volume_id] = export
+
+    def detach(self, volume_id: str, force: bool = False) -> None:
+        """Stop exporting the volume.
+
+        Raises:
+            errors.InUse: an initiator is logged in, and not `force`.
+        """
+        with self._lock:
+            self._target.remove(volume_id, force)
+            self._wanted.pop(volume_id, None)
+
+    def restore(self, exports: Iterable[Mapping[str, Any]]) -> None:
+        """Export all of `exports`, as far as possible; log what is not."""
+        for wanted in exports:
+            volume_id = str(wanted["volume_id"])
+            try:
+                self.attach(volume_id, wanted)
+            except errors.LunrError as error:
+                _log.error("volume %s can't be exported: %s", volume_id, error)
+
+    def present(self) -> Sessions:
+        """The volumes that are exported now, and who is logged in."""
+        return self._target.exports()
+
+    def sessions(self) -> Sessions:
+        """Who was logged in when `watch` looked last."""
+        return self._sessions
+
+    def watch(self) -> bool:
+        """Look at the target once, put back what is missing; returns whether sessions changed.
+
+        Raises:
+            TargetUnavailable: it can't be reached.
+        """
+        with self._lock:
+            there = self._target.exports()
+            for volume_id in self._wanted.keys() - there.keys():
+                _log.warning("the export of volume %s is gone; putting it back", volume_id)
+                try:
+                    self._target.ensure(self._wanted[volume_id])
+                except errors.LunrError as error:
+                    _log.error("volume %s can't be exported: %s", volume_id, error)
+        sessions = {volume_id: who for volume_id, who in there.items() if who}
+        changed = sessions != self._sessions
+        self._sessions = sessions
+        return changed

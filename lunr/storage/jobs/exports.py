@@ -1,0 +1,16 @@
+"""Jobs on exports."""
+
+from __future__ import annotations
+
+from lunr.storage.job import Job
+from lunr.storage.jobs.node import Node
+
+
+def create(node: Node, job: Job) -> None:
+    """The volume is there for the initiator."""
+    node.exports.attach(job.volume_id, job.payload)
+
+
+def delete(node: Node, job: Job) -> None:
+    """The volume is there for nobody; refused while one is logged in, unless forced."""
+    node.exports.detach(job.volume_id, force=job.payload.get("force") is True)

@@ -1,0 +1,26 @@
+"""Jobs on a whole repository: garbage collection in two steps."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lunr.storage.job import Job
+from lunr.storage.jobs.node import Node
+
+
+def collect(node: Node, job: Job) -> dict[str, Any]:
+    """What no backup needs, condemned."""
+    return node.engine.run(
+        job, "collect", repository=job.id_of("repository"), keep=job.payload["keep"]
+    )
+
+
+def sweep(node: Node, job: Job) -> dict[str, Any]:
+    """What was condemned long enough ago, deleted."""
+    return node.engine.run(
+        job,
+        "sweep",
+        repository=job.id_of("repository"),
+        keep=job.payload["keep"],
+        collection=job.id_of("collection"),
+    )

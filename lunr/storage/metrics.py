@@ -1,0 +1,76 @@
+"""A node's metrics for Prometheus."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.registry import Collector
+
+from lunr.storage.exports import Exports
+from lunr.storage.pools.base import Pool
+
+#: Seconds: from a snapshot (milliseconds) to a large backup (hours).
+_BUCKETS = (0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100, 300, 1000, 3000, 10000, 30000)
+
+
+class Metrics:
+    """The counters of one agent, in a registry of their own."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self.jobs = Counter(
+            "lunr_node_jobs",
+            "Jobs that ended on this node, by kind and outcome (done, failed, cancelled, lost).",
+            ["kind", "outcome"],
+            registry=self.registry,
+        )
+        self.seconds = Histogram(
+            "lunr_node_job_seconds",
+            "How long jobs took, by kind.",
+            ["kind"],
+            buckets=_BUCKETS,
+            registry=self.registry,
+        )
+        self.worker_bytes = Counter(
+            "lunr_node_worker_bytes",
+            "Bytes of volumes and backups that engine workers worked off.",
+            registry=self.registry,
+        )
+
+    def watch(self, pool: Pool, exports: Exports) -> None:
+        """Report the pool's room and the sessions as they are when they are asked for."""
+        self.registry.register(_Gauges(pool, exports))
+
+    def text(self) -> bytes:
+        """All of them in Prometheus' text format."""
+        return generate_latest(self.registry)
+
+
+class _Gauges(Collector):
+    def __init__(self, pool: Pool, exports: Exports) -> None:
+        self._pool = pool
+        self._exports = exports
+
+    def collect(self) -> Iterable[GaugeMetricFamily]:
+        capacity = self._pool.capacity()
+        sessions = self._exports.sessions()
+        for name, text, value in (
+            (
+                "lunr_node_pool_capacity_bytes",
+                "Bytes that may be promised to volumes.",
+                capacity.capacity_bytes,
+            ),
+            (
+                "lunr_node_pool_free_bytes",
+                "Bytes that are really free.",
+                capacity.free_bytes,
+            ),
+            (
+                "lunr_node_sessions",
+                "Initiators that are logged in.",
+                sum(len(who) for who in sessions.values()),
+            ),
+        ):
+            yield GaugeMetricFamily(name, text, value=value)

@@ -1,0 +1,117 @@
+"""The node's own HTTP API, for its operators; it listens on loopback unless told otherwise.
+
+``GET /status`` is the node at a glance, ``GET /volumes`` what is on it, ``GET
+/volumes/{id}`` one of them, ``GET /metrics`` is for Prometheus. Nothing can be
+changed here, and no secret is told.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from prometheus_client import CONTENT_TYPE_LATEST
+from routes import Mapper
+from webob import Request, Response
+
+from lunr import __version__
+from lunr.common import errors, ids
+from lunr.storage.agent import Agent
+from lunr.storage.metrics import Metrics
+from lunr.storage.pools.base import Purpose
+
+_log = logging.getLogger(__name__)
+
+
+class NodeApi:
+    """A WSGI application that shows what `agent` has and does."""
+
+    def __init__(self, node_id: str, agent: Agent, metrics: Metrics) -> None:
+        self._node_id = node_id
+        self._agent = agent
+        self._metrics = metrics
+        self._routes = Mapper()
+        for path, show in (
+            ("/status", self.status),
+            ("/volumes", self.volumes),
+            ("/volumes/{volume_id}", self.volume),
+            ("/metrics", self.metrics),
+        ):
+            self._routes.connect(path, show=show)
+
+    def __call__(
+        self, environ: dict[str, Any], start_response: Callable[..., Any]
+    ) -> Iterable[Any]:
+        """Answer one request."""
+        request = Request(environ)
+        try:
+            answer = self._answer(request)
+        except errors.LunrError as error:
+            answer = Response(
+                json_body={"code": error.code, "reason": str(error)}, status=error.status
+            )
+        except Exception as error:  # noqa: BLE001 - the edge: the next request must be answered
+            _log.exception("%s %s failed", request.method, request.path)
+            answer = Response(
+                json_body={"code": errors.LunrError.code, "reason": str(error)}, status=500
+            )
+        result: Iterable[Any] = answer(environ, start_response)
+        return result
+
+    def _answer(self, request: Request) -> Response:
+        match = self._routes.match(request.path_info)
+        if match is None:
+            raise errors.NoSuchRoute(path=request.path_info)
+        if request.method not in ("GET", "HEAD"):
+            raise errors.MethodNotAllowed(
+                path=request.path_info, allowed="GET", method=request.method
+            )
+        show = match.pop("show")
+        match.pop("action", None)
+        match.pop("controller", None)
+        answer = show(**match)
+        return answer if isinstance(answer, Response) else Response(json_body=answer)
+
+    def status(self) -> dict[str, Any]:
+        """The node, its room, and the jobs at work."""
+        pool = self._agent.node.pool
+        capacity = pool.capacity()
+        return {
+            "id": self._node_id,
+            "version": __version__,
+            "pool": pool.name,
+            "capacity_bytes": capacity.capacity_bytes,
+            "free_bytes": capacity.free_bytes,
+            "volumes": len(pool.volumes()),
+            "sessions": sum(len(who) for who in self._agent.node.exports.sessions().values()),
+            "jobs": [
+                {"id": job.id, "kind": job.kind, "about": job.about, "progress": job.progress}
+                for job in self._agent.supervisor.running()
+            ],
+        }
+
+    def volumes(self) -> dict[str, Any]:
+        """The ids of the volumes on this node."""
+        return {"volumes": sorted(self._agent.node.pool.volumes())}
+
+    def volume(self, volume_id: str) -> dict[str, Any]:
+        """One volume: where it is, its snapshots, and who is logged in."""
+        ids.check(volume_id)
+        pool, exports = self._agent.node.pool, self._agent.node.exports
+        path = pool.path(volume_id)
+        mine = [snap for snap in pool.snapshots() if snap.volume_id == volume_id]
+        return {
+            "id": volume_id,
+            "path": str(path),
+            "size_bytes": pool.size(volume_id),
+            "snapshots": sorted(snap.id for snap in mine if snap.purpose is Purpose.USER),
+            "backups_running": sorted(snap.id for snap in mine if snap.purpose is Purpose.BACKUP),
+            "sessions": exports.sessions().get(volume_id, []),
+        }
+
+    def metrics(self) -> Response:
+        """Everything that is counted."""
+        answer = Response(body=self._metrics.text())
+        answer.headers["Content-Type"] = CONTENT_TYPE_LATEST
+        return answer

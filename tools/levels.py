@@ -32,7 +32,9 @@ SCRIPTS = ["tools/swift"]
 CHECKS = {
     "ruff format": ["ruff", "format", "--check", "--quiet", "--diff", ".", *SCRIPTS],
     "ruff check": ["ruff", "check", "--quiet", ".", *SCRIPTS],
-    "mypy": ["mypy"],
+    "mypy lunr": ["mypy"],
+    "mypy tools": ["mypy", "--package", "tools"],
+    "mypy scripts": ["mypy", "--scripts-are-modules", *SCRIPTS],
 }
 
 

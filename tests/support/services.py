@@ -10,6 +10,7 @@ import os
 import pwd
 import shlex
 import shutil
+import signal
 import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import TypedDict
 
 import pytest
+from sqlalchemy import create_engine, text
 
 from tests.support.waiting import free_port, is_free, wait_until
 
@@ -53,7 +55,16 @@ class _Cluster:
 
     def start(self) -> None:
         subprocess.run(
-            [self.binaries / "initdb", "-D", self.data, "-U", "lunr", "-A", "trust", "-N"],
+            [
+                str(self.binaries / "initdb"),
+                "-D",
+                str(self.data),
+                "-U",
+                "lunr",
+                "-A",
+                "trust",
+                "-N",
+            ],
             check=True,
             capture_output=True,
             user=self.user,
@@ -88,29 +99,22 @@ class _Cluster:
     def _answers(self) -> bool:
         if self.process.poll() is not None:
             raise RuntimeError(f"PostgreSQL did not start: {self.log.read_text()}")
-        ready = [self.binaries / "pg_isready", "-h", "127.0.0.1", "-p", str(self.port), "-q"]
+        ready = [str(self.binaries / "pg_isready"), "-h", "127.0.0.1", "-p", str(self.port), "-q"]
         return subprocess.run(ready, check=False).returncode == 0
 
     def stop(self) -> None:
-        self.process.terminate()  # "smart shutdown" would wait for clients
-        try:
-            self.process.wait(0.2)
-        except subprocess.TimeoutExpired:
-            self.process.send_signal(3)  # SIGQUIT: at once
-            self.process.wait(20)
+        self.process.send_signal(signal.SIGINT)  # "fast": it does not wait for its clients
+        self.process.wait(30)
+
+    def url(self, database: str) -> str:
+        return f"postgresql+psycopg2://lunr@127.0.0.1:{self.port}/{database}"
 
     def sql(self, statement: str) -> None:
-        import psycopg2
-
-        connection = psycopg2.connect(
-            host="127.0.0.1", port=self.port, user="lunr", dbname="postgres"
-        )
-        try:
-            connection.autocommit = True
-            with connection.cursor() as cursor:
-                cursor.execute(statement)
-        finally:
-            connection.close()
+        """Run one statement outside of any transaction."""
+        engine = create_engine(self.url("postgres"), isolation_level="AUTOCOMMIT")
+        with engine.connect() as connection:
+            connection.execute(text(statement))
+        engine.dispose()
 
 
 @pytest.fixture(scope="session")
@@ -126,10 +130,7 @@ def _postgresql_cluster(run_folder: Path) -> Iterator[_Cluster]:
     folder = Path(tempfile.mkdtemp(prefix="postgresql-", dir=run_folder))
     user = None
     if os.geteuid() == 0:  # PostgreSQL refuses to run as root
-        user = next(
-            (name for name in ("postgres", "nobody") if _known_user(name)),
-            None,
-        )
+        user = next(filter(_known_user, ("postgres", "nobody")), None)
         if user is None:
             pytest.skip("needs a user postgres or nobody, as PostgreSQL refuses to run as root")
         shutil.chown(folder, user)
@@ -154,7 +155,7 @@ def postgresql(_postgresql_cluster: _Cluster) -> Iterator[str]:
     cluster.serial += 1
     name = f"test{cluster.serial}"
     cluster.sql(f"CREATE DATABASE {name} TEMPLATE template0")
-    yield f"postgresql+psycopg2://lunr@127.0.0.1:{cluster.port}/{name}"
+    yield cluster.url(name)
     cluster.sql(f"DROP DATABASE {name} WITH (FORCE)")
 
 

@@ -8,7 +8,7 @@ import re
 from pathlib import Path
 
 import pytest
-from oslo_config import generator
+from oslo_config import cfg, generator
 
 from lunr.common import config
 
@@ -17,7 +17,7 @@ PAGES = sorted([*(TOP / "docs").rglob("*.md"), *TOP.glob("*.rst"), *TOP.glob("*.
 
 
 def test_the_sample_configuration_is_what_the_code_says() -> None:
-    conf = generator.cfg.ConfigOpts()
+    conf = cfg.ConfigOpts()
     generator.register_cli_opts(conf)
     conf(args=["--namespace", "lunr", "--wrap-width", "78"], default_config_files=[])
     fresh = io.StringIO()

@@ -21,7 +21,13 @@ def test_systemd_takes_the_unit(unit: str, tmp_path: Path) -> None:
     for other in UNITS.glob("*.service"):
         text = other.read_text().replace("/opt/lunr/bin/", f"{CHECKOUT}/bin/")
         (tmp_path / other.name).write_text(text)
-    command = ["systemd-analyze", "verify", "--man=no", "--recursive-errors=no", tmp_path / unit]
+    command = [
+        "systemd-analyze",
+        "verify",
+        "--man=no",
+        "--recursive-errors=no",
+        str(tmp_path / unit),
+    ]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
     assert done.stderr == ""
     assert done.returncode == 0
@@ -32,6 +38,6 @@ def test_a_mistake_in_a_unit_is_seen(tmp_path: Path) -> None:
     shutil.copy(UNITS / "lunr-tgtd.service", tmp_path)
     wrong = (tmp_path / "lunr-tgtd.service").read_text().replace("KillSignal", "KillingSignal")
     (tmp_path / "lunr-tgtd.service").write_text(wrong)
-    command = [analyze, "verify", "--man=no", tmp_path / "lunr-tgtd.service"]
+    command = [analyze, "verify", "--man=no", str(tmp_path / "lunr-tgtd.service")]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
     assert "KillingSignal" in done.stderr

@@ -1,0 +1,126 @@
+"""``lunr node``."""
+
+from __future__ import annotations
+
+import click
+
+from lunr.client.options import ID, confirm, json_option, yes_option
+from lunr.client.output import print_gone, print_list, print_record
+from lunr.client.session import Session
+
+_COLUMNS: tuple[str, ...] = (
+    "id",
+    "status",
+    "portal",
+    "group",
+    "weight",
+    "volume_types",
+    "capacity_bytes",
+    "free_bytes",
+    "allocated_bytes",
+    "last_seen",
+)
+
+_weight = click.option("--weight", type=click.IntRange(min=0), help="More: gets more volumes.")
+_group = click.option("--group", help="Nodes that may fail together, such as those of a rack.")
+_types = click.option(
+    "--type", "volume_types", multiple=True, help="A volume type it takes; can be given again."
+)
+
+
+@click.group()
+def node() -> None:
+    """Manage storage nodes (needs the role admin).
+
+    \b
+    Examples:
+      lunr node create node2 --type default --type fast --group rack-b
+      lunr node update node2 --status MAINTENANCE
+    """
+
+
+@node.command("list")
+@json_option
+@click.pass_obj
+def list_(session: Session, as_json: bool) -> None:
+    """List storage nodes."""
+    print_list(session.client.admin.nodes.list(), _COLUMNS, as_json)
+
+
+@node.command()
+@click.argument("node_id", metavar="NODE", type=ID)
+@json_option
+@click.pass_obj
+def show(session: Session, node_id: str, as_json: bool) -> None:
+    """Show a storage node."""
+    print_record(session.client.admin.nodes.get(node_id), as_json)
+
+
+@node.command()
+@click.argument("node_id", metavar="NODE", type=ID)
+@_weight
+@_group
+@_types
+@json_option
+@click.pass_obj
+def create(
+    session: Session,
+    node_id: str,
+    weight: int | None,
+    group: str | None,
+    volume_types: tuple[str, ...],
+    as_json: bool,
+) -> None:
+    """Make a node known. Its token is shown only now: put it in the node's token_file."""
+    nodes = session.client.admin.nodes
+    record = nodes.create(
+        node_id, weight=weight, group=group, volume_types=list(volume_types) or None
+    )
+    print_record(record, as_json)
+
+
+@node.command()
+@click.argument("node_id", metavar="NODE", type=ID)
+@_weight
+@_group
+@_types
+@click.option(
+    "--status",
+    type=click.Choice(["ACTIVE", "MAINTENANCE"]),
+    help="MAINTENANCE: it gets no new volumes.",
+)
+@json_option
+@click.pass_obj
+def update(
+    session: Session,
+    node_id: str,
+    weight: int | None,
+    group: str | None,
+    volume_types: tuple[str, ...],
+    status: str | None,
+    as_json: bool,
+) -> None:
+    """Change a node; --type replaces all its types."""
+    if weight is None and group is None and not volume_types and status is None:
+        raise click.UsageError("Nothing to change: give --weight, --group, --type or --status.")
+    nodes = session.client.admin.nodes
+    record = nodes.update(
+        node_id,
+        weight=weight,
+        group=group,
+        volume_types=list(volume_types) or None,
+        status=status,
+    )
+    print_record(record, as_json)
+
+
+@node.command()
+@click.argument("node_id", metavar="NODE", type=ID)
+@yes_option
+@json_option
+@click.pass_obj
+def delete(session: Session, node_id: str, yes: bool, as_json: bool) -> None:
+    """Forget a node that has nothing any more; its token opens nothing from then on."""
+    confirm(f"Delete node {node_id}?", yes)
+    session.client.admin.nodes.delete(node_id)
+    print_gone("node", node_id, as_json)

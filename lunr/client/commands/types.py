@@ -1,0 +1,85 @@
+"""``lunr type``: volume types."""
+
+from __future__ import annotations
+
+import click
+
+from lunr.client.options import ID, SIZE, confirm, json_option, yes_option
+from lunr.client.output import print_gone, print_list, print_record
+from lunr.client.session import Session
+
+_COLUMNS: tuple[str, ...] = ("name", "min_size", "max_size", "read_iops", "write_iops")
+
+_min_size = click.option("--min-size", type=SIZE, help="Smallest volume in GiB.")
+_max_size = click.option("--max-size", type=SIZE, help="Largest volume in GiB.")
+_iops = click.IntRange(min=0)
+_read_iops = click.option("--read-iops", type=_iops, help="Reads a second; 0: no limit.")
+_write_iops = click.option("--write-iops", type=_iops, help="Writes a second; 0: no limit.")
+
+
+@click.group("type")
+def type_() -> None:
+    """See volume types, and manage them (needs the role admin).
+
+    \b
+    Examples:
+      lunr type list
+      lunr type create fast --max-size 2T --read-iops 20000
+    """
+
+
+@type_.command("list")
+@json_option
+@click.pass_obj
+def list_(session: Session, as_json: bool) -> None:
+    """List the types that volumes can be of."""
+    print_list(session.client.volume_types(), _COLUMNS, as_json)
+
+
+@type_.command()
+@click.argument("name", type=ID)
+@json_option
+@click.pass_obj
+def show(session: Session, name: str, as_json: bool) -> None:
+    """Show a volume type (needs the role admin; `lunr type list` does not)."""
+    print_record(session.client.admin.volume_types.get(name), as_json)
+
+
+@type_.command()
+@click.argument("name", type=ID)
+@_min_size
+@_max_size
+@_read_iops
+@_write_iops
+@json_option
+@click.pass_obj
+def create(session: Session, /, name: str, as_json: bool, **limits: int | None) -> None:
+    """Make a volume type."""
+    print_record(session.client.admin.volume_types.create(name, **limits), as_json)
+
+
+@type_.command()
+@click.argument("name", type=ID)
+@_min_size
+@_max_size
+@_read_iops
+@_write_iops
+@json_option
+@click.pass_obj
+def update(session: Session, /, name: str, as_json: bool, **limits: int | None) -> None:
+    """Change a volume type; volumes that are there keep their size."""
+    if all(limit is None for limit in limits.values()):
+        raise click.UsageError("Nothing to change: give a size or a number of IOPS.")
+    print_record(session.client.admin.volume_types.update(name, **limits), as_json)
+
+
+@type_.command()
+@click.argument("name", type=ID)
+@yes_option
+@json_option
+@click.pass_obj
+def delete(session: Session, name: str, yes: bool, as_json: bool) -> None:
+    """Delete a volume type that no volume has."""
+    confirm(f"Delete volume type {name}?", yes)
+    session.client.admin.volume_types.delete(name)
+    print_gone("volume type", name, as_json)

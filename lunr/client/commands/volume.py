@@ -1,0 +1,197 @@
+"""``lunr volume``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from lunr.client.commands import deleting
+from lunr.client.options import (
+    ID,
+    SIZE,
+    all_accounts_option,
+    confirm,
+    json_option,
+    limit_option,
+    metadata_option,
+    name_option,
+    timeout_option,
+    wait_options,
+    yes_option,
+)
+from lunr.client.output import newest, print_list, print_record
+from lunr.client.progress import finished
+from lunr.client.session import Session
+
+_COLUMNS: tuple[str, ...] = (
+    "id",
+    "name",
+    "size",
+    "status",
+    "volume_type_name",
+    "node_id",
+    "export_status",
+    "created_at",
+)
+
+
+@click.group()
+def volume() -> None:
+    """Create, change and delete volumes.
+
+    \b
+    Examples:
+      lunr volume create --size 10 --name data -m os=debian
+      lunr volume create --from-snapshot SNAPSHOT
+      lunr volume list --status ACTIVE
+      lunr volume extend VOLUME 20
+    """
+
+
+@volume.command("list")
+@click.option("--status", help="Only in this state, such as ACTIVE or DELETED.")
+@click.option("--name", help="Only with this name.")
+@click.option("--type", "volume_type_name", help="Only of this volume type.")
+@click.option("--node", "node_id", type=ID, help="Only on this node.")
+@metadata_option
+@limit_option
+@all_accounts_option
+@json_option
+@click.pass_obj
+def list_(
+    session: Session,
+    /,
+    limit: int | None,
+    all_accounts: bool,
+    as_json: bool,
+    metadata: dict[str, str] | None,
+    **filters: Any,
+) -> None:
+    """List volumes, newest first; deleted ones only with --status DELETED."""
+    client = session.client
+    if all_accounts:
+        filters.update({f"metadata.{key}": value for key, value in (metadata or {}).items()})
+        found, columns = client.admin.volumes(**filters), ("account_id", *_COLUMNS)
+    else:
+        found, columns = client.volumes.list(metadata=metadata, **filters), _COLUMNS
+    print_list(newest(found, limit), columns, as_json)
+
+
+@volume.command()
+@click.argument("volume_id", metavar="VOLUME", type=ID)
+@json_option
+@click.pass_obj
+def show(session: Session, volume_id: str, as_json: bool) -> None:
+    """Show a volume, how far the work on it is, and what went wrong."""
+    print_record(session.client.volumes.get(volume_id), as_json)
+
+
+@volume.command()
+@click.option("--size", type=SIZE, help="GiB: 10, 10G or 1T. Not needed with a source.")
+@name_option
+@metadata_option
+@click.option("--type", "volume_type_name", help="Volume type; `lunr type list` shows them.")
+@click.option("--from-backup", "backup", type=ID, help="Restore this backup to it.")
+@click.option("--from-snapshot", "snapshot", type=ID, help="Start with what this snapshot holds.")
+@click.option("--from-volume", "source_volume", type=ID, help="Start as a copy of this volume.")
+@click.option(
+    "--affinity",
+    metavar="RULE",
+    help="different_node:VOLUME[,VOLUME] or different_group:VOLUME[,VOLUME].",
+)
+@click.option("--force-node", type=ID, help="The node that shall have it (needs the role admin).")
+@click.option("--id", "id", type=ID, help="The volume's id.  [a new one]")
+@wait_options
+@json_option
+@click.pass_obj
+def create(
+    session: Session, /, wait: bool, timeout: float | None, as_json: bool, **given: Any
+) -> None:
+    """Create a volume: empty, or from a backup, a snapshot or another volume.
+
+    \b
+    Examples:
+      lunr volume create --size 10
+      lunr volume create --from-volume VOLUME --affinity different_node:VOLUME
+    """
+    sources = ("backup", "snapshot", "source_volume")
+    chosen = [name for name in sources if given[name] is not None]
+    if len(chosen) > 1:
+        raise click.UsageError("A volume can have only one source.")
+    if not chosen and given["size"] is None:
+        raise click.UsageError("--size is needed, unless the volume is made from something.")
+    volumes = session.client.volumes
+    record = volumes.create(**given)
+    if wait:
+        record = finished(volumes, "volume", record.id, timeout)
+    print_record(record, as_json)
+
+
+@volume.command()
+@click.argument("volume_id", metavar="VOLUME", type=ID)
+@name_option
+@metadata_option
+@click.option("--clear-metadata", is_flag=True, help="Remove all metadata.")
+@json_option
+@click.pass_obj
+def update(
+    session: Session,
+    volume_id: str,
+    name: str | None,
+    metadata: dict[str, str] | None,
+    clear_metadata: bool,
+    as_json: bool,
+) -> None:
+    """Change a volume's name, or replace all its metadata."""
+    if clear_metadata:
+        metadata = metadata or {}
+    if name is None and metadata is None:
+        raise click.UsageError("Nothing to change: give --name, -m or --clear-metadata.")
+    print_record(session.client.volumes.update(volume_id, name=name, metadata=metadata), as_json)
+
+
+@volume.command()
+@click.argument("volume_id", metavar="VOLUME", type=ID)
+@click.argument("size", type=SIZE)
+@wait_options
+@json_option
+@click.pass_obj
+def extend(
+    session: Session, volume_id: str, size: int, wait: bool, timeout: float | None, as_json: bool
+) -> None:
+    """Make a volume larger; SIZE is its new size in GiB. It must not be exported."""
+    volumes = session.client.volumes
+    record = volumes.extend(volume_id, size)
+    if wait:
+        record = finished(volumes, "volume", volume_id, timeout)
+    print_record(record, as_json)
+
+
+@volume.command()
+@click.argument("volume_ids", metavar="VOLUME...", type=ID, nargs=-1, required=True)
+@yes_option
+@wait_options
+@json_option
+@click.pass_obj
+def delete(
+    session: Session,
+    volume_ids: tuple[str, ...],
+    yes: bool,
+    wait: bool,
+    timeout: float | None,
+    as_json: bool,
+) -> None:
+    """Delete volumes and all that is on them. Their backups stay."""
+    confirm(f"Delete {', '.join(volume_ids)} and all data on it?", yes)
+    deleting.run(session.client.volumes, "volume", volume_ids, wait, timeout, as_json)
+
+
+@volume.command("wait")
+@click.argument("volume_id", metavar="VOLUME", type=ID)
+@timeout_option
+@json_option
+@click.pass_obj
+def wait_(session: Session, volume_id: str, timeout: float | None, as_json: bool) -> None:
+    """Wait until a volume is ACTIVE and nothing works on it any more."""
+    print_record(finished(session.client.volumes, "volume", volume_id, timeout), as_json)

@@ -1,0 +1,126 @@
+"""What the `lunr` command prints: tables for people, plain columns for pipes, JSON for scripts."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import islice
+from typing import Any, TypeVar
+
+import click
+
+from lunr.client.records import Record
+from lunr.common import units
+
+R = TypeVar("R", bound=Record)
+
+#: Shown in place of a secret.
+HIDDEN = "(hidden)"
+
+
+def newest(records: Iterator[R], limit: int | None) -> Iterator[R]:
+    """The first `limit` of a list, or all; pages that are not needed are not fetched."""
+    return islice(records, limit)
+
+
+def print_list(records: Iterable[Record], columns: Sequence[str], as_json: bool) -> None:
+    """Print records: the fields `columns` as a table, or all fields as a JSON list."""
+    if as_json:
+        print_json([record.as_dict() for record in records])
+        return
+    rows = [[shown(column, getattr(record, column)) for column in columns] for record in records]
+    _print_rows(columns, rows)
+
+
+def print_record(record: Record, as_json: bool, hide: Sequence[str] = ()) -> None:
+    """Print one record, a field a line, or all as a JSON object.
+
+    Args:
+        hide: fields that are secret; JSON shows them all the same.
+    """
+    data = record.as_dict()
+    if as_json:
+        print_json(data)
+        return
+    rows = [
+        [name, HIDDEN if name in hide and value is not None else shown(name, value)]
+        for name, value in data.items()
+    ]
+    _print_rows(("field", "value"), rows)
+
+
+def print_gone(kind: str, id: str, as_json: bool) -> None:
+    """Say that something is deleted."""
+    if as_json:
+        print_json({"id": id, "status": "DELETED"})
+    else:
+        click.echo(f"{kind} {id} is gone")
+
+
+def print_json(data: object) -> None:
+    """Print `data` as JSON; what is not ASCII is escaped, so no terminal acts on it."""
+    click.echo(json.dumps(data, indent=2))
+
+
+def shown(name: str, value: Any) -> str:
+    """A field's value for a person.
+
+    >>> shown("size", 10), shown("free_bytes", 1536), shown("node_id", None)
+    ('10 GiB', '1.5 KiB', '-')
+    >>> shown("metadata", {"os": "debian", "tier": "1"})
+    'os=debian, tier=1'
+    """
+    if value is None or value == "":
+        return "-"
+    if isinstance(value, Mapping):
+        pairs = (f"{key}={'-' if item is None else item}" for key, item in value.items())
+        return clean(", ".join(pairs)) or "-"
+    if isinstance(value, list | tuple):
+        return clean(", ".join(shown("", item) for item in value)) or "-"
+    if isinstance(value, int) and not isinstance(value, bool):
+        if name == "size" or name.endswith("_size"):
+            return f"{value} GiB"
+        if name.endswith("_bytes") or name.startswith("bytes_"):
+            return units.human(value)
+        if name == "progress":
+            return f"{value} %"
+    if name.endswith(("_at", "last_seen")) and isinstance(value, str):
+        return clean(value.partition(".")[0].removesuffix("Z").replace("T", " "))
+    return clean(str(value))
+
+
+def clean(text: str) -> str:
+    """`text` with escapes for what a terminal would act on: names are other people's input.
+
+    >>> print(clean("a\\x1b[31mb"))
+    a\\x1b[31mb
+    """
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def _print_rows(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    if not sys.stdout.isatty():
+        _print_plain(columns, rows)
+        return
+    # Imported here: it costs what all the rest of the command does.
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for column in columns:
+        # Folded where there is no room; an id that is cut off is of no use.
+        table.add_column(column.removesuffix("_name"), overflow="fold")
+    for row in rows:
+        table.add_row(*map(Text, row))
+    Console(highlight=False).print(table)
+
+
+def _print_plain(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    lines = [columns, *rows]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(columns))]
+    for line in lines:
+        cells = (cell.ljust(width) for cell, width in zip(line, widths, strict=True))
+        click.echo("  ".join(cells).rstrip())

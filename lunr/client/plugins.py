@@ -1,0 +1,78 @@
+"""Commands that other packages bring, by the entry point group ``lunr.commands``."""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any
+
+import click
+
+GROUP = "lunr.commands"
+
+
+class Plugin(click.Command):
+    """Stands for a command that is imported when it is run."""
+
+    def __init__(self, entry: EntryPoint) -> None:
+        super().__init__(entry.name)
+        self._entry = entry
+
+    def load(self) -> click.Command:
+        """The command itself.
+
+        Raises:
+            ClickException: it can't be imported; the message says why.
+        """
+        try:
+            command = self._entry.load()
+        except Exception as error:  # another package's module may raise anything
+            raise click.ClickException(
+                f"`lunr {self.name}` can't be used here: {type(error).__name__}: {error}"
+            ) from error
+        if not isinstance(command, click.Command):
+            raise click.ClickException(f"{self._entry.value} is not a command")
+        return command
+
+    def make_context(
+        self,
+        info_name: str | None,
+        args: list[str],
+        parent: click.Context | None = None,
+        **extra: Any,
+    ) -> click.Context:
+        """The context of the command itself, which so takes this one's place."""
+        return self.load().make_context(info_name, args, parent, **extra)
+
+    def get_short_help_str(self, limit: int = 45) -> str:
+        """The first sentence of the command's docstring, read from its source."""
+        self.help = _docstring(self._entry)
+        return super().get_short_help_str(limit)
+
+
+def names() -> set[str]:
+    """The names of all of them."""
+    return {entry.name for entry in entry_points(group=GROUP)}
+
+
+def find(name: str) -> Plugin | None:
+    """The one with this name."""
+    for entry in entry_points(group=GROUP, name=name):
+        return Plugin(entry)
+    return None
+
+
+def _docstring(entry: EntryPoint) -> str | None:
+    # Importing a module in order to list it would make every `lunr --help` wait
+    # for the slowest of them.
+    try:
+        spec = importlib.util.find_spec(entry.module)
+        source = spec.loader.get_source(entry.module)  # type: ignore[union-attr]
+        body = ast.parse(source).body
+    except (ImportError, AttributeError, TypeError, SyntaxError):
+        return None  # not installed, or not in Python; using it says more
+    for node in body:
+        if isinstance(node, ast.FunctionDef) and node.name == entry.attr:
+            return ast.get_docstring(node)
+    return None

@@ -1,0 +1,101 @@
+"""A bar on the terminal while the `lunr` command waits."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from typing import Any, Protocol, TypeVar
+
+import click
+
+from lunr.client.records import Backup, Export, Job, Snapshot, Volume
+from lunr.common import units
+
+T = TypeVar("T")
+R_co = TypeVar("R_co", covariant=True)
+Waited = Volume | Snapshot | Backup | Export | Job
+
+
+def follow(what: str, wait: Callable[[Callable[[Any], object]], T], again: str) -> T:
+    """Run `wait`, showing on standard error, if that is a terminal, how far the work is.
+
+    Args:
+        what: is waited for, such as ``backup b1``.
+        wait: gets a function to call with each record that it fetches.
+        again: the command that goes on waiting; a person who presses Ctrl-C is told it.
+    """
+    try:
+        if not sys.stderr.isatty():
+            return wait(lambda _: None)
+        return _with_bar(what, wait)
+    except KeyboardInterrupt:
+        click.echo(f"\nThe work goes on. To wait for it: {again}", err=True)
+        raise
+
+
+class Waitable(Protocol[R_co]):
+    """What of the client's things can be waited for."""
+
+    def wait(
+        self,
+        id: str,
+        /,
+        *,
+        timeout: float | None = None,
+        progress: Callable[[Any], object] | None = None,
+    ) -> R_co:
+        """Wait until the one with this id is ready."""
+
+
+def finished(things: Waitable[T], kind: str, id: str, timeout: float | None) -> T:
+    """Wait, with a bar, until one of the client's `things` is ready, and return it."""
+    return follow(
+        f"{kind} {id}",
+        lambda progress: things.wait(id, timeout=timeout, progress=progress),
+        f"lunr {kind} wait {id}",
+    )
+
+
+def _with_bar(what: str, wait: Callable[[Callable[[Any], object]], T]) -> T:
+    # Imported here: it costs what all the rest of the command does.
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = (
+        TextColumn("{task.description} {task.fields[status]}", markup=False),
+        BarColumn(30),
+        TextColumn("{task.fields[amount]}"),
+        TimeElapsedColumn(),
+    )
+    console = Console(stderr=True, highlight=False)
+    with Progress(*columns, console=console, transient=True) as bar:
+        task = bar.add_task(what, total=None, status="", amount="")
+
+        def show(record: Waited) -> None:
+            percent = getattr(record, "progress", None)
+            bar.update(
+                task,
+                # Work that tells nothing of how far it is gets a bar that only moves.
+                total=100 if percent else None,
+                completed=percent or 0,
+                status=record.status,
+                amount=amount(record),
+            )
+
+        return wait(show)
+
+
+def amount(record: Waited) -> str:
+    """How much of a record's work is done, in percent and, where it has a size, in bytes.
+
+    >>> amount(Backup(id="b", status="SAVING", size=10, progress=25))
+    '25 %, 2.5 GiB of 10.0 GiB'
+    """
+    if isinstance(record, Export) or not record.progress:
+        return ""
+    if isinstance(record, Job) or not record.size:
+        return f"{record.progress} %"
+    size = record.size * units.GIB
+    return (
+        f"{record.progress} %, {units.human(size * record.progress / 100)} of {units.human(size)}"
+    )

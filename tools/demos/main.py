@@ -277,9 +277,8 @@ def play(
             stack.callback(lunr.stop)
         lunr.wait_until_up()
         step.note = f"http://127.0.0.1:{lunr.api_port}, iSCSI at {lunr.portal}"
-    rc = lunr.openrc()
-    client = Client(rc["LUNR_URL"], rc["LUNR_ACCOUNT"], rc["LUNR_TOKEN"])
-    store = stores.open_store(url or f"files:{folder / 'lunr' / 'store'}", rc["LUNR_ACCOUNT"])
+    client = lunr.client()
+    store = stores.open_store(url or f"files:{folder / 'lunr' / 'store'}", client.account)
     MainJob(stage, client, folder, store).run()
     stage.table()
     if keep:

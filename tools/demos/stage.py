@@ -19,6 +19,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from lunr.client import Client
 from lunr.common import units
 
 
@@ -116,19 +117,29 @@ def run(argv: Sequence[str | Path], show: Callable[[float], None] | None = None)
 
 
 class Lunr:
-    """One `lunr up` of the demonstration's own, under `root`."""
+    """One `lunr up`, with its state under `root`, on ports that were free."""
 
     def __init__(self, root: Path, store: str | None, env: dict[str, str]) -> None:
         self.root = root
         self.api_port = free_port()
         self.portal = f"127.0.0.1:{free_port()}"
-        argv = [sys.executable, "-m", "lunr.client.main", "up", "--root", str(root)]
+        self.store = store
+        self.env = env
+        self.log = root.with_name(root.name + ".up.log")
+        self.start()
+
+    def start(self) -> None:
+        """Start it, also again."""
+        argv = [sys.executable, "-m", "lunr.client.main", "up", "--root", str(self.root)]
         argv += ["--api-port", str(self.api_port), "--portal", self.portal]
-        argv += ["--store", store] if store else []
-        self.log = root.with_name("up.log")
-        with self.log.open("ab") as log:
+        argv += ["--store", self.store] if self.store else []
+        with self.log.open("wb") as log:
             self.process = subprocess.Popen(
-                argv, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env={**os.environ, **env}
+                argv,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                env={**os.environ, **self.env},
             )
 
     def wait_until_up(self, seconds: float = 60) -> None:
@@ -139,10 +150,37 @@ class Lunr:
                 raise DemoError(f"lunr did not come up: {self.log.read_text()[-2000:]}")
             time.sleep(0.05)
 
-    def openrc(self) -> dict[str, str]:
-        """The variables in ROOT/openrc."""
+    def client(self) -> Client:
+        """A client with the token that the service wrote to its openrc."""
         lines = (self.root / "openrc").read_text().splitlines()
-        return dict(line.removeprefix("export ").split("=", 1) for line in lines if "=" in line)
+        return Client.from_env(dict(ln.removeprefix("export ").split("=", 1) for ln in lines))
+
+    def parts(self) -> dict[str, int]:
+        """The pids of the parts that run now, by name."""
+        names = {"api": "lunr.api.main", "storage": "lunr.storage.main", "orbit": "lunr.api.orbit"}
+        found = {}
+        for entry in Path("/proc").glob("[0-9]*"):
+            try:
+                words = (entry / "cmdline").read_bytes().decode().split("\0")
+                parent = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
+            except OSError:  # it ended meanwhile
+                continue
+            if words[0] == "tgtd" and f"portal={self.portal}" in words:
+                found["tgtd"] = int(entry.name)
+            for name, module in names.items():
+                if module in words and str(self.root / "lunr.conf") in words:
+                    found[name] = int(entry.name)
+            if "lunr.backup.worker" in words and parent == found.get("storage"):
+                found["worker"] = int(entry.name)
+        return found
+
+    def kill(self) -> None:
+        """End it as a power cut would, with all its parts."""
+        self.process.kill()
+        self.process.wait()
+        deadline = time.monotonic() + 10
+        while self.parts() and time.monotonic() < deadline:
+            time.sleep(0.02)
 
     def stop(self) -> None:
         """Stop the service and all its parts."""

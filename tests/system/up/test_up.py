@@ -1,0 +1,212 @@
+"""`lunr up` as a person runs it: the main job in small, deaths, and what it says when it can't."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from lunr.backup import stores
+from lunr.client import Client
+from lunr.client.records import Export
+from lunr.common import units
+from tests.support.services import need_command
+from tests.support.waiting import free_port, wait_until
+from tools.demos.stage import DemoError, Disk, Lunr, Session, run
+
+INITIATOR = "iqn.2026-11.io.lunr.test:initiator"
+
+
+def export(client: Client, volume_id: str) -> Export:
+    """Export a volume to this machine."""
+    client.exports.create(volume_id, initiator=INITIATOR, ip="127.0.0.1")
+    return client.exports.wait(volume_id, timeout=30)
+
+
+def volume(client: Client, **source: str) -> str:
+    """A new volume that can be used."""
+    size = {} if source else {"size": 1}
+    return client.volumes.wait(client.volumes.create(**size, **source).id, timeout=60).id
+
+
+def backup(client: Client, volume_id: str) -> str:
+    """A new backup that can be used."""
+    return client.backups.wait(client.backups.create(volume_id).id, timeout=60).id
+
+
+@pytest.fixture
+def image(tmp_path: Path) -> Path:
+    """Content for a volume of 1 GiB: 40 MiB of random bytes, here and there."""
+    need_command("qemu-io", "qemu-utils")
+    path = tmp_path / "image"
+    with path.open("wb") as file:
+        file.truncate(units.GIB)
+        for place in (0, 300 * units.MIB, units.GIB - 10 * units.MIB):
+            file.seek(place)
+            file.write(os.urandom(10 * units.MIB))
+    return path
+
+
+def read_back(client: Client, volume_id: str, folder: Path) -> Iterator[bytes]:
+    """The volume's bytes, as an initiator sees them, by MiB."""
+    copy = folder / f"copy-{volume_id}"
+    Disk(export(client, volume_id), folder).read_image(copy, lambda _: None)
+    with copy.open("rb") as file:
+        while part := file.read(units.MIB):
+            yield part
+    copy.unlink()
+
+
+def holds(client: Client, volume_id: str, image: Path, folder: Path) -> bool:
+    """Whether a volume reads, over iSCSI, as the image."""
+    with image.open("rb") as file:
+        return all(part == file.read(units.MIB) for part in read_back(client, volume_id, folder))
+
+
+def test_the_main_job(lunr: Lunr, client: Client, image: Path, tmp_path: Path) -> None:
+    id = volume(client)
+    disk = Disk(export(client, id), tmp_path)
+    disk.write_image(image, lambda _: None)
+    first = backup(client, id)
+    changed = tmp_path / "changed"
+    run(["cp", "--sparse=always", image, changed])
+    patch = tmp_path / "patch"
+    patch.write_bytes(os.urandom(64 * units.KIB))
+    with changed.open("r+b") as file:
+        file.seek(500 * units.MIB)
+        file.write(patch.read_bytes())
+    session = Session(disk, tmp_path)
+    try:
+        session.write(patch, 500 * units.MIB, 64 * units.KIB)
+        session.flush(1)
+        wait_until(lambda: client.exports.get(id).sessions, what="the session is listed")
+        second = backup(client, id)
+    finally:
+        session.close()
+    stored = client.backups.get(second).bytes_stored
+    assert 0 < stored < 5 * units.MIB
+    for taken, content in ((first, image), (second, changed)):
+        restored = volume(client, backup=taken)
+        assert holds(client, restored, content, tmp_path)
+        client.exports.delete(restored)
+        client.exports.wait_deleted(restored, timeout=30)
+    assert client.jobs.wait(client.backups.verify(second).id, timeout=60).status == "DONE"
+    for v in list(client.volumes.list()):
+        if v.export_status:
+            client.exports.delete(v.id, force=True)
+            client.exports.wait_deleted(v.id, timeout=30)
+        client.volumes.delete(v.id)
+        client.volumes.wait_deleted(v.id, timeout=30)
+    for b in (first, second):
+        client.backups.delete(b)
+        client.backups.wait_deleted(b, timeout=30)
+    client.admin.collect(client.account, wait=True, timeout=60)
+    store = stores.open_store(f"files:{lunr.root}/store", client.account)
+    assert [name for name, _ in store.list("")] == []
+
+
+def test_killed_and_started_again_everything_is_as_it_was(
+    lunr: Lunr, client: Client, image: Path, tmp_path: Path
+) -> None:
+    id = volume(client)
+    before = export(client, id)
+    Disk(before, tmp_path).write_image(image, lambda _: None)
+    kept = backup(client, id)
+    lunr.kill()
+    assert lunr.parts() == {}
+    lunr.start()
+    lunr.wait_until_up()
+    after = client.exports.get(id)
+    assert after.status == "ATTACHED"
+    for name in ("target_iqn", "target_portal", "auth_username", "auth_password"):
+        assert getattr(after, name) == getattr(before, name)
+    copy = tmp_path / "copy"
+    # The same initiator, with what it was told before, finds its data.
+    wait_until(lambda: reads(Disk(before, tmp_path), copy), what="the target is back")
+    assert copy.read_bytes() == image.read_bytes()
+    assert client.backups.get(kept).status == "AVAILABLE"
+    assert holds(client, volume(client, backup=kept), image, tmp_path)
+
+
+def reads(disk: Disk, copy: Path) -> bool:
+    """Whether the whole disk could be read into `copy`."""
+    try:
+        disk.read_image(copy, lambda _: None)
+    except DemoError:
+        return False
+    return True
+
+
+@pytest.mark.parametrize("part", ["api", "storage", "orbit", "tgtd"])
+def test_a_part_that_dies_is_started_again(lunr: Lunr, client: Client, part: str) -> None:
+    id = volume(client)
+    export(client, id)
+    pid = lunr.parts()[part]
+    os.kill(pid, signal.SIGKILL)
+    wait_until(lambda: lunr.parts().get(part, pid) != pid, what=f"{part} is back")
+    another = volume(client)
+    export(client, another)
+    assert client.exports.get(id).status == "ATTACHED"
+
+
+def test_stopped_it_leaves_nothing(root: Path) -> None:
+    service = Lunr(root, None, {})
+    service.wait_until_up()
+    assert any(
+        f" {root}/" in line for line in Path("/proc/self/mountinfo").read_text().splitlines()
+    )
+    service.stop()
+    assert service.process.returncode == 0
+    assert service.parts() == {}
+    assert str(root) not in Path("/proc/self/mountinfo").read_text()
+
+
+def up(root: Path, *args: str) -> subprocess.CompletedProcess[str]:
+    """`lunr up` that is expected to end at once."""
+    argv = [sys.executable, "-m", "lunr.client.main", "up", "--root", str(root), *args]
+    return subprocess.run(argv, capture_output=True, text=True, timeout=60)
+
+
+def test_a_second_one_on_the_same_folder_is_refused(lunr: Lunr) -> None:
+    result = up(lunr.root, "--api-port", str(free_port()))
+    assert result.returncode == 1
+    assert "another `lunr up` runs" in result.stderr
+
+
+@pytest.mark.parametrize("option", ["--api-port", "--portal"])
+def test_a_port_that_is_taken_is_named(root: Path, option: str) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = str(taken.getsockname()[1])
+        ports = {"--api-port": str(free_port()), "--portal": f"127.0.0.1:{free_port()}"}
+        ports[option] = port if option == "--api-port" else f"127.0.0.1:{port}"
+        result = up(root, *(word for pair in ports.items() for word in pair))
+    assert result.returncode == 1
+    assert option in result.stderr
+    assert port in result.stderr
+
+
+def test_a_swift_store_without_credentials_says_what_to_set(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in list(os.environ):
+        if name.startswith(("ST_", "OS_")):
+            monkeypatch.delenv(name)
+    ports = ("--api-port", str(free_port()), "--portal", f"127.0.0.1:{free_port()}")
+    result = up(root, *ports, "--store", "swift:lunr")
+    assert result.returncode == 1
+    assert "ST_AUTH" in result.stderr
+
+
+def test_what_holds_secrets_is_readable_by_its_owner_only(lunr: Lunr) -> None:
+    for path in [lunr.root, *(lunr.root / n for n in ("openrc", "lunr.conf", "up.json", "keys"))]:
+        assert path.stat().st_mode & 0o077 == 0, path
+    for path in (lunr.root / "keys").iterdir():
+        assert path.stat().st_mode & 0o077 == 0, path

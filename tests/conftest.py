@@ -33,20 +33,15 @@ _REMOVE = pytest.StashKey[bool]()
 def pytest_configure(config: pytest.Config) -> None:
     """Make the run's folder, and let this process and all it starts put temporary files there."""
     given = config.option.basetemp
-    if given:  # the caller's, who wants to look at it; or the controller's, to an xdist worker
+    if given:  # the caller's, who wants to look at it; or an xdist worker's, within the run's
         folder = Path(given).absolute()
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        config.option.basetemp = str(folder)
-        # Pytest empties its base folder when a test first asks for it: ours is beside that.
-        folder = folder.with_name(folder.name + ".run")
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir()
+        folder.mkdir(parents=True, exist_ok=True)
     else:
         folder = Path(tempfile.mkdtemp(prefix="lunr-tests-"))
-        config.option.basetemp = str(folder / "t")
+    config.option.basetemp = str(folder / "t")  # pytest empties it first
     folder.chmod(0o711)  # PostgreSQL runs as another user, in a folder of its own within
     config.stash[_FOLDER] = folder
-    config.stash[_REMOVE] = not given or hasattr(config, "workerinput")
+    config.stash[_REMOVE] = not given
     os.environ["TMPDIR"] = tempfile.tempdir = str(folder)
 
 

@@ -94,6 +94,7 @@ class Agent:
         for job in self.supervisor.running():
             job.stop(Stop.LOST)
         self.supervisor.wait_idle(STOP_TIMEOUT, lambda job: job.kind in DATA)
+        self.node.pool.close()
 
     # --- agreeing with the API ---------------------------------------------------
 

@@ -74,6 +74,10 @@ class Pool(abc.ABC):
         """Remove what a killed process left half done. Nothing else may work on the pool."""
 
     @abc.abstractmethod
+    def close(self) -> None:
+        """Let go of the pool, as the end of the process would; what is mounted stays."""
+
+    @abc.abstractmethod
     def capacity(self) -> Capacity:
         """How much may be promised, and how much is free.
 

@@ -65,31 +65,39 @@ class FilesPool(Pool):
         with self._checking:
             if self._root is not None:
                 return
-            try:
-                self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-                self._take()
-                if self.image.exists() or not _has_reflink(self.folder):
-                    self._mount_image()
-                    root = self.mountpoint
-                else:
-                    root = self.folder
-                for kind in ("volumes", *Purpose):
-                    (root / kind).mkdir(mode=0o700, exist_ok=True)
-            except OSError as error:
-                raise PoolUnusable(path=self.folder, reason=str(error)) from error
-            self._root = root
+            with contextlib.ExitStack() as undo:
+                try:
+                    self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+                    # For this process alone: `clean` must not meet another's half-done work.
+                    flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
+                    lock = os.open(self.folder / "lock", flags, 0o600)
+                    undo.callback(os.close, lock)
+                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    root = self._make_root()
+                except BlockingIOError as error:
+                    raise PoolUnusable(
+                        path=self.folder, reason="another process uses it"
+                    ) from error
+                except OSError as error:
+                    raise PoolUnusable(path=self.folder, reason=str(error)) from error
+                undo.pop_all()
+            self._root, self._lock = root, lock
 
-    def _take(self) -> None:
-        """Lock the folder for this process: `clean` must not meet another's half-done work."""
-        if self._lock is not None:
-            return
-        lock = os.open(self.folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            os.close(lock)
-            raise PoolUnusable(path=self.folder, reason="another process uses it") from error
-        self._lock = lock
+    def _make_root(self) -> Path:
+        root = self.folder
+        if self.image.exists() or not _has_reflink(self.folder):
+            self._mount_image()
+            root = self.mountpoint
+        for kind in ("volumes", *Purpose):
+            (root / kind).mkdir(mode=0o700, exist_ok=True)
+        return root
+
+    def close(self) -> None:
+        """Unlock the folder."""
+        with self._checking:
+            if self._lock is not None:
+                os.close(self._lock)
+            self._lock = self._root = None
 
     def _mount_image(self) -> None:
         _log.info("%s has no reflink: volumes go to an XFS in %s", self.folder, self.image)
@@ -313,7 +321,7 @@ def _has_reflink(folder: Path) -> bool:
     """Whether two files in `folder` can share blocks; found out by trying."""
     paths = [folder / f"probe.{secrets.token_hex(8)}{_TEMPORARY}" for _ in range(2)]
     try:
-        with paths[0].open("wb") as old, paths[1].open("wb") as new:
+        with paths[0].open("w+b") as old, paths[1].open("wb") as new:
             old.write(bytes(4096))
             old.flush()
             fcntl.ioctl(new.fileno(), FICLONE, old.fileno())

@@ -139,7 +139,7 @@ class TgtTarget(Target):
         # Deleting an account takes it off every target; one of the same name
         # may have another secret.
         for name in {*target.accounts, export.username}:
-            self._request(Mode.ACCOUNT, Op.DELETE, f"user={name}")
+            self._delete_account(name)
         self._request(Mode.ACCOUNT, Op.NEW, f"user={export.username},password={export.password}")
         self._request(Mode.ACCOUNT, Op.BIND, f"user={export.username}", tid=target.tid)
 
@@ -199,7 +199,7 @@ class TgtTarget(Target):
                 reason=f"{who['initiator']} ({who['ip']}) is logged in; log it out, or force",
             )
         for name in now.accounts:
-            self._request(Mode.ACCOUNT, Op.DELETE, f"user={name}")
+            self._delete_account(name)
         self._secrets.pop(now.iqn, None)
         pause = 0.02
         while now is not None:
@@ -214,6 +214,14 @@ class TgtTarget(Target):
                 time.sleep(pause)
                 pause = min(pause * 2, 1.0)
             now = self._find(target.iqn)
+
+    def _delete_account(self, name: str) -> None:
+        try:
+            self._request(Mode.ACCOUNT, Op.DELETE, f"user={name}")
+        except Refused as error:
+            # What tgtd says of an account that is not there.
+            if error.number != Code.INVALID_REQUEST:
+                raise
 
     def _disconnect(self, tid: int, sid: int, cid: int) -> None:
         try:

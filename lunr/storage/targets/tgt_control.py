@@ -52,14 +52,10 @@ class Code(IntEnum):
     """The errors of tgtd that are told apart here."""
 
     NO_TARGET = 4
-    NO_LUN = 5
     NO_SESSION = 6
     NO_CONNECTION = 7
     TARGET_EXIST = 8
-    ACL_NOEXIST = 11
-    NO_USER = 13
-    TARGET_ACTIVE = 17
-    LUN_ACTIVE = 18
+    INVALID_REQUEST = 15
 
 
 _MEANING = {

@@ -1,0 +1,71 @@
+"""A real initiator: libiscsi's tools, and qemu's."""
+
+from __future__ import annotations
+
+import contextlib
+import subprocess
+from collections.abc import Iterator
+
+from lunr.storage.targets.base import Export
+
+INITIATOR = "iqn.2026-11.test:initiator"
+
+
+def url(portal: str, export: Export, password: str | None = None) -> str:
+    secret = export.password if password is None else password
+    return f"iscsi://{export.username}%{secret}@{portal}/{export.iqn}/{export.lun}"
+
+
+def inquire(
+    portal: str, export: Export, initiator: str = INITIATOR, password: str | None = None
+) -> str:
+    """What a login with this name and secret leads to: the disk's serial number, or the refusal."""
+    done = subprocess.run(
+        ["iscsi-inq", "-i", initiator, "-e", "1", "-c", "128", url(portal, export, password)],
+        capture_output=True,
+        text=True,
+        stdin=subprocess.DEVNULL,
+        timeout=30,
+        check=False,
+    )
+    return (done.stdout + done.stderr).strip()
+
+
+def admits(
+    portal: str, export: Export, initiator: str = INITIATOR, password: str | None = None
+) -> bool:
+    said = inquire(portal, export, initiator, password)
+    assert ("Unit Serial Number" in said) != ("Failed" in said), said
+    return "Unit Serial Number" in said
+
+
+@contextlib.contextmanager
+def session(
+    portal: str, export: Export, initiator: str = INITIATOR
+) -> Iterator[subprocess.Popen[str]]:
+    """A session that stays: ``qemu-io``, which takes commands on its input."""
+    host, _, port = portal.rpartition(":")
+    image = (
+        f"driver=raw,file.driver=iscsi,file.transport=tcp,file.portal={host}:{port},"
+        f"file.target={export.iqn},file.lun={export.lun},file.user={export.username},"
+        f"file.password={export.password},file.initiator-name={initiator}"
+    )
+    with subprocess.Popen(
+        ["qemu-io", "--image-opts", image],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    ) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        try:
+            process.stdin.write("read 0 512\n")
+            process.stdin.flush()
+            line = process.stdout.readline()
+            while "read" not in line.split("qemu-io>")[-1]:
+                assert line, "qemu-io ended"
+                line = process.stdout.readline()
+            yield process
+        finally:
+            process.kill()

@@ -61,11 +61,15 @@ class Accounts(_Records[Account]):
         super().__init__(transport, "accounts", Account)
 
     def create(self, id: str, *, quotas: Mapping[str, int | None] | None = None) -> Account:
-        """Make an account; a quota left out or None is the configured default."""
+        """Make an account; a quota left out or None is the configured default.
+
+        Raises:
+            IdInUse: there is, or was, an account of that id.
+        """
         return self._create({"id": id, "quotas": quotas})
 
     def update(self, id: str, *, quotas: Mapping[str, int | None]) -> Account:
-        """Change an account's quotas; None is the configured default."""
+        """Change the quotas that are named; None goes back to the configured default."""
         return self._update(id, {"quotas": quotas})
 
 
@@ -187,12 +191,12 @@ class Admin:
     ) -> Job:
         """Begin to collect an account's garbage, and return the job.
 
-        Collecting has two steps: what no backup needs is condemned, and swept (really
-        deleted) once all who might have used it are through.
+        Collecting has two steps: what no backup needs is condemned, and then swept, that is
+        really deleted, once all who might still use it are through.
 
         Args:
-            wait: return when both are over, with the job that ran last.
-            timeout: seconds for each of the two.
+            wait: return when all that is condemned is swept, with the job that ran last.
+            timeout: seconds for each of the jobs.
 
         Raises:
             JobFailed, WaitTimeout: with `wait`.
@@ -202,12 +206,18 @@ class Admin:
         if not wait:
             return job
         jobs = Jobs(self._http, account_id)
-        job = jobs.wait(job.id, timeout=timeout, progress=progress)
-        collection = (job.result or {}).get("collection")
-        for sweep in jobs.list(kind="repository.sweep") if collection else ():
-            if sweep.subject_id == collection:
-                return jobs.wait(sweep.id, timeout=timeout, progress=progress)
-        return job
+        last = jobs.wait(job.id, timeout=timeout, progress=progress)
+        # The sweep is there as soon as the collection is done; one that failed before may be
+        # tried again beside it.
+        sweeps = [
+            sweep
+            for sweep in jobs.list(kind="repository.sweep")
+            if sweep.status in ("QUEUED", "RUNNING")
+            or (sweep.created_at or "") >= (job.created_at or "")
+        ]
+        for sweep in reversed(sweeps):
+            last = jobs.wait(sweep.id, timeout=timeout, progress=progress)
+        return last
 
     def volumes(self, *, account_id: str | None = None, **filters: str) -> Iterator[Volume]:
         """Every account's volumes, or one's; filters as in ``volumes.list``."""

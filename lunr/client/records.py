@@ -156,6 +156,7 @@ class Account(Record):
     id: str
     quotas: Mapping[str, int | None] = field(default_factory=dict)
     created_at: str | None = None
+    deleted_at: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -164,6 +165,7 @@ class Token(Record):
 
     id: str
     role: str = "member"
+    account_id: str | None = None
     token: str | None = field(default=None, repr=False)
     created_at: str | None = None
 
@@ -199,3 +201,4 @@ class VolumeType(Record):
     max_size: int = 0
     read_iops: int = 0
     write_iops: int = 0
+    created_at: str | None = None

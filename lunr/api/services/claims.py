@@ -68,7 +68,7 @@ class Claims:
                 if job is not None:
                     return job
             left = deadline - time.monotonic()
-            if left <= 0:
+            if left <= 0 or self._core.bell.closed:
                 return None
             self._core.bell.wait(node_id, heard, min(left, POLL))
 

@@ -54,6 +54,8 @@ class Bell:
     """Wakes those who wait for a job, as soon as one is committed in this process."""
 
     def __init__(self) -> None:
+        #: The process is about to end: nobody is to wait any more.
+        self.closed = False
         self._lock = threading.Lock()
         self._rings: dict[str, int] = {}
         self._waiting: dict[str, threading.Condition] = {}

@@ -1,0 +1,83 @@
+"""The WSGI application: the dispatcher, and the middleware around it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from lunr.api import fields, params
+from lunr.api.call import Call, answer
+from lunr.api.middleware import (
+    access,
+    auth,
+    body_limit,
+    faults,
+    healthcheck,
+    metrics,
+)
+from lunr.api.routing import Route, Table
+from lunr.api.services import Services
+from lunr.common import ids
+from lunr.common.concurrency import WSGIApp
+from lunr.common.config import ConfigOpts
+from lunr.db import migrate
+
+
+def build(conf: ConfigOpts) -> tuple[WSGIApp, Services]:
+    """The service as `conf` configures it: the application, and the services in it.
+
+    Raises:
+        errors.ConfigError: the key file or the database can't be used as they are.
+        errors.Unavailable: the database can't be reached.
+    """
+    services = Services.of(conf)
+    services.core.vault.check()
+    migrate.check(services.core.db)
+    return wrap(services, conf.api.max_body_bytes), services
+
+
+def build_app(conf: ConfigOpts) -> WSGIApp:
+    """The application of :func:`build`, for those who serve it themselves."""
+    return build(conf)[0]
+
+
+def wrap(services: Services, max_body_bytes: int = 1 << 20) -> WSGIApp:
+    """The application over `services`, with all its middleware."""
+    app: WSGIApp = Dispatcher(services)
+    app = auth.Auth(app, services.tokens)
+    app = body_limit.BodyLimit(app, max_body_bytes)
+    app = healthcheck.Healthcheck(app, services)
+    app = faults.Faults(app)
+    app = metrics.Metrics(app, services)
+    return access.Access(app)
+
+
+class Dispatcher:
+    """Routes a request, checks who asks and what for, and calls its controller."""
+
+    def __init__(self, services: Services) -> None:
+        self._services = services
+        self._table = Table()
+
+    def __call__(self, environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
+        """PEP 3333."""
+        route, path = self._table.match(environ["REQUEST_METHOD"], environ.get("PATH_INFO", "/"))
+        environ["lunr.route"] = route.path
+        for name, value in path.items():
+            ids.check(value, name)
+        who = environ["lunr.principal"]
+        auth.authorize(self._services, who, route.role, path)
+        given = params.read(environ, flat=route.open_fields)
+        call = Call(self._services, who, path, self._parse(route, given), environ)
+        return answer(route.handler(call), environ, start_response)
+
+    def _parse(self, route: Route, given: params.Given) -> dict[str, Any]:
+        if not route.open_fields:
+            return fields.parse(route.fields, given)
+        schema = dict(route.fields)
+        key = fields.Mapped()
+        for name in given:
+            if name.startswith("metadata."):
+                key.parse("metadata", {name.removeprefix("metadata."): given[name]})
+                schema[name] = fields.Text()
+        return fields.parse(schema, given)

@@ -33,15 +33,15 @@ _REMOVE = pytest.StashKey[bool]()
 def pytest_configure(config: pytest.Config) -> None:
     """Make the run's folder, and let this process and all it starts put temporary files there."""
     given = config.option.basetemp
-    if given:  # the caller's, who wants to look at it; or an xdist worker's, within the run's
+    if given and not hasattr(config, "workerinput"):  # by someone who wants to look at it
         folder = Path(given).absolute()
         folder.mkdir(parents=True, exist_ok=True)
-    else:
+    else:  # for an xdist worker, this is in the folder of the whole run
         folder = Path(tempfile.mkdtemp(prefix="lunr-tests-"))
     config.option.basetemp = str(folder / "t")  # pytest empties it first
     folder.chmod(0o711)  # PostgreSQL runs as another user, in a folder of its own within
     config.stash[_FOLDER] = folder
-    config.stash[_REMOVE] = not given
+    config.stash[_REMOVE] = not given or hasattr(config, "workerinput")
     os.environ["TMPDIR"] = tempfile.tempdir = str(folder)
 
 

@@ -100,12 +100,25 @@ def test_a_level_without_a_test_fails(capfd: pytest.CaptureFixture[str]) -> None
     assert capfd.readouterr().out.splitlines()[-1] == "0 passed, 1 failed, 0 skipped"
 
 
-def test_nothing_of_others_is_a_leftover(tmp_path: Path) -> None:
-    with subprocess.Popen(["sleep", "30"], cwd="/", env={}) as other:
-        try:
-            # A child is ours whatever it looks like …
-            assert [f for f in leftovers.find(tmp_path) if f"process {other.pid}:" in f]
-        finally:
-            other.kill()
-    # … and one that ended, or that was another's, is not.
-    wait_until(lambda: not leftovers.find(tmp_path), what="nothing is found")
+def test_a_child_is_ours_whatever_it_looks_like(tmp_path: Path) -> None:
+    def found() -> bool:
+        return any(one.startswith(f"process {child.pid}:") for one in leftovers.find(tmp_path))
+
+    with subprocess.Popen(["sleep", "30"], cwd="/", env={}) as child:
+        assert found()
+        child.kill()
+        wait_until(lambda: not found(), what="the child ended")
+
+
+def test_what_does_not_refer_to_the_folder_is_not_ours(tmp_path: Path) -> None:
+    other = subprocess.run(
+        ["setsid", "--fork", "sh", "-c", "echo $$; exec >&-; exec sleep 2"],
+        env={"PATH": os.environ["PATH"]},
+        cwd="/",
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    pid = int(other.stdout)
+    assert not any(one.startswith(f"process {pid}:") for one in leftovers.find(tmp_path))
+    os.kill(pid, signal.SIGKILL)

@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from prometheus_client import CONTENT_TYPE_LATEST
-from routes import Mapper
 from webob import Request, Response
 
 from lunr import __version__
@@ -31,14 +30,11 @@ class NodeApi:
         self._node_id = node_id
         self._agent = agent
         self._metrics = metrics
-        self._routes = Mapper()
-        for path, show in (
-            ("/status", self.status),
-            ("/volumes", self.volumes),
-            ("/volumes/{volume_id}", self.volume),
-            ("/metrics", self.metrics),
-        ):
-            self._routes.connect(path, show=show)
+        self._routes: dict[str, Callable[[], Any]] = {
+            "/status": self.status,
+            "/volumes": self.volumes,
+            "/metrics": self.metrics,
+        }
 
     def __call__(
         self, environ: dict[str, Any], start_response: Callable[..., Any]
@@ -60,17 +56,14 @@ class NodeApi:
         return result
 
     def _answer(self, request: Request) -> Response:
-        match = self._routes.match(request.path_info)
-        if match is None:
-            raise errors.NoSuchRoute(path=request.path_info)
+        path = request.path_info
+        show = self._routes.get(path)
+        folder, _, volume_id = path.rpartition("/")
+        if show is None and folder != "/volumes":
+            raise errors.NoSuchRoute(path=path)
         if request.method not in ("GET", "HEAD"):
-            raise errors.MethodNotAllowed(
-                path=request.path_info, allowed="GET", method=request.method
-            )
-        show = match.pop("show")
-        match.pop("action", None)
-        match.pop("controller", None)
-        answer = show(**match)
+            raise errors.MethodNotAllowed(path=path, allowed="GET", method=request.method)
+        answer = self.volume(volume_id) if show is None else show()
         return answer if isinstance(answer, Response) else Response(json_body=answer)
 
     def status(self) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import contextlib
 import subprocess
 from collections.abc import Iterator
 
-from lunr.storage.targets.base import Export
+from lunr.storage.targets.base import Export as Export
 
 INITIATOR = "iqn.2026-11.test:initiator"
 

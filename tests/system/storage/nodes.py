@@ -1,0 +1,65 @@
+"""A storage node of a test's own, on real parts."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lunr.storage.agent import Agent
+from lunr.storage.api_client import ApiClient
+from lunr.storage.engine import WORKER, Engine
+from lunr.storage.exports import Exports
+from lunr.storage.jobs import Node
+from lunr.storage.metrics import Metrics
+from lunr.storage.pools.base import Pool
+from lunr.storage.pools.files import FilesPool
+from lunr.storage.targets.base import Target
+from lunr.storage.targets.tgt import TgtTarget
+from tests.system.storage.contract_api import NODE, TOKEN
+
+KEY = "5a" * 32
+
+#: A worker that does as its task's `backup_id` says, for what the real one can't be made to do.
+ODD_WORKER = (sys.executable, str(Path(__file__).with_name("odd_worker.py")))
+
+
+@dataclass
+class Place:
+    """Where a node has its things."""
+
+    pool: Path
+    store: Path
+    socket: Path
+    portal: str
+
+    def parts(self, worker: Sequence[str] = WORKER) -> tuple[FilesPool, TgtTarget, Engine]:
+        pool = FilesPool(self.pool, image_gib=1)
+        return pool, TgtTarget(self.socket, self.pool), self.engine(worker)
+
+    def engine(self, worker: Sequence[str] = WORKER) -> Engine:
+        return Engine(url=f"files:{self.store}", options={}, key=KEY, command=worker)
+
+    def agent(self, url: str, worker: Sequence[str] = WORKER, **options: Any) -> Agent:
+        pool, target, engine = self.parts(worker)
+        return make_agent(pool, target, engine, url, self.portal, **options)
+
+
+def make_agent(
+    pool: Pool, target: Target, engine: Engine, url: str, portal: str, **options: Any
+) -> Agent:
+    exports = Exports(pool, target)
+    metrics = Metrics()
+    metrics.watch(pool, exports)
+    return Agent(
+        Node(pool, exports, engine),
+        target,
+        ApiClient(url, NODE, options.pop("token", TOKEN)),
+        portal,
+        heartbeat=1,
+        quick_workers=2,
+        data_workers=2,
+        metrics=metrics,
+    )

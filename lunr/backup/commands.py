@@ -304,20 +304,15 @@ def list_(tools: Tools) -> None:
         ]
         click.echo(json.dumps({"backups": shown}))
         return
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table("backup", "volume", "parent", "size", "stored", "created")
+    rows = [("backup", "volume", "parent", "size", "stored", "created")]
     for root in roots:
-        table.add_row(
-            root.backup_id,
-            root.volume_id,
-            root.parent_id or "",
-            units.human(root.size_bytes),
-            units.human(root.statistics.bytes_stored),
-            root.created_at,
-        )
-    Console().print(table)
+        size, stored = root.size_bytes, root.statistics.bytes_stored
+        names = root.backup_id, root.volume_id, root.parent_id or "-"
+        rows.append((*names, units.human(size), units.human(stored), root.created_at))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
+        click.echo("  ".join(cells).rstrip())
 
 
 @_command

@@ -23,7 +23,7 @@ from lunr.backup.format.roots import Root, Statistics
 from lunr.backup.format.segments import Entry, Patched, objects_of
 from lunr.backup.repository import Repository
 from lunr.backup.sessions import Writer
-from lunr.backup.sources import FileSource
+from lunr.backup.sources import Source
 from lunr.common.errors import IdInUse
 
 logger = logging.getLogger(__name__)
@@ -71,7 +71,7 @@ class Backup:
 
 def save(
     repository: Repository,
-    source: FileSource,
+    source: Source,
     backup: Backup,
     *,
     concurrency: int = 4,
@@ -131,7 +131,7 @@ class _Save:
     def __init__(
         self,
         repository: Repository,
-        source: FileSource,
+        source: Source,
         backup: Backup,
         token: bytes,
         condemned: frozenset[str],

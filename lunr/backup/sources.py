@@ -1,4 +1,4 @@
-"""What can be saved: a file or a block device."""
+"""What can be saved."""
 
 from __future__ import annotations
 
@@ -8,8 +8,27 @@ import mmap
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Protocol
 
 from lunr.backup import errors
+
+
+class Source(Protocol):
+    """Bytes that do not change while they are saved. Any thread may read."""
+
+    @property
+    def size(self) -> int:
+        """How many bytes are to be saved."""
+
+    def data(self, start: int, end: int) -> Iterator[tuple[int, int]]:
+        """The ranges (first byte, end) in `start` to `end` that may be other than zeros."""
+
+    def read(self, buffer: mmap.mmap, offset: int, length: int) -> memoryview:
+        """Fill `buffer` with `length` bytes from `offset` on; the view of just those.
+
+        Raises:
+            errors.SourceError: they can't be read; it names the offset.
+        """
 
 
 class FileSource:
@@ -62,7 +81,7 @@ class FileSource:
         self.close()
 
     def data(self, start: int, end: int) -> Iterator[tuple[int, int]]:
-        """The ranges (first byte, end) in `start` to `end` that may be other than zeros."""
+        """See :meth:`Source.data`: all but the holes, where the file system can tell."""
         at = start
         while at < end:
             try:
@@ -78,13 +97,7 @@ class FileSource:
             at = stop
 
     def read(self, buffer: mmap.mmap, offset: int, length: int) -> memoryview:
-        """Fill `buffer` with `length` bytes from `offset` on; the view of just those.
-
-        `offset` must be a multiple of the page size, as `buffer` is aligned to it.
-
-        Raises:
-            errors.SourceError: they can't be read; it names the offset.
-        """
+        """See :meth:`Source.read`."""
         view = memoryview(buffer)[:length]
         done = 0
         while done < length:

@@ -207,13 +207,15 @@ def main() -> int:
     reporter = _Reporter(sys.stdout)
     line = sys.stdin.readline()
     cancel = threading.Event()
+    finished = threading.Event()
 
     def listen() -> None:
         for order in sys.stdin:
             if order.strip() == "cancel":
                 cancel.set()
-        logger.error("The parent is gone.")
-        os._exit(2)  # at once: whoever comes next must not meet this process at work
+        if not finished.is_set():
+            logger.error("The parent is gone.")
+            os._exit(2)  # at once: whoever comes next must not meet this process at work
 
     try:
         task = json.loads(line)
@@ -235,6 +237,7 @@ def main() -> int:
             "failed", **errors.LunrError(reason=f"{type(error).__name__}: {error}").as_dict()
         )
         return 1
+    finished.set()
     reporter.event("done", result=result)
     return 0
 

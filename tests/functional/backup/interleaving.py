@@ -1,0 +1,206 @@
+"""Runs real saves, deletes, collections and sweeps in an order that a seed decides.
+
+Every actor is a thread with a view of one store of its own. Each request to
+the store waits until the scheduler lets it go, so exactly one runs at a time,
+and the same seed gives the same run. Time is the scheduler's. Listings lag:
+each name is shown as it was at some moment up to `lag` seconds ago. Actors
+crash in front of any request, and nothing of them is heard again.
+"""
+
+from __future__ import annotations
+
+import random
+import threading
+from collections.abc import Callable, Iterator
+
+from lunr.backup import errors
+from lunr.backup.format.names import Buffer
+from lunr.backup.repository import Repository
+from lunr.backup.sessions import LIFETIME, MARGIN
+from lunr.backup.stores.base import Store
+from lunr.common.errors import LunrError
+from tests.unit.backup.support import KEYS
+
+
+class Crash(BaseException):
+    """The actor is killed."""
+
+
+class World:
+    """The objects, their history, and the time."""
+
+    def __init__(self, seed: int, lag: float) -> None:
+        self.random = random.Random(seed)
+        self.lag = lag
+        self.now = 1_000_000.0
+        self.objects: dict[str, bytes] = {}
+        self.history: dict[str, list[tuple[float, int | None]]] = {}
+        self.puts: set[str] = set()
+
+    def put(self, name: str, data: bytes) -> None:
+        kind = name.partition("/")[0]
+        if kind in ("chunks", "segments", "patches"):
+            assert self.objects.get(name, data) == data, f"{name} was changed"
+            was_deleted = name in self.history and name not in self.objects
+            assert not was_deleted, f"the name {name} was used again"
+        self.objects[name] = data
+        self.history.setdefault(name, []).append((self.now, len(data)))
+
+    def delete(self, name: str) -> None:
+        if self.objects.pop(name, None) is not None:
+            self.history[name].append((self.now, None))
+
+    def list(self, prefix: str) -> list[tuple[str, int]]:
+        shown = []
+        for name, events in self.history.items():
+            if name.startswith(prefix):
+                moment = self.now - self.random.uniform(0, self.lag)
+                size = next((s for t, s in reversed(events) if t <= moment), None)
+                if size is not None:
+                    shown.append((name, size))
+        self.random.shuffle(shown)
+        return shown
+
+
+class View(Store):
+    """The world as one actor reaches it; without an actor, at once."""
+
+    def __init__(self, world: World, actor: Actor | None = None) -> None:
+        self._world = world
+        self._wait = actor.wait if actor else lambda _: None
+        self.lag = world.lag  # type: ignore[misc]
+
+    def put(self, name: str, *buffers: Buffer, durable: bool = False) -> None:
+        data = b"".join(buffers)
+        self._wait(f"put {name}")
+        self._world.put(name, data)
+
+    def get(self, name: str, offset: int = 0, length: int | None = None) -> Buffer:
+        self._wait(f"get {name}")
+        if name not in self._world.objects:
+            raise errors.ObjectMissing(name=name)
+        data = self._world.objects[name]
+        return data[offset:] if length is None else data[offset : offset + length]
+
+    def delete(self, name: str) -> None:
+        self._wait(f"delete {name}")
+        self._world.delete(name)
+
+    def list(self, prefix: str = "") -> Iterator[tuple[str, int]]:
+        self._wait(f"list {prefix}")
+        yield from self._world.list(prefix)
+
+    def sync(self) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
+class Actor:
+    """One call of the engine, in a thread."""
+
+    def __init__(self, world: World, what: str, work: Callable[[Repository], None]) -> None:
+        self.what = what
+        self.request = "start"
+        self.waiting_since = world.now
+        self.over = False
+        self.crashed = False
+        self.failure: BaseException | None = None
+        self._go = threading.Semaphore(0)
+        self._idle = threading.Semaphore(0)
+        self._world = world
+        self._crash = False
+        repository = Repository(View(world, self), KEYS, clock=lambda: world.now)
+        self._thread = threading.Thread(target=self._run, args=(work, repository), daemon=True)
+        self._thread.start()
+
+    def _run(self, work: Callable[[Repository], None], repository: Repository) -> None:
+        try:
+            self.wait("start")
+            work(repository)
+        except Crash:
+            self.crashed = True
+        except LunrError as error:
+            self.failure = error
+        except BaseException as error:
+            self.failure = AssertionError(f"{self.what}: {error!r}")
+            self.failure.__cause__ = error
+        finally:
+            self.over = True
+            self._idle.release()
+
+    def wait(self, request: str) -> None:
+        """Called by the actor's thread before a request: the scheduler decides when it goes on."""
+        if self._crash:
+            raise Crash
+        self.request = request
+        self.waiting_since = self._world.now
+        self._idle.release()
+        self._go.acquire()
+        if self._crash:
+            raise Crash
+
+    def step(self, crash: bool = False) -> None:
+        """Let it make its request, and return when it is before the next or over."""
+        self._crash = crash
+        self._go.release()
+        self._idle.acquire()
+        if self.over:
+            self._thread.join()
+
+    def begin(self) -> None:
+        """Return when it is before its first request."""
+        self._idle.acquire()
+
+    @property
+    def latest(self) -> float:
+        """When its request must have been made.
+
+        Only for a root is there such a time: a request that has been sent must
+        not take effect after a collector has stopped believing in its sender.
+        """
+        if self.request.startswith("put roots/"):
+            return self.waiting_since + LIFETIME + MARGIN - 1
+        return float("inf")
+
+
+class Scheduler:
+    """Lets actors go on, one request at a time."""
+
+    def __init__(self, world: World, crashes: float = 0.002) -> None:
+        self.world = world
+        self.actors: list[Actor] = []
+        self.finished: list[Actor] = []
+        self._crashes = crashes
+
+    def start(self, what: str, work: Callable[[Repository], None]) -> Actor:
+        actor = Actor(self.world, what, work)
+        actor.begin()
+        self.actors.append(actor)
+        return actor
+
+    def step(self) -> None:
+        """One request of one actor, after some time."""
+        chance = self.world.random
+        pause = chance.choice((0.0, 0.1, 1.0, 10.0))
+        if chance.random() < 0.01:
+            pause = chance.uniform(0, 3 * LIFETIME)
+        actor = chance.choice(self.actors)
+        urgent = min(self.actors, key=lambda one: one.latest)
+        if urgent.latest < self.world.now + pause:
+            actor, pause = urgent, 0.0
+        self.world.now += pause
+        actor.step(crash=chance.random() < self._crashes)
+        if actor.over:
+            self.actors.remove(actor)
+            self.finished.append(actor)
+            if isinstance(actor.failure, AssertionError):
+                raise actor.failure
+
+    def kill_all(self) -> None:
+        """End every thread, whatever it is doing."""
+        for actor in self.actors:
+            while not actor.over:
+                actor.step(crash=True)
+        self.actors.clear()

@@ -1,0 +1,140 @@
+"""Stores that misbehave, sources in memory, and a repository small enough to look through."""
+
+from __future__ import annotations
+
+import mmap
+import threading
+from collections.abc import Callable, Iterator
+
+from lunr.backup import errors, keys
+from lunr.backup.format.blocks import Compression
+from lunr.backup.format.names import Buffer, Geometry
+from lunr.backup.format.roots import Root
+from lunr.backup.pipeline import Backup, save
+from lunr.backup.repository import Repository
+from lunr.backup.stores.base import Store
+from lunr.backup.stores.memory import MemoryStore
+
+#: Four blocks a chunk, four chunks a segment.
+SMALL = Geometry(block=64, chunk=256, segment_chunks=4)
+KEYS = keys.derive(keys.PUBLIC_MASTER, "default")
+
+
+class MemorySource:
+    """Bytes to save, of which the chunks of zeros may be given as holes."""
+
+    def __init__(self, data: bytes, holes: bool = False, chunk: int = SMALL.chunk) -> None:
+        self._data = data
+        self._holes = holes
+        self._chunk = chunk
+        self.size = len(data)
+        self.reads = 0
+
+    def data(self, start: int, end: int) -> Iterator[tuple[int, int]]:
+        for at in range(start, end, self._chunk):
+            stop = min(at + self._chunk, end)
+            if not self._holes or any(self._data[at:stop]):
+                yield at, stop
+
+    def read(self, buffer: mmap.mmap, offset: int, length: int) -> memoryview:
+        self.reads += 1
+        buffer[:length] = self._data[offset : offset + length]
+        return memoryview(buffer)[:length]
+
+
+class Faulty(Store):
+    """Another store whose calls go through `before` first, which may raise or wait."""
+
+    def __init__(self, store: Store, before: Callable[[str, str], None]) -> None:
+        self.store = store
+        self.before = before
+        self.lag = store.lag  # type: ignore[misc]
+        self.settle = store.settle  # type: ignore[misc]
+
+    def put(self, name: str, *buffers: Buffer, durable: bool = False) -> None:
+        self.before("put", name)
+        self.store.put(name, *buffers, durable=durable)
+
+    def get(self, name: str, offset: int = 0, length: int | None = None) -> Buffer:
+        self.before("get", name)
+        return self.store.get(name, offset, length)
+
+    def delete(self, name: str) -> None:
+        self.before("delete", name)
+        self.store.delete(name)
+
+    def list(self, prefix: str = "") -> Iterator[tuple[str, int]]:
+        self.before("list", prefix)
+        yield from self.store.list(prefix)
+
+    def sync(self) -> None:
+        self.before("sync", "")
+        self.store.sync()
+
+    def close(self) -> None:
+        self.store.close()
+
+
+class FailAfter:
+    """For :class:`Faulty`: the calls from number `count` on fail, `times` of them."""
+
+    def __init__(self, count: int, times: int = 1 << 30) -> None:
+        self.calls = 0
+        self.count = count
+        self.times = times
+        self._lock = threading.Lock()
+
+    def __call__(self, call: str, name: str) -> None:
+        with self._lock:
+            self.calls += 1
+            if self.count < self.calls <= self.count + self.times:
+                raise errors.StoreUnavailable(store="test", reason=f"{call} {name} failed.")
+
+
+def repository(store: Store | None = None) -> Repository:
+    return Repository(store or MemoryStore(), KEYS)
+
+
+def save_bytes(
+    repo: Repository,
+    data: bytes,
+    backup_id: str,
+    parent_id: str | None = None,
+    *,
+    volume_id: str = "volume",
+    holes: bool = False,
+    geometry: Geometry = SMALL,
+    concurrency: int = 1,
+    condemned: tuple[str, ...] = (),
+    compression: Compression = Compression.ZSTD,
+) -> Root:
+    return save(
+        repo,
+        MemorySource(data, holes, geometry.chunk),
+        Backup(
+            backup_id,
+            volume_id,
+            "2026-11-23T00:00:00Z",
+            parent_id,
+            condemned=condemned,
+            geometry=geometry,
+        ),
+        concurrency=concurrency,
+        compression=compression,
+    )
+
+
+def load_bytes(repo: Repository, backup_id: str) -> bytes:
+    """The content of a backup, read chunk by chunk."""
+    root = repo.load_root(backup_id)
+    parts: list[bytes] = []
+    for chunks, ref in repo.segments_of(root):
+        entries = repo.load_segment(ref, len(chunks)) if ref else [None] * len(chunks)
+        for chunk, entry in zip(chunks, entries, strict=True):
+            length = root.geometry.chunk_length(chunk, root.size_bytes)
+            parts.append(
+                bytes(length)
+                if entry is None
+                else bytes(repo.load_chunk(entry, length, root.geometry))
+            )
+    return b"".join(parts)

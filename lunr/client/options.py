@@ -116,7 +116,11 @@ def confirm(question: str, yes: bool) -> None:
     Raises:
         ClickException: the answer was no.
     """
-    if yes or not sys.stdin.isatty():
+    if yes or not _is_person():
         return
     if not click.confirm(question, err=True):
         raise click.ClickException("nothing was done")
+
+
+def _is_person() -> bool:
+    return sys.stdin.isatty()

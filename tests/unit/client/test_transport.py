@@ -168,6 +168,7 @@ def test_the_token_is_sent_and_told_nobody(
     server: ScriptedServer, client: Client, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.DEBUG)
+    caplog.set_level(logging.DEBUG, "urllib3")
     server.script(Reply(503, error("unavailable", "busy")))
     with pytest.raises(errors.NotFound) as caught:
         client.volumes.get("v1")

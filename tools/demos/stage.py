@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from rich import box
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
@@ -50,11 +51,17 @@ class Step:
     note: str = ""
 
 
+def _console() -> Console:
+    """The terminal; where there is none (a log), wide enough for every line."""
+    console = Console(highlight=False)
+    return console if console.is_terminal else Console(highlight=False, width=120)
+
+
 @dataclass
 class Stage:
     """Shows steps as they run, and all of them as a table at the end."""
 
-    console: Console = field(default_factory=lambda: Console(highlight=False))
+    console: Console = field(default_factory=_console)
     steps: list[Step] = field(default_factory=list)
 
     @contextlib.contextmanager
@@ -62,26 +69,28 @@ class Stage:
         """Time a step; gives the step (to note bytes) and a function that shows percent done."""
         step = Step(title)
         columns = (
-            TextColumn("{task.description}"),
+            TextColumn("  {task.description}"),
             BarColumn(30),
             TaskProgressColumn(),
             TimeElapsedColumn(),
         )
-        with Progress(*columns, console=self.console, transient=True) as progress:
-            task = progress.add_task(title, total=100)
+        shown = self.console.is_terminal
+        with Progress(*columns, console=self.console, transient=True, disable=not shown) as bar:
+            task = bar.add_task(title, total=100)
             begun = time.monotonic()
-            yield step, lambda percent: progress.update(task, completed=percent)
+            yield step, lambda percent: bar.update(task, completed=percent)
             step.seconds = time.monotonic() - begun
         self.steps.append(step)
         size = "" if step.size is None else units.human(step.size)
-        self.console.print(f"  {step.title:<54} {step.seconds:7.2f} s {size:>11}  {step.note}")
+        line = f"  {step.title:<47} {step.seconds:6.2f} s {size:>10}  {step.note}"
+        self.console.print(line, soft_wrap=True)
 
     def table(self) -> None:
         """Print all steps."""
-        table = Table("step", title="What was done")
+        table = Table("step", title="What was done", box=box.SIMPLE)
         for name in ("seconds", "bytes", "rate"):
-            table.add_column(name, justify="right")
-        table.add_column("")
+            table.add_column(name, justify="right", no_wrap=True)
+        table.add_column("", overflow="fold")
         for step in self.steps:
             size = rate = ""
             if step.size is not None:
@@ -234,36 +243,43 @@ class Disk:
 class Session:
     """An initiator that stays logged in to a disk and writes to it: a running qemu-io."""
 
+    _PROMPT = "qemu-io> "
+
     def __init__(self, disk: Disk, folder: Path) -> None:
         self.log = folder / "qemu-io.log"
         argv = ["qemu-io", *disk.secret_arguments, "--image-opts", disk.image]
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=log, stderr=log)
+        self._answers = 0
+        self._wait()
 
     def write(self, source: Path, offset: int, length: int) -> None:
         """Write the first `length` bytes of the file `source` at `offset` of the disk."""
-        assert self.process.stdin is not None
-        self.process.stdin.write(f"write -s {source} {offset} {length}\n".encode())
+        self._do(f"write -s {source} {offset} {length}")
 
-    def flush(self, writes: int) -> None:
-        """Wait until `writes` writes in all and a flush are done."""
-        assert self.process.stdin is not None
-        # qemu-io answers every write with a line; flush itself is silent.
-        self.process.stdin.write(b"flush\nlength\n")
-        self.process.stdin.flush()
-        deadline = time.monotonic() + 60
-        while True:
-            text = self.log.read_text()
-            if self.process.poll() is not None or re.search(r"failed|error", text, re.IGNORECASE):
-                raise DemoError(f"writing over iSCSI failed: {text[-500:]}")
-            length_shown = re.search(r"^(qemu-io> )*[\d.]+ [KMGT]iB$", text, re.MULTILINE)
-            if length_shown and text.count("wrote ") >= writes:
-                return
-            if time.monotonic() > deadline:
-                raise DemoError(f"writing over iSCSI stood still: {text[-500:]}")
-            time.sleep(0.02)
+    def flush(self) -> None:
+        """Have all that was written put on the disk."""
+        self._do("flush")
 
     def close(self) -> None:
         """Log out."""
         if self.process.poll() is None:
             self.process.communicate(b"quit\n", timeout=30)
+
+    def _do(self, command: str) -> None:
+        assert self.process.stdin is not None
+        # One at a time: qemu-io does not look again at lines that it has read ahead.
+        self.process.stdin.write(command.encode() + b"\n")
+        self.process.stdin.flush()
+        self._wait()
+
+    def _wait(self) -> None:
+        """Wait for the next prompt."""
+        deadline = time.monotonic() + 60
+        while (text := self.log.read_text()).count(self._PROMPT) <= self._answers:
+            if self.process.poll() is not None or time.monotonic() > deadline:
+                raise DemoError(f"qemu-io ended or stands still: {text[-500:]}")
+            time.sleep(0.002)
+        self._answers += 1
+        if re.search(r"failed|error", text, re.IGNORECASE):
+            raise DemoError(f"writing over iSCSI failed: {text[-500:]}")

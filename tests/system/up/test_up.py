@@ -84,7 +84,7 @@ def test_the_main_job(lunr: Lunr, client: Client, image: Path, tmp_path: Path) -
     session = Session(disk, tmp_path)
     try:
         session.write(patch, 500 * units.MIB, 64 * units.KIB)
-        session.flush(1)
+        session.flush()
         wait_until(lambda: client.exports.get(id).sessions, what="the session is listed")
         second = backup(client, id)
     finally:

@@ -103,6 +103,7 @@ class Actor:
     def __init__(self, world: World, what: str, work: Callable[[Repository], None]) -> None:
         self.what = what
         self.request = "start"
+        self.speed = world.random.choice((1, 5, 25))  # the slow meet all the others
         self.waiting_since = world.now
         self.over = False
         self.crashed = False
@@ -186,7 +187,7 @@ class Scheduler:
         pause = chance.choice((0.0, 0.1, 1.0, 10.0))
         if chance.random() < 0.01:
             pause = chance.uniform(0, 3 * LIFETIME)
-        actor = chance.choice(self.actors)
+        (actor,) = chance.choices(self.actors, [one.speed for one in self.actors])
         urgent = min(self.actors, key=lambda one: one.latest)
         if urgent.latest < self.world.now + pause:
             actor, pause = urgent, 0.0

@@ -18,7 +18,7 @@ from tests.functional.backup.interleaving import KEYS, Actor, Scheduler, View, W
 from tests.unit.backup.support import Faulty, load_bytes, repository, save_bytes
 
 #: How many random runs of each kind; more can be asked for by the environment.
-RUNS = int(os.environ.get("LUNR_INTERLEAVINGS", "100"))
+RUNS = int(os.environ.get("LUNR_INTERLEAVINGS", "50"))
 SEED = int(os.environ.get("LUNR_SEED", "0")) or random.SystemRandom().randrange(1 << 32)
 LAG = 1800.0
 _CHUNKS = 6
@@ -52,7 +52,7 @@ class Run:
         number = self.chance.randrange(2)
         volume = self.volumes[number]
         for _ in range(self.chance.randrange(4)):
-            volume[self.chance.randrange(_CHUNKS)] = self.chance.randrange(5)
+            volume[self.chance.randrange(_CHUNKS)] = self.chance.randrange(9)
         data = b"".join(bytes([value]) * 256 for value in volume)
         parents = [*self.saved, None]
         parent = self.chance.choice(parents)
@@ -121,10 +121,10 @@ class Run:
         starts = (
             [self.start_save] * 3 + [self.start_delete, self.start_collect] + [self.start_sweep] * 2
         )
-        for _ in range(40):
-            if len(self.scheduler.actors) < 4:
+        for _ in range(60):
+            if len(self.scheduler.actors) < 6:
                 self.chance.choice(starts)()
-            for _ in range(self.chance.randrange(40)):
+            for _ in range(self.chance.randrange(20)):
                 if self.scheduler.actors:
                     self.scheduler.step()
             self.check()

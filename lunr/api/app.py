@@ -44,8 +44,8 @@ def build_app(conf: ConfigOpts) -> WSGIApp:
 def wrap(services: Services, max_body_bytes: int = 1 << 20) -> WSGIApp:
     """The application over `services`, with all its middleware."""
     app: WSGIApp = Dispatcher(services)
-    app = auth.Auth(app, services.tokens)
     app = body_limit.BodyLimit(app, max_body_bytes)
+    app = auth.Auth(app, services.tokens)
     app = healthcheck.Healthcheck(app, services)
     app = faults.Faults(app)
     app = metrics.Metrics(app, services)

@@ -74,11 +74,15 @@ def listen(host: str, port: int) -> socket.socket:
 
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
-        return socket.create_server((host, port), family=family, backlog=_BACKLOG)
+        sock = socket.create_server((host, port), family=family, backlog=_BACKLOG)
     except OSError as error:
         raise errors.ConfigError(
             reason=f"[api] bind_host {host}, bind_port {port}: {error.strerror}"
         ) from error
+    # Accepted sockets have it from here. Without it, an answer that is sent in
+    # two pieces waits 40 ms for the acknowledgement of the first.
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return sock
 
 
 if __name__ == "__main__":

@@ -52,8 +52,8 @@ def check(database: Database) -> None:
         found = MigrationContext.configure(connection).get_current_revision()
     if found != head:
         raise errors.ConfigError(
-            reason=f"the database has the schema {found or 'of nothing'}, and {head} is needed; "
-            "run `lunr-manage database upgrade`"
+            reason=f"the database has {f'the schema {found}' if found else 'no schema'}, and "
+            f"{head} is needed; run `lunr-manage database upgrade`"
         )
 
 

@@ -127,6 +127,19 @@ class Nodes(_Records[Node]):
         body = {"weight": weight, "group": group, "volume_types": volume_types, "status": status}
         return self._update(id, body)
 
+    def delete(self, id: str, *, force: bool = False) -> None:
+        """Forget a node; its token opens nothing from then on.
+
+        Args:
+            force: it is lost with all that is on it: its volumes and snapshots are DELETED.
+
+        Raises:
+            InUse: it has volumes, and `force` was not given.
+        """
+        self._http.request(
+            "DELETE", "admin", "nodes", id, params={"force": "true"} if force else {}
+        )
+
 
 class VolumeTypes(_Records[VolumeType]):
     """The types that volumes are of."""

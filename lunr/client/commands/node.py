@@ -116,11 +116,15 @@ def update(
 
 @node.command()
 @click.argument("node_id", metavar="NODE", type=ID)
+@click.option(
+    "--force", is_flag=True, help="The node is lost, and its volumes and snapshots with it."
+)
 @yes_option
 @json_option
 @click.pass_obj
-def delete(session: Session, node_id: str, yes: bool, as_json: bool) -> None:
-    """Forget a node that has nothing any more; its token opens nothing from then on."""
-    confirm(f"Delete node {node_id}?", yes)
-    session.client.admin.nodes.delete(node_id)
+def delete(session: Session, node_id: str, force: bool, yes: bool, as_json: bool) -> None:
+    """Forget a node that has no volumes any more; its token opens nothing from then on."""
+    also = " and all volumes and snapshots on it" if force else ""
+    confirm(f"Delete node {node_id}{also}?", yes)
+    session.client.admin.nodes.delete(node_id, force=force)
     print_gone("node", node_id, as_json)

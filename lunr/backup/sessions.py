@@ -32,8 +32,8 @@ logger = logging.getLogger(__name__)
 LIFETIME = 600.0
 REFRESH = 120.0
 #: Seconds after its end before others believe it is dead: for clocks that
-#: differ, and a last request that is still on its way.
-MARGIN = 300.0
+#: differ, and longer than all tries to write the root, which begin before the end.
+MARGIN = 600.0
 
 
 @dataclass(frozen=True)
@@ -144,13 +144,15 @@ class Writer:
         self._put(collections)
 
     def renew(self) -> None:
-        """Begin a full lifetime now: longer than any number of tries to write a root takes.
+        """Begin a new lifetime now.
 
         Raises:
             errors.SessionLost: see :meth:`check`.
         """
         self.check()
         self._put()
+        if self._is_late():  # the request itself took too long: nobody may have waited for it
+            raise errors.SessionLost
 
     def _refresh(self) -> None:
         while not self._over.wait(REFRESH):
@@ -167,7 +169,7 @@ class Writer:
         Raises:
             errors.SessionLost: one may; nothing may be committed any more.
         """
-        if self._repository.clock() > self._session.expires or _boottime() > self._good_until:
+        if self._is_late():
             raise errors.SessionLost
         try:
             shown = decode(bytes(self._repository.store.get(self._name)), self._name)
@@ -175,6 +177,9 @@ class Writer:
             raise errors.SessionLost from None
         if shown.ended is not None:  # a collector did not believe in it any more
             raise errors.SessionLost
+
+    def _is_late(self) -> bool:
+        return self._repository.clock() > self._session.expires or _boottime() > self._good_until
 
 
 def _boottime() -> float:

@@ -162,7 +162,7 @@ class Actor:
         not take effect after a collector has stopped believing in its sender.
         """
         if self.request.startswith("put roots/"):
-            return self.waiting_since + LIFETIME + MARGIN - 1
+            return self.waiting_since + MARGIN - 1
         return float("inf")
 
 

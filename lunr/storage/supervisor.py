@@ -17,6 +17,9 @@ from lunr.storage.metrics import Metrics
 
 _log = logging.getLogger(__name__)
 
+#: Seconds between two reports of a job's progress, which also bring the order to cancel it.
+_NEWS_INTERVAL = 2.0
+
 
 class Supervisor:
     """Does jobs on `node` and reports them to `api`; many threads use one."""
@@ -101,10 +104,10 @@ class Supervisor:
         return {"status": "DONE", "progress": 100, "result": result or {}}
 
     def _keep_lease(self, job: Job, ended: threading.Event) -> None:
-        """Renew at a third of the lease, until the job ended; stop it when the lease is lost."""
+        """Renew well before the lease ends, until the job does; stop it when the lease is lost."""
         renewed = time.monotonic()
         with log.context(job.id):
-            while not ended.wait(job.lease_seconds / 3):
+            while not ended.wait(min(job.lease_seconds / 3, _NEWS_INTERVAL)):
                 asked = time.monotonic()
                 try:
                     cancel = self._api.update(

@@ -32,6 +32,7 @@ class ContractApi:
         self.refused: list[str] = []
         self._changed = threading.Condition()
         self._ids = itertools.count(1)
+        self._epoch = 0
         self._server: ThreadingHTTPServer | None = None
         self._port = 0
         self.start()
@@ -153,6 +154,7 @@ class ContractApi:
     def _reconcile(self, found: dict[str, Any]) -> dict[str, Any]:
         with self._changed:
             self.reconciled.append(found)
+            self._epoch += 1  # claims that a killed agent left waiting get nothing
             for job in self.jobs.values():
                 if job["status"] == "RUNNING":
                     job.update(status="QUEUED", lease=None)
@@ -177,7 +179,8 @@ class ContractApi:
     def _claim(self, kinds: list[str], wait: float) -> Answer:
         deadline = time.monotonic() + wait
         with self._changed:
-            while True:
+            epoch = self._epoch
+            while epoch == self._epoch:
                 for job in self.jobs.values():
                     if job["status"] == "QUEUED" and job["kind"] in kinds:
                         job.update(status="RUNNING", lease=str(uuid.uuid4()))
@@ -193,8 +196,9 @@ class ContractApi:
                         }
                 left = deadline - time.monotonic()
                 if left <= 0 or self._server is None:
-                    return 204, None
+                    break
                 self._changed.wait(min(left, 0.1))
+            return 204, None
 
     def _update(self, job: dict[str, Any], told: Mapping[str, Any]) -> Answer:
         with self._changed:

@@ -127,7 +127,7 @@ class Agent:
         for volume in truth["volumes"]:
             if volume["id"] not in volumes:
                 _log.error("volume %s ought to be here and is not", volume["id"])
-        exports.restore(truth["exports"])
+        exports.restore(lambda: truth["exports"])
         wanted = {export["volume_id"] for export in truth["exports"]}
         self._remove_stray(present.keys() - wanted, queued)
 
@@ -191,12 +191,21 @@ class Agent:
 
     def _watch(self) -> None:
         backoff = Backoff(self._stopping)
+        # Whether the target was restarted: then the API is asked what ought to be there,
+        # for a detach that was refused after the agent's own start left an export unknown here.
+        restarted = False
         while not self._stopping.wait(WATCH_INTERVAL):
             try:
-                if self.node.exports.watch():
+                look = self.node.exports.watch()
+                if look.sessions_changed:
                     self._beat_now.set()
+                if restarted or look.was_missing:
+                    restarted = True
+                    self.node.exports.restore(self._api.exports)
+                    restarted = False
                 backoff.over()
             except errors.LunrError as error:
+                restarted = restarted or isinstance(error, TargetUnavailable)
                 backoff.wait(error)
 
     def _claims(self, handlers: Mapping[str, Handler]) -> None:

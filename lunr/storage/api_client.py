@@ -35,6 +35,10 @@ class ApiClient:
         """Say what is on the node; learn what ought to be. Voids all leases of the node."""
         return self._call("POST", "/reconcile", found) or {}
 
+    def exports(self) -> list[dict[str, Any]]:
+        """The exports that must be there now, with their credentials."""
+        return list((self._call("GET", "/exports") or {}).get("exports", []))
+
     def claim(self, kinds: Iterable[str], wait: int) -> dict[str, Any] | None:
         """A job of one of `kinds`, or None if there was none for `wait` seconds."""
         return self._call(
@@ -52,7 +56,11 @@ class ApiClient:
         return bool(answer.get("cancel"))
 
     def _call(
-        self, method: str, path: str, body: Mapping[str, Any], timeout: float = _TIMEOUT
+        self,
+        method: str,
+        path: str,
+        body: Mapping[str, Any] | None = None,
+        timeout: float = _TIMEOUT,
     ) -> dict[str, Any] | None:
         try:
             answer = self._session().request(method, self._base + path, json=body, timeout=timeout)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NamedTuple
 
 from lunr.common import errors, ids
 from lunr.storage.pools.base import Pool
@@ -14,6 +14,13 @@ from lunr.storage.targets.base import Export, Session, Target
 _log = logging.getLogger(__name__)
 
 Sessions = Mapping[str, list[Session]]
+
+
+class Look(NamedTuple):
+    """What was new when the target was looked at."""
+
+    sessions_changed: bool
+    was_missing: bool
 
 
 class Exports:
@@ -28,6 +35,10 @@ class Exports:
 
     def attach(self, volume_id: str, wanted: Mapping[str, Any]) -> None:
         """Export the volume as `wanted`: the payload of ``export.create``."""
+        with self._lock:
+            self._attach(volume_id, wanted)
+
+    def _attach(self, volume_id: str, wanted: Mapping[str, Any]) -> None:
         export = Export(
             volume_id=ids.check(volume_id, "volume_id"),
             path=self._pool.path(volume_id),
@@ -35,9 +46,8 @@ class Exports:
             initiator=wanted.get("initiator"),
             ip=wanted.get("ip"),
         )
-        with self._lock:
-            self._target.ensure(export)
-            self._wanted[volume_id] = export
+        self._target.ensure(export)
+        self._wanted[volume_id] = export
 
     def detach(self, volume_id: str, force: bool = False) -> None:
         """Stop exporting the volume.
@@ -49,14 +59,18 @@ class Exports:
             self._target.remove(volume_id, force)
             self._wanted.pop(volume_id, None)
 
-    def restore(self, exports: Iterable[Mapping[str, Any]]) -> None:
-        """Export all of `exports`, as far as possible; log what is not."""
-        for wanted in exports:
-            volume_id = str(wanted["volume_id"])
-            try:
-                self.attach(volume_id, wanted)
-            except errors.LunrError as error:
-                _log.error("volume %s can't be exported: %s", volume_id, error)
+    def restore(self, ask: Callable[[], Iterable[Mapping[str, Any]]]) -> None:
+        """Export all that `ask` says, as far as possible; log what is not.
+
+        It is asked when no job can detach: what it says is true until it is done.
+        """
+        with self._lock:
+            for wanted in ask():
+                volume_id = str(wanted["volume_id"])
+                try:
+                    self._attach(volume_id, wanted)
+                except errors.LunrError as error:
+                    _log.error("volume %s can't be exported: %s", volume_id, error)
 
     def present(self) -> Sessions:
         """The volumes that are exported now, and who is logged in."""
@@ -66,21 +80,22 @@ class Exports:
         """Who was logged in when `watch` looked last."""
         return self._sessions
 
-    def watch(self) -> bool:
-        """Look at the target once, put back what is missing; returns whether sessions changed.
+    def watch(self) -> Look:
+        """Look at the target once, and put back what is missing.
 
         Raises:
             TargetUnavailable: it can't be reached.
         """
         with self._lock:
             there = self._target.exports()
-            for volume_id in self._wanted.keys() - there.keys():
+            missing = self._wanted.keys() - there.keys()
+            for volume_id in missing:
                 _log.warning("the export of volume %s is gone; putting it back", volume_id)
                 try:
                     self._target.ensure(self._wanted[volume_id])
                 except errors.LunrError as error:
                     _log.error("volume %s can't be exported: %s", volume_id, error)
         sessions = {volume_id: who for volume_id, who in there.items() if who}
-        changed = sessions != self._sessions
+        look = Look(sessions_changed=sessions != self._sessions, was_missing=bool(missing))
         self._sessions = sessions
-        return changed
+        return look

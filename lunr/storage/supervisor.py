@@ -19,6 +19,8 @@ _log = logging.getLogger(__name__)
 
 #: Seconds between two reports of a job's progress, which also bring the order to cancel it.
 _NEWS_INTERVAL = 2.0
+#: More of a reason is not for people, and the API does not take it.
+_LONGEST_REASON = 4000
 
 
 class Supervisor:
@@ -96,11 +98,11 @@ class Supervisor:
             return {"status": "CANCELLED"}
         except errors.LunrError as error:
             _log.warning("%s failed: %s", job.kind, error)
-            return {"status": "FAILED", "error": error.as_dict()}
+            return _failed(error)
         except Exception as error:  # noqa: BLE001 - one job's defect must not end the others
             _log.exception("%s failed", job.kind)
             reason = f"{type(error).__name__}: {error}"
-            return {"status": "FAILED", "error": errors.LunrError(reason=reason).as_dict()}
+            return _failed(errors.LunrError(reason=reason))
         return {"status": "DONE", "progress": 100, "result": result or {}}
 
     def _keep_lease(self, job: Job, ended: threading.Event) -> None:
@@ -146,3 +148,8 @@ class Supervisor:
             else:
                 return str(ending["status"]).lower()
         return "lost"
+
+
+def _failed(error: errors.LunrError) -> dict[str, Any]:
+    told = error.as_dict()
+    return {"status": "FAILED", "error": {**told, "reason": told["reason"][:_LONGEST_REASON]}}

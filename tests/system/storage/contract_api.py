@@ -62,7 +62,7 @@ class ContractApi:
                 self.end_headers()
                 self.wfile.write(data)
 
-            do_POST = do_PUT
+            do_GET = do_POST = do_PUT
 
             def log_message(self, format: str, *args: Any) -> None:
                 pass
@@ -142,6 +142,8 @@ class ContractApi:
             case "PUT", [""]:
                 self.heartbeats.append(body)
                 return 200, {}
+            case "GET", ["", "exports"]:
+                return 200, {"exports": self.exports}
             case "POST", ["", "reconcile"]:
                 return 200, self._reconcile(body)
             case "POST", ["", "jobs", "claim"]:

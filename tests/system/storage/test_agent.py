@@ -173,6 +173,20 @@ def test_tgtd_restarted_has_its_exports_back(
         assert iscsi.admits(place.portal, export)
 
 
+def test_tgtd_restarted_has_back_what_only_the_records_know(
+    start: Callable[..., Agent], api: ContractApi, tgtd: Tgtd
+) -> None:
+    """An export whose detach was refused after the agent's start: it is not among the wanted."""
+    agent = start()
+    for volume_id in ("v1", "v2"):
+        api.do("volume.create", volume_id, volume_id, size_bytes=SIZE)
+    api.exports = [{"volume_id": "v2", **export_payload("v2")}]
+    tgtd.kill()
+    time.sleep(1.2)
+    tgtd.start()
+    wait_until(lambda: agent.node.exports.present().keys() == {"v2"}, what="the export is back")
+
+
 def test_a_start_makes_the_node_what_the_records_say(
     start: Callable[..., Agent], api: ContractApi, caplog: pytest.LogCaptureFixture
 ) -> None:

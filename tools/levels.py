@@ -6,6 +6,7 @@ usage: tools/test [LEVEL…] [-- PYTEST ARGUMENT…]
   unit        tests/unit: no process is started, no network
   functional  tests/functional: several modules together, on loopback
   system      tests/system: real tgtd, XFS, Swift, PostgreSQL; some need root
+  crash       tests/crash: kill -9 of any part in the middle of any kind of job
 
 Without LEVEL, all of them. The last line counts the tests; the exit code is 0
 when none failed and no level was without a test.
@@ -26,9 +27,13 @@ from xml.etree import ElementTree
 
 TOP = Path(__file__).resolve().parents[1]
 BIN = TOP / ".venv" / "bin"
-LEVELS = ("style", "unit", "functional", "system")
-#: Without an extension, so ruff has to be told.
-SCRIPTS = ["tools/swift"]
+LEVELS = ("style", "unit", "functional", "system", "crash")
+#: Python without an extension, so the tools have to be told.
+SCRIPTS = [
+    str(path.relative_to(TOP))
+    for path in sorted((TOP / "tools").iterdir())
+    if path.is_file() and b"python" in path.read_bytes().partition(b"\n")[0]
+]
 CHECKS = {
     "ruff format": ["ruff", "format", "--check", "--quiet", "--diff", ".", *SCRIPTS],
     "ruff check": ["ruff", "check", "--quiet", ".", *SCRIPTS],

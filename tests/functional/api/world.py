@@ -1,0 +1,125 @@
+"""A service with nodes whose agents the test plays, through the same services and HTTP."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from webob import Request, Response
+
+from lunr.api.app import wrap
+from lunr.api.services import Services
+from lunr.api.services.core import Core, Settings
+from lunr.api.services.kinds import KINDS
+from lunr.api.services.vault import Vault
+from lunr.common import errors
+from lunr.common.units import GIB
+from lunr.db import migrate
+from lunr.db.session import Database
+
+ALL = tuple(KINDS)
+
+
+class World:
+    """Services over a fresh database at `url`, one account `acme` and the node `n1` of 100 GiB."""
+
+    def __init__(self, folder: Path, url: str | None = None, **settings: Any) -> None:
+        self.url = url or f"sqlite:///{folder}/lunr.db"
+        self.key = folder / "secret.key"
+        self.key.touch(mode=0o600)
+        self.key.write_text("k" * 44)
+        self.settings = replace(Settings(retry_delay=0), **settings)
+        migrate.upgrade(self.url)
+        self.services = self.another()
+        self.services.accounts.create("acme")
+        self.token = self.services.tokens.create("acme")["token"]
+        self.add_node("n1")
+        self.app = wrap(self.services)
+
+    def another(self) -> Services:
+        """Services of their own over the same database, as another process has them."""
+        return Services(Core(Database(self.url), self.settings, Vault(str(self.key))))
+
+    def add_node(self, id: str, gib: int = 100, **settings: Any) -> str:
+        """Make a node with a heartbeat; its token."""
+        token: str = self.services.nodes.create(id, **settings)["token"]
+        self.beat(id, gib)
+        return token
+
+    def beat(self, id: str, gib: int = 100, **told: Any) -> Any:
+        room = {"capacity_bytes": gib * GIB, "free_bytes": gib * GIB}
+        return self.services.nodes.heartbeat(id, {"portal": "127.0.0.1:3260", **room, **told})
+
+    def call(
+        self,
+        method: str,
+        path: str,
+        body: Any = None,
+        token: str | None = "",
+        **headers: str,
+    ) -> Response:
+        """Send a request; bytes are sent as they are, everything else as JSON."""
+        request = Request.blank(path, method=method)
+        token = self.token if token == "" else token
+        if token is not None:
+            request.headers["X-Auth-Token"] = token
+        if body is not None:
+            request.content_type = "application/json"
+            request.body = body if isinstance(body, bytes) else json.dumps(body).encode()
+        request.headers.update(headers)
+        return request.get_response(self.app)
+
+    def volume(self, id: str = "v1", **request: Any) -> Any:
+        """An ACTIVE volume."""
+        self.services.volumes.create("acme", {"size": 1, **request}, id)
+        self.work()
+        volume = self.services.volumes.get("acme", id)
+        assert volume["status"] == "ACTIVE"
+        return volume
+
+    def backup(self, id: str = "b1", volume: str = "v1", **request: Any) -> Any:
+        """An AVAILABLE backup."""
+        self.services.backups.create("acme", volume, request, id)
+        self.work()
+        backup = self.services.backups.get("acme", id)
+        assert backup["status"] == "AVAILABLE"
+        return backup
+
+    def claim(self, node: str = "n1", kinds: Sequence[str] = ALL) -> Any:
+        return self.services.claims.claim(node, kinds)
+
+    def work(self, node: str = "n1", kinds: Sequence[str] = ALL) -> list[str]:
+        """Do all that the node may do, well; the kinds of jobs that were done."""
+        done = []
+        while (job := self.claim(node, kinds)) is not None:
+            self.done(job, node)
+            done.append(job["kind"])
+        return done
+
+    def done(self, job: Any, node: str = "n1", **result: Any) -> None:
+        self.services.claims.report(node, job["id"], job["lease"], "DONE", result=result)
+
+    def fail(self, job: Any, node: str = "n1", retry: bool = False, reason: str = "No.") -> None:
+        error = {"code": "test", "reason": reason, "retry": retry}
+        self.services.claims.report(node, job["id"], job["lease"], "FAILED", error=error)
+
+    def close(self) -> None:
+        self.services.close()
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a call of a race gave: a value, or the error's class."""
+
+    value: Any = None
+    error: type[errors.LunrError] | None = None
+
+
+def outcome(function: Any, *args: Any, **kwargs: Any) -> Outcome:
+    try:
+        return Outcome(value=function(*args, **kwargs))
+    except errors.LunrError as error:
+        return Outcome(error=type(error))

@@ -1,0 +1,66 @@
+"""The migrations make what the models say, on SQLite."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from alembic.autogenerate import compare_metadata
+from alembic.runtime.migration import MigrationContext
+from sqlalchemy import text
+
+from lunr.common import errors
+from lunr.db import migrate
+from lunr.db.models import Base
+from lunr.db.session import Database
+
+
+def differences(url: str) -> list[object]:
+    """What separates the migrated database from the models."""
+    database = Database(url)
+    try:
+        with database.read() as connection:
+            context = MigrationContext.configure(
+                connection, opts={"compare_type": True, "compare_server_default": True}
+            )
+            return list(compare_metadata(context, Base.metadata))
+    finally:
+        database.close()
+
+
+def test_models_equal_migrations(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path}/lunr.db"
+    migrate.upgrade(url)
+    assert differences(url) == []
+    migrate.upgrade(url)  # again is nothing
+    assert (tmp_path / "lunr.db").stat().st_mode & 0o777 == 0o600
+
+
+def test_the_comparison_sees_a_difference(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path}/lunr.db"
+    migrate.upgrade(url)
+    database = Database(url)
+    database.write(lambda session: session.execute(text("DROP INDEX ix_jobs_queue")))
+    database.close()
+    assert len(differences(url)) == 1
+
+
+def test_an_old_database_is_refused_with_what_to_do(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path}/lunr.db"
+    database = Database(url)
+    with pytest.raises(errors.ConfigError, match="lunr-manage database upgrade"):
+        migrate.check(database)
+    migrate.upgrade(url)
+    migrate.check(database)
+    database.close()
+
+
+@pytest.mark.parametrize("url", ["nonsense", "sqlite://", "sqlite:///:memory:", "oracle://x/y"])
+def test_an_unusable_url_is_a_clear_error(url: str) -> None:
+    with pytest.raises(errors.ConfigError, match="connection"):
+        Database(url)
+
+
+def test_a_folder_that_is_not_there_is_a_clear_error(tmp_path: Path) -> None:
+    with pytest.raises(errors.ConfigError, match="No such file"):
+        migrate.upgrade(f"sqlite:///{tmp_path}/none/lunr.db")

@@ -74,15 +74,15 @@ def collect(
         errors.CorruptObject, errors.ObjectMissing, errors.WrongKey, errors.UnsupportedFormat:
             a root or segment can't be read, so nobody can tell what is needed.
     """
-    running = _running(repository, grace)
-    needed = _needed(repository, [*keep, *running.values()], threads, cancel)
+    writers = _look_at_sessions(repository, grace)
+    needed = _needed(repository, [*keep, *writers.saves], threads, cancel)
     already, _ = lists.load_names(repository, ())
     found: dict[str, int] = {}
     for name, size in repository.store.list():
         if (
             hash(name) not in needed
             and name not in already
-            and token_of(name) not in running
+            and token_of(name) not in writers.running
             and not _is_kept_by_kind(name)
         ):
             found[name] = size
@@ -94,7 +94,7 @@ def collect(
     lists.store(
         repository,
         collection,
-        Condemned(repository.clock(), found, tuple(sorted(set(running.values())))),
+        Condemned(repository.clock(), found, tuple(sorted(writers.saves))),
     )
     return Collected(collection, len(found))
 
@@ -127,9 +127,9 @@ def sweep(
         raise errors.SavesRunning(
             id=collection, reason=f"it is {age:.0f} s old, {grace:.0f} s are needed."
         )
-    saves = _running(repository, grace, collection)
+    writers = _look_at_sessions(repository, grace, collection)
     # Only now, when nothing can refer to a condemned name any more:
-    needed = _needed(repository, [*keep, *saves.values(), *condemned.saves], threads, cancel)
+    needed = _needed(repository, [*keep, *writers.saves, *condemned.saves], threads, cancel)
     doomed = {n: size for n, size in condemned.objects.items() if hash(n) not in needed}
     parallel.each(doomed, repository.store.delete, threads, cancel)
     repository.store.sync()
@@ -143,10 +143,18 @@ def _is_kept_by_kind(name: str) -> bool:
     return kind in (Kind.ROOT, Kind.SESSION, Kind.CONDEMNED) and ids.is_valid(rest)
 
 
-def _running(
+@dataclass(frozen=True)
+class _Writers:
+    """The tokens of the sessions that run, and what these, and those of late, write or wrote."""
+
+    running: set[bytes]
+    saves: set[str]
+
+
+def _look_at_sessions(
     repository: Repository, grace: float, collection: str | None = None
-) -> dict[bytes, str]:
-    """What the sessions write or wrote, by token: those that run, or whose note must stay.
+) -> _Writers:
+    """Who writes now.
 
     Sessions that are over are ended for them, so that a writer that was only
     asleep sees it; notes that are old enough are removed.
@@ -154,7 +162,7 @@ def _running(
     Raises:
         errors.SavesRunning: a session still runs that does not know `collection`.
     """
-    found = {}
+    writers = _Writers(set(), set())
     now = repository.clock()
     for token, session in sessions.load_all(repository):
         over = session.over(now, repository.store.settle)
@@ -162,15 +170,16 @@ def _running(
             raise errors.SavesRunning(
                 id=collection, reason=f"backup {session.backup_id} is still being saved."
             )
-        if over is not None and session.ended is None:
+        writers.saves.add(session.backup_id)
+        if over is None:
+            writers.running.add(token)
+            continue
+        if session.ended is None:
             ended = replace(session, ended=over)
             repository.store.put(session_name(token), ended.encode(), durable=True)
-        if over is not None and now - over >= grace:
+        if now - over >= grace:
             repository.store.delete(session_name(token))
-            if grace == 0:
-                continue
-        found[token] = session.backup_id
-    return found
+    return writers
 
 
 def _needed(

@@ -89,12 +89,21 @@ class FileSource:
                 stop = os.lseek(self._fd, begin, os.SEEK_HOLE)
             except OSError as error:
                 if error.errno == errno.ENXIO:  # nothing but a hole up to the end
+                    self._check_end(end)
                     return
                 begin, stop = at, end  # block devices and some file systems can't tell
             if begin >= end:
                 return
             yield begin, min(stop, end)
             at = stop
+
+    def _check_end(self, end: int) -> None:
+        """A file that was cut short must not be taken for one that ends in zeros."""
+        now = os.lseek(self._fd, 0, os.SEEK_END)
+        if now < end:
+            raise errors.SourceError(
+                path=self._path, offset=now, reason="it ended while it was read."
+            )
 
     def read(self, buffer: mmap.mmap, offset: int, length: int) -> memoryview:
         """See :meth:`Source.read`."""

@@ -7,9 +7,11 @@ import threading
 from collections.abc import Callable, Iterator
 
 from lunr.backup import errors, keys
-from lunr.backup.format.blocks import Compression
-from lunr.backup.format.names import Buffer, Geometry
-from lunr.backup.format.roots import Root
+from lunr.backup.format import blocks, segments
+from lunr.backup.format.blocks import Compression, ObjectKind
+from lunr.backup.format.names import Buffer, Geometry, Kind, Ref
+from lunr.backup.format.roots import Root, Statistics
+from lunr.backup.format.segments import Entry, Patched, Piece
 from lunr.backup.pipeline import Backup, save
 from lunr.backup.repository import Repository
 from lunr.backup.stores.base import Store
@@ -138,3 +140,71 @@ def load_bytes(repo: Repository, backup_id: str) -> bytes:
                 else bytes(repo.load_chunk(entry, length, root.geometry))
             )
     return b"".join(parts)
+
+
+def block(number: int, length: int = SMALL.block) -> bytes:
+    """A block of its own, which shrinks well."""
+    return bytes([number]) * length
+
+
+def build_patched(repo: Repository) -> bytes:
+    """Write, by hand, the backup ``patched`` as later writers will; its content.
+
+    Its chunks: one with pieces of two patches over a base, one with a piece
+    over zeros, a whole one, zeros, and a short last one with a patched tail.
+    """
+    token = b"\x01\x02\x03\x04\x05\x06\x07\x08"
+    keys_ = repo.keys
+
+    def put(kind: ObjectKind, data: bytes) -> Ref:
+        view = memoryview(data)
+        hashes = blocks.hash_blocks(view, SMALL.block, keys_)
+        ref = Ref(blocks.content_hash(hashes, keys_), token)
+        name = ref.name(Kind.CHUNK if kind is ObjectKind.CHUNK else Kind.PATCH)
+        parts = blocks.encode(kind, view, hashes, SMALL.block, Compression.ZSTD)
+        repo.store.put(name, *parts)
+        return ref
+
+    def digest(data: bytes) -> bytes:
+        hashes = blocks.hash_blocks(memoryview(data), SMALL.block, keys_)
+        return blocks.content_hash(hashes, keys_)
+
+    base = b"".join(map(block, (1, 2, 3, 4)))
+    first = put(ObjectKind.PATCH, b"".join(map(block, (11, 12, 13, 14, 15))))
+    second = put(ObjectKind.PATCH, block(21) + block(22, 10))
+    chunks = [
+        block(1) + block(12) + block(13) + block(21),
+        bytes(128) + block(15) + bytes(64),
+        base,
+        bytes(256),
+        block(1) + block(22, 10),
+    ]
+    whole = put(ObjectKind.CHUNK, base)
+    short = put(ObjectKind.CHUNK, block(1) + block(9, 10))
+    entries: list[Entry] = [
+        Patched(digest(chunks[0]), whole, (Piece(1, 2, first, 1), Piece(3, 1, second, 0))),
+        Patched(digest(chunks[1]), None, (Piece(2, 1, first, 4),)),
+        whole,
+        None,
+    ]
+    tail: list[Entry] = [Patched(digest(chunks[4]), short, (Piece(1, 1, second, 1),))]
+    refs = []
+    for part in (entries, tail):
+        hash_, raw = segments.encode(part, keys_)
+        refs.append(Ref(hash_, token))
+        repo.store.put(refs[-1].name(Kind.SEGMENT), raw)
+    data = b"".join(chunks)
+    root = Root(
+        backup_id="patched",
+        volume_id="volume",
+        parent_id="base",
+        size_bytes=len(data),
+        created_at="2026-11-23T12:00:00Z",
+        geometry=SMALL,
+        segments=tuple(refs),
+        key_id=keys_.id,
+        consistency_group="group",
+        statistics=Statistics(1, 2, 3, 4, 5, 0.5),
+    )
+    repo.store_root(root)
+    return data

@@ -1,0 +1,147 @@
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from lunr.backup import errors
+from lunr.backup.stores import open_store
+from lunr.backup.stores.base import Retrying, Store
+from lunr.backup.stores.files import FileStore
+from lunr.backup.stores.memory import MemoryStore
+from lunr.common.errors import Cancelled, InvalidField
+from tests.unit.backup.contract import StoreContract
+from tests.unit.backup.support import FailAfter, Faulty
+
+
+class TestMemory(StoreContract):
+    @pytest.fixture
+    def store(self) -> Iterator[Store]:
+        yield MemoryStore()
+
+
+class TestFiles(StoreContract):
+    @pytest.fixture
+    def store(self, tmp_path: Path) -> Iterator[Store]:
+        store = open_store(f"files:{tmp_path}/store", "account")
+        yield store
+        store.close()
+
+    def test_a_failed_put_leaves_nothing(self, tmp_path: Path) -> None:
+        store = FileStore(tmp_path)
+        (tmp_path / "chunks/aa/one").mkdir(parents=True)  # in the way of the rename
+        with pytest.raises(errors.StoreUnavailable):
+            store.put("chunks/aa/one", b"x")
+        assert list(store.list()) == []
+        store.close()
+
+    def test_what_a_killed_writer_left_is_listed(self, tmp_path: Path) -> None:
+        store = FileStore(tmp_path)
+        (tmp_path / "chunks").mkdir()
+        (tmp_path / "chunks/half.0123abcd.tmp").write_bytes(b"half")
+        assert list(store.list()) == [("chunks/half.0123abcd.tmp", 4)]
+        store.close()
+
+    def test_nobody_else_can_read(self, tmp_path: Path) -> None:
+        store = FileStore(tmp_path / "store")
+        store.put("chunks/aa/one", b"x")
+        for path in (tmp_path / "store", tmp_path / "store/chunks/aa/one"):
+            assert path.stat().st_mode & 0o077 == 0, path
+        store.close()
+
+    def test_deleted_folders_go(self, tmp_path: Path) -> None:
+        store = FileStore(tmp_path)
+        store.put("chunks/aa/one", b"x")
+        store.put("chunks/bb/two", b"x")
+        store.delete("chunks/aa/one")
+        assert os.listdir(tmp_path / "chunks") == ["bb"]
+        store.delete("chunks/bb/two")
+        assert os.listdir(tmp_path) == []
+        store.close()
+
+    def test_a_file_in_the_way_is_told(self, tmp_path: Path) -> None:
+        (tmp_path / "file").touch()
+        with pytest.raises(errors.StoreRefused, match="file"):
+            FileStore(tmp_path / "file" / "store")
+
+
+class TestRetrying(StoreContract):
+    @pytest.fixture
+    def store(self) -> Iterator[Store]:
+        # Every call fails twice, and it does not show.
+        calls = {"n": 0}
+        lock = threading.Lock()
+
+        def before(call: str, name: str) -> None:
+            with lock:
+                calls["n"] += 1
+                fail = calls["n"] % 3
+            if fail and call != "sync":  # a lost write is not tried again
+                raise errors.StoreUnavailable(store="test", reason="busy.")
+
+        yield Retrying(Faulty(MemoryStore(), before), retries=50, pause=0.0)
+
+    def test_in_the_end_it_gives_up(self) -> None:
+        faults = FailAfter(0)
+        store = Retrying(Faulty(MemoryStore(), faults), retries=3, pause=0.0)
+        with pytest.raises(errors.StoreUnavailable):
+            store.get("x")
+        assert faults.calls == 4
+
+    def test_what_can_not_pass_is_not_tried_again(self) -> None:
+        faults = FailAfter(1 << 30)
+        store = Retrying(Faulty(MemoryStore(), faults), retries=3, pause=0.0)
+        with pytest.raises(errors.ObjectMissing):
+            store.get("x")
+        assert faults.calls == 1
+
+    def test_a_pause_can_be_cancelled(self) -> None:
+        cancel = threading.Event()
+        store = Retrying(Faulty(MemoryStore(), FailAfter(0)), 5, cancel, pause=30.0)
+        threading.Timer(0.05, cancel.set).start()
+        start = time.monotonic()
+        with pytest.raises(Cancelled):
+            store.get("x")
+        assert time.monotonic() - start < 5
+
+    def test_a_listing_that_breaks_goes_on_without_doubles(self) -> None:
+        class Breaking(MemoryStore):
+            broken = 0
+
+            def list(self, prefix: str = "") -> Iterator[tuple[str, int]]:
+                for number, entry in enumerate(super().list(prefix)):
+                    if number == 3 and self.broken < 2:
+                        self.broken += 1
+                        raise errors.StoreUnavailable(store="test", reason="page 2.")
+                    yield entry
+
+        inner = Breaking()
+        for number in range(6):
+            inner.put(f"chunks/{number}", b"")
+        names = [name for name, _ in Retrying(inner, 5, pause=0.0).list()]
+        assert sorted(names) == [f"chunks/{number}" for number in range(6)]
+
+
+@pytest.mark.parametrize(
+    "url", ["", "files:", "files:relative", "swift:", "swift:a/b", "http://x", "/srv", "s3:x"]
+)
+def test_what_is_no_store(url: str) -> None:
+    with pytest.raises(errors.BadStoreURL):
+        open_store(url, "default", {})
+
+
+@pytest.mark.parametrize("repository", ["../other", "a/b", "", ".", "x" * 65])
+def test_a_repository_is_an_id(tmp_path: Path, repository: str) -> None:
+    with pytest.raises(InvalidField):
+        open_store(f"files:{tmp_path}", repository)
+
+
+def test_swift_needs_a_place_to_log_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("ST_AUTH", "OS_AUTH_URL"):
+        monkeypatch.delenv(name, raising=False)
+    with pytest.raises(errors.StoreRefused, match="ST_AUTH"):
+        open_store("swift:backups", "default")

@@ -1,0 +1,162 @@
+"""The backup engine beside borg, restic and cp: the same work on the same file in one run.
+
+usage: tools/bench engine [--size MiB] [--rounds N] [--folder DIR]
+
+Every figure is the median of N rounds (5), in which the programs take turns.
+The source is a file of random data in the page cache; a full save is timed
+with the store's data on the disk, as each program leaves it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+MIB = 1 << 20
+ENGINE = [sys.executable, "-m", "lunr.backup.commands"]
+ENV = {
+    **os.environ,
+    "BORG_UNKNOWN_UNENCRYPTED_REPO_ACCESS_IS_OK": "yes",
+    "BORG_RELOCATED_REPO_ACCESS_IS_OK": "yes",
+    "RESTIC_PASSWORD": "benchmark",
+    "LC_ALL": "C",
+}
+
+#: work -> program -> (seconds, peak RSS in MiB) of each round
+Times = dict[str, dict[str, list[tuple[float, float]]]]
+
+
+class Bench:
+    """One folder with a source and the stores of all programs."""
+
+    def __init__(self, folder: Path, size: int) -> None:
+        self.folder = folder
+        self.size = size
+        self.source = folder / "source"
+        self.times: Times = {}
+        with self.source.open("wb") as file:
+            for _ in range(size // MIB):
+                file.write(os.urandom(MIB))
+            file.flush()
+            os.fsync(file.fileno())
+
+    def time(self, work: str, program: str, argv: list[str]) -> None:
+        """Run `argv` and note how long it took and what memory it had at most."""
+        os.sync()
+        with self.source.open("rb") as file:  # warm, whoever came before
+            while file.read(MIB):
+                pass
+        start = time.monotonic()
+        process = subprocess.Popen(
+            argv,
+            env={**ENV, "BORG_BASE_DIR": str(self.folder / "borg-home")},
+            cwd=self.folder,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+        )
+        assert process.stderr is not None
+        said = process.stderr.read()
+        process.stderr.close()
+        _, status, usage = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+        seconds = time.monotonic() - start
+        if process.returncode:
+            raise SystemExit(f"{argv}: {said.decode(errors='replace')}")
+        figures = self.times.setdefault(work, {}).setdefault(program, [])
+        figures.append((seconds, usage.ru_maxrss / 1024))
+
+    @contextmanager
+    def fresh(self, name: str) -> Iterator[Path]:
+        """A path below the folder at which nothing is, before and after."""
+        path = self.folder / name
+        yield path
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+
+    def lunr(self) -> None:
+        with self.fresh("lunr-store") as store, self.fresh("lunr-out") as out:
+            common = ["--store", f"files:{store}"]
+            save = [*ENGINE, "save", str(self.source), *common]
+            self.time("full", "lunr", [*save, "--id", "one"])
+            self.time("unchanged", "lunr", [*save, "--id", "two", "--parent", "one"])
+            self.time("restore", "lunr", [*ENGINE, "restore", "two", str(out), *common])
+
+    def borg(self) -> None:
+        with self.fresh("borg-repo") as repo, self.fresh("borg-out") as out:
+            self.time("init", "borg", ["borg", "init", "-e", "none", str(repo)])
+            # The files cache would not look at an unchanged file at all; a
+            # block device, which this stands for, has none.
+            create = ["borg", "create", "-C", "none", "--chunker-params", "fixed,4194304"]
+            create += ["--files-cache", "disabled"]
+            self.time("full", "borg", [*create, f"{repo}::one", "source"])
+            self.time("unchanged", "borg", [*create, f"{repo}::two", "source"])
+            out.mkdir()
+            extract = ["env", "-C", str(out), "borg", "extract", f"{repo}::two"]
+            self.time("restore", "borg", extract)
+
+    def restic(self) -> None:
+        with self.fresh("restic-repo") as repo, self.fresh("restic-out") as out:
+            common = ["restic", "-r", str(repo), "--cache-dir", str(self.folder / "restic-cache")]
+            self.time("init", "restic", [*common, "init"])
+            self.time("full", "restic", [*common, "backup", "source"])
+            self.time("unchanged", "restic", [*common, "backup", "--force", "source"])
+            self.time("restore", "restic", [*common, "restore", "latest", "--target", str(out)])
+
+    def cp(self) -> None:
+        with self.fresh("copy") as copy:
+            sync = ["sh", "-c", 'cp --reflink=never source "$1" && sync "$1"', "sh", str(copy)]
+            self.time("full", "cp and sync", sync)
+
+    def table(self) -> Iterator[str]:
+        """The lines of the report."""
+        yield f"{'work':<12}{'program':<14}{'seconds':>9}{'MiB/s':>9}{'MiB RSS':>9}{'lunr is':>10}"
+        for work in ("full", "unchanged", "restore"):
+            ours = statistics.median(s for s, _ in self.times[work]["lunr"])
+            for program, figures in self.times[work].items():
+                seconds = statistics.median(s for s, _ in figures)
+                memory = max(m for _, m in figures)
+                ratio = f"{seconds / ours:.2f}x" if program != "lunr" else ""
+                speed = self.size / MIB / seconds
+                figures_shown = f"{seconds:>9.2f}{speed:>9.0f}{memory:>9.0f}{ratio:>10}"
+                yield f"{work:<12}{program:<14}{figures_shown}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--size", type=int, default=1024, help="MiB of random data")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--folder", type=Path, help="where the files go (a temporary folder)")
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="lunr-bench-", dir=arguments.folder) as folder:
+        bench = Bench(Path(folder), arguments.size * MIB)
+        programs: list[Callable[[], None]] = [bench.lunr, bench.cp]
+        for program in (bench.borg, bench.restic):
+            if shutil.which(program.__name__):
+                programs.append(program)
+            else:
+                print(f"{program.__name__} is not installed: left out.")
+        for number in range(arguments.rounds):
+            for program in programs:
+                program()
+            print(f"round {number + 1} of {arguments.rounds}", file=sys.stderr)
+    for line in bench.table():
+        print(line)
+    print("(RSS is the highest of all rounds)")
+
+
+if __name__ == "__main__":
+    main()

@@ -50,10 +50,13 @@ class FakeNode:
         self.claimed: list[dict[str, Any]] = []
 
     def start(self) -> None:
+        self._beat()
+        self._thread.start()
+
+    def _beat(self) -> None:
         beat = {"hostname": "h", "portal": "127.0.0.1:3260", "pool": "files", "target": "tgt"}
         room = {"capacity_bytes": 1000 * GIB, "free_bytes": 1000 * GIB, "version": "0"}
         self._send("PUT", "", {**beat, **room, "sessions": {}})
-        self._thread.start()
 
     def stop(self) -> None:
         self._ending.set()
@@ -67,6 +70,7 @@ class FakeNode:
 
     def _work(self) -> None:
         while not self._ending.is_set():
+            self._beat()
             job = self._send("POST", "/jobs/claim?wait=1", {"kinds": KINDS})
             if job is not None:
                 self.claimed.append(job)
@@ -104,10 +108,26 @@ def openrc(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         f"[node]\nid = {NODE}\ntoken_file = {folder}/node.token\n"
         f"[store]\nkey_file = {folder}/master.key\n"
     )
-    manage = [sys.executable, "-m", "lunr.api.manage", "--config-file", conf, "bootstrap"]
+    manage: list[str | Path] = [
+        sys.executable,
+        "-m",
+        "lunr.api.manage",
+        "--config-file",
+        conf,
+        "bootstrap",
+    ]
     url = f"http://127.0.0.1:{port}"
     openrc = folder / "openrc"
-    names = ["--account", "acme", "--node", NODE, "--url", url, "--openrc", openrc]
+    names: list[str | Path] = [
+        "--account",
+        "acme",
+        "--node",
+        NODE,
+        "--url",
+        url,
+        "--openrc",
+        openrc,
+    ]
     subprocess.run([*manage, *names], check=True, capture_output=True, timeout=60)
     with (folder / "log").open("wb") as log:
         api = subprocess.Popen(

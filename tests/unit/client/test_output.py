@@ -32,10 +32,11 @@ def test_cleaned_text_has_nothing_a_terminal_acts_on(text: str) -> None:
 def test_an_id_is_never_cut_off(monkeypatch: pytest.MonkeyPatch, terminal: bool) -> None:
     id = "5a1c0ffe-0000-4000-8000-00000000beef"
     monkeypatch.setenv("COLUMNS", "30")
-    monkeypatch.setattr(sys, "stdout", Terminal() if terminal else io.StringIO())
+    stdout = Terminal() if terminal else io.StringIO()
+    monkeypatch.setattr(sys, "stdout", stdout)
     volume = Volume(id=id, status="ACTIVE", name="[red]long and longer\x1b]0;gone")
     output.print_list([volume], ("id", "name"), as_json=False)
-    printed = sys.stdout.getvalue()  # type: ignore[attr-defined]
+    printed = stdout.getvalue()
     squeezed = "".join(printed.split())
     assert "\x1b]" not in printed
     if terminal:  # folded, but all there

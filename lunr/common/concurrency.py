@@ -28,7 +28,10 @@ def patch() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
         import eventlet
+        import eventlet.green.subprocess as green
     eventlet.monkey_patch()
+    # Its Popen.communicate would raise a TimeoutExpired of its own, which nobody catches.
+    green.subprocess_orig.TimeoutExpired = green.TimeoutExpired
     global _patched
     _patched = True
 

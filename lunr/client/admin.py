@@ -232,28 +232,37 @@ class Admin:
             last = jobs.wait(sweep.id, timeout=timeout, progress=progress)
         return last
 
-    def volumes(self, *, account_id: str | None = None, **filters: str) -> Iterator[Volume]:
+    def volumes(
+        self, *, account_id: str | None = None, limit: int | None = None, **filters: str
+    ) -> Iterator[Volume]:
         """Every account's volumes, or one's; filters as in ``volumes.list``."""
-        return self._everyones("volumes", Volume, account_id, filters)
+        return self._everyones("volumes", Volume, limit, account_id=account_id, **filters)
 
-    def snapshots(self, *, account_id: str | None = None, **filters: str) -> Iterator[Snapshot]:
-        """Every account's snapshots, or one's."""
-        return self._everyones("snapshots", Snapshot, account_id, filters)
+    def snapshots(
+        self, *, account_id: str | None = None, limit: int | None = None, **filters: str
+    ) -> Iterator[Snapshot]:
+        """Every account's snapshots, or one's; filters as in ``snapshots.list``."""
+        return self._everyones("snapshots", Snapshot, limit, account_id=account_id, **filters)
 
-    def backups(self, *, account_id: str | None = None, **filters: str) -> Iterator[Backup]:
-        """Every account's backups, or one's."""
-        return self._everyones("backups", Backup, account_id, filters)
+    def backups(
+        self, *, account_id: str | None = None, limit: int | None = None, **filters: str
+    ) -> Iterator[Backup]:
+        """Every account's backups, or one's; filters as in ``backups.list``."""
+        return self._everyones("backups", Backup, limit, account_id=account_id, **filters)
 
-    def exports(self, *, account_id: str | None = None, **filters: str) -> Iterator[Export]:
-        """Every account's exports, or one's."""
-        return self._everyones("exports", Export, account_id, filters)
+    def exports(
+        self, *, account_id: str | None = None, limit: int | None = None, status: str | None = None
+    ) -> Iterator[Export]:
+        """Every account's exports, or one's, without their passwords."""
+        return self._everyones("exports", Export, limit, account_id=account_id, status=status)
 
-    def jobs(self, *, account_id: str | None = None, **filters: str) -> Iterator[Job]:
-        """Every account's jobs, or one's."""
-        return self._everyones("jobs", Job, account_id, filters)
+    def jobs(
+        self, *, account_id: str | None = None, limit: int | None = None, **filters: str
+    ) -> Iterator[Job]:
+        """Every account's jobs, or one's; filters as in ``jobs.list``."""
+        return self._everyones("jobs", Job, limit, account_id=account_id, **filters)
 
     def _everyones(
-        self, key: str, record: type[R], account_id: str | None, filters: Mapping[str, str]
+        self, key: str, record: type[R], limit: int | None, **filters: str | None
     ) -> Iterator[R]:
-        params = {"account_id": account_id, **filters}
-        return map(record.parse, self._http.pages(key, "admin", key, params=params))
+        return map(record.parse, self._http.pages(key, "admin", key, params=filters, limit=limit))

@@ -4,24 +4,16 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from itertools import islice
-from typing import Any, TypeVar
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import click
 
 from lunr.client.records import Record
 from lunr.common import units
 
-R = TypeVar("R", bound=Record)
-
 #: Shown in place of a secret.
 HIDDEN = "(hidden)"
-
-
-def newest(records: Iterator[R], limit: int | None) -> Iterator[R]:
-    """The first `limit` of a list, or all; pages that are not needed are not fetched."""
-    return islice(records, limit)
 
 
 def print_list(records: Iterable[Record], columns: Sequence[str], as_json: bool) -> None:

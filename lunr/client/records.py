@@ -8,7 +8,7 @@ than :mod:`lunr.common.states`. Secrets are left out of a record's repr.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields
 from typing import Any, Self
 
@@ -120,7 +120,7 @@ class Export(Work):
     auth_username: str | None = None
     auth_password: str | None = field(default=None, repr=False)
     #: Who is logged in now: ``{"initiator": IQN, "ip": address}`` each.
-    sessions: tuple[Mapping[str, str], ...] | list[Mapping[str, str]] = ()
+    sessions: Sequence[Mapping[str, str]] = ()
 
     @classmethod
     def parse(cls, data: Mapping[str, Any], url: str = "the server") -> Self:
@@ -180,7 +180,7 @@ class Node(Record):
     portal: str = ""
     group: str = ""
     weight: int = 100
-    volume_types: tuple[str, ...] | list[str] = ()
+    volume_types: Sequence[str] = ()
     pool: str = ""
     target: str = ""
     capacity_bytes: int = 0

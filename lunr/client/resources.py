@@ -90,8 +90,8 @@ class _Things(Generic[W]):
     def _request(self, method: str, *path: str, **options: Any) -> W:
         return self._record.parse(self._http.request(method, *path, **options))
 
-    def _list(self, params: Mapping[str, Any]) -> Iterator[W]:
-        pages = self._http.pages(self._key, self._account, self._key, params=params)
+    def _list(self, params: Mapping[str, Any], limit: int | None) -> Iterator[W]:
+        pages = self._http.pages(self._key, self._account, self._key, params=params, limit=limit)
         return map(self._record.parse, pages)
 
 
@@ -153,7 +153,7 @@ class Volumes(_Things[Volume]):
         metadata: Mapping[str, str] | None = None,
         limit: int | None = None,
     ) -> Iterator[Volume]:
-        """Volumes, newest first; `limit` is a page's size.
+        """Volumes, newest first; `limit`: at most so many.
 
         Args:
             metadata: pairs that the volumes must have.
@@ -163,10 +163,9 @@ class Volumes(_Things[Volume]):
             "name": name,
             "volume_type_name": volume_type_name,
             "node_id": node_id,
-            "limit": limit,
             **{f"metadata.{key}": value for key, value in (metadata or {}).items()},
         }
-        return self._list(params)
+        return self._list(params, limit)
 
     def update(
         self, id: str, *, name: str | None = None, metadata: Mapping[str, str] | None = None
@@ -209,9 +208,9 @@ class Snapshots(_Things[Snapshot]):
         volume_id: str | None = None,
         limit: int | None = None,
     ) -> Iterator[Snapshot]:
-        """Snapshots, newest first; `limit` is a page's size."""
-        params = {"status": status, "name": name, "volume_id": volume_id, "limit": limit}
-        return self._list(params)
+        """Snapshots, newest first; `limit`: at most so many."""
+        params = {"status": status, "name": name, "volume_id": volume_id}
+        return self._list(params, limit)
 
 
 class Backups(_Things[Backup]):
@@ -249,9 +248,9 @@ class Backups(_Things[Backup]):
         volume_id: str | None = None,
         limit: int | None = None,
     ) -> Iterator[Backup]:
-        """Backups, newest first; `limit` is a page's size."""
-        params = {"status": status, "name": name, "volume_id": volume_id, "limit": limit}
-        return self._list(params)
+        """Backups, newest first; `limit`: at most so many."""
+        params = {"status": status, "name": name, "volume_id": volume_id}
+        return self._list(params, limit)
 
     def verify(self, id: str) -> Job:
         """Begin to read and check all of a backup; the job tells how it went."""
@@ -315,9 +314,10 @@ class Jobs:
         volume_id: str | None = None,
         limit: int | None = None,
     ) -> Iterator[Job]:
-        """Jobs, newest first; `limit` is a page's size."""
-        params = {"status": status, "kind": kind, "volume_id": volume_id, "limit": limit}
-        return map(Job.parse, self._http.pages("jobs", self._account, "jobs", params=params))
+        """Jobs, newest first; `limit`: at most so many."""
+        params = {"status": status, "kind": kind, "volume_id": volume_id}
+        pages = self._http.pages("jobs", self._account, "jobs", params=params, limit=limit)
+        return map(Job.parse, pages)
 
     def cancel(self, id: str) -> None:
         """Cancel a job; one that runs is told to stop and ends a little later.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.cookiejar
 from collections.abc import Iterator, Mapping
+from itertools import islice
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -21,6 +22,7 @@ _PASSING = (502, 503, 504)
 #: A request of these kinds, sent twice, does what it does once.
 _IDEMPOTENT = ("GET", "PUT", "DELETE")
 _MAX_BACKOFF = 5.0
+_LARGEST_PAGE = 1000
 
 
 class Transport:
@@ -60,7 +62,7 @@ class Transport:
             backoff_factor=0.2,
             backoff_max=_MAX_BACKOFF,
             raise_on_status=False,
-            # A server that says when to come back is asking for a pause of its choice.
+            # A server that asks for an hour's pause would look like one that hangs.
             respect_retry_after_header=False,
         )
         for scheme in ("http://", "https://"):
@@ -113,14 +115,26 @@ class Transport:
         return _parsed(answer, self.url)
 
     def pages(
-        self, key: str, *path: str, params: Mapping[str, Any] | None = None
+        self,
+        key: str,
+        *path: str,
+        params: Mapping[str, Any] | None = None,
+        limit: int | None = None,
     ) -> Iterator[dict[str, Any]]:
         """The records of a list, named `key` in the answer; the next page is fetched when needed.
+
+        Args:
+            limit: the first so many; None: all.
 
         Raises:
             as :meth:`request`.
         """
-        query = dict(params or {})
+        query = {"limit": None if limit is None else min(limit, _LARGEST_PAGE), **(params or {})}
+        return islice(self._all_pages(key, path, query), limit)
+
+    def _all_pages(
+        self, key: str, path: tuple[str, ...], query: dict[str, Any]
+    ) -> Iterator[dict[str, Any]]:
         while True:
             answer = self.request("GET", *path, params=query)
             things = answer.get(key)

@@ -20,7 +20,7 @@ from lunr.client.options import (
     wait_options,
     yes_option,
 )
-from lunr.client.output import newest, print_list, print_record
+from lunr.client.output import print_list, print_record
 from lunr.client.progress import finished
 from lunr.client.session import Session
 
@@ -59,16 +59,14 @@ def backup() -> None:
 @all_accounts_option
 @json_option
 @click.pass_obj
-def list_(
-    session: Session, /, limit: int | None, all_accounts: bool, as_json: bool, **filters: Any
-) -> None:
+def list_(session: Session, /, all_accounts: bool, as_json: bool, **filters: Any) -> None:
     """List backups, newest first; deleted ones only with --status DELETED."""
     client = session.client
     if all_accounts:
         found, columns = client.admin.backups(**filters), ("account_id", *_COLUMNS)
     else:
         found, columns = client.backups.list(**filters), _COLUMNS
-    print_list(newest(found, limit), columns, as_json)
+    print_list(found, columns, as_json)
 
 
 @backup.command()

@@ -15,7 +15,7 @@ from lunr.client.options import (
     wait_options,
     yes_option,
 )
-from lunr.client.output import clean, newest, print_list, print_record
+from lunr.client.output import clean, print_list, print_record
 from lunr.client.progress import finished, follow
 from lunr.client.records import Export
 from lunr.client.session import Session
@@ -42,9 +42,9 @@ def export() -> None:
 @click.pass_obj
 def list_(session: Session, status: str | None, limit: int | None, as_json: bool) -> None:
     """List every account's exports (needs the role admin)."""
-    filters = {} if status is None else {"status": status}
     columns = ("account_id", "volume_id", "status", "initiator", "ip", "target_portal", "sessions")
-    print_list(newest(session.client.admin.exports(**filters), limit), columns, as_json)
+    found = session.client.admin.exports(status=status, limit=limit)
+    print_list(found, columns, as_json)
 
 
 @export.command()

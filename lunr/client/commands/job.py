@@ -15,7 +15,7 @@ from lunr.client.options import (
     timeout_option,
     yes_option,
 )
-from lunr.client.output import newest, print_list, print_record
+from lunr.client.output import print_list, print_record
 from lunr.client.progress import finished
 from lunr.client.session import Session
 
@@ -51,16 +51,14 @@ def job() -> None:
 @all_accounts_option
 @json_option
 @click.pass_obj
-def list_(
-    session: Session, /, limit: int | None, all_accounts: bool, as_json: bool, **filters: Any
-) -> None:
+def list_(session: Session, /, all_accounts: bool, as_json: bool, **filters: Any) -> None:
     """List jobs, newest first."""
     client = session.client
     if all_accounts:
         found, columns = client.admin.jobs(**filters), ("account_id", *_COLUMNS)
     else:
         found, columns = client.jobs.list(**filters), _COLUMNS
-    print_list(newest(found, limit), columns, as_json)
+    print_list(found, columns, as_json)
 
 
 @job.command()

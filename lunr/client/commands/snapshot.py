@@ -19,7 +19,7 @@ from lunr.client.options import (
     wait_options,
     yes_option,
 )
-from lunr.client.output import newest, print_list, print_record
+from lunr.client.output import print_list, print_record
 from lunr.client.progress import finished
 from lunr.client.session import Session
 
@@ -45,16 +45,14 @@ def snapshot() -> None:
 @all_accounts_option
 @json_option
 @click.pass_obj
-def list_(
-    session: Session, /, limit: int | None, all_accounts: bool, as_json: bool, **filters: Any
-) -> None:
+def list_(session: Session, /, all_accounts: bool, as_json: bool, **filters: Any) -> None:
     """List snapshots, newest first; deleted ones only with --status DELETED."""
     client = session.client
     if all_accounts:
         found, columns = client.admin.snapshots(**filters), ("account_id", *_COLUMNS)
     else:
         found, columns = client.snapshots.list(**filters), _COLUMNS
-    print_list(newest(found, limit), columns, as_json)
+    print_list(found, columns, as_json)
 
 
 @snapshot.command()

@@ -20,7 +20,7 @@ from lunr.client.options import (
     wait_options,
     yes_option,
 )
-from lunr.client.output import newest, print_list, print_record
+from lunr.client.output import print_list, print_record
 from lunr.client.progress import finished
 from lunr.client.session import Session
 
@@ -62,7 +62,6 @@ def volume() -> None:
 def list_(
     session: Session,
     /,
-    limit: int | None,
     all_accounts: bool,
     as_json: bool,
     metadata: dict[str, str] | None,
@@ -75,7 +74,7 @@ def list_(
         found, columns = client.admin.volumes(**filters), ("account_id", *_COLUMNS)
     else:
         found, columns = client.volumes.list(metadata=metadata, **filters), _COLUMNS
-    print_list(newest(found, limit), columns, as_json)
+    print_list(found, columns, as_json)
 
 
 @volume.command()

@@ -104,7 +104,8 @@ def openrc(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     conf = folder / "lunr.conf"
     conf.write_text(
         f"[database]\nconnection = sqlite:///{folder}/lunr.db\n"
-        f"[api]\nbind_port = {port}\nsecret_key_file = {folder}/secret.key\n"
+        # Small pages, so that every list has several.
+        f"[api]\nbind_port = {port}\npage_limit = 2\nsecret_key_file = {folder}/secret.key\n"
         f"[node]\nid = {NODE}\ntoken_file = {folder}/node.token\n"
         f"[store]\nkey_file = {folder}/master.key\n"
     )

@@ -67,7 +67,8 @@ def test_the_same_create_is_the_same_volume(member: Client) -> None:
 
 def test_lists_have_filters_and_pages(member: Client) -> None:
     wanted = [volume(member, name=f"v{n}", metadata={"n": str(n)}) for n in range(5)]
-    assert [v.id for v in member.volumes.list(limit=2)] == wanted[::-1]
+    assert [v.id for v in member.volumes.list()] == wanted[::-1]
+    assert [v.id for v in member.volumes.list(limit=3)] == wanted[:1:-1]
     assert [v.id for v in member.volumes.list(name="v3")] == [wanted[3]]
     assert [v.id for v in member.volumes.list(metadata={"n": "1"})] == [wanted[1]]
     assert list(member.volumes.list(node_id="elsewhere")) == []

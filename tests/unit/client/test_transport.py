@@ -225,17 +225,28 @@ def test_a_list_fetches_pages_as_they_are_needed(server: ScriptedServer, client:
         return Reply(200, {"volumes": things, "next": things[-1]["id"] if begin < 4 else None})
 
     server.handler = page
-    found = client.volumes.list(status="ACTIVE", metadata={"os": "x y"}, limit=2)
+    found = client.volumes.list(status="ACTIVE", metadata={"os": "x y"})
     assert server.requests == []
     assert [next(found).id, next(found).id] == ["v1", "v2"]
     assert len(server.requests) == 1
     assert [volume.id for volume in found] == ["v3", "v4", "v5", "v6"]
-    filters = {"status": "ACTIVE", "metadata.os": "x y", "limit": "2"}
+    filters = {"status": "ACTIVE", "metadata.os": "x y"}
     assert [seen.query for seen in server.requests] == [
         filters,
         {**filters, "marker": "v2"},
         {**filters, "marker": "v4"},
     ]
+
+
+def test_a_limit_is_asked_for_and_kept(server: ScriptedServer, client: Client) -> None:
+    things = [{"id": f"v{n}", "status": "ACTIVE"} for n in range(3)]
+    server.handler = lambda seen: Reply(200, {"volumes": things, "next": seen.query["limit"]})
+    assert [volume.id for volume in client.volumes.list(limit=2)] == ["v0", "v1"]
+    assert len(list(client.admin.volumes(limit=3))) == 3
+    assert [seen.query for seen in server.requests] == [{"limit": "2"}, {"limit": "3"}]
+    with pytest.raises(errors.BadAnswer):  # a page may have at most 1000
+        list(client.volumes.list(limit=5000))
+    assert server.requests[-1].query == {"limit": "1000", "marker": "1000"}
 
 
 @pytest.mark.parametrize("page", [{"volumes": [], "next": "v1"}, {"things": []}, {"volumes": {}}])

@@ -61,6 +61,9 @@ class Database:
             parsed = sqlalchemy.make_url(url)
         except exc.ArgumentError as error:
             raise errors.ConfigError(reason="[database] connection is not a URL") from error
+        if parsed.drivername == "postgresql":
+            # The driver that lunr is tested with; SQLAlchemy's default changed with 2.1.
+            parsed = parsed.set(drivername="postgresql+psycopg2")
         self.sqlite = parsed.get_backend_name() == "sqlite"
         if self.sqlite and parsed.database in (None, "", ":memory:"):
             raise errors.ConfigError(reason="[database] connection names no file")
@@ -115,7 +118,7 @@ class Database:
                     if isinstance(error, exc.IntegrityError):
                         raise
                     raise _unavailable(error) from error
-                time.sleep(random.uniform(0, 0.01 * 2**attempt))  # noqa: S311 - no secret
+                time.sleep(random.uniform(0, min(0.2, 0.002 * 2**attempt)))  # noqa: S311 - no secret
             except exc.TimeoutError as error:
                 raise _unavailable(error) from error
             else:

@@ -81,10 +81,13 @@ class Backups:
     ) -> tuple[Any, bool]:
         account = accounts.lock(session, account_id)
         request = {**request, "volume_id": volume_id}
-        if id is not None and (known := session.get(Backup, id)) is not None:
+        known = None if id is None else session.get(Backup, id)
+        if known is not None and known.account_id == account_id:
             volumes.same_request("backup", known, account_id, request)
             return views.backup(known), False
         volume = volumes.lock(session, account_id, volume_id)
+        if known is not None:
+            volumes.same_request("backup", known, account_id, request)
         volumes.require_idle(volume, "back it up")
         accounts.check_quota(session, self._core, account, Backup)
         backup = Backup(

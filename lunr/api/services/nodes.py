@@ -205,16 +205,16 @@ class Nodes:
             .where(Job.node_id == id, Job.status == JobState.QUEUED)
             .order_by(Job.seq)
         )
-        known_volumes = dict(
-            session.execute(select(Volume.id, Volume.status).where(Volume.node_id == id))
-            .tuples()
-            .all()
-        )
-        known_snapshots = dict(
-            session.execute(select(Snapshot.id, Snapshot.status).where(Snapshot.node_id == id))
-            .tuples()
-            .all()
-        )
+        known_volumes = {
+            row.id: row.status
+            for row in session.execute(select(Volume.id, Volume.status).where(Volume.node_id == id))
+        }
+        known_snapshots = {
+            row.id: row.status
+            for row in session.execute(
+                select(Snapshot.id, Snapshot.status).where(Snapshot.node_id == id)
+            )
+        }
         return {
             "volumes": [
                 {"id": volume, "size_bytes": size * GIB}

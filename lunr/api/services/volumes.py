@@ -379,15 +379,14 @@ def _affinity(session: Session, account_id: str, affinity: str | None) -> tuple[
             field="affinity", reason="it is different_node:ID[,ID] or different_group:ID[,ID]"
         )
     wanted = {ids.check(name, "affinity") for name in names.split(",")}
-    found = dict(
-        session.execute(
+    found = {
+        row.id: row.node_id
+        for row in session.execute(
             select(Volume.id, Volume.node_id).where(
                 Volume.id.in_(wanted), Volume.account_id == account_id
             )
         )
-        .tuples()
-        .all()
-    )
+    }
     if missing := wanted - found.keys():
         raise errors.NotFound(kind="volume", id=sorted(missing)[0])
     nodes = set(found.values())

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from sqlalchemy import event
 from webob import Request, Response
 
 from lunr.api.app import wrap
@@ -41,7 +42,10 @@ class World:
 
     def another(self) -> Services:
         """Services of their own over the same database, as another process has them."""
-        return Services(Core(Database(self.url), self.settings, Vault(str(self.key))))
+        database = Database(self.url)
+        if database.sqlite:  # these tests cut no power, and the disk is shared
+            event.listen(database.engine, "connect", _without_fsync)
+        return Services(Core(database, self.settings, Vault(str(self.key))))
 
     def add_node(self, id: str, gib: int = 100, **settings: Any) -> str:
         """Make a node with a heartbeat; its token."""
@@ -108,6 +112,10 @@ class World:
 
     def close(self) -> None:
         self.services.close()
+
+
+def _without_fsync(connection: Any, _record: Any) -> None:
+    connection.execute("PRAGMA synchronous = OFF")
 
 
 @dataclass(frozen=True)

@@ -59,7 +59,6 @@ class Agent:
         self._workers = {"quick": (quick_workers, QUICK), "data": (data_workers, DATA)}
         self._stopping = threading.Event()
         self._beat_now = threading.Event()
-        self._threads: list[threading.Thread] = []
         self.supervisor = Supervisor(node, api, {**QUICK, **DATA}, metrics, self._stopping)
 
     def start(self) -> None:
@@ -158,9 +157,7 @@ class Agent:
     # --- threads -----------------------------------------------------------------
 
     def _start(self, name: str, work: Callable[..., None], *args: Any) -> None:
-        thread = threading.Thread(target=work, args=args, name=name, daemon=True)
-        self._threads.append(thread)
-        thread.start()
+        threading.Thread(target=work, args=args, name=name, daemon=True).start()
 
     def _persist(self, call: Callable[[], T]) -> T:
         """Call until the API or the target answers."""

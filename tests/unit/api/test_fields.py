@@ -1,4 +1,4 @@
-"""Whatever is sent, a field is what it may be or an error that names it; never another exception."""
+"""Whatever is sent: a field is what it may be, or an error names it; nothing else happens."""
 
 from __future__ import annotations
 

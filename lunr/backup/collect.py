@@ -12,6 +12,8 @@ refers to. A writer registers its session, then reads the lists, then its
 parent. So a writer either knows a list or was registered before the list could
 be swept, and the sweep waits for it. After that wait no new reference to a
 condemned name can appear, and the sweep looks through all roots once more.
+What it finds to be needed after all stays condemned, in a list that says that
+it was swept: another sweep of the same list may be asleep with it in memory.
 
 What a listing shows may be old. A root is therefore also asked for by name:
 when the caller knows of it (`keep`), or a session or the list does. Sessions
@@ -24,7 +26,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
 from lunr.backup import condemned as lists
@@ -76,9 +78,14 @@ def collect(
     """
     writers = _look_at_sessions(repository, grace)
     needed = _needed(repository, [*keep, *writers.saves], threads, cancel)
-    already, _ = lists.load_names(repository, ())
+    old = _load_lists(repository)
+    already = {name for one in old.values() if not one.swept for name in one.objects}
     found: dict[str, int] = {}
+    listed = set()
+    swept = {name for one in old.values() if one.swept for name in one.objects}
     for name, size in repository.store.list():
+        if name in swept:
+            listed.add(name)
         if (
             hash(name) not in needed
             and name not in already
@@ -88,6 +95,8 @@ def collect(
             found[name] = size
             if len(found) == lists.MOST:
                 break
+    else:
+        _forget_lists(repository, old, lambda name: name not in listed)
     if not found:
         return Collected(None, 0)
     collection = ids.new()
@@ -133,8 +142,33 @@ def sweep(
     doomed = {n: size for n, size in condemned.objects.items() if hash(n) not in needed}
     parallel.each(doomed, repository.store.delete, threads, cancel)
     repository.store.sync()
-    repository.store.delete(condemned_name(collection))
+    rescued = {name: size for name, size in condemned.objects.items() if name not in doomed}
+    if rescued:
+        rest = replace(condemned, objects=rescued, swept=True)
+        lists.store(repository, collection, rest)
+    else:
+        repository.store.delete(condemned_name(collection))
+    _forget_lists(repository, _load_lists(repository), lambda name: name in doomed)
     return Swept(len(doomed), sum(doomed.values()))
+
+
+def _load_lists(repository: Repository) -> dict[str, Condemned]:
+    """The lists that the store lists, by collection."""
+    found = {one: lists.load(repository, one) for one in lists.listed(repository)}
+    return {collection: one for collection, one in found.items() if one is not None}
+
+
+def _forget_lists(
+    repository: Repository, old: Mapping[str, Condemned], is_gone: Callable[[str], bool]
+) -> None:
+    """Remove the swept lists of which every object is gone.
+
+    Not the youngest: a listing may not show yet what they name.
+    """
+    oldest = repository.clock() - repository.store.lag
+    for collection, one in old.items():
+        if one.swept and one.created <= oldest and all(map(is_gone, one.objects)):
+            repository.store.delete(condemned_name(collection))
 
 
 def _is_kept_by_kind(name: str) -> bool:

@@ -27,11 +27,13 @@ class Condemned:
         created: seconds since the epoch.
         objects: size in bytes of each object, by name.
         saves: ids of the backups that were being written then.
+        swept: it was swept, and `objects` are those that a backup needed after all.
     """
 
     created: float
     objects: dict[str, int]
     saves: tuple[str, ...]
+    swept: bool = False
 
 
 def store(repository: Repository, collection: str, condemned: Condemned) -> None:
@@ -41,6 +43,7 @@ def store(repository: Repository, collection: str, condemned: Condemned) -> None
         "created": condemned.created,
         "objects": condemned.objects,
         "saves": condemned.saves,
+        "swept": condemned.swept,
     }
     compressor = zstandard.ZstdCompressor(level=1, write_checksum=True)
     raw = compressor.compress(json.dumps(record).encode())
@@ -64,7 +67,9 @@ def load(repository: Repository, collection: str) -> Condemned | None:
         record = json.loads(zstandard.ZstdDecompressor().decompress(raw))
         if record["format"] != VERSION:
             raise errors.UnsupportedFormat(name=name, reason="a list of another version.")
-        return Condemned(record["created"], record["objects"], tuple(record["saves"]))
+        return Condemned(
+            record["created"], record["objects"], tuple(record["saves"]), record["swept"]
+        )
     except (zstandard.ZstdError, ValueError, TypeError, KeyError) as error:
         raise errors.CorruptObject(name=name, reason="it is not a list of names.") from error
 

@@ -1,0 +1,134 @@
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+
+from lunr.backup.commands import engine
+
+
+class Cli:
+    def __init__(self, folder: Path) -> None:
+        self.store = f"files:{folder}/store"
+
+    def run(self, *arguments: object) -> Result:
+        env = {"LUNR_STORE": self.store, "LUNR_KEY_FILE": None}
+        return CliRunner().invoke(engine, list(map(str, arguments)), env=env)
+
+    def ok(self, *arguments: object) -> str:
+        result = self.run(*arguments)
+        assert result.exit_code == 0, result.output
+        return result.stdout
+
+    def json(self, *arguments: object) -> dict[str, Any]:
+        return dict(json.loads(self.ok(*arguments, "--json")))
+
+
+@pytest.fixture
+def cli(tmp_path: Path) -> Cli:
+    return Cli(tmp_path)
+
+
+def test_the_whole_of_it(cli: Cli, tmp_path: Path) -> None:
+    disk = tmp_path / "disk.img"
+    first = os.urandom(5 << 20) + bytes(7 << 20)
+    disk.write_bytes(first)
+    did = cli.json("save", disk, "--id", "monday")
+    assert did["volume_id"] == "disk-img"
+    assert did["bytes_read"] == len(first)
+    assert did["objects_stored"] == 3
+    disk.write_bytes(first[:-1] + b"!")
+    did = cli.json("save", disk, "--id", "tuesday", "--parent", "latest")
+    assert did["parent_id"] == "monday"
+    assert did["objects_stored"] == 2
+    assert "Saved wednesday: read" in cli.ok(
+        "save", disk, "--id", "wednesday", "--parent", "monday"
+    )
+    listed = cli.json("list")["backups"]
+    assert [one["backup_id"] for one in listed] == ["wednesday", "tuesday", "monday"]
+    assert "tuesday    disk-img  monday" in cli.ok("list")
+    cli.ok("restore", "monday", tmp_path / "copy")
+    assert (tmp_path / "copy").read_bytes() == first
+    assert cli.json("verify")["backups"] == 3
+    assert cli.json("verify", "monday")["backups"] == 1
+    for backup_id in ("monday", "tuesday", "wednesday"):
+        cli.ok("delete", backup_id)
+    swept = cli.json("collect")
+    assert swept["pending"] == []
+    assert swept["deleted"] == 3 + 2 + 2
+    assert not list(tmp_path.rglob("store/default/*"))
+    assert cli.ok("collect") == "Deleted 0 objects, 0 B.\n"
+
+
+def test_grace(cli: Cli, tmp_path: Path) -> None:
+    (tmp_path / "disk").write_bytes(b"x" * 1000)
+    cli.ok("save", tmp_path / "disk", "--id", "b")
+    cli.ok("delete", "b")
+    swept = cli.json("collect", "--grace", 100)
+    assert swept["deleted"] == 0
+    assert "100 s are needed" in swept["pending"][0]
+    assert cli.json("collect", "--grace", 0)["deleted"] == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        (["save", "{disk}", "--id", "a/b"], 2, "letters, digits"),
+        (["save", "{disk}", "--id", "x" * 65], 2, "letters, digits"),
+        (["save", "{disk}"], 2, "--id"),
+        (["save", "/nowhere", "--id", "a"], 2, "does not exist"),
+        (["save", "{disk}", "--id", "a", "--parent", "none"], 1, "no backup none"),
+        (["save", "{disk}", "--id", "a", "--parent", "../x"], 1, "letters, digits"),
+        (["save", "{disk}", "--id", "a", "--store", "http://x"], 1, "files:/PATH or swift:PREFIX"),
+        (["save", "{disk}", "--id", "a", "--key-file", "{disk}"], 1, "chmod 600"),
+        (["save", "{disk}", "--id", "a", "--concurrency", "0"], 2, "1<=x<=32"),
+        (["restore", "none", "/nowhere/x"], 1, "no backup none"),
+        (["verify", "none"], 1, "no backup none"),
+        (["delete", "none"], 1, "no backup none"),
+        (["collect", "--grace", "-1"], 2, "x>=0"),
+    ],
+)
+def test_bad_input(cli: Cli, tmp_path: Path, arguments: list[str], code: int, said: str) -> None:
+    disk = tmp_path / "disk"
+    disk.write_bytes(b"x")
+    disk.chmod(0o644)
+    result = cli.run(*(argument.format(disk=disk) for argument in arguments))
+    assert result.exit_code == code, result.output
+    assert said in result.stderr
+    assert not [path for path in tmp_path.rglob("*") if path.is_file() and path != disk]
+
+
+def test_another_key_is_told(cli: Cli, tmp_path: Path) -> None:
+    disk, key = tmp_path / "disk", tmp_path / "key"
+    disk.write_bytes(b"x")
+    key.write_text("11" * 32)
+    key.chmod(0o600)
+    cli.ok("save", disk, "--id", "b", "--key-file", key)
+    result = cli.run("restore", "b", tmp_path / "copy")
+    assert result.exit_code == 1
+    assert "another master key" in result.stderr
+    assert "Warning: roots/b" in cli.run("list").stderr
+    collected = cli.run("collect")
+    assert collected.exit_code == 1
+    cli.ok("restore", "b", tmp_path / "copy", "--key-file", key)
+
+
+def test_two_repositories_share_nothing(cli: Cli, tmp_path: Path) -> None:
+    disk = tmp_path / "disk"
+    disk.write_bytes(b"x" * 5000)
+    for repository in ("one", "two"):
+        assert (
+            cli.json("save", disk, "--id", "b", "--repository", repository)["objects_stored"] == 2
+        )
+    names = [
+        {path.name for path in (tmp_path / "store" / repository).rglob("chunks/*/*")}
+        for repository in ("one", "two")
+    ]
+    assert not {name.partition(".")[0] for name in names[0]} & {
+        name.partition(".")[0] for name in names[1]
+    }
+    assert cli.run("delete", "b", "--repository", "three").exit_code == 1

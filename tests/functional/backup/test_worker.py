@@ -1,0 +1,234 @@
+"""The worker as the agent uses it: a child process, spoken to in JSON lines."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lunr.backup import keys
+from lunr.backup.collect import collect, sweep
+from lunr.backup.repository import Repository
+from lunr.backup.stores import open_store
+from tests.support.waiting import wait_until
+from tests.unit.backup.support import load_bytes
+
+KEY = "5a" * 32
+
+
+class Worker:
+    def __init__(self, **task: Any) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "lunr.backup.worker"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        self.tell(json.dumps(task))
+
+    def tell(self, line: str) -> None:
+        assert self.process.stdin
+        self.process.stdin.write(line + "\n")
+        self.process.stdin.flush()
+
+    def end(self) -> tuple[int, list[dict[str, Any]], str]:
+        """Exit code, events and log."""
+        assert self.process.stdout
+        events = [json.loads(line) for line in self.process.stdout]
+        code = self.process.wait()
+        assert self.process.stdin and self.process.stderr
+        self.process.stdin.close()
+        log = self.process.stderr.read()
+        self.process.stdout.close()
+        self.process.stderr.close()
+        return code, events, log
+
+
+class Place:
+    def __init__(self, folder: Path) -> None:
+        self.url = f"files:{folder}/store"
+        self.source = folder / "source"
+        self.target = folder / "target"
+
+    def worker(self, task: str, **fields: Any) -> Worker:
+        return Worker(
+            task=task,
+            store={"url": self.url, "options": {}},
+            key=KEY,
+            repository="account",
+            concurrency=2,
+            compression="zstd",
+            **fields,
+        )
+
+    def do(self, task: str, **fields: Any) -> dict[str, Any]:
+        code, events, log = self.worker(task, **fields).end()
+        assert code == 0, (events, log)
+        assert KEY not in log
+        assert {event["event"] for event in events[:-1]} <= {"progress"}
+        assert events[-1]["event"] == "done"
+        return dict(events[-1]["result"])
+
+    def fail(self, task: str, **fields: Any) -> dict[str, Any]:
+        code, events, _ = self.worker(task, **fields).end()
+        assert code == 1
+        assert events[-1]["event"] == "failed"
+        return events[-1]
+
+    def save(self, backup_id: str, parent_id: str | None = None) -> dict[str, Any]:
+        return {
+            "source": str(self.source),
+            "size_bytes": self.source.stat().st_size,
+            "backup_id": backup_id,
+            "volume_id": "volume",
+            "parent_id": parent_id,
+            "condemned": [],
+            "created_at": "2026-11-23T00:00:00Z",
+        }
+
+    def repository(self) -> Repository:
+        store = open_store(self.url, "account")
+        return Repository(store, keys.derive(bytes.fromhex(KEY), "account"))
+
+    def files(self) -> list[Path]:
+        return [path for path in Path(self.url[6:]).rglob("*") if path.is_file()]
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Place:
+    return Place(tmp_path)
+
+
+def test_the_life_of_two_backups(place: Place) -> None:
+    first = os.urandom(9 << 20) + bytes(8 << 20)
+    place.source.write_bytes(first)
+    did = place.do("save", **place.save("b1"))
+    assert did["bytes_read"] == len(first)
+    assert did["parent_id"] is None
+    assert place.do("save", **place.save("b1")) == did
+    second = first[: 4 << 20] + b"changed" + first[(4 << 20) + 7 :]
+    place.source.write_bytes(second)
+    did = place.do("save", **place.save("b2", "b1"))
+    assert did["parent_id"] == "b1"
+    assert did["objects_stored"] == 2
+    for backup_id, data in (("b1", first), ("b2", second)):
+        place.target.write_bytes(b"\xff" * len(data))
+        done = place.do(
+            "restore",
+            backup_id=backup_id,
+            target=str(place.target),
+            size_bytes=len(data),
+            target_is_zero=False,
+        )
+        assert done.keys() == {"bytes_read", "seconds"}
+        assert place.target.read_bytes() == data
+        assert place.do("verify", backup_id=backup_id)["bytes_read"] == 12 << 20
+    assert place.do("delete", backup_id="b1") == {"deleted": True}
+    assert place.do("delete", backup_id="b1") == {"deleted": False}
+    found = place.do("collect", keep=["b2"])
+    assert found["condemned"] == 2
+    swept = place.do("sweep", keep=["b2"], collection=found["collection"])
+    assert swept["deleted"] == 2
+    assert place.do("verify", backup_id="b2")["bytes_read"] == 12 << 20
+    place.do("delete", backup_id="b2")
+    found = place.do("collect", keep=[])
+    place.do("sweep", keep=[], collection=found["collection"])
+    assert place.do("collect", keep=[]) == {"collection": None, "condemned": 0}
+    assert place.files() == []
+
+
+def test_failures_tell_their_code(place: Place) -> None:
+    place.source.write_bytes(b"x" * 1000)
+    small = dict(place.save("b1"), size_bytes=2000)
+    assert place.fail("save", **small)["code"] == "source_error"
+    place.do("save", **place.save("b1"))
+    place.target.write_bytes(b"")
+    fields = {"backup_id": "b1", "target": str(place.target), "size_bytes": 1000}
+    assert place.fail("restore", **fields)["code"] == "target_too_small"
+    assert place.fail("verify", backup_id="none")["code"] == "backup_missing"
+    assert place.fail("verify", backup_id="../x")["code"] == "invalid_field"
+    assert place.fail("verify") == {
+        "event": "failed",
+        "code": "bad_request",
+        "reason": "The request can't be understood: the task has no backup_id.",
+        "retry": False,
+    }
+    assert place.fail("mow")["code"] == "bad_request"
+    code, events, _ = Worker(task="verify").end()
+    assert (code, events[-1]["code"]) == (1, "bad_request")
+    wrong = Worker(
+        task="verify",
+        store={"url": place.url},
+        key="00" * 32,
+        repository="account",
+        backup_id="b1",
+    )
+    assert wrong.end()[1][-1]["code"] == "wrong_key"
+    (chunk,) = (path for path in place.files() if path.parts[-3] == "chunks")
+    chunk.write_bytes(chunk.read_bytes()[:-1] + b"!")
+    failed = place.fail("verify", backup_id="b1")
+    assert failed["code"] == "corrupt_object"
+    assert chunk.name in failed["reason"]
+
+
+def slow_save(place: Place) -> Worker:
+    """A save that waits for ever: its source is a pipe... of a file that is long to read."""
+    place.source.write_bytes(b"")
+    with place.source.open("r+b") as file:
+        for number in range(512):
+            file.seek(number << 22)
+            file.write(os.urandom(4096))
+        file.truncate(512 << 22)
+    worker = place.worker("save", **place.save("b1"))
+    wait_until(lambda: len(place.files()) > 3, what="the save has begun")
+    return worker
+
+
+def test_cancel(place: Place) -> None:
+    worker = slow_save(place)
+    start = time.monotonic()
+    worker.tell("cancel")
+    code, events, _ = worker.end()
+    assert time.monotonic() - start < 2
+    assert (code, events[-1]["code"]) == (1, "cancelled")
+    assert not [path for path in place.files() if path.parts[-2] == "roots"]
+
+
+def test_a_worker_does_not_outlive_its_parent(place: Place) -> None:
+    worker = slow_save(place)
+    assert worker.process.stdin
+    worker.process.stdin.close()
+    assert worker.process.wait(5) == 2
+    for pipe in (worker.process.stdout, worker.process.stderr):
+        assert pipe
+        pipe.close()
+
+
+def test_a_save_that_is_killed_leaves_nothing_for_long(place: Place) -> None:
+    data = os.urandom(48 << 20)
+    place.source.write_bytes(data)
+    repository = place.repository()
+    for _ in range(8):
+        before = len(place.files())
+        worker = place.worker("save", **place.save("b1"))
+        wait_until(lambda count=before: len(place.files()) > count, what="it began")
+        time.sleep(random.uniform(0, 0.15))
+        worker.process.kill()
+        worker.end()
+        if "b1" in repository.backup_ids():
+            assert load_bytes(repository, "b1") == data
+            repository.delete_root("b1")
+    while (found := collect(repository)).collection is not None:
+        sweep(repository, found.collection)
+    assert place.files() == []
+    place.do("save", **place.save("b1"))
+    assert load_bytes(repository, "b1") == data
+    repository.store.close()

@@ -48,6 +48,8 @@ from lunr.common import errors, log
 logger = logging.getLogger(__name__)
 
 _REPORTS_EVERY = 0.2
+#: Seconds that a cancelled task has to end by itself.
+_PATIENCE = 1.0
 
 
 @dataclass(frozen=True)
@@ -213,6 +215,9 @@ def main() -> int:
         for order in sys.stdin:
             if order.strip() == "cancel":
                 cancel.set()
+                if not finished.wait(_PATIENCE):  # it hangs in a request to the store
+                    reporter.event("failed", **errors.Cancelled().as_dict())
+                    os._exit(1)
         if not finished.is_set():
             logger.error("The parent is gone.")
             os._exit(2)  # at once: whoever comes next must not meet this process at work
@@ -229,9 +234,11 @@ def main() -> int:
     try:
         result = run(task, reporter.progress, cancel)
     except errors.LunrError as error:
+        finished.set()
         reporter.event("failed", **error.as_dict())
         return 1
     except Exception as error:  # the parent must get an answer, whatever it is
+        finished.set()
         logger.exception("The task failed in a way nobody thought of.")
         reporter.event(
             "failed", **errors.LunrError(reason=f"{type(error).__name__}: {error}").as_dict()

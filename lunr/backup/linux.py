@@ -1,4 +1,4 @@
-"""Two system calls that Python's standard library lacks."""
+"""System calls that Python's standard library lacks."""
 
 from __future__ import annotations
 
@@ -9,8 +9,16 @@ _libc = ctypes.CDLL(None, use_errno=True)
 _libc.syncfs.argtypes = [ctypes.c_int]
 _libc.fallocate.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64]
 
+_libc.sync_file_range.argtypes = [
+    ctypes.c_int,
+    ctypes.c_int64,
+    ctypes.c_int64,
+    ctypes.c_uint,
+]
+
 _KEEP_SIZE = 0x01
 _PUNCH_HOLE = 0x02
+_WRITE = 0x02
 
 
 def _check(result: int) -> None:
@@ -35,3 +43,12 @@ def punch_hole(fd: int, offset: int, length: int) -> None:
         OSError: EOPNOTSUPP where the file system or device can't; see fallocate(2).
     """
     _check(_libc.fallocate(fd, _PUNCH_HOLE | _KEEP_SIZE, offset, length))
+
+
+def begin_writing(fd: int, offset: int = 0, length: int = 0) -> None:
+    """Have the kernel begin to write a dirty range of a file (length 0: to its end) to disk.
+
+    It is a hint that makes a later sync short, so failures are left to that
+    sync to report; see sync_file_range(2).
+    """
+    _libc.sync_file_range(fd, offset, length, _WRITE)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from lunr.backup import errors
 from lunr.backup.format.names import Buffer
-from lunr.backup.linux import punch_hole
+from lunr.backup.linux import begin_writing, punch_hole
 
 _STEP = 4 << 20
 _ZEROS = bytes(_STEP)
@@ -69,6 +69,7 @@ class FileTarget:
         try:
             while view:
                 count = os.pwrite(self._fd, view, offset)
+                begin_writing(self._fd, offset, count)  # so that `sync` has little left
                 view = view[count:]
                 offset += count
         except OSError as error:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from lunr.backup import errors
 from lunr.backup.format.names import Buffer
-from lunr.backup.linux import syncfs
+from lunr.backup.linux import begin_writing, syncfs
 from lunr.backup.stores.base import Store
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -56,9 +56,7 @@ class FileStore(Store):
                     if durable:
                         os.fsync(fd)
                     else:
-                        # Begin to write now, so that the barrier at the end has
-                        # little left, and leave the page cache to others.
-                        os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+                        begin_writing(fd)  # so that the barrier at the end has little left
                 finally:
                     os.close(fd)
                 os.rename(unfinished, path)  # noqa: PTH104 - hot path: no Path is made

@@ -23,9 +23,9 @@ STABLE = {
     Export: {"ATTACHED", "ERROR", "DELETED"},
     Job: {"DONE", "FAILED", "CANCELLED"},
 }
-VOLUMES = st.sampled_from(["v1", "v2", "v3"])
-BACKUPS = st.sampled_from(["b1", "b2", "b3"])
 NODES = st.sampled_from(["n1", "n2"])
+#: Picks one of what there is then; drawn before anybody knows how many there are.
+PICK = st.integers(0, 3)
 
 
 class Service(RuleBasedStateMachine):
@@ -41,56 +41,79 @@ class Service(RuleBasedStateMachine):
         self.world = World(Path(self._folder.name), job_attempts=3)
         self.world.add_node("n2", gib=20)
         self.services = self.world.services
+        self.world.volume("v0")
+        self.world.backup("b0", "v0")
+        self.volumes, self.backups = ["v0"], ["b0"]
 
     def ask(self, function: Any, *args: Any, **kwargs: Any) -> None:
         """A caller asks; being refused is fine, every other exception is a defect."""
         outcome(function, *args, **kwargs)
 
-    @rule(id=VOLUMES, size=st.integers(1, 30))
-    def create(self, id: str, size: int) -> None:
-        self.ask(self.services.volumes.create, "acme", {"size": size}, id)
+    @rule(size=st.integers(1, 9), built=st.booleans())
+    def create(self, size: int, built: bool) -> None:
+        self.make({"size": size})
+        if built:
+            self.work("n1")
+            self.work("n2")
 
-    @rule(id=VOLUMES, source=VOLUMES)
-    def clone(self, id: str, source: str) -> None:
-        self.ask(self.services.volumes.create, "acme", {"source_volume": source}, id)
+    @rule(pick=PICK)
+    def clone(self, pick: int) -> None:
+        self.make({"source_volume": self.volume(pick)})
 
-    @rule(id=VOLUMES, backup=BACKUPS)
-    def restore(self, id: str, backup: str) -> None:
-        self.ask(self.services.volumes.create, "acme", {"backup": backup}, id)
+    @rule(pick=PICK)
+    def restore(self, pick: int) -> None:
+        self.make({"backup": self.backup(pick)})
 
-    @rule(id=VOLUMES)
-    def delete(self, id: str) -> None:
-        self.ask(self.services.volumes.delete, "acme", id)
+    def make(self, request: dict[str, Any]) -> None:
+        self.volumes.append(f"v{len(self.volumes)}")
+        self.ask(self.services.volumes.create, "acme", request, self.volumes[-1])
 
-    @rule(id=VOLUMES, size=st.integers(1, 60))
-    def extend(self, id: str, size: int) -> None:
-        self.ask(self.services.volumes.extend, "acme", id, size)
+    def volume(self, pick: int) -> str:
+        return self.volumes[-1 - pick % len(self.volumes)]
 
-    @rule(id=VOLUMES)
-    def attach(self, id: str) -> None:
-        self.ask(self.services.exports.create, "acme", id, "iqn.2026-11.a:b", None)
+    def backup(self, pick: int) -> str:
+        return self.backups[-1 - pick % len(self.backups)]
 
-    @rule(id=VOLUMES, force=st.booleans())
-    def detach(self, id: str, force: bool) -> None:
-        self.ask(self.services.exports.delete, "acme", id, force)
+    @rule(pick=PICK)
+    def put_again(self, pick: int) -> None:
+        self.ask(self.services.volumes.create, "acme", {"size": 1}, self.volume(pick))
 
-    @rule(id=VOLUMES, backup=BACKUPS, full=st.booleans())
-    def save(self, id: str, backup: str, full: bool) -> None:
-        self.ask(self.services.backups.create, "acme", id, {"full": full}, backup)
+    @rule(pick=PICK)
+    def delete(self, pick: int) -> None:
+        self.ask(self.services.volumes.delete, "acme", self.volume(pick))
 
-    @rule(backup=BACKUPS, what=st.sampled_from(["delete", "verify"]))
-    def backup(self, backup: str, what: str) -> None:
-        self.ask(getattr(self.services.backups, what), "acme", backup)
+    @rule(pick=PICK, size=st.integers(8, 20))
+    def extend(self, pick: int, size: int) -> None:
+        self.ask(self.services.volumes.extend, "acme", self.volume(pick), size)
 
-    @rule(id=VOLUMES)
-    def snapshot(self, id: str) -> None:
-        self.ask(self.services.snapshots.create, "acme", id)
+    @rule(pick=PICK)
+    def attach(self, pick: int) -> None:
+        volume = self.volume(pick)
+        self.ask(self.services.exports.create, "acme", volume, "iqn.2026-11.a:b", None)
 
-    @rule(data=st.data(), clone=st.booleans())
-    def use_snapshot(self, data: st.DataObject, clone: bool) -> None:
-        ids = self._ids(Snapshot.id)
+    @rule(pick=PICK, force=st.booleans())
+    def detach(self, pick: int, force: bool) -> None:
+        self.ask(self.services.exports.delete, "acme", self.volume(pick), force)
+
+    @rule(pick=PICK, full=st.booleans())
+    def save(self, pick: int, full: bool) -> None:
+        self.backups.append(f"b{len(self.backups)}")
+        request = {"full": full}
+        self.ask(self.services.backups.create, "acme", self.volume(pick), request, self.backups[-1])
+
+    @rule(pick=PICK, what=st.sampled_from(["delete", "verify"]))
+    def do_to_backup(self, pick: int, what: str) -> None:
+        self.ask(getattr(self.services.backups, what), "acme", self.backup(pick))
+
+    @rule(pick=PICK)
+    def snapshot(self, pick: int) -> None:
+        self.ask(self.services.snapshots.create, "acme", self.volume(pick))
+
+    @rule(pick=PICK, clone=st.booleans())
+    def use_snapshot(self, pick: int, clone: bool) -> None:
+        ids = self._ids(Snapshot.id, Snapshot.created_at)
         if ids:
-            id = data.draw(st.sampled_from(ids))
+            id = ids[pick % len(ids)]
             if clone:
                 self.ask(self.services.volumes.create, "acme", {"snapshot": id})
             else:
@@ -100,26 +123,32 @@ class Service(RuleBasedStateMachine):
     def collect(self) -> None:
         self.ask(self.services.collect.request, "acme")
 
-    @rule(data=st.data())
-    def cancel(self, data: st.DataObject) -> None:
-        ids = self._ids(Job.id)
+    @rule(pick=PICK)
+    def cancel(self, pick: int) -> None:
+        ids = self._ids(Job.id, Job.seq.desc())
         if ids:
-            self.ask(self.services.jobs.cancel, "acme", data.draw(st.sampled_from(ids)))
+            self.ask(self.services.jobs.cancel, "acme", ids[pick % len(ids)])
+
+    @rule(node=NODES)
+    def work(self, node: str) -> None:
+        self.world.work(node)
 
     @rule(node=NODES)
     def claim(self, node: str) -> None:
+        """A node begins a job, and perhaps never tells of it again."""
         job = self.services.claims.claim(node, ALL)
         if job is not None:
             self.held.append((node, job))
 
     @rule(
-        data=st.data(),
+        pick=PICK,
         status=st.sampled_from(["RUNNING", "DONE", "FAILED", "CANCELLED"]),
         retry=st.booleans(),
     )
-    def report(self, data: st.DataObject, status: str, retry: bool) -> None:
+    def report(self, pick: int, status: str, retry: bool) -> None:
+        """A node tells of a job that it holds, or once held; newest first."""
         if self.held:
-            node, job = data.draw(st.sampled_from(self.held))
+            node, job = self.held[-1 - pick % len(self.held)]
             error = {"code": "test", "reason": "No.", "retry": retry}
             result = {"collection": f"c-{job['id']}"} if "collect" in job["kind"] else {}
             self.ask(
@@ -143,9 +172,9 @@ class Service(RuleBasedStateMachine):
     def purge(self) -> None:
         self.services.upkeep.purge(times.now(), keep_records=0)
 
-    def _ids(self, column: Any) -> list[str]:
+    def _ids(self, column: Any, order: Any) -> list[str]:
         with self.services.core.db.read() as connection:
-            return sorted(connection.scalars(select(column)))
+            return list(connection.scalars(select(column).order_by(order)))
 
     @invariant()
     def one_running_job_a_lane_and_the_room_is_kept(self) -> None:
@@ -196,7 +225,7 @@ class Service(RuleBasedStateMachine):
             self.services.collect.request("acme")
             while any(self.world.work(node) for node in ("n1", "n2")):
                 pass
-            assert self._ids(Collection.id) == []
+            assert self._ids(Collection.id, Collection.id) == []
 
     @staticmethod
     def _live(connection: Any) -> list[str]:
@@ -204,7 +233,7 @@ class Service(RuleBasedStateMachine):
 
 
 TestService = Service.TestCase
-TestService.settings = settings(max_examples=25, stateful_step_count=40, deadline=None)
+TestService.settings = settings(max_examples=40, stateful_step_count=50, deadline=None)
 
 
 def test_refusals_are_errors_of_lunr(world: World) -> None:

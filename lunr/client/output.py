@@ -22,7 +22,7 @@ def print_list(records: Iterable[Record], columns: Sequence[str], as_json: bool)
         print_json([record.as_dict() for record in records])
         return
     rows = [[shown(column, getattr(record, column)) for column in columns] for record in records]
-    _print_rows(columns, rows)
+    _print_rows([_heading(column) for column in columns], rows)
 
 
 def print_record(record: Record, as_json: bool, hide: Sequence[str] = ()) -> None:
@@ -91,23 +91,38 @@ def clean(text: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
+def _heading(column: str) -> str:
+    for suffix in ("_at", "_bytes", "_status"):
+        column = column.removesuffix(suffix)
+    return column
+
+
 def _print_rows(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     if not sys.stdout.isatty():
         _print_plain(columns, rows)
         return
     # Imported here: it costs what all the rest of the command does.
     from rich import box
+    from rich.cells import cell_len
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for column in columns:
-        # Folded where there is no room; an id that is cut off is of no use.
-        table.add_column(column.removesuffix("_name"), overflow="fold")
+    console = Console(highlight=False)
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False)
+    needed = 0
+    for column, *cells in zip(columns, *rows, strict=True):
+        words = [word for cell in (column, *cells) for word in cell.split(" ")]
+        longest = max(map(cell_len, words))
+        rigid = longest == max(map(cell_len, (column, *cells)))
+        table.add_column(column, min_width=longest, no_wrap=rigid)
+        needed += longest + 2  # the padding, and the box's blank between columns
     for row in rows:
         table.add_row(*map(Text, row))
-    Console(highlight=False).print(table)
+    # Where not even the longest words fit side by side, the terminal breaks the lines: an id
+    # that the table breaks, or cuts off, can't be copied.
+    console.width = max(console.width, needed)
+    console.print(table, crop=False)
 
 
 def _print_plain(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

@@ -24,16 +24,7 @@ from lunr.client.output import print_list, print_record
 from lunr.client.progress import finished
 from lunr.client.session import Session
 
-_COLUMNS: tuple[str, ...] = (
-    "id",
-    "name",
-    "size",
-    "status",
-    "volume_type_name",
-    "node_id",
-    "export_status",
-    "created_at",
-)
+_COLUMNS: tuple[str, ...] = ("id", "name", "size", "status", "export_status", "created_at")
 
 
 @click.group()
@@ -71,9 +62,11 @@ def list_(
     client = session.client
     if all_accounts:
         filters.update({f"metadata.{key}": value for key, value in (metadata or {}).items()})
-        found, columns = client.admin.volumes(**filters), ("account_id", *_COLUMNS)
+        found = client.admin.volumes(**filters)
+        columns = ("account_id", *_COLUMNS, "node_id")
     else:
-        found, columns = client.volumes.list(metadata=metadata, **filters), _COLUMNS
+        found = client.volumes.list(metadata=metadata, **filters)
+        columns = _COLUMNS
     print_list(found, columns, as_json)
 
 

@@ -57,9 +57,7 @@ def test_a_list_for_people(server: ScriptedServer, run: Run) -> None:
     assert result.exit_code == 0
     header, line = result.stdout.splitlines()
     assert header.split()[:4] == ["id", "name", "size", "status"]
-    assert line.split() == (
-        [ID, "data", "10", "GiB", "ACTIVE", "default", "-", "-", "2026-11-23", "12:00:00"]
-    )
+    assert line.split() == ([ID, "data", "10", "GiB", "ACTIVE", "-", "2026-11-23", "12:00:00"])
     assert server.requests[0].query == {"status": "ACTIVE", "metadata.os": "debian"}
 
 

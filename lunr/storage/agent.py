@@ -207,9 +207,12 @@ class Agent:
 
     def _claims(self, handlers: Mapping[str, Handler]) -> None:
         backoff = Backoff(self._stopping)
+        lease = ids.new()
         while not self._stopping.is_set():
             try:
-                claimed = self._api.claim(handlers, CLAIM_WAIT)
+                # Under the same lease until an answer has come: one that was lost is given again.
+                claimed = self._api.claim(handlers, CLAIM_WAIT, lease)
+                lease = ids.new()
                 job = None if claimed is None else Job(claimed)
                 backoff.over()
             except (errors.LunrError, KeyError, TypeError, ValueError) as error:

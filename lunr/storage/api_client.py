@@ -39,11 +39,14 @@ class ApiClient:
         """The exports that must be there now, with their credentials."""
         return list((self._call("GET", "/exports") or {}).get("exports", []))
 
-    def claim(self, kinds: Iterable[str], wait: int) -> dict[str, Any] | None:
-        """A job of one of `kinds`, or None if there was none for `wait` seconds."""
-        return self._call(
-            "POST", f"/jobs/claim?wait={wait}", {"kinds": list(kinds)}, timeout=wait + _TIMEOUT
-        )
+    def claim(self, kinds: Iterable[str], wait: int, lease: str) -> dict[str, Any] | None:
+        """A job of one of `kinds`, or None if there was none for `wait` seconds.
+
+        Args:
+            lease: a fresh id; the same again when the answer did not come.
+        """
+        body = {"kinds": list(kinds), "lease": lease}
+        return self._call("POST", f"/jobs/claim?wait={wait}", body, timeout=wait + _TIMEOUT)
 
     def update(self, job_id: str, lease: str, **fields: Any) -> bool:
         """Renew the lease, with news of the job; returns whether it is to be cancelled.

@@ -39,11 +39,14 @@ class Claims:
         kinds: Sequence[str],
         wait: float = 0,
         gone: Callable[[], bool] = lambda: False,
+        lease: str | None = None,
     ) -> Any | None:
         """Give the node the oldest job of `kinds` that it may do, with a lease.
 
         Args:
             wait: seconds to wait for one, at most MAX_WAIT.
+            lease: the lease's id, chosen by the node. Asked again with the same, the
+                node is given the same job: the first answer was lost on the way.
             gone: tells that nobody waits for the answer any more; no job is
                 given out to them.
 
@@ -55,6 +58,8 @@ class Claims:
         """
         deadline = time.monotonic() + min(wait, MAX_WAIT)
         epoch: int | None = None
+        if lease is not None and (job := self._core.db.write(self._claimed, node_id, lease)):
+            return job
         while True:
             heard = self._core.bell.rings(node_id)
             with self._core.db.read() as connection:
@@ -64,7 +69,7 @@ class Claims:
                     return None
                 found = _first(connection, node, kinds)
             if found is not None:
-                job = self._core.db.write(self._claim, node_id, kinds, epoch)
+                job = self._core.db.write(self._claim, node_id, kinds, epoch, lease)
                 if job is not None:
                     return job
             left = deadline - time.monotonic()
@@ -72,8 +77,25 @@ class Claims:
                 return None
             self._core.bell.wait(node_id, heard, min(left, POLL))
 
+    def _claimed(self, session: Session, node_id: str, lease: str) -> Any | None:
+        """The job that the node has under that lease already, renewed."""
+        job = session.scalar(
+            select(Job)
+            .where(Job.node_id == node_id, Job.lease == lease, Job.status == State.RUNNING)
+            .with_for_update()
+        )
+        if job is None:
+            return None
+        self._renew(session, job, None)
+        return self._view(session, job)
+
     def _claim(
-        self, session: Session, node_id: str, kinds: Sequence[str], epoch: int
+        self,
+        session: Session,
+        node_id: str,
+        kinds: Sequence[str],
+        epoch: int,
+        lease: str | None,
     ) -> Any | None:
         node = _node(session, node_id)
         if node.epoch != epoch:
@@ -91,7 +113,7 @@ class Claims:
             "claim it",
             node_id=node_id,
             attempt=Job.attempt + 1,
-            lease=ids.new(),
+            lease=lease or ids.new(),
             lease_until=now + timedelta(seconds=self._core.settings.lease_seconds),
             started_at=job.started_at or now,
             not_before=None,
@@ -103,6 +125,9 @@ class Claims:
         if kind.model is not None and kind.begins is not None:
             # Not on a further attempt: the record is there already.
             try_move(session, kind.model, job.subject_id, kind.begins)
+        return self._view(session, job)
+
+    def _view(self, session: Session, job: Job) -> Any:
         return {
             "id": job.id,
             "kind": job.kind,

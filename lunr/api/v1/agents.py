@@ -46,6 +46,7 @@ RECONCILE: Schema = {
 CLAIM: Schema = {
     "kinds": Items(Choice(tuple(KINDS)), most=len(KINDS), required=True),
     "wait": Integer(0, int(MAX_WAIT)),
+    "lease": Id(),
 }
 REPORT: Schema = {
     "lease": Id(required=True),
@@ -85,6 +86,7 @@ def claim(call: Call) -> Reply:
         call.fields["kinds"],
         call.fields.get("wait", 0),
         lambda: _hung_up(call),
+        call.fields.get("lease"),
     )
     return Reply(204) if job is None else Reply(200, job)
 

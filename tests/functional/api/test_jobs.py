@@ -18,6 +18,18 @@ def _later(seconds: float) -> Any:
     return times.now() + timedelta(seconds=seconds)
 
 
+def test_a_claim_whose_answer_was_lost_is_given_again(world: World) -> None:
+    world.services.volumes.create("acme", {"size": 1}, "v1")
+    claim = world.services.claims.claim
+    first = claim("n1", list(KINDS), lease="mine")
+    assert first is not None
+    assert first["lease"] == "mine"
+    assert claim("n1", list(KINDS), lease="mine") == first
+    assert claim("n1", list(KINDS), lease="another") is None
+    world.done(first)
+    assert claim("n1", list(KINDS), lease="mine") is None, "it is over"
+
+
 def test_a_lease_that_ran_out_is_void_and_the_job_is_given_out_again(world: World) -> None:
     world.services.volumes.create("acme", {"size": 1}, "v1")
     first = world.claim()

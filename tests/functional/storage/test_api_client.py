@@ -85,7 +85,7 @@ def test_nobody_there(client: ApiClient) -> None:
 
 def test_no_job_is_none(server: Answering, client: ApiClient) -> None:
     server.answer = (204, b"")
-    assert client.claim(["volume.create"], 0) is None
+    assert client.claim(["volume.create"], 0, "lease-1") is None
 
 
 def test_ids_do_not_reach_a_path_unchecked(client: ApiClient) -> None:

@@ -6,7 +6,6 @@ import itertools
 import json
 import threading
 import time
-import uuid
 from collections.abc import Mapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -148,7 +147,7 @@ class ContractApi:
                 return 200, self._reconcile(body)
             case "POST", ["", "jobs", "claim"]:
                 wait = float(parse_qs(parts.query)["wait"][0])
-                return self._claim(body["kinds"], wait)
+                return self._claim(body["kinds"], wait, body["lease"])
             case "PUT", ["", "jobs", job_id]:
                 return self._update(self.jobs[job_id], body)
         return 404, {"code": "no_such_route", "reason": path}
@@ -178,15 +177,16 @@ class ContractApi:
                 ],
             }
 
-    def _claim(self, kinds: list[str], wait: float) -> Answer:
+    def _claim(self, kinds: list[str], wait: float, lease: str) -> Answer:
         deadline = time.monotonic() + wait
         with self._changed:
             epoch = self._epoch
             while epoch == self._epoch:
                 for job in self.jobs.values():
-                    if job["status"] == "QUEUED" and job["kind"] in kinds:
-                        job.update(status="RUNNING", lease=str(uuid.uuid4()))
-                        job["attempt"] += 1
+                    again = job["status"] == "RUNNING" and job["lease"] == lease
+                    if again or (job["status"] == "QUEUED" and job["kind"] in kinds):
+                        job["attempt"] += not again
+                        job.update(status="RUNNING", lease=lease)
                         job["until"] = time.monotonic() + self.lease_seconds
                         self._changed.notify_all()
                         names = ("id", "kind", "lease", "attempt", "volume_id", "payload")

@@ -105,6 +105,24 @@ def test_a_claim_is_woken_through_http_while_others_are_served(
     assert got[0][0] == 200 and got[0][1]["volume_id"] == volume["id"]
 
 
+def test_an_agent_that_died_while_it_waited_is_given_nothing(server: Server, world: World) -> None:
+    node = world.services.tokens.create_for_node("n1")["token"]
+    host, port = server.url().removeprefix("http://").split(":")
+    body = b'{"kinds": ["volume.create"]}'
+    with socket.create_connection((host, int(port))) as agent:
+        agent.sendall(
+            b"POST /v1.0/nodes/n1/jobs/claim?wait=30 HTTP/1.1\r\nHost: x\r\n"
+            b"Content-Type: application/json\r\nX-Auth-Token: %s\r\nContent-Length: %d\r\n\r\n%s"
+            % (node.encode(), len(body), body)
+        )
+        time.sleep(0.5)
+    _, volume = server.call("POST", "/v1.0/acme/volumes", world.token, {"size": 1})
+    time.sleep(1)
+    claim = ("POST", "/v1.0/nodes/n1/jobs/claim?wait=5", node, {"kinds": ["volume.create"]})
+    job = server.call(*claim)[1]
+    assert (job["volume_id"], job["attempt"]) == (volume["id"], 1)
+
+
 def test_what_was_acknowledged_survives_kill_9(server: Server, world: World) -> None:
     made: list[str] = []
 

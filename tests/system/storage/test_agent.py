@@ -286,7 +286,7 @@ def test_a_lost_lease_ends_the_work_and_the_next_attempt_begins_after_it(
         what="the second attempt runs alone",
     )
     assert job_id in api.refused
-    assert agent.node.pool.volumes() == {"v1"}
+    wait_until(lambda: agent.node.pool.volumes() == {"v1"}, what="it made the volume anew")
 
 
 def test_the_api_away_for_longer_than_the_lease_is_lived_through(

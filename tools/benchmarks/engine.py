@@ -3,9 +3,9 @@
 usage: tools/bench engine [--size MiB] [--rounds N] [--folder DIR]
 
 Every figure is the median of N rounds (5), in which the programs take turns to
-be first. One more round before is not counted: a virtual disk is several times
-slower where it was never written. The source is a file of random data in the
-page cache. With --folder on a tmpfs the disk is out of it.
+be first, after one that is not counted. The source is a file of random data in
+the page cache. Where the disk is the bottleneck it is measured, not the programs:
+with --folder on a tmpfs it is out of it.
 """
 
 from __future__ import annotations
@@ -23,8 +23,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 MIB = 1 << 20
-#: Seconds after a removal: the disk is told of the free blocks in the background.
-_SETTLE = 1.0
+#: Seconds of rest before each work: virtual disks are fast for a moment after
+#: they had nothing to do, and what comes second must have that moment too.
+_SETTLE = 4.0
 ENGINE = [sys.executable, "-m", "lunr.backup.commands"]
 ENV = {
     **os.environ,
@@ -55,6 +56,7 @@ class Bench:
     def time(self, work: str, program: str, argv: list[str]) -> None:
         """Run `argv` and note how long it took and what memory it had at most."""
         os.sync()
+        time.sleep(_SETTLE)
         with self.source.open("rb") as file:  # warm, whoever came before
             while file.read(MIB):
                 pass
@@ -87,8 +89,6 @@ class Bench:
             shutil.rmtree(path)
         else:
             path.unlink(missing_ok=True)
-        os.sync()
-        time.sleep(_SETTLE)
 
     def lunr(self) -> None:
         with self.fresh("lunr-store") as store, self.fresh("lunr-out") as out:

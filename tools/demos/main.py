@@ -271,7 +271,7 @@ def play(
             step.note = env["ST_AUTH"]
         os.environ.update(env)
     with stage.step("start lunr: API, node, housekeeper, tgtd") as (step, _):
-        lunr = Lunr(folder / "lunr", url, env)
+        lunr = Lunr(folder / "lunr", *(("--store", url) if url else ()), env=env)
         if not keep:
             stack.callback(lunr.stop)
         lunr.wait_until_up()

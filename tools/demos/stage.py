@@ -10,7 +10,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -126,22 +126,26 @@ def run(argv: Sequence[str | Path], show: Callable[[float], None] | None = None)
 
 
 class Lunr:
-    """One `lunr up`, with its state under `root`, on ports that were free."""
+    """One `lunr up`, with its state under `root`, on ports that were free.
 
-    def __init__(self, root: Path, store: str | None, env: dict[str, str]) -> None:
+    Args:
+        options: more options of `lunr up`, such as ``--store URL``.
+        env: variables for it, besides this process's own.
+    """
+
+    def __init__(self, root: Path, *options: str, env: Mapping[str, str] | None = None) -> None:
         self.root = root
         self.api_port = free_port()
         self.portal = f"127.0.0.1:{free_port()}"
-        self.store = store
-        self.env = env
+        self.options = options
+        self.env = env or {}
         self.log = root.with_name(root.name + ".up.log")
         self.start()
 
     def start(self) -> None:
         """Start it, also again."""
         argv = [sys.executable, "-m", "lunr.client.main", "up", "--root", str(self.root)]
-        argv += ["--api-port", str(self.api_port), "--portal", self.portal]
-        argv += ["--store", self.store] if self.store else []
+        argv += ["--api-port", str(self.api_port), "--portal", self.portal, *self.options]
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(
                 argv,

@@ -24,7 +24,7 @@ def root(tmp_path: Path) -> Path:
 @pytest.fixture
 def lunr(root: Path) -> Iterator[Lunr]:
     """A service that is up."""
-    service = Lunr(root, None, {})
+    service = Lunr(root)
     try:
         service.wait_until_up()
         yield service

@@ -16,7 +16,7 @@ from lunr.backup import stores
 from lunr.client import Client
 from lunr.client.records import Export
 from lunr.common import units
-from tests.support.services import need_command
+from tests.support.services import Swift, need_command
 from tests.support.waiting import free_port, wait_until
 from tools.demos.stage import DemoError, Disk, Lunr, Session, run
 
@@ -156,7 +156,7 @@ def test_a_part_that_dies_is_started_again(lunr: Lunr, client: Client, part: str
 
 
 def test_stopped_it_leaves_nothing(root: Path) -> None:
-    service = Lunr(root, None, {})
+    service = Lunr(root)
     service.wait_until_up()
     assert any(
         f" {root}/" in line for line in Path("/proc/self/mountinfo").read_text().splitlines()
@@ -165,6 +165,29 @@ def test_stopped_it_leaves_nothing(root: Path) -> None:
     assert service.process.returncode == 0
     assert service.parts() == {}
     assert str(root) not in Path("/proc/self/mountinfo").read_text()
+
+
+def test_on_postgresql_and_swift_a_backup_outlives_swifts_absence(
+    root: Path, postgresql: str, own_swift: Swift, image: Path, tmp_path: Path
+) -> None:
+    access = own_swift.start()
+    env = {"ST_AUTH": access["auth_url"], "ST_USER": access["user"], "ST_KEY": access["key"]}
+    service = Lunr(root, "--db", postgresql, "--store", "swift:lunr", env=env)
+    try:
+        service.wait_until_up()
+        client = service.client()
+        id = volume(client)
+        Disk(export(client, id), tmp_path).write_image(image, lambda _: None)
+        taken = client.backups.create(id)
+        wait_until(lambda: client.backups.get(taken.id).status == "SAVING", what="it began")
+        own_swift.stop()
+        wait_until(lambda: client.jobs.get(taken.job_id or "").status != "RUNNING", timeout=90)
+        assert client.backups.get(taken.id).status != "AVAILABLE", "it has a hole"
+        own_swift.start()
+        client.backups.wait(taken.id, timeout=90)
+        assert holds(client, volume(client, backup=taken.id), image, tmp_path)
+    finally:
+        service.stop()
 
 
 def up(root: Path, *args: str) -> subprocess.CompletedProcess[str]:

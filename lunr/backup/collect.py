@@ -26,7 +26,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
 from lunr.backup import condemned as lists
@@ -62,22 +62,26 @@ def collect(
     grace: float = 0.0,
     threads: int = 4,
     cancel: threading.Event | None = None,
+    *,
+    required: Collection[str] = (),
 ) -> Collected:
     """Condemn what no backup needs.
 
     Args:
         repository: whose objects.
-        keep: backups that are or may be there, whether or not the store lists them.
+        keep: backups that may be there, whether or not the store lists them.
         grace: see the module.
         threads: how many requests to the store at once.
         cancel: set to give up, with Cancelled.
+        required: backups that are there: a store that denies it is not believed.
 
     Raises:
+        errors.RootMissing: the root of one of `required` is not there.
         errors.CorruptObject, errors.ObjectMissing, errors.WrongKey, errors.UnsupportedFormat:
             a root or segment can't be read, so nobody can tell what is needed.
     """
     writers = _look_at_sessions(repository, grace)
-    needed = _needed(repository, [*keep, *writers.saves], threads, cancel)
+    needed = _needed(repository, [*keep, *writers.saves], required, threads, cancel)
     old = _load_lists(repository)
     already = {name for one in old.values() if not one.swept for name in one.objects}
     found: dict[str, int] = {}
@@ -115,12 +119,14 @@ def sweep(
     grace: float = 0.0,
     threads: int = 4,
     cancel: threading.Event | None = None,
+    *,
+    required: Collection[str] = (),
 ) -> Swept:
     """Delete what `collection` condemned and still no backup needs. Can be done again.
 
     Raises:
         errors.SavesRunning: a writer must end first, or the list is not old enough.
-        errors.CorruptObject and others: as :func:`collect`.
+        errors.RootMissing, errors.CorruptObject and others: as :func:`collect`.
     """
     try:
         condemned = lists.load(repository, collection)
@@ -138,7 +144,8 @@ def sweep(
         )
     writers = _look_at_sessions(repository, grace, collection)
     # Only now, when nothing can refer to a condemned name any more:
-    needed = _needed(repository, [*keep, *writers.saves, *condemned.saves], threads, cancel)
+    saves = [*keep, *writers.saves, *condemned.saves]
+    needed = _needed(repository, saves, required, threads, cancel)
     doomed = {n: size for n, size in condemned.objects.items() if hash(n) not in needed}
     parallel.each(doomed, repository.store.delete, threads, cancel)
     repository.store.sync()
@@ -217,7 +224,11 @@ def _look_at_sessions(
 
 
 def _needed(
-    repository: Repository, keep: Iterable[str], threads: int, cancel: threading.Event | None
+    repository: Repository,
+    keep: Iterable[str],
+    required: Collection[str],
+    threads: int,
+    cancel: threading.Event | None,
 ) -> set[int]:
     """The hashes of the names that backups need (a set of the names would be four times as big).
 
@@ -225,12 +236,15 @@ def _needed(
     """
     needed: set[int] = set()
     done: set[Ref] = set()
+    must = frozenset(required)
 
     def segments() -> Iterator[tuple[Ref, int]]:
-        for backup_id in dict.fromkeys([*repository.backup_ids(), *keep]):
+        for backup_id in dict.fromkeys([*required, *repository.backup_ids(), *keep]):
             try:
                 root = repository.load_root(backup_id)
             except errors.BackupMissing:
+                if backup_id in must:
+                    raise errors.RootMissing(id=backup_id) from None
                 continue
             needed.add(hash(root_name(backup_id)))
             for chunks, ref in repository.segments_of(root):

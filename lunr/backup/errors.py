@@ -78,6 +78,13 @@ class BackupMissing(NotFound):
     code = "backup_missing"
 
 
+class RootMissing(LunrError):
+    """The root of backup {id} is not in the store: nothing is collected while it is missed."""
+
+    code = "root_missing"
+    retry = True
+
+
 class SessionLost(LunrError):
     """The save was out of touch with the store for too long to end safely: start it again."""
 

@@ -16,8 +16,8 @@ save      source, size_bytes, backup_id, volume_id, parent_id, condemned, create
 restore   backup_id, target, size_bytes, target_is_zero
 verify    backup_id
 delete    backup_id
-collect   keep
-sweep     keep, collection
+collect   keep, required
+sweep     keep, required, collection
 ========  ====================================================================
 """
 
@@ -130,8 +130,15 @@ def _delete(job: Job) -> dict[str, Any]:
 
 
 def _collect(job: Job) -> dict[str, Any]:
-    keep = job.task.get("keep", ())
-    return asdict(collect(job.repository, keep, threads=job.concurrency, cancel=job.cancel))
+    return asdict(
+        collect(
+            job.repository,
+            job.task.get("keep", ()),
+            threads=job.concurrency,
+            cancel=job.cancel,
+            required=job.task.get("required", ()),
+        )
+    )
 
 
 def _sweep(job: Job) -> dict[str, Any]:
@@ -143,6 +150,7 @@ def _sweep(job: Job) -> dict[str, Any]:
             task.get("keep", ()),
             threads=job.concurrency,
             cancel=job.cancel,
+            required=task.get("required", ()),
         )
     )
 

@@ -21,8 +21,8 @@ from lunr.db.models import Backup, Export, Job, Snapshot, Volume
 
 Payload = dict[str, Any]
 
-#: Backups that are in the repository, or may be, and must be kept by a collection.
-_KEPT = (BackupState.NEW, BackupState.SAVING, BackupState.AVAILABLE, BackupState.ERROR)
+#: Backups that may be in the store; those that are AVAILABLE must be.
+_KEPT = (BackupState.NEW, BackupState.SAVING, BackupState.DELETING, BackupState.ERROR)
 
 
 def payload(session: Session, core: Core, job: Job) -> Payload:
@@ -114,10 +114,14 @@ def _stored(_session: Session, _core: Core, job: Job) -> Payload:
 
 
 def _repository(session: Session, _core: Core, job: Job) -> Payload:
-    keep = session.scalars(
-        select(Backup.id).where(Backup.account_id == job.account_id, Backup.status.in_(_KEPT))
-    )
-    return {"repository": job.account_id, "keep": sorted(keep), **job.data}
+    def ids(*states: BackupState) -> list[str]:
+        found = select(Backup.id).where(
+            Backup.account_id == job.account_id, Backup.status.in_(states)
+        )
+        return sorted(session.scalars(found))
+
+    required = ids(BackupState.AVAILABLE)
+    return {"repository": job.account_id, "keep": ids(*_KEPT), "required": required, **job.data}
 
 
 _PAYLOADS: dict[str, Callable[[Session, Core, Job], Payload]] = {

@@ -11,7 +11,11 @@ from lunr.storage.jobs.node import Node
 def collect(node: Node, job: Job) -> dict[str, Any]:
     """What no backup needs, condemned."""
     return node.engine.run(
-        job, "collect", repository=job.id_of("repository"), keep=job.payload["keep"]
+        job,
+        "collect",
+        repository=job.id_of("repository"),
+        keep=job.payload["keep"],
+        required=job.payload["required"],
     )
 
 
@@ -22,5 +26,6 @@ def sweep(node: Node, job: Job) -> dict[str, Any]:
         "sweep",
         repository=job.id_of("repository"),
         keep=job.payload["keep"],
+        required=job.payload["required"],
         collection=job.id_of("collection"),
     )

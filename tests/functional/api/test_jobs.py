@@ -321,7 +321,12 @@ def test_old_records_go_but_a_deleted_backup_stays_until_its_garbage_is_collecte
     assert (job["kind"], job["payload"]["keep"]) == ("repository.collect", [])
     world.done(job, collection="c1", condemned=3)
     sweep = world.claim()
-    assert sweep["payload"] == {"repository": "acme", "keep": [], "collection": "c1"}
+    assert sweep["payload"] == {
+        "repository": "acme",
+        "keep": [],
+        "required": [],
+        "collection": "c1",
+    }
     world.fail(sweep)
     world.services.upkeep.purge(_later(10), keep_records=0)
     with pytest.raises(errors.NotFound):

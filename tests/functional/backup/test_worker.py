@@ -133,9 +133,9 @@ def test_the_life_of_two_backups(place: Place) -> None:
         assert place.do("verify", backup_id=backup_id)["bytes_read"] == 12 << 20
     assert place.do("delete", backup_id="b1") == {"deleted": True}
     assert place.do("delete", backup_id="b1") == {"deleted": False}
-    found = place.do("collect", keep=["b2"])
+    found = place.do("collect", required=["b2"])
     assert found["condemned"] == 2
-    swept = place.do("sweep", keep=["b2"], collection=found["collection"])
+    swept = place.do("sweep", required=["b2"], collection=found["collection"])
     assert swept["deleted"] == 2
     assert place.do("verify", backup_id="b2")["bytes_read"] == 12 << 20
     place.do("delete", backup_id="b2")

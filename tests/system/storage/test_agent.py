@@ -112,16 +112,10 @@ def test_a_volume_from_its_making_to_its_end(
     api.do("volume.restore", "v4", "v4", size_bytes=2 * SIZE, **stored)
     assert pool.path("v4").read_bytes() == pool.path("v3").read_bytes()
     api.do("backup.delete", "v1", "b1", **stored)
-    collected = api.do("repository.collect", None, "c", repository=REPOSITORY, keep=["b2"])
+    kept = {"repository": REPOSITORY, "keep": [], "required": ["b2"]}
+    collected = api.do("repository.collect", None, "c", **kept)
     if collected["collection"]:
-        api.do(
-            "repository.sweep",
-            None,
-            "c",
-            repository=REPOSITORY,
-            keep=["b2"],
-            collection=collected["collection"],
-        )
+        api.do("repository.sweep", None, "c", collection=collected["collection"], **kept)
 
     payload = export_payload("v2")
     api.do("export.create", "v2", "v2", **payload)

@@ -9,7 +9,7 @@ from lunr.backup import collect as garbage
 from lunr.backup import condemned, errors, sessions
 from lunr.backup.repository import Repository
 from lunr.backup.stores.memory import MemoryStore
-from tests.unit.backup.support import KEYS, save_bytes
+from tests.unit.backup.support import KEYS, load_bytes, save_bytes
 
 
 class Clock:
@@ -123,6 +123,25 @@ def test_a_backup_that_is_not_listed_is_kept_by_name() -> None:
     save_bytes(repo, b"x" * 300, "b")
     assert garbage.collect(repo, keep=["b", "gone"]).collection is None
     assert garbage.collect(repo).condemned == 3
+
+
+def test_a_store_that_denies_a_backup_that_is_there_is_not_believed() -> None:
+    store, _, repo = make()
+    save_bytes(repo, b"x" * 300, "b1")
+    save_bytes(repo, b"y" * 300, "b2")
+    repo.delete_root("b2")
+    collection = garbage.collect(repo, required=["b1"]).collection
+    assert collection is not None
+    root = store.objects.pop("roots/b1")  # what a Swift with half of its nodes away may answer
+    before = set(store.objects)
+    with pytest.raises(errors.RootMissing, match="b1"):
+        garbage.collect(repo, required=["b1"])
+    with pytest.raises(errors.RootMissing, match="b1"):
+        garbage.sweep(repo, collection, required=["b1"])
+    assert set(store.objects) == before
+    store.objects["roots/b1"] = root
+    assert garbage.sweep(repo, collection, required=["b1"]).deleted > 0
+    assert load_bytes(repo, "b1") == b"x" * 300
 
 
 def test_a_damaged_backup_stops_the_collection() -> None:

@@ -29,42 +29,48 @@ INITIATOR = "iqn.2026-11.io.lunr.demo:initiator"
 SIZE_GIB = 2
 BLOCK = 32 * units.KIB
 #: Where files for the demonstration's file system come from, until there is enough.
-SOURCES = (
-    "/usr/lib",
-    "/usr/bin",
-    "/usr/share",
-    "/usr/sbin",
-    "/usr/local",
-    "/opt",
-    "/var/lib",
-    "/root",
-)
+SOURCES = ("/usr", "/opt", "/srv", "/home", "/root", "/var")
 
 
 def gather(folder: Path, enough: int) -> int:
-    """Link (or copy) this machine's own files below `folder`; return their bytes."""
+    """Have this machine's own files below `folder`, at least `enough` bytes; return the bytes.
+
+    A small machine's files are taken more than once.
+    """
     total = 0
+    for number in range(100):
+        for file in own_files(folder.parent):
+            target = folder / str(number) / file.relative_to("/")
+            with contextlib.suppress(OSError):  # a file that went away, or can't be read
+                target.parent.mkdir(parents=True, exist_ok=True)
+                # A link the first time. Later it would be one more name of the same file.
+                if number or not linked(file, target):
+                    shutil.copy2(file, target)
+                total += target.stat().st_size
+            if total >= enough:
+                return total
+    raise DemoError(f"this machine has hardly any files in {', '.join(SOURCES)}")
+
+
+def own_files(besides: Path) -> Iterator[Path]:
+    """Regular files of this machine, but for those below `besides`."""
     for source in SOURCES:
         for path, folders, names in os.walk(source):
             here = Path(path)
-            folders[:] = [
-                f for f in folders if not (here / f).is_mount() and f != folder.parent.name
-            ]
+            folders[:] = [f for f in folders if here / f != besides and not (here / f).is_mount()]
             for name in names:
                 file = here / name
-                target = folder / file.relative_to("/")
-                with contextlib.suppress(OSError):  # a file that went away or can't be read
-                    if file.is_symlink() or not file.is_file():
-                        continue
-                    target.parent.mkdir(parents=True, exist_ok=True)
-                    try:
-                        os.link(file, target)
-                    except OSError:  # another file system
-                        shutil.copy2(file, target)
-                    total += target.stat().st_size
-                if total >= enough:
-                    return total
-    raise DemoError(f"this machine has only {units.human(total)} of files in {', '.join(SOURCES)}")
+                if file.is_file() and not file.is_symlink():
+                    yield file
+
+
+def linked(file: Path, target: Path) -> bool:
+    """Whether `target` could be made another name of `file` (on one file system it can)."""
+    try:
+        os.link(file, target)
+    except OSError:
+        return False
+    return True
 
 
 def changed_runs(old: Path, new: Path) -> Iterator[tuple[int, int]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from lunr.api import fields, params
@@ -17,7 +17,7 @@ from lunr.api.middleware import (
 )
 from lunr.api.routing import Route, Table
 from lunr.api.services import Services
-from lunr.common import ids
+from lunr.common import errors, ids
 from lunr.common.concurrency import WSGIApp
 from lunr.common.config import ConfigOpts
 from lunr.db import migrate
@@ -27,13 +27,26 @@ def build(conf: ConfigOpts) -> tuple[WSGIApp, Services]:
     """The service as `conf` configures it: the application, and the services in it.
 
     Raises:
-        errors.ConfigError: the key file or the database can't be used as they are.
+        errors.ConfigError: the key file, the database or Keystone can't be used as they are.
         errors.Unavailable: the database can't be reached.
     """
     services = Services.of(conf)
     services.core.vault.check()
     migrate.check(services.core.db)
-    return wrap(services, conf.api.max_body_bytes), services
+    identities: list[auth.Identity] = [auth.OwnTokens(services.tokens)]
+    if conf.api.auth == "keystone":
+        identities.append(_keystone(conf, services))
+    return wrap(services, identities, conf.api.max_body_bytes), services
+
+
+def _keystone(conf: ConfigOpts, services: Services) -> auth.Identity:
+    try:  # here and not above: it is an extra, and slow to import
+        from lunr.api.middleware.keystone import Keystone
+    except ImportError as error:
+        raise errors.ConfigError(
+            reason=f"[api] auth = keystone needs the packages of lunr's extra keystone: {error}"
+        ) from error
+    return Keystone(conf, services.accounts)
 
 
 def build_app(conf: ConfigOpts) -> WSGIApp:
@@ -41,11 +54,13 @@ def build_app(conf: ConfigOpts) -> WSGIApp:
     return build(conf)[0]
 
 
-def wrap(services: Services, max_body_bytes: int = 1 << 20) -> WSGIApp:
+def wrap(
+    services: Services, identities: Sequence[auth.Identity], max_body_bytes: int = 1 << 20
+) -> WSGIApp:
     """The application over `services`, with all its middleware."""
     app: WSGIApp = Dispatcher(services)
     app = body_limit.BodyLimit(app, max_body_bytes)
-    app = auth.Auth(app, services.tokens)
+    app = auth.Auth(app, identities)
     app = healthcheck.Healthcheck(app, services)
     app = faults.Faults(app)
     app = metrics.Metrics(app, services)

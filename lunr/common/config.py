@@ -51,6 +51,20 @@ API = [
     cfg.HostAddressOpt("bind_host", default="127.0.0.1", help="Address the API listens on."),
     cfg.PortOpt("bind_port", default=8080, help="Port the API listens on."),
     cfg.StrOpt(
+        "auth",
+        default="tokens",
+        choices=[
+            ("tokens", "lunr's own"),
+            ("keystone", "and those of OpenStack Keystone, see section [keystone_authtoken]"),
+        ],
+        help="Which tokens are good. The section [keystone_authtoken] is the one of other OpenStack services.",
+    ),
+    cfg.ListOpt(
+        "admin_roles",
+        default=["admin"],
+        help="Roles in Keystone that make an admin of every account; with any other role one is a member of the own project.",
+    ),
+    cfg.StrOpt(
         "secret_key_file",
         default="/etc/lunr/secret.key",
         help="File with the key (made by `lunr-manage key`) that encrypts CHAP secrets in the database. Mode 0600.",

@@ -63,5 +63,8 @@ def setup(level: str = "INFO", style: str = "text", stream: TextIO | None = None
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level.upper())
-    for chatty in ("swiftclient", "urllib3", "alembic", "requests"):
+    for chatty in (
+        *("swiftclient", "urllib3", "alembic", "requests"),
+        *("keystoneauth", "keystoneclient", "keystonemiddleware"),
+    ):
         logging.getLogger(chatty).setLevel(max(logging.WARNING, root.level))

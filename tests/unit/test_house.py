@@ -32,6 +32,8 @@ HOMES: dict[str, tuple[str, ...]] = {
     "alembic": ("lunr/db/",),
     "swiftclient": ("lunr/backup/stores/",),
     "routes": ("lunr/api/",),
+    "keystonemiddleware": ("lunr/api/middleware/keystone.py",),
+    "keystoneauth1": ("lunr/api/middleware/keystone.py", "lunr/backup/stores/swift.py"),
 }
 
 #: What ``os`` has to start a process, past ``subprocess`` and its argument lists.

@@ -7,12 +7,13 @@
 
 Tokens are made with ``lunr-manage`` or by an admin, and only their hash is in
 the database. A revoked token may work for five more seconds in other processes.
+With ``[api] auth = keystone``, tokens of Keystone are good too: see keystone.py.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Iterable, Sequence
+from typing import Any, Protocol
 
 from lunr.api.services import Services
 from lunr.api.services.tokens import Principal, Tokens
@@ -20,17 +21,37 @@ from lunr.common import errors
 from lunr.common.concurrency import WSGIApp
 
 
-class Auth:
-    """Refuses requests without a valid token."""
+class Identity(Protocol):
+    """Who is this?"""
 
-    def __init__(self, app: WSGIApp, tokens: Tokens) -> None:
-        self._app = app
+    def identify(self, environ: dict[str, Any]) -> Principal | None:
+        """Who holds the ``X-Auth-Token`` that the request has; None: nobody known here."""
+
+
+class OwnTokens:
+    """The tokens in lunr's database: an :class:`Identity`."""
+
+    def __init__(self, tokens: Tokens) -> None:
         self._tokens = tokens
+
+    def identify(self, environ: dict[str, Any]) -> Principal | None:
+        """Who holds the token of the request, as the database says."""
+        return self._tokens.identify(environ["HTTP_X_AUTH_TOKEN"])
+
+
+class Auth:
+    """Refuses requests whose token none of `identities` knows; they are asked in order."""
+
+    def __init__(self, app: WSGIApp, identities: Sequence[Identity]) -> None:
+        self._app = app
+        self._identities = identities
 
     def __call__(self, environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
         """PEP 3333."""
-        secret = environ.get("HTTP_X_AUTH_TOKEN", "")
-        who = self._tokens.identify(secret) if secret else None
+        if not environ.get("HTTP_X_AUTH_TOKEN"):
+            raise errors.Unauthorized
+        answers = (identity.identify(environ) for identity in self._identities)
+        who = next(filter(None, answers), None)
         if who is None:
             raise errors.Unauthorized
         environ["lunr.principal"] = who

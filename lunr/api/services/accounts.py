@@ -40,9 +40,7 @@ class Accounts:
             errors.InvalidField: the id is not one, or is reserved.
             errors.IdInUse: there is, or was, an account with the id.
         """
-        id = ids.new() if id is None else ids.check(id)
-        if id in RESERVED:
-            raise errors.InvalidField(field="id", reason=f"{id!r} is reserved")
+        id = ids.new() if id is None else _check(id)
         return self._core.db.write(self._create, id, quotas or {})
 
     def _create(self, session: Session, id: str, quotas: dict[str, int | None]) -> Any:
@@ -52,6 +50,26 @@ class Accounts:
         session.add(account)
         session.flush()
         return views.account(account)
+
+    def ensure(self, id: str) -> None:
+        """Make the account, with the default quotas, unless there is one.
+
+        Raises:
+            errors.InvalidField: the id is not one, or is reserved.
+            errors.NotFound: the account was deleted.
+        """
+        with self._core.db.read() as connection:
+            row = connection.execute(
+                select(Account.deleted_at).where(Account.id == id)
+            ).one_or_none()
+        if row is None:
+            self._core.db.write(self._ensure, _check(id))
+        elif row.deleted_at is not None:
+            raise errors.NotFound(kind="account", id=id)
+
+    def _ensure(self, session: Session, id: str) -> None:
+        if session.get(Account, id) is None:
+            session.add(Account(id=id))
 
     def list(self, query: Query) -> Any:
         """A page of accounts, the deleted ones too."""
@@ -101,6 +119,12 @@ class Accounts:
         for token in session.scalars(select(Token).where(Token.account_id == id)):
             session.delete(token)
         account.deleted_at = times.now()
+
+
+def _check(id: str) -> str:
+    if ids.check(id) in RESERVED:
+        raise errors.InvalidField(field="id", reason=f"{id!r} is reserved")
+    return id
 
 
 def lock(session: Session, id: str) -> Account:

@@ -12,6 +12,7 @@ from sqlalchemy import event
 from webob import Request, Response
 
 from lunr.api.app import wrap
+from lunr.api.middleware.auth import OwnTokens
 from lunr.api.services import Services
 from lunr.api.services.core import Core, Settings
 from lunr.api.services.kinds import KINDS
@@ -38,7 +39,7 @@ class World:
         self.services.accounts.create("acme")
         self.token = self.services.tokens.create("acme")["token"]
         self.add_node("n1")
-        self.app = wrap(self.services)
+        self.app = wrap(self.services, [OwnTokens(self.services.tokens)])
 
     def another(self) -> Services:
         """Services of their own over the same database, as another process has them."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import tempfile
 import time
 from pathlib import Path
@@ -27,6 +28,9 @@ _REMOVE = pytest.StashKey[bool]()
 @pytest.hookimpl(tryfirst=True)
 def pytest_configure(config: pytest.Config) -> None:
     """Make the run's folder, and let this process and all it starts put temporary files there."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        # A shell's background job: programs that the tests start would ignore Ctrl-C like us.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     given = config.option.basetemp
     if given and not hasattr(config, "workerinput"):  # by someone who wants to look at it
         folder = Path(given).absolute()

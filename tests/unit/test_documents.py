@@ -71,3 +71,12 @@ def test_the_commands_of_a_checkout_can_be_run() -> None:
     scripts = [path for path in commands if path.is_file() and path.read_bytes().startswith(b"#!")]
     assert scripts
     assert not [path.name for path in scripts if not os.access(path, os.X_OK)]
+
+
+def test_every_metric_is_in_the_operators_page() -> None:
+    page = (TOP / "docs/operations.md").read_text()
+    names = {f"lunr_{table}" for table in ("jobs", "volumes", "backups", "nodes")}
+    for source in ("lunr/api/middleware/metrics.py", "lunr/storage/metrics.py"):
+        names.update(re.findall(r'"(lunr_\w+)"', (TOP / source).read_text()))
+    told = set(re.findall(r"`(lunr_\w+)`", page))
+    assert told == names

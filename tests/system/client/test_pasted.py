@@ -28,7 +28,7 @@ def env(tmp_path: Path) -> Iterator[dict[str, str]]:
         need_command(command, package)
     if not (Path(sys.executable).parent / "lunr").exists():
         pytest.skip("needs the installed command `lunr` (pip install -e .)")
-    service = Lunr(tmp_path / "lunr", None, {})
+    service = Lunr(tmp_path / "lunr")
     try:
         service.wait_until_up()
         path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"

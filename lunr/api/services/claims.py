@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import Connection, Select, and_, exists, or_, select, update
+from sqlalchemy import ColumnElement, Connection, Select, and_, exists, or_, select, update
 from sqlalchemy.orm import Session, aliased
 
 from lunr.api.services import endings
@@ -58,10 +58,12 @@ class Claims:
         """
         deadline = time.monotonic() + min(wait, MAX_WAIT)
         epoch: int | None = None
-        if lease is not None and (job := self._core.db.write(self._claimed, node_id, lease)):
-            return job
+        if lease is not None and self._has(node_id, lease):
+            job = self._core.db.write(self._claimed, node_id, lease)
+            if job is not None:
+                return job
         while True:
-            heard = self._core.bell.rings(node_id)
+            heard = self._core.bell.rings()
             with self._core.db.read() as connection:
                 node = _node(connection, node_id)
                 epoch = node.epoch if epoch is None else epoch
@@ -75,15 +77,16 @@ class Claims:
             left = deadline - time.monotonic()
             if left <= 0 or self._core.bell.closed:
                 return None
-            self._core.bell.wait(node_id, heard, min(left, POLL))
+            self._core.bell.wait(node_id, kinds, heard, min(left, POLL))
+
+    def _has(self, node_id: str, lease: str) -> bool:
+        with self._core.db.read() as connection:
+            found = connection.scalar(select(Job.seq).where(*_under(node_id, lease)))
+        return found is not None
 
     def _claimed(self, session: Session, node_id: str, lease: str) -> Any | None:
         """The job that the node has under that lease already, renewed."""
-        job = session.scalar(
-            select(Job)
-            .where(Job.node_id == node_id, Job.lease == lease, Job.status == State.RUNNING)
-            .with_for_update()
-        )
+        job = session.scalar(select(Job).where(*_under(node_id, lease)).with_for_update())
         if job is None:
             return None
         self._renew(session, job, None)
@@ -236,6 +239,11 @@ class LeaseExpired(errors.LunrError):
 
     code = "lease_expired"
     retry = True
+
+
+def _under(node_id: str, lease: str) -> tuple[ColumnElement[bool], ...]:
+    """The job that the node has under that lease."""
+    return Job.status == State.RUNNING, Job.node_id == node_id, Job.lease == lease
 
 
 def _node(reader: Session | Connection, node_id: str) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-import time
+from collections.abc import Collection
 from dataclasses import dataclass, field
 
 from lunr.api.services.vault import Vault
@@ -50,38 +50,58 @@ class Settings:
         )
 
 
+@dataclass(eq=False)
+class _Waiter:
+    """One claim that waits for a job of some kinds."""
+
+    node_id: str
+    kinds: frozenset[str]
+    woken: threading.Condition
+    rung: bool = False
+
+
 class Bell:
-    """Wakes those who wait for a job, as soon as one is committed in this process."""
+    """Wakes a claim that waits for a job, as soon as one is committed in this process.
+
+    One job wakes one claim: were all woken, those that come too late would
+    only keep the process from answering.
+    """
 
     def __init__(self) -> None:
         #: The process is about to end: nobody is to wait any more.
         self.closed = False
         self._lock = threading.Lock()
-        self._rings: dict[str, int] = {}
-        self._waiting: dict[str, threading.Condition] = {}
+        self._rings = 0
+        self._waiting: list[_Waiter] = []
 
-    def rings(self, node_id: str) -> int:
-        """How often it rang for the node so far: take it before looking for a job."""
+    def rings(self) -> int:
+        """How often it rang so far: take it before looking for a job."""
         with self._lock:
-            return self._rings.get(node_id, 0)
+            return self._rings
 
-    def ring(self, node_id: str | None) -> None:
-        """There may be a job for the node (None: for any)."""
+    def ring(self, node_id: str | None, kind: str | None = None) -> None:
+        """There is a job for the node (None: for any), of that kind (None: perhaps of several)."""
         with self._lock:
-            for node in list(self._waiting) if node_id is None else [node_id]:
-                self._rings[node] = self._rings.get(node, 0) + 1
-                if node in self._waiting:
-                    self._waiting[node].notify_all()
+            self._rings += 1
+            fitting = [
+                waiter
+                for waiter in self._waiting
+                if node_id in (None, waiter.node_id) and (kind is None or kind in waiter.kinds)
+            ]
+            for waiter in fitting if kind is None else fitting[:1]:
+                self._waiting.remove(waiter)
+                waiter.rung = True
+                waiter.woken.notify()
 
-    def wait(self, node_id: str, heard: int, seconds: float) -> None:
-        """Wait until it has rung more than `heard` times, at most `seconds`."""
-        deadline = time.monotonic() + seconds
+    def wait(self, node_id: str, kinds: Collection[str], heard: int, seconds: float) -> None:
+        """Wait for a ring for such a claim, at most `seconds`; not if it rang since `heard`."""
         with self._lock:
-            bell = self._waiting.setdefault(node_id, threading.Condition(self._lock))
-            while self._rings.get(node_id, 0) == heard:
-                left = deadline - time.monotonic()
-                if left <= 0 or not bell.wait(left):
-                    return
+            if self._rings != heard:
+                return
+            waiter = _Waiter(node_id, frozenset(kinds), threading.Condition(self._lock))
+            self._waiting.append(waiter)
+            if not waiter.woken.wait_for(lambda: waiter.rung, seconds):
+                self._waiting.remove(waiter)
 
 
 @dataclass(frozen=True)

@@ -6,9 +6,10 @@ import logging
 from collections.abc import Callable
 from datetime import timedelta
 from enum import StrEnum
+from functools import partial
 from typing import Any
 
-from sqlalchemy import update
+from sqlalchemy import select, update
 from sqlalchemy.orm import Session
 
 from lunr.api.services import collect
@@ -17,7 +18,7 @@ from lunr.api.services.kinds import KINDS, ROVING
 from lunr.common import errors, ids, times
 from lunr.common.states import Export as ExportState
 from lunr.common.states import Job as State
-from lunr.db.models import Export, Job, Volume
+from lunr.db.models import Export, Job, JobAfter, Volume
 from lunr.db.session import on_commit
 from lunr.db.transitions import KEYS, move, try_move
 
@@ -67,8 +68,19 @@ def end(
     _move_subject(session, job, status, reason, values)
     if status is State.DONE and job.kind in _AFTER:
         _AFTER[job.kind](session, core, job, result or {})
-    # The next job of the lane may begin, and what waited for this one.
-    on_commit(session, lambda: core.bell.ring(None if job.kind == "backup.save" else job.node_id))
+    _wake_followers(session, core, job)
+
+
+def _wake_followers(session: Session, core: Core, job: Job) -> None:
+    """Have those jobs claimed that could not begin before `job` had ended."""
+    queued = select(Job.node_id, Job.kind).where(Job.status == State.QUEUED)
+    waited = select(JobAfter.job_id).where(JobAfter.after_id == job.id)
+    for followers in (
+        queued.where(Job.lane == job.lane).order_by(Job.seq).limit(1),
+        queued.where(Job.id.in_(waited)),
+    ):
+        for node_id, kind in session.execute(followers):
+            on_commit(session, partial(core.bell.ring, node_id, kind))
 
 
 def release(session: Session, core: Core, job: Job, error: Error, delay: bool) -> None:
@@ -99,7 +111,7 @@ def release(session: Session, core: Core, job: Job, error: Error, delay: bool) -
         code=error["code"],
         node_id=node_id,
     )
-    on_commit(session, lambda: core.bell.ring(node_id))
+    on_commit(session, lambda: core.bell.ring(node_id, job.kind))
 
 
 def _move_subject(

@@ -55,7 +55,7 @@ def add(
     )
     session.add(job)
     session.add_all(JobAfter(job_id=job.id, after_id=id) for id in after)
-    on_commit(session, lambda: core.bell.ring(node_id))
+    on_commit(session, lambda: core.bell.ring(node_id, kind))
     return job
 
 

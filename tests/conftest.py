@@ -14,7 +14,7 @@ import pytest
 
 from tests.support import leftovers
 
-pytest_plugins = ["tests.support.services"]
+pytest_plugins = ["tests.support.services", "tests.support.keystone"]
 
 # Every run tries new examples, also in CI (where hypothesis would repeat the same ones); a failure
 # prints the line that repeats it. No deadline: how fast a shared machine is proves nothing.

@@ -54,7 +54,8 @@ class Administrator:
         """The id of the project, user, role or service `name`, made with `fields` if it is new."""
         found = self.call("GET", f"/{kind}s?{urllib.parse.urlencode({'name': name})}")[f"{kind}s"]
         if not found:
-            body = {kind: {"name": name, **fields}}
+            domain = {"domain_id": "default"} if kind in ("project", "user") else {}
+            body = {kind: {"name": name, **domain, **fields}}
             found = [self.call("POST", f"/{kind}s", body)[kind]]
         id: str = found[0]["id"]
         return id

@@ -21,6 +21,7 @@ import pytest
 from sqlalchemy import create_engine, text
 
 from tests.support.waiting import free_port, is_free, wait_until
+from tools.loopback import read_env
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 
@@ -163,7 +164,7 @@ def postgresql(_postgresql_cluster: _Cluster) -> Iterator[str]:
 
 
 class SwiftAccess(TypedDict):
-    """How to log in to a Swift (authentication version 1)."""
+    """How to log in to a Swift (authentication version 1): options of group ``[swift]``."""
 
     auth_url: str
     user: str
@@ -178,37 +179,37 @@ class Swift:
 
     def start(self) -> SwiftAccess:
         """Start it (again), on the same address where it was before, and return the access."""
-        self._call("start")
-        values = dict(
-            shlex.split(line)[1].split("=", 1)
-            for line in (self.root / "env").read_text().splitlines()
-        )
+        call_tool("swift", "start", self.root)
+        values = read_env(self.root / "env")
         return {"auth_url": values["ST_AUTH"], "user": values["ST_USER"], "key": values["ST_KEY"]}
 
     def stop(self) -> None:
         """Stop every server of it."""
-        self._call("stop")
-
-    def _call(self, action: str) -> None:
-        done = subprocess.run(
-            [CHECKOUT / "tools/swift", action, self.root],
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=90,
-            check=False,
-        )
-        assert done.returncode == 0, f"tools/swift {action}: {done.stdout}{done.stderr}"
+        call_tool("swift", "stop", self.root)
 
 
-def _need_swift() -> None:
+def call_tool(name: str, *args: str | Path) -> None:
+    """Run one of the checkout's tools that start and stop services."""
+    done = subprocess.run(
+        [CHECKOUT / "tools" / name, *args],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=90,
+        check=False,
+    )
+    assert done.returncode == 0, f"tools/{name} {args}: {done.stdout}{done.stderr}"
+
+
+def need_swift() -> None:
+    """Skip the test where Swift is not installed."""
     pytest.importorskip("swift", reason="needs swift from PyPI (lunr's extra test)")
 
 
 @pytest.fixture(scope="session")
 def swift_cluster(run_folder: Path) -> Iterator[SwiftAccess]:
     """A real Swift, shared by the whole run: use containers of your own, leave it running."""
-    _need_swift()
+    need_swift()
     swift = Swift(Path(tempfile.mkdtemp(prefix="swift-", dir=run_folder)))
     try:
         yield swift.start()
@@ -219,7 +220,7 @@ def swift_cluster(run_folder: Path) -> Iterator[SwiftAccess]:
 @pytest.fixture
 def own_swift(run_folder: Path) -> Iterator[Swift]:
     """A real Swift of the test's own, not started yet, to be stopped and started at will."""
-    _need_swift()
+    need_swift()
     swift = Swift(Path(tempfile.mkdtemp(prefix="swift-", dir=run_folder)))
     try:
         yield swift

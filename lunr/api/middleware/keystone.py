@@ -43,9 +43,9 @@ from lunr.common.config import ConfigOpts
 log = logging.getLogger(__name__)
 
 _GROUP = "keystone_authtoken"
-#: Seconds for each request to Keystone, unless the operator says; without a limit, a
-#: Keystone that hangs would take all requests of the API with it.
-_TIMEOUT = 10
+#: Of the group, where the operator says nothing. Without a limit, a Keystone that hangs would
+#: take the API with it; and who gets a 503 tries again without our help.
+_DEFAULTS = {"http_connect_timeout": 5, "http_request_max_retries": 1}
 
 
 class NotScoped(errors.Unauthorized):
@@ -67,7 +67,8 @@ class Keystone:
         try:
             for group, options in auth_token.list_opts():
                 conf.register_opts(options, group=group)
-            conf.set_default("http_connect_timeout", _TIMEOUT, group=_GROUP)
+            for name, value in _DEFAULTS.items():
+                conf.set_default(name, value, group=_GROUP)
             if not (conf[_GROUP].auth_type or conf[_GROUP].auth_section):
                 raise errors.ConfigError(reason=f"[{_GROUP}] auth_type is not set")
             # Not delay_auth_decision: with it, a Keystone that is away looks like a bad token.

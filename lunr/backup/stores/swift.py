@@ -1,11 +1,17 @@
-"""A store in OpenStack Swift: one container a repository."""
+"""A store in OpenStack Swift: one container a repository.
+
+There is one login for all threads, also when the token runs out (which Keystone's
+do after an hour, unless its operator says): the first thread that is refused logs
+in again, the others use what it got. Logging in to Keystone is keystoneauth's work,
+not swiftclient's, which can't tell a wrong password from a Keystone that is away.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, ClassVar
 
 import requests
@@ -17,13 +23,32 @@ from lunr.backup.format.names import Buffer
 from lunr.backup.stores.base import Store
 
 _PAGE = 10000
+#: The account's URL, and a token for it.
+_Login = tuple[str, str]
+
+
+class _Connection(swiftclient.Connection):  # type: ignore[misc]  # it has no types
+    """swiftclient's, with a login that it shares with others.
+
+    `log_in` is given the login that Swift refused, or None at first.
+    """
+
+    def __init__(self, log_in: Callable[[_Login | None], _Login], **options: Any) -> None:
+        super().__init__(retries=0, **options)
+        self._log_in = log_in
+        self._last: _Login | None = None
+
+    def get_auth(self) -> _Login:
+        """Called by swiftclient before the first request, and after an answer of 401."""
+        self._last = self._log_in(self._last)
+        return self._last
 
 
 class SwiftStore(Store):
     """Objects in the container `container`, which is made when it is not there.
 
-    Retries are not made here but around every store alike; swiftclient only
-    renews a token that ran out.
+    Retries are not made here but around every store alike; only a token that ran
+    out is renewed.
     """
 
     # How long Swift's container updaters may be behind is up to its operator;
@@ -39,20 +64,73 @@ class SwiftStore(Store):
         self._local = threading.local()
         self._lock = threading.Lock()
         self._all: list[swiftclient.Connection] = []
-        self._auth: tuple[str, str] | None = None
+        self._login: _Login | None = None
 
     def _connection(self) -> swiftclient.Connection:
         connection = getattr(self._local, "connection", None)
         if connection is None:
-            connection = swiftclient.Connection(retries=0, **self._options)
+            connection = _Connection(self._log_in, **self._options)
             with self._lock:
-                if self._auth is None:  # one login for all threads
-                    with self._errors():
-                        self._auth = connection.get_auth()
                 self._all.append(connection)
-            connection.url, connection.token = self._auth
             self._local.connection = connection
         return connection
+
+    def _log_in(self, refused: _Login | None) -> _Login:
+        """The login of all threads; a new one if Swift `refused` the one at hand."""
+        with self._lock:
+            if self._login is None or self._login == refused:
+                with self._errors():
+                    self._login = self._ask()
+            return self._login
+
+    def _ask(self) -> _Login:
+        options = self._options
+        if options["auth_version"] not in swiftclient.client.AUTH_VERSIONS_V1:
+            return self._ask_keystone()
+        where = {name: options[name] for name in ("cacert", "timeout")}
+        try:
+            login: _Login = swiftclient.client.get_auth(
+                options["authurl"], options["user"], options["key"], auth_version="1", **where
+            )
+        except ClientException as error:
+            if error.http_status not in (401, 403):
+                raise
+            raise self._refused(f"{error.http_reason} ({error.http_status}).") from error
+        return login
+
+    def _ask_keystone(self) -> _Login:
+        try:  # here and not above: it is an extra
+            from keystoneauth1 import exceptions, identity
+            from keystoneauth1.session import Session
+        except ImportError as error:
+            raise self._refused(f"Keystone needs lunr's extra keystone ({error}).") from error
+        options, scope = self._options, dict(self._options["os_options"])
+        region = scope.pop("region_name", None)
+        who = {"username": options["user"], "password": options["key"]}
+        plugin: identity.BaseIdentityPlugin
+        if options["auth_version"] in swiftclient.client.AUTH_VERSIONS_V2:
+            plugin = identity.V2Password(
+                options["authurl"], **who, tenant_name=scope.get("project_name")
+            )
+        else:
+            plugin = identity.Password(options["authurl"], **who, **scope)
+        try:
+            with requests.Session() as http:
+                verify, timeout = options["cacert"] or True, options["timeout"]
+                access = plugin.get_access(Session(session=http, verify=verify, timeout=timeout))
+            url = access.service_catalog.url_for(
+                service_type="object-store", interface="public", region_name=region
+            )
+        except (exceptions.HTTPClientError, exceptions.CatalogException) as error:
+            raise self._refused(f"Keystone says: {error}") from error
+        except exceptions.ClientException as error:
+            raise errors.StoreUnavailable(
+                store=f"swift:{self._container}", reason=f"Keystone: {error}"
+            ) from error
+        return str(url), str(access.auth_token)
+
+    def _refused(self, reason: str) -> errors.StoreRefused:
+        return errors.StoreRefused(store=f"swift:{self._container}", reason=reason)
 
     @contextlib.contextmanager
     def _errors(self, name: str = "") -> Iterator[None]:
@@ -66,9 +144,10 @@ class SwiftStore(Store):
                 raise errors.ObjectMissing(name=name) from error
             if status in (507, 413):
                 raise errors.StoreFull(store=store, reason=reason) from error
-            if status in (0, 404, 408, 409, 422, 429, 498, 499) or status >= 500:
+            # 401: a login was good just now, so it is Swift that can't ask whose token it is.
+            if status in (0, 401, 404, 408, 409, 422, 429, 498, 499) or status >= 500:
                 raise errors.StoreUnavailable(store=store, reason=reason) from error
-            raise errors.StoreRefused(store=store, reason=reason) from error
+            raise self._refused(reason) from error
         except (OSError, requests.RequestException) as error:
             # An answer was broken off: what is left of it must not be taken
             # for the next one.

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import socket
+import subprocess
 import threading
 import time
 from pathlib import Path
@@ -14,7 +16,8 @@ from lunr.api.middleware.keystone import Keystone as Middleware
 from lunr.common import config, errors
 from tests.functional.api.world import World
 from tests.support.keystone import Keystone
-from tests.support.waiting import wait_until
+from tests.support.services import need_command
+from tests.support.waiting import free_port, is_free, wait_until
 from tests.system.keystone.conftest import Answer, Api
 
 
@@ -111,6 +114,36 @@ def test_a_keystone_that_hangs_holds_up_nobody_else(
             thread.join(30)
         assert [answer.status for answer in answers] == [503] * 5
         api.close()
+    world.close()
+
+
+def test_processes_share_what_they_know_in_memcached(
+    tmp_path: Path, world: World, keystone: Keystone, authtoken: dict[str, str]
+) -> None:
+    port = free_port()
+    user = ["-u", "root"] if os.geteuid() == 0 else []
+    command = [need_command("memcached", "memcached"), "-l", "127.0.0.1", "-p", str(port), *user]
+    project = keystone.user("alice", "demo")
+    token, path = keystone.token("alice", "demo"), f"/v1.0/{project}/volumes"
+    shared = {
+        "memcached_servers": f"127.0.0.1:{port}",
+        "memcache_security_strategy": "ENCRYPT",
+        "memcache_secret_key": "of all processes",
+        "token_cache_time": "300",
+    }
+    folders = tmp_path / "one", tmp_path / "two"
+    for folder in folders:
+        folder.mkdir()
+    with subprocess.Popen(command, stdin=subprocess.DEVNULL) as memcached:
+        wait_until(lambda: not is_free(port), what="memcached listens")
+        one, two = (Api(folder, world, authtoken | shared) for folder in folders)
+        assert one.call("GET", path, token).status == 200
+        keystone.revoke(token)
+        assert two.call("GET", path, token).status == 200
+        memcached.kill()
+    assert two.call("GET", path, token).status == 401
+    one.close()
+    two.close()
     world.close()
 
 

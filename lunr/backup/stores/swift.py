@@ -106,6 +106,8 @@ class SwiftStore(Store):
             raise self._refused(f"Keystone needs lunr's extra keystone ({error}).") from error
         options, scope = self._options, dict(self._options["os_options"])
         region = scope.pop("region_name", None)
+        if "project_name" not in scope:  # Keystone would give a token that is good for nothing
+            raise self._refused("no project is named ([swift] project_name or OS_PROJECT_NAME).")
         who = {"username": options["user"], "password": options["key"]}
         plugin: identity.BaseIdentityPlugin
         if options["auth_version"] in swiftclient.client.AUTH_VERSIONS_V2:
@@ -122,10 +124,10 @@ class SwiftStore(Store):
                 service_type="object-store", interface="public", region_name=region
             )
         except (exceptions.HTTPClientError, exceptions.CatalogException) as error:
-            raise self._refused(f"Keystone says: {error}") from error
+            raise self._refused(f"Keystone says: {error}.") from error
         except exceptions.ClientException as error:
             raise errors.StoreUnavailable(
-                store=f"swift:{self._container}", reason=f"Keystone: {error}"
+                store=f"swift:{self._container}", reason=f"Keystone: {error}."
             ) from error
         return str(url), str(access.auth_token)
 

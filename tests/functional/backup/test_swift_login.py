@@ -1,0 +1,95 @@
+"""How the Swift store logs in, and logs in again, against a server that plays Swift."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from lunr.backup import errors
+from lunr.backup.stores import open_store
+from tests.support.scripted import Reply, ScriptedServer, Seen
+
+V1 = {"auth_url": "{url}/auth/v1.0", "user": "u", "key": "k", "retries": 1}
+V2 = {**V1, "auth_url": "{url}/v2.0", "auth_version": "2", "project_name": "p"}
+
+
+class Cloud:
+    """Swift and both its old ways to log in; `valid` is the number of the good token."""
+
+    def __init__(self, server: ScriptedServer) -> None:
+        self.url = server.url
+        self.logins = 0
+        self.valid = 0
+        self.closed = False
+        self.lock = threading.Lock()
+        server.handler = self.answer
+
+    def answer(self, seen: Seen) -> Reply:
+        sent = {name.lower(): value for name, value in seen.headers.items()}
+        if seen.path == "/auth/v1.0":
+            assert (sent["x-auth-user"], sent["x-auth-key"]) == ("u", "k")
+            where = {"X-Storage-Url": f"{self.url}/v1/AUTH_p", "X-Auth-Token": self.log_in()}
+            return Reply(200, headers=where)
+        if seen.path == "/v2.0/tokens":
+            assert seen.body == {
+                "auth": {
+                    "passwordCredentials": {"username": "u", "password": "k"},
+                    "tenantName": "p",
+                }
+            }
+            return Reply(200, self.access())
+        if self.closed or sent["x-auth-token"] != f"token{self.valid}":
+            return Reply(401)
+        return Reply(200, b"content")
+
+    def log_in(self) -> str:
+        with self.lock:
+            self.logins += 1
+            return f"token{self.valid}"
+
+    def access(self) -> dict[str, object]:
+        endpoints = [{"publicURL": f"{self.url}/v1/AUTH_p", "region": "R"}]
+        token = {"id": self.log_in(), "expires": "2100-01-01T00:00:00Z"}
+        catalog = [{"type": "object-store", "name": "swift", "endpoints": endpoints}]
+        return {"access": {"token": token, "user": {}, "serviceCatalog": catalog}}
+
+
+@pytest.fixture
+def cloud() -> Iterator[Cloud]:
+    with ScriptedServer().running() as server:
+        yield Cloud(server)
+
+
+@pytest.mark.parametrize("options", [V1, V2], ids=["v1", "v2"])
+def test_threads_share_a_login_also_the_next_one(cloud: Cloud, options: dict[str, str]) -> None:
+    mine = {**options, "auth_url": options["auth_url"].format(url=cloud.url)}
+    store = open_store("swift:p", "account", mine)
+    start = threading.Barrier(4)
+
+    def work(_: int) -> list[bytes]:
+        read = []
+        for turn in range(3):
+            if start.wait(30) == 0:  # one of them: the token of the last turn has run out
+                cloud.valid = turn
+            start.wait(30)
+            read.append(bytes(store.get("roots/b")))
+        return read
+
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(work, range(4))) == [[b"content"] * 3] * 4
+    assert cloud.logins == 3
+    store.close()
+
+
+def test_swift_that_refuses_a_fresh_token_may_yet_come_round(cloud: Cloud) -> None:
+    cloud.closed = True
+    options = {**V1, "auth_url": f"{cloud.url}/auth/v1.0", "retries": 0}
+    store = open_store("swift:p", "account", options)
+    with pytest.raises(errors.StoreUnavailable, match="401"):
+        store.get("roots/b")
+    cloud.closed = False
+    assert bytes(store.get("roots/b")) == b"content"
+    store.close()

@@ -112,7 +112,7 @@ class SwiftStore(Store):
         plugin: identity.BaseIdentityPlugin
         if options["auth_version"] in swiftclient.client.AUTH_VERSIONS_V2:
             plugin = identity.V2Password(
-                options["authurl"], **who, tenant_name=scope.get("project_name")
+                options["authurl"], **who, tenant_name=scope["project_name"]
             )
         else:
             plugin = identity.Password(options["authurl"], **who, **scope)
@@ -123,7 +123,10 @@ class SwiftStore(Store):
             url = access.service_catalog.url_for(
                 service_type="object-store", interface="public", region_name=region
             )
-        except (exceptions.HTTPClientError, exceptions.CatalogException) as error:
+        except (
+            *(exceptions.BadRequest, exceptions.Unauthorized, exceptions.Forbidden),
+            *(exceptions.NotFound, exceptions.CatalogException),
+        ) as error:
             raise self._refused(f"Keystone says: {error}.") from error
         except exceptions.ClientException as error:
             raise errors.StoreUnavailable(

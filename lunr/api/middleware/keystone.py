@@ -19,7 +19,8 @@ stand there::
 - A role of ``[api] admin_roles`` makes an admin, whatever the project. With any
   other role one is a member of the own project.
 - What Keystone said of a token is believed for ``token_cache_time`` seconds (300
-  unless set): a revoked one works that long. One that expires ends at once.
+  unless set): a revoked one works that long. One that expires ends at once, but with a
+  service's token in ``X-Service-Token`` beside it, so that a service (Nova) can finish.
 - When Keystone can't be asked, its tokens get 503. lunr's own are looked for
   first and never shown to Keystone: nodes and operators go on without it.
 """

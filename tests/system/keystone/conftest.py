@@ -89,7 +89,7 @@ class Api:
 @pytest.fixture(scope="module")
 def authtoken(keystone: Keystone) -> dict[str, str]:
     """The section [keystone_authtoken]; a token is believed for a second only."""
-    keystone.user("lunr", "service", "admin")
+    keystone.user("lunr", "service", "service")  # the role that may ask, and no more
     return {
         "www_authenticate_uri": keystone.admin.url,
         "auth_url": keystone.admin.url,

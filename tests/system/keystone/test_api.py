@@ -159,6 +159,11 @@ def test_an_expired_token_is_nobodys(api: Api, people: People, keystone: Keyston
     token = keystone.short_token("alice", "demo", 3)
     assert api.call("GET", path, token).status == 200
     wait_until(lambda: api.call("GET", path, token).status == 401, what="it expires")
+    service = keystone.token("lunr", "service")  # has the role service
+    assert api.call("GET", path, token, X_Service_Token=service).status == 200
+    for other in (people.member, "nonsense", token):
+        assert api.call("GET", path, token, X_Service_Token=other).status == 401
+    assert api.call("GET", path, "nonsense", X_Service_Token=service).status == 401
 
 
 def test_a_revoked_token_is_nobodys(api: Api, people: People, keystone: Keystone) -> None:

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from tests.support.services import call_tool, need_swift
-from tools import identity
-from tools.loopback import read_env
+from tools.services import identity
+from tools.services.loopback import read_env
 
 
 class Keystone:

@@ -21,7 +21,7 @@ import pytest
 from sqlalchemy import create_engine, text
 
 from tests.support.waiting import free_port, is_free, wait_until
-from tools.loopback import read_env
+from tools.services.loopback import read_env
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 

@@ -12,7 +12,6 @@ import os
 import shlex
 import shutil
 import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -265,7 +264,7 @@ def play(
     """Start what is needed, do the main job, print the table."""
     env: dict[str, str] = {}
     url = None
-    tool = [sys.executable, str(Path(__file__).parents[1] / "swift")]
+    tool = [str(Path(__file__).parents[1] / "swift")]
     if swift:
         url = "swift:lunr"
         with stage.step("start a one-node OpenStack Swift") as (step, _):

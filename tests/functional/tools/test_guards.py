@@ -30,6 +30,7 @@ def run_pytest(folder: Path, level: str, code: str) -> tuple[int, str]:
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "--tb=short", "-p", "no:cacheprovider"],
         cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(CHECKOUT)},  # its own tests come first
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,

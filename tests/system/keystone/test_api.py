@@ -11,7 +11,7 @@ import pytest
 from tests.support.keystone import Keystone
 from tests.support.waiting import wait_until
 from tests.system.keystone.conftest import Api
-from tools import identity
+from tools.services import identity
 
 
 @dataclass

@@ -15,7 +15,7 @@ import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-BIN = Path(__file__).resolve().parents[1] / ".venv" / "bin"
+BIN = Path(__file__).resolve().parents[2] / ".venv" / "bin"
 STOP_TIMEOUT = 20.0
 
 

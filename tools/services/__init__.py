@@ -1,0 +1,1 @@
+"""Real services on loopback: OpenStack Swift and Keystone, from PyPI."""

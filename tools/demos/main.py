@@ -28,7 +28,10 @@ INITIATOR = "iqn.2026-11.io.lunr.demo:initiator"
 SIZE_GIB = 2
 BLOCK = 32 * units.KIB
 #: Where files for the demonstration's file system come from, until there is enough.
-SOURCES = ("/usr", "/opt", "/srv", "/home", "/root", "/var")
+SOURCES = (
+    *("/usr/lib", "/usr/libexec", "/usr/bin", "/usr/sbin", "/usr/local"),
+    *("/opt", "/usr/share", "/srv", "/home", "/root", "/var"),
+)
 
 
 def gather(folder: Path, enough: int) -> int:

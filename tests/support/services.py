@@ -20,8 +20,8 @@ from typing import TypedDict
 import pytest
 from sqlalchemy import create_engine, text
 
-from tests.support.waiting import free_port, is_free, wait_until
-from tools.services.loopback import read_env
+from tests.support.waiting import free_port, wait_until
+from tools.services.loopback import is_free, read_env
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 

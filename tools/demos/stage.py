@@ -6,7 +6,6 @@ import contextlib
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -22,6 +21,7 @@ from rich.table import Table
 
 from lunr.client import Client
 from lunr.common import units
+from tools.services.loopback import free_port
 
 
 class DemoError(Exception):
@@ -32,13 +32,6 @@ def expect(condition: bool, message: str) -> None:
     """Stop the demonstration unless `condition` holds."""
     if not condition:
         raise DemoError(message)
-
-
-def free_port() -> int:
-    """A TCP port on loopback that nobody uses now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @dataclass

@@ -12,64 +12,53 @@ View = dict[str, Any]
 def volume(row: Any, export_status: str | None) -> View:
     """A volume."""
     return {
-        "id": row.id,
-        "account_id": row.account_id,
-        "name": row.name,
-        "size": row.size,
-        "status": row.status,
-        "reason": row.reason,
-        "progress": row.progress,
+        **_head(row),
         "volume_type_name": row.volume_type_name,
         "node_id": row.node_id,
-        "metadata": row.meta,
         "backup": row.backup_id,
         "snapshot": row.snapshot_id,
         "source_volume": row.source_volume_id,
         "export_status": export_status,
-        "job_id": row.job_id,
-        "created_at": iso(row.created_at),
-        "updated_at": iso(row.updated_at),
-        "deleted_at": iso(row.deleted_at),
+        **_tail(row),
     }
 
 
 def snapshot(row: Any) -> View:
     """A snapshot."""
-    return {
-        "id": row.id,
-        "account_id": row.account_id,
-        "volume_id": row.volume_id,
-        "name": row.name,
-        "size": row.size,
-        "status": row.status,
-        "reason": row.reason,
-        "progress": row.progress,
-        "node_id": row.node_id,
-        "metadata": row.meta,
-        "job_id": row.job_id,
-        "created_at": iso(row.created_at),
-        "updated_at": iso(row.updated_at),
-        "deleted_at": iso(row.deleted_at),
-    }
+    return {**_head(row), "volume_id": row.volume_id, "node_id": row.node_id, **_tail(row)}
 
 
 def backup(row: Any) -> View:
     """A backup."""
     return {
+        **_head(row),
+        "volume_id": row.volume_id,
+        "parent_id": row.parent_id,
+        "bytes_read": row.bytes_read,
+        "bytes_stored": row.bytes_stored,
+        "objects_stored": row.objects_stored,
+        "verified_at": iso(row.verified_at),
+        **_tail(row),
+    }
+
+
+def _head(row: Any) -> View:
+    """What volumes, snapshots and backups begin with."""
+    return {
         "id": row.id,
         "account_id": row.account_id,
-        "volume_id": row.volume_id,
         "name": row.name,
         "size": row.size,
         "status": row.status,
         "reason": row.reason,
         "progress": row.progress,
-        "parent_id": row.parent_id,
         "metadata": row.meta,
-        "bytes_read": row.bytes_read,
-        "bytes_stored": row.bytes_stored,
-        "objects_stored": row.objects_stored,
-        "verified_at": iso(row.verified_at),
+    }
+
+
+def _tail(row: Any) -> View:
+    """What they end with."""
+    return {
         "job_id": row.job_id,
         "created_at": iso(row.created_at),
         "updated_at": iso(row.updated_at),

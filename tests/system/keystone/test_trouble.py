@@ -17,8 +17,9 @@ from lunr.common import config, errors
 from tests.functional.api.world import World
 from tests.support.keystone import Keystone
 from tests.support.services import need_command
-from tests.support.waiting import free_port, is_free, wait_until
+from tests.support.waiting import free_port, wait_until
 from tests.system.keystone.conftest import Answer, Api
+from tools.services.loopback import is_free
 
 
 @pytest.fixture

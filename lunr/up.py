@@ -30,7 +30,7 @@ import click
 import requests
 from rich.console import Console
 
-from lunr.common import errors
+from lunr.common import errors, private
 
 #: A unix socket's path has at most 107 bytes (unix(7)); tgtd appends ".0.lock" or the like.
 _SOCKET_PATH_LIMIT = 100
@@ -69,7 +69,7 @@ class Settings:
         known.setdefault("store", f"files:{root}/store")
         known.setdefault("db", f"sqlite:///{root}/lunr.db")
         settings = cls(**known)
-        _write_private(path, json.dumps(known, indent=1) + "\n")
+        private.write(path, json.dumps(known, indent=1) + "\n")
         return settings
 
     @property
@@ -172,7 +172,7 @@ class Service:
         _check_free(*self.settings.portal_address, "--portal")
         for folder in ("log", "run", "pool", "keys"):
             (self.root / folder).mkdir(mode=0o700, exist_ok=True)
-        _write_private(self.config, self._configuration())
+        private.write(self.config, self._configuration())
         self._manage(
             "bootstrap",
             *("--account", ACCOUNT),
@@ -340,17 +340,8 @@ def _swift_options(root: Path) -> dict[str, object]:
             reason="a swift: store needs ST_AUTH, ST_USER and ST_KEY, or OS_AUTH_URL and the like"
         )
     key_file = root / "keys" / "swift.key"
-    _write_private(key_file, password + "\n")
+    private.write(key_file, password + "\n")
     return {**values, "key_file": key_file}
-
-
-def _write_private(path: Path, text: str) -> None:
-    new = path.with_name(path.name + ".new")
-    with os.fdopen(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    new.replace(path)
 
 
 def _openrc(path: Path) -> dict[str, str]:

@@ -6,7 +6,6 @@ It works on the database directly, with the services of the API.
 from __future__ import annotations
 
 import json
-import os
 import secrets
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ import click
 
 from lunr.api.services import Services
 from lunr.api.services.listing import Query
-from lunr.common import config, errors
+from lunr.common import config, errors, private
 from lunr.db import migrate
 
 P = ParamSpec("P")
@@ -103,21 +102,17 @@ def key(file: Path) -> None:
 
 def _make_key(file: Path) -> bool:
     """Whether there was none and one was made."""
-    return not file.exists() and _write_private(file, secrets.token_hex(32) + "\n")
+    if file.exists():
+        return False
+    _write_private(file, secrets.token_hex(32) + "\n")
+    return True
 
 
-def _write_private(file: Path, text: str) -> bool:
-    """Write `text` so that the file is there whole, mode 0600, or not at all."""
-    new = file.with_name(file.name + ".new")
+def _write_private(file: Path, text: str) -> None:
     try:
-        with os.fdopen(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as out:
-            out.write(text)
-            out.flush()
-            os.fsync(out.fileno())
-        new.replace(file)
+        private.write(file, text)
     except OSError as error:
         raise click.ClickException(f"{file} can't be written: {error.strerror}") from error
-    return True
 
 
 # --- the database -------------------------------------------------------------------

@@ -25,11 +25,6 @@ def context(name: str) -> Iterator[None]:
         _context.reset(token)
 
 
-def current() -> str:
-    """The name that :func:`context` set, or ``-``."""
-    return _context.get()
-
-
 class _Text(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         stamp = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))

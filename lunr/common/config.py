@@ -162,20 +162,27 @@ NODE = [
     cfg.StrOpt(
         "pool",
         default="files",
-        choices=[("files", "sparse files on a file system with reflink")],
+        choices=[
+            ("files", "sparse files on a file system with reflink"),
+            ("lvm", "logical volumes, all of their room taken at once; see section [lvm]"),
+            ("thin", "volumes in a thin pool of LVM; see section [lvm]"),
+        ],
         help="What keeps the volumes.",
     ),
     cfg.StrOpt(
         "target",
         default="tgt",
-        choices=[("tgt", "tgtd, the iSCSI target in user space")],
+        choices=[
+            ("tgt", "tgtd, the iSCSI target in user space; see section [tgt]"),
+            ("lio", "the kernel's iSCSI target; see section [lio]"),
+        ],
         help="What exports the volumes.",
     ),
     cfg.FloatOpt(
         "overcommit",
         default=1.0,
         min=0.1,
-        help="How many times the pool's bytes may be promised to volumes (they are thin).",
+        help="How many times the pool's bytes may be promised to volumes, where these are thin (files, thin).",
     ),
 ]
 
@@ -190,6 +197,53 @@ FILES = [
         default=100,
         min=1,
         help="Size of that XFS image in GiB; it is sparse and takes what is written.",
+    ),
+]
+
+LVM = [
+    cfg.StrOpt("group", default="lunr", help="Volume group that holds the volumes."),
+    cfg.StrOpt(
+        "thin_pool", default="pool", help="Thin pool in that group, for the pool `thin` of [node]."
+    ),
+    cfg.IntOpt(
+        "full_percent",
+        default=85,
+        min=1,
+        max=100,
+        help="How full a thin pool's data or metadata may be; beyond, it gets no new volumes and raises its alarm.",
+    ),
+    cfg.IntOpt(
+        "reserve_percent",
+        default=10,
+        min=0,
+        max=90,
+        help="Share of the group that is not promised to volumes but kept for snapshots (pool `lvm`).",
+    ),
+    cfg.IntOpt(
+        "snapshot_percent",
+        default=10,
+        min=1,
+        max=100,
+        help="Room that a new snapshot gets for what is overwritten meanwhile, as a share of its volume (pool `lvm`).",
+    ),
+    cfg.IntOpt(
+        "snapshot_grow_at",
+        default=60,
+        min=10,
+        max=95,
+        help="How full (percent) that room may be before it is enlarged by as much again.",
+    ),
+    cfg.IntOpt(
+        "wipe_mib_per_second",
+        default=100,
+        min=0,
+        help="How fast deleted volumes are overwritten where the disks can't discard to zeros; 0: no limit (pool `lvm`).",
+    ),
+]
+
+LIO = [
+    cfg.StrOpt(
+        "portal", default="127.0.0.1:3260", help="HOST:PORT that the kernel's target listens on."
     ),
 ]
 
@@ -279,6 +333,8 @@ GROUPS: dict[str | None, Sequence[cfg.Opt]] = {
     "quota": QUOTA,
     "node": NODE,
     "files": FILES,
+    "lvm": LVM,
+    "lio": LIO,
     "tgt": TGT,
     "store": STORE,
     "swift": SWIFT,

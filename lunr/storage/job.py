@@ -75,6 +75,16 @@ class Job:
         if total > 0:
             self.progress = max(self.progress, min(100, done * 100 // total))
 
+    def tick(self, done: int, total: int) -> None:
+        """Say how far it is, from within the work itself.
+
+        Raises:
+            errors.Cancelled: it is to stop.
+        """
+        self.advance(done, total)
+        if self.stop_reason is not None:
+            raise errors.Cancelled
+
     def stop(self, reason: Stop) -> None:
         """Have the work end early; any thread may call it, and more than once."""
         with self._lock:

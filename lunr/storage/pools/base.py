@@ -8,11 +8,21 @@ Who calls sees to it that only one job works on a volume at a time.
 from __future__ import annotations
 
 import abc
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
+from typing import ClassVar, NamedTuple
 
 from lunr.common import errors
+
+#: Told now and then how far long work is, in bytes: done, in all. It raises
+#: errors.Cancelled when the work is to end early.
+Tick = Callable[[int, int], None]
+
+
+def no_tick(_done: int, _total: int) -> None:
+    """Nobody wants to know, and nobody cancels."""
 
 
 class PoolUnusable(errors.LunrError):
@@ -27,6 +37,12 @@ class PoolFull(errors.LunrError):
     code = "pool_full"
     status = 507
     retry = True
+
+
+class SnapshotLost(errors.LunrError):
+    """The snapshot {id} of volume {volume_id} is lost: {reason}"""
+
+    code = "snapshot_lost"
 
 
 class Purpose(StrEnum):
@@ -49,17 +65,38 @@ class Snapshot:
 
 @dataclass(frozen=True)
 class Capacity:
-    """Bytes that may be promised to volumes in all, and bytes that are really free now."""
+    """How much room there is.
+
+    Attributes:
+        capacity_bytes: what may be promised to volumes in all.
+        free_bytes: what is really free now.
+        full: why no new volume is to be placed here, whatever is promised; mostly "".
+        used: shares (0 to 1) of what can run out, by its name: "data", "metadata", …
+    """
 
     capacity_bytes: int
     free_bytes: int
+    full: str = ""
+    used: dict[str, float] = field(default_factory=dict)
+
+
+class Extent(NamedTuple):
+    """The bytes from `start` up to, not including, `end`."""
+
+    start: int
+    end: int
 
 
 class Pool(abc.ABC):
-    """Keeps volumes and their snapshots. Sizes are in bytes, ids are those of the records."""
+    """Keeps volumes and their snapshots. Sizes are in bytes, ids are those of the records.
+
+    The ids of snapshots are unique in the pool for each purpose, as records' are.
+    """
 
     #: What the configuration and the API call this driver.
-    name: str
+    name: ClassVar[str]
+    #: Whether `clone` and `delete` move as many bytes as the volume has.
+    slow: ClassVar[bool] = False
 
     @abc.abstractmethod
     def check(self) -> None:
@@ -103,13 +140,16 @@ class Pool(abc.ABC):
         """
 
     @abc.abstractmethod
-    def clone(self, volume_id: str, source: str | Snapshot, size: int) -> None:
+    def clone(
+        self, volume_id: str, source: str | Snapshot, size: int, tick: Tick = no_tick
+    ) -> None:
         """Make a volume of `size` bytes that begins with the bytes of `source`.
 
         Args:
             volume_id: the new volume's id.
             source: a volume's id, or a snapshot.
             size: bytes; what is past the end of `source` reads as zeros.
+            tick: told how far it is; one that was cancelled can be run again.
 
         Raises:
             errors.NotFound: `source` is not there.
@@ -127,12 +167,25 @@ class Pool(abc.ABC):
         """
 
     @abc.abstractmethod
-    def delete(self, volume_id: str) -> None:
-        """Remove the volume; its bytes can't be read by anyone after. Its snapshots stay."""
+    def delete(self, volume_id: str, tick: Tick = no_tick) -> None:
+        """Remove the volume; its bytes can't be read by anyone after.
+
+        Its snapshots stay where the pool can keep them without it.
+
+        Args:
+            volume_id: the volume; when it is not there, all is done.
+            tick: told how far it is; one that was cancelled can be run again, and
+                goes on where it was.
+
+        Raises:
+            errors.InUse: it has snapshots that can't be without it, or is open.
+        """
 
     @abc.abstractmethod
     def snapshot(self, snapshot: Snapshot) -> None:
         """Keep the volume's bytes of this moment as `snapshot`.
+
+        One that was lost (see `check_snapshot`) is taken anew when it is a backup's.
 
         Raises:
             errors.NotFound: the volume is not there.
@@ -158,3 +211,31 @@ class Pool(abc.ABC):
         Raises:
             errors.NotFound: it is not there.
         """
+
+    # --- what only some pools know or need -----------------------------------------
+
+    def watch(self) -> None:
+        """Look after the pool once, as the agent does every second: enlarge what fills up."""
+
+    def check_snapshot(self, snapshot: Snapshot) -> None:
+        """Make sure that all that was read of `snapshot` is of its moment.
+
+        Raises:
+            SnapshotLost: it is not; the message says why.
+        """
+
+    def lost_snapshots(self) -> frozenset[Snapshot]:
+        """The snapshots whose bytes are gone, as `watch` saw them last."""
+        return frozenset()
+
+    def allocated(self, subject: str | Snapshot) -> Iterator[Extent] | None:
+        """The extents that may be other than zeros, in order; None: the pool does not know."""
+        return None
+
+    def changed(self, old: Snapshot, new: str | Snapshot) -> Iterator[Extent] | None:
+        """The extents of `new`, in order, that may differ from `old`; None: the pool does not know.
+
+        Both are of the same volume, `new` is the volume itself or a later
+        snapshot. What is past the end of `old` counts as different.
+        """
+        return None

@@ -30,7 +30,16 @@ from pathlib import Path
 
 from lunr.common import concurrency, errors, ids, units
 from lunr.storage import system
-from lunr.storage.pools.base import Capacity, Pool, PoolFull, PoolUnusable, Purpose, Snapshot
+from lunr.storage.pools.base import (
+    Capacity,
+    Pool,
+    PoolFull,
+    PoolUnusable,
+    Purpose,
+    Snapshot,
+    Tick,
+    no_tick,
+)
 
 _log = logging.getLogger(__name__)
 
@@ -181,7 +190,9 @@ class FilesPool(Pool):
         """Make a file with nothing but a hole in it."""
         self._make(volume_id, size, lambda new: os.truncate(new, size))
 
-    def clone(self, volume_id: str, source: str | Snapshot, size: int) -> None:
+    def clone(
+        self, volume_id: str, source: str | Snapshot, size: int, tick: Tick = no_tick
+    ) -> None:
         """Make a file that shares the blocks of `source`."""
         origin = self._path(source)
 
@@ -206,7 +217,7 @@ class FilesPool(Pool):
             os.truncate(file, size)
             concurrency.blocking(os.fsync, file)
 
-    def delete(self, volume_id: str) -> None:
+    def delete(self, volume_id: str, tick: Tick = no_tick) -> None:
         """Unlink the file; whoever has it open keeps its blocks until it lets go."""
         self._remove(self._path(volume_id))
 

@@ -44,6 +44,12 @@ class TargetBusy(errors.LunrError):
     retry = True
 
 
+class LimitsUnavailable(errors.LunrError):
+    """The I/O limits of volume {id} can't be enforced: {reason}"""
+
+    code = "limits_unavailable"
+
+
 class Session(TypedDict):
     """An initiator that is logged in."""
 
@@ -69,6 +75,9 @@ class Export:
     serial: str
     initiator: str | None = None
     ip: str | None = None
+    #: The most operations in a second; 0: no limit.
+    read_iops: int = 0
+    write_iops: int = 0
 
     def __post_init__(self) -> None:
         ids.check(self.volume_id, "volume_id")
@@ -93,6 +102,8 @@ class Export:
         _match(_CREDENTIAL, self.serial, "serial", "a serial number without commas")
         if not 1 <= self.lun <= 255:
             raise errors.InvalidField(field="lun", reason="1 to 255")
+        if min(self.read_iops, self.write_iops) < 0:
+            raise errors.InvalidField(field="read_iops, write_iops", reason="0 or more")
 
     def admits(self, session: Session) -> bool:
         """Whether `session` is one of those this export is for."""
@@ -119,11 +130,25 @@ class Target(abc.ABC):
     def ensure(self, export: Export) -> None:
         """Export a volume exactly as asked, whatever was there before.
 
-        At no moment can anybody log in that `export` does not admit.
+        At no moment can anybody log in that `export` does not admit. Its limits
+        hold for whoever is logged in already, too.
+
+        Raises:
+            TargetUnavailable, TargetFailed
+            LimitsUnavailable: it has limits that can't be enforced here.
+        """
+
+    @abc.abstractmethod
+    def resize(self, volume_id: str) -> None:
+        """Have initiators see that the volume is larger now; nothing, if it is not exported.
 
         Raises:
             TargetUnavailable, TargetFailed
         """
+
+    @abc.abstractmethod
+    def limits_io(self) -> bool:
+        """Whether limits of I/O can be enforced on this node."""
 
     @abc.abstractmethod
     def remove(self, volume_id: str, force: bool = False) -> None:

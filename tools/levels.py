@@ -7,6 +7,7 @@ usage: tools/test [LEVEL…] [-- PYTEST ARGUMENT…]
   functional  tests/functional: several modules together, on loopback
   system      tests/system: real tgtd, XFS, Swift, PostgreSQL; some need root
   crash       tests/crash: kill -9 of any part in the middle of any kind of job
+  vm          tests/vm: LVM, LIO and open-iscsi, in a VM that is started once (tools/vm)
 
 Without LEVEL, all of them. The last line counts the tests; the exit code is 0
 when none failed and no level was without a test.
@@ -27,7 +28,9 @@ from xml.etree import ElementTree
 
 TOP = Path(__file__).resolve().parents[1]
 BIN = TOP / ".venv" / "bin"
-LEVELS = ("style", "unit", "functional", "system", "crash")
+LEVELS = ("style", "unit", "functional", "system", "crash", "vm")
+#: What tests/vm/conftest.py expects; and no test hangs for ever.
+VM = ["--disk", "4G", "--disk", "4G,plain", "--disk", "1G", "--timeout", "1800"]
 CHECKS = {
     "ruff format": ["ruff", "format", "--check", "--quiet", "--diff", "."],
     "ruff check": ["ruff", "check", "--quiet", "."],
@@ -62,7 +65,10 @@ def run_pytest(level: str, arguments: list[str]) -> Result:
     with tempfile.TemporaryDirectory(prefix="lunr-report-") as folder:
         report = Path(folder) / "report.xml"
         command = [sys.executable, "-m", "pytest", f"tests/{level}", "-q", "--tb=short"]
-        code = _run([*command, "--durations=5", f"--junitxml={report}", *arguments])
+        command += ["--durations=5", f"--junitxml={report}", *arguments]
+        if level == "vm":
+            command = ["tools/vm", "run", *VM, "--share", folder, "--", *command]
+        code = _run(command)
         result = read_report(report.read_bytes()) if report.exists() else Result()
     if code == 5:  # pytest's way to say that no test was there
         result.failed.append(f"{level}: no test ran")
@@ -71,6 +77,13 @@ def run_pytest(level: str, arguments: list[str]) -> Result:
     elif not result.passed and not result.failed:
         result.failed.append(f"{level}: no test ran, all were skipped")
     return result
+
+
+def prepare_vm() -> int:
+    """Fetch the VM's kernel if need be, and spare the VM what can be done faster here."""
+    # Compiling Python takes minutes in there.
+    _run([sys.executable, "-m", "compileall", "-q", "lunr", "tests", "tools"])
+    return _run(["tools/setup", "--vm"])
 
 
 def read_report(xml: bytes) -> Result:
@@ -127,7 +140,10 @@ def main(arguments: list[str]) -> int:
     for level in levels:
         print(f"== {level}", flush=True)
         start = time.monotonic()
-        results[level] = run_style() if level == "style" else run_pytest(level, extra)
+        if level == "vm" and (code := prepare_vm()):
+            results[level] = Result(failed=[f"vm: tools/setup --vm ended with {code}, see above"])
+        else:
+            results[level] = run_style() if level == "style" else run_pytest(level, extra)
         results[level].seconds = time.monotonic() - start
     sys.stderr.flush()
     print(summary(results), flush=True)

@@ -11,6 +11,7 @@ import subprocess
 import time
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from typing import BinaryIO
 
 from lunr.common import errors
 
@@ -42,6 +43,12 @@ class CommandTimeout(errors.LunrError):
 
     code = "command_timeout"
     retry = True
+
+
+class CommandStuck(CommandTimeout):
+    """`{command}` has not ended for {timeout:g} seconds and can't be killed: a device hangs."""
+
+    code = "command_stuck"
 
 
 class CommandMissing(errors.LunrError):
@@ -87,31 +94,35 @@ def run(
     Raises:
         CommandFailed: its exit code is not in `accept`.
         CommandTimeout: it had to be killed.
+        CommandStuck: it could not even be killed.
         CommandMissing: there is no such program.
     """
     command = shlex.join(os.fspath(word) for word in argv)
     _log.debug("+ %s", command)
     started = time.monotonic()
-    try:
-        process = subprocess.Popen(
-            argv,
-            stdin=subprocess.PIPE if data else subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            env=environment(),
-            start_new_session=True,
-        )
-    except FileNotFoundError as error:
-        raise missing(os.fspath(argv[0])) from error
-    try:
-        out, err = process.communicate(data or None, timeout=timeout)
-    except subprocess.TimeoutExpired as error:
-        _kill(process)
-        raise _logged(CommandTimeout(command=command, timeout=timeout)) from error
-    except BaseException:
-        _kill(process)
-        raise
-    result = Result(process.returncode, out.decode(errors="replace"), err.decode(errors="replace"))
+    with _memory("stdin") as given, _memory("stdout") as out, _memory("stderr") as err:
+        given.write(data)
+        given.seek(0)
+        try:
+            process = subprocess.Popen(
+                argv,
+                stdin=given if data else subprocess.DEVNULL,
+                stdout=out,
+                stderr=err,
+                env=environment(),
+                start_new_session=True,
+            )
+        except FileNotFoundError as error:
+            raise missing(os.fspath(argv[0])) from error
+        try:
+            process.wait(timeout)
+        except subprocess.TimeoutExpired as error:
+            fate = CommandTimeout if _kill(process) else CommandStuck
+            raise _logged(fate(command=command, timeout=timeout)) from error
+        except BaseException:
+            _kill(process)
+            raise
+        result = Result(process.returncode, _text(out), _text(err))
     if result.code not in accept:
         said = (result.stderr or result.stdout).strip()[-2000:]
         raise _logged(CommandFailed(command=command, code=result.code, stderr=said))
@@ -119,19 +130,34 @@ def run(
     return result
 
 
+def _memory(name: str) -> BinaryIO:
+    """A file in memory, for what goes into a command or comes out of it.
+
+    Unlike a pipe it has no end that somebody must wait for: a daemon that the
+    command left behind (LVM starts dmeventd) keeps its descriptors for ever.
+    """
+    return os.fdopen(os.memfd_create(name), "w+b")
+
+
+def _text(file: BinaryIO) -> str:
+    file.seek(0)
+    return file.read().decode(errors="replace")
+
+
 def _logged(error: errors.LunrError) -> errors.LunrError:
     _log.warning("%s", error)
     return error
 
 
-def _kill(process: subprocess.Popen[bytes]) -> None:
-    """Kill the command with its children, and do not wait for ever for one stuck in the kernel."""
+def _kill(process: subprocess.Popen[bytes]) -> bool:
+    """Kill the command with its children; returns whether it is gone.
+
+    One that the kernel holds is not waited for.
+    """
     with contextlib.suppress(ProcessLookupError):  # it ended just now
         os.killpg(process.pid, signal.SIGKILL)
-    for pipe in (process.stdin, process.stdout, process.stderr):
-        if pipe is not None:
-            pipe.close()
     try:
         process.wait(_KILL_WAIT)
     except subprocess.TimeoutExpired:
-        _log.error("process %d can't be killed; the kernel holds it", process.pid)
+        return False
+    return True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 
 import pytest
@@ -42,3 +43,23 @@ def test_a_missing_command_is_said() -> None:
     with pytest.raises(system.CommandMissing, match=r"mkfs.nothing is not installed"):
         system.run(["mkfs.nothing"])
     assert "apt-get install xfsprogs" in str(system.missing("mkfs.xfs"))
+
+
+@pytest.mark.starts("sh")
+def test_what_a_command_leaves_running_is_not_waited_for() -> None:
+    started = time.monotonic()
+    told = system.run(["sh", "-c", "echo early; (sleep 3; echo late) & echo also"], timeout=2.5)
+    assert told.stdout == "early\nalso\n"
+    assert time.monotonic() - started < 2
+
+
+@pytest.mark.starts("sh")
+def test_no_descriptor_is_inherited() -> None:
+    reading, writing = os.pipe()
+    try:
+        os.set_inheritable(writing, True)
+        inside = system.run(["sh", "-c", "echo /proc/self/fd/* /proc/$$/fd/*"]).stdout
+    finally:
+        os.close(reading)
+        os.close(writing)
+    assert {path.rpartition("/")[2] for path in inside.split()} <= {"0", "1", "2", "3"}

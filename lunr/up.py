@@ -58,7 +58,11 @@ class Settings:
     portal: str = "127.0.0.1:3260"
     store: str = ""
     db: str = ""
+    pool: str = "files"
     pool_gib: int = 100
+    group: str = "lunr"
+    thin_pool: str = "pool"
+    target: str = "tgt"
 
     @classmethod
     def remembered(cls, root: Path, given: Mapping[str, Any]) -> Settings:
@@ -136,11 +140,14 @@ class Service:
         self.stopping = threading.Event()
         run = [sys.executable, "-m"]
         configured = ["--config-file", str(self.config)]
-        self.tgtd = Part(
-            "tgtd",
-            ["tgtd", "-f", "-C", "0", "--iscsi", f"portal={settings.portal}"],
-            {"TGT_IPC_SOCKET": str(root / "run" / "tgtd")},
-        )
+        #: None where the kernel itself is the target.
+        self.tgtd: Part | None = None
+        if settings.target == "tgt":
+            self.tgtd = Part(
+                "tgtd",
+                ["tgtd", "-f", "-C", "0", "--iscsi", f"portal={settings.portal}"],
+                {"TGT_IPC_SOCKET": str(root / "run" / "tgtd")},
+            )
         self.api = Part("api", [*run, "lunr.api.main", *configured])
         self.storage = Part("storage", [*run, "lunr.storage.main", *configured])
         self.orbit = Part("orbit", [*run, "lunr.api.orbit", *configured])
@@ -156,7 +163,8 @@ class Service:
         Raises:
             StartError: something is missing or taken; nothing was started.
         """
-        for command, package in (("setpriv", "util-linux"), ("tgtd", "tgt")):
+        needed = {"setpriv": "util-linux"} | ({"tgtd": "tgt"} if self.tgtd else {})
+        for command, package in needed.items():
             if shutil.which(command) is None:
                 raise StartError(
                     reason=f"{command} is not installed: apt-get install {package} (needs root)"
@@ -168,8 +176,10 @@ class Service:
         if len(str(self.root / "run" / "tgtd")) > _SOCKET_PATH_LIMIT:
             raise StartError(reason=f"the path {self.root} is too long for a socket in it")
         _check_free("127.0.0.1", self.settings.api_port, "--api-port")
-        # tgtd listens elsewhere, without a word, when its portal is taken.
-        _check_free(*self.settings.portal_address, "--portal")
+        host, port = self.settings.portal_address
+        if self.tgtd is not None:
+            # tgtd listens elsewhere, without a word, when its portal is taken.
+            _check_free(host, port, "--portal")
         for folder in ("log", "run", "pool", "keys"):
             (self.root / folder).mkdir(mode=0o700, exist_ok=True)
         private.write(self.config, self._configuration())
@@ -187,7 +197,8 @@ class Service:
         Raises:
             StartError: a part died or was not ready in time; its log says why.
         """
-        self.tgtd.start(self.logs)
+        if self.tgtd is not None:
+            self.tgtd.start(self.logs)
         self.api.start(self.logs)
         self._wait("the API", self.api, lambda: _answers(self.url + "/healthcheck"))
         self.storage.start(self.logs)
@@ -199,6 +210,8 @@ class Service:
         while not self.stopping.wait(0.2):
             now = time.monotonic()
             for part in (self.tgtd, self.api, self.storage, self.orbit):
+                if part is None:
+                    continue
                 if part.process is None or part.process.poll() is None:
                     if now - part.started > _HEALTHY_AFTER:
                         part.backoff = 1.0
@@ -217,8 +230,9 @@ class Service:
         self.orbit.stop()
         self.storage.stop()
         self.api.stop()
-        # tgtd ignores SIGTERM. What initiators wrote is in the kernel already.
-        self.tgtd.stop(signal.SIGKILL)
+        if self.tgtd is not None:
+            # tgtd ignores SIGTERM. What initiators wrote is in the kernel already.
+            self.tgtd.stop(signal.SIGKILL)
         for mount in _mounts_below(self.root):
             self._run(["umount", mount], f"unmount {mount}")
 
@@ -233,9 +247,14 @@ class Service:
                 "api_url": self.url,
                 "token_file": root / "keys/node.token",
                 "bind_port": 0,
+                "pool": settings.pool,
+                "target": settings.target,
+                "detach_at_stop": True,
             },
             "files": {"path": root / "pool", "image_gib": settings.pool_gib},
+            "lvm": {"group": settings.group, "thin_pool": settings.thin_pool},
             "tgt": {"socket": root / "run/tgtd.0", "portal": settings.portal},
+            "lio": {"portal": settings.portal},
             "store": {"url": settings.store, "key_file": root / "keys/master.key"},
         }
         if settings.store.startswith("swift:"):
@@ -364,7 +383,21 @@ def _openrc(path: Path) -> dict[str, str]:
     help="For backups: files:/PATH, or swift:PREFIX with ST_* or OS_* set.  [files:ROOT/store]",
 )
 @click.option("--db", metavar="URL", help="SQLAlchemy URL.  [sqlite in ROOT]")
-@click.option("--pool-gib", type=click.IntRange(min=1), help="Room for volumes, sparse.  [100]")
+@click.option(
+    "--pool",
+    type=click.Choice(["files", "lvm", "thin"]),
+    help="Where volumes live: sparse files in ROOT, or LVM (docs/operations.md).  [files]",
+)
+@click.option(
+    "--pool-gib", type=click.IntRange(min=1), help="Room for volumes in files, sparse.  [100]"
+)
+@click.option("--group", metavar="NAME", help="Volume group, for lvm and thin.  [lunr]")
+@click.option("--thin-pool", metavar="NAME", help="Thin pool in that group.  [pool]")
+@click.option(
+    "--target",
+    type=click.Choice(["tgt", "lio"]),
+    help="What exports volumes: tgtd, or the kernel.  [tgt]",
+)
 def up(root: Path, **given: Any) -> None:
     """Run the whole service on this machine: API, storage node, housekeeper and iSCSI target.
 

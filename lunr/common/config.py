@@ -178,6 +178,11 @@ NODE = [
         ],
         help="What exports the volumes.",
     ),
+    cfg.BoolOpt(
+        "detach_at_stop",
+        default=False,
+        help="Take all exports down when the node is stopped, whoever is logged in. Else initiators go on without the agent.",
+    ),
     cfg.FloatOpt(
         "overcommit",
         default=1.0,

@@ -5,13 +5,14 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import selectors
 import shlex
 import signal
 import subprocess
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
-from typing import BinaryIO
+from typing import IO, BinaryIO
 
 from lunr.common import errors
 
@@ -23,6 +24,10 @@ PACKAGES = {
     "mount": "mount",
     "nice": "coreutils",
     "ionice": "util-linux",
+    "modprobe": "kmod",
+    "dmsetup": "dmsetup",
+    **dict.fromkeys(("lvs", "vgs", "pvs", "lvcreate", "lvchange", "lvconvert"), "lvm2"),
+    **dict.fromkeys(("lvextend", "lvreduce", "lvrename", "lvremove"), "lvm2"),
 }
 
 #: A daemon's PATH often lacks the folders of the administration tools.
@@ -30,6 +35,9 @@ _PATH = f"{os.environ.get('PATH', '/usr/bin:/bin')}:/usr/sbin:/sbin"
 
 #: Seconds that a killed command is given to go; one stuck in the kernel does not.
 _KILL_WAIT = 5.0
+
+#: Bytes that are read from a command at once.
+_PIECE = 64 << 10
 
 
 class CommandFailed(errors.LunrError):
@@ -97,37 +105,95 @@ def run(
         CommandStuck: it could not even be killed.
         CommandMissing: there is no such program.
     """
-    command = shlex.join(os.fspath(word) for word in argv)
-    _log.debug("+ %s", command)
     started = time.monotonic()
     with _memory("stdin") as given, _memory("stdout") as out, _memory("stderr") as err:
         given.write(data)
         given.seek(0)
-        try:
-            process = subprocess.Popen(
-                argv,
-                stdin=given if data else subprocess.DEVNULL,
-                stdout=out,
-                stderr=err,
-                env=environment(),
-                start_new_session=True,
-            )
-        except FileNotFoundError as error:
-            raise missing(os.fspath(argv[0])) from error
+        process = _start(argv, stdin=given if data else subprocess.DEVNULL, stdout=out, stderr=err)
         try:
             process.wait(timeout)
         except subprocess.TimeoutExpired as error:
-            fate = CommandTimeout if _kill(process) else CommandStuck
-            raise _logged(fate(command=command, timeout=timeout)) from error
+            raise _killed(process, timeout) from error
         except BaseException:
             _kill(process)
             raise
         result = Result(process.returncode, _text(out), _text(err))
-    if result.code not in accept:
-        said = (result.stderr or result.stdout).strip()[-2000:]
-        raise _logged(CommandFailed(command=command, code=result.code, stderr=said))
+    _check(process, result, accept)
     _log.debug("%s ended after %.3f s", argv[0], time.monotonic() - started)
     return result
+
+
+def stream(argv: Sequence[str | os.PathLike[str]], *, timeout: float = 60.0) -> Iterator[bytes]:
+    """Run `argv` and yield what it writes to standard output, piece by piece, as it comes.
+
+    For output of any length: only a piece (64 KiB at most) is in memory. When
+    the generator is closed before its end, the command is killed.
+
+    Args:
+        argv: the program and its arguments; no shell is involved.
+        timeout: seconds that it has in all, those included that the caller
+            takes between two pieces.
+
+    Raises:
+        CommandFailed: it wrote all this and then failed.
+        CommandTimeout, CommandStuck, CommandMissing: as `run` does.
+    """
+    deadline = time.monotonic() + timeout
+    with _memory("stderr") as err:
+        process = _start(argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=err)
+        assert process.stdout is not None
+        with process.stdout:
+            try:
+                yield from _pieces(process.stdout, deadline)
+                process.wait(max(0.0, deadline - time.monotonic()))
+            except (subprocess.TimeoutExpired, TimeoutError) as error:
+                raise _killed(process, timeout) from error
+            except BaseException:  # also when the caller wants no more
+                _kill(process)
+                raise
+        _check(process, Result(process.returncode, "", _text(err)), (0,))
+
+
+def _pieces(pipe: IO[bytes], deadline: float) -> Iterator[bytes]:
+    with selectors.DefaultSelector() as selector:
+        selector.register(pipe, selectors.EVENT_READ)
+        while selector.select(deadline - time.monotonic()):
+            if not (piece := os.read(pipe.fileno(), _PIECE)):
+                return
+            yield piece
+        raise TimeoutError
+
+
+def _start(
+    argv: Sequence[str | os.PathLike[str]],
+    *,
+    stdin: int | BinaryIO,
+    stdout: int | BinaryIO,
+    stderr: BinaryIO,
+) -> subprocess.Popen[bytes]:
+    _log.debug("+ %s", _command(argv))
+    try:
+        return subprocess.Popen(
+            argv,
+            stdin=stdin,
+            stdout=stdout,
+            stderr=stderr,
+            env=environment(),
+            start_new_session=True,
+        )
+    except FileNotFoundError as error:
+        raise missing(os.fspath(argv[0])) from error
+
+
+def _command(argv: Sequence[str | os.PathLike[str]]) -> str:
+    return shlex.join(os.fspath(word) for word in argv)
+
+
+def _check(process: subprocess.Popen[bytes], result: Result, accept: Collection[int]) -> None:
+    if result.code not in accept:
+        said = (result.stderr or result.stdout).strip()[-2000:]
+        failed = CommandFailed(command=_command(process.args), code=result.code, stderr=said)
+        raise _logged(failed)
 
 
 def _memory(name: str) -> BinaryIO:
@@ -147,6 +213,12 @@ def _text(file: BinaryIO) -> str:
 def _logged(error: errors.LunrError) -> errors.LunrError:
     _log.warning("%s", error)
     return error
+
+
+def _killed(process: subprocess.Popen[bytes], timeout: float) -> errors.LunrError:
+    """Kill the command that took too long; the error that says so."""
+    fate = CommandTimeout if _kill(process) else CommandStuck
+    return _logged(fate(command=_command(process.args), timeout=timeout))
 
 
 def _kill(process: subprocess.Popen[bytes]) -> bool:

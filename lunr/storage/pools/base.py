@@ -26,13 +26,13 @@ def no_tick(_done: int, _total: int) -> None:
 
 
 class PoolUnusable(errors.LunrError):
-    """The pool at {path} can't be used: {reason}"""
+    """The pool in {place} can't be used: {reason}"""
 
     code = "pool_unusable"
 
 
 class PoolFull(errors.LunrError):
-    """The pool at {path} is full ({free} are free): delete volumes or snapshots, or enlarge it."""
+    """The pool in {place} is full ({free} are free): delete volumes or snapshots, or enlarge it."""
 
     code = "pool_full"
     status = 507

@@ -85,10 +85,10 @@ class FilesPool(Pool):
                     root = self._make_root()
                 except BlockingIOError as error:
                     raise PoolUnusable(
-                        path=self.folder, reason="another process uses it"
+                        place=self.folder, reason="another process uses it"
                     ) from error
                 except OSError as error:
-                    raise PoolUnusable(path=self.folder, reason=str(error)) from error
+                    raise PoolUnusable(place=self.folder, reason=str(error)) from error
                 undo.pop_all()
             self._root, self._lock = root, lock
 
@@ -116,7 +116,7 @@ class FilesPool(Pool):
             backing = _loop_file(self.mountpoint)
             if backing != self.image.resolve():
                 raise PoolUnusable(
-                    path=self.folder,
+                    place=self.folder,
                     reason=f"{backing or 'something else'} is mounted on {self.mountpoint}; "
                     "unmount it",
                 )
@@ -155,7 +155,7 @@ class FilesPool(Pool):
                 image = self.image.stat().st_blocks * 512
                 total, free = min(total, image + below), min(free, below)
         except OSError as error:
-            raise PoolUnusable(path=self.folder, reason=str(error)) from error
+            raise PoolUnusable(place=self.folder, reason=str(error)) from error
         return Capacity(int(total * self._overcommit), free)
 
     def volumes(self) -> frozenset[str]:
@@ -234,7 +234,7 @@ class FilesPool(Pool):
 
     def _ready(self) -> Path:
         if self._root is None:
-            raise PoolUnusable(path=self.folder, reason="it was not checked yet")
+            raise PoolUnusable(place=self.folder, reason="it was not checked yet")
         return self._root
 
     def _folder(self, kind: str) -> Path:
@@ -298,8 +298,8 @@ class FilesPool(Pool):
 
     def _translate(self, error: OSError) -> errors.LunrError:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            return PoolFull(path=self.folder, free=units.human(self.capacity().free_bytes))
-        return PoolUnusable(path=self.folder, reason=str(error))
+            return PoolFull(place=self.folder, free=units.human(self.capacity().free_bytes))
+        return PoolUnusable(place=self.folder, reason=str(error))
 
 
 def _clone(origin: Path, new: int, subject: str | Snapshot) -> int:

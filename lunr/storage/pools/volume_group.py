@@ -1,0 +1,374 @@
+"""One volume group of LVM: what is in it, and the commands on it. Both LVM pools stand on it.
+
+What a logical volume is to lunr is written in its tags, by the command that
+makes it, so that an operator who reads ``lvs -o+tags`` understands::
+
+    lunr.role=ROLE       what it is (:class:`Role`)
+    lunr.id=ID           the record's id: the volume's, the snapshot's or the backup's
+    lunr.volume=ID       the volume it belongs to (of a volume: itself)
+
+What has no such tags is not lunr's and is left alone. Names are made from ids
+for people; nothing but `name_for` goes by them.
+
+Output of LVM is asked for as JSON (lvmreport(7)), sizes in bytes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+from lunr.common import errors, ids, units
+from lunr.storage import system
+from lunr.storage.pools.base import PoolFull, PoolUnusable, Purpose, Snapshot
+
+#: LVM waits for its own lock while another command works on the group.
+TIMEOUT = 120.0
+
+_LOCKS = Path("/run/lock")
+
+#: lvm(8), "VALID NAMES"; it must leave room for a logical volume's name beside it.
+_GROUP_NAME = re.compile(r"[A-Za-z0-9_+.][A-Za-z0-9_+.-]{0,31}")
+
+#: DM_NAME_LEN of linux/dm-ioctl.h, less the end of the string.
+_DM_NAME_MAX = 127
+#: The longest that LVM puts behind a name for its inner devices: "_tmeta", "-tpool".
+_DM_SUFFIX_MAX = 6
+
+_NO_ROOM = re.compile(
+    r"insufficient (free space|suitable allocatable extents|free extents)"
+    r"|No specified PVs have space available|Insufficient suitable",
+    re.IGNORECASE,
+)
+
+
+class Role(StrEnum):
+    """What a logical volume is, by its tag ``lunr.role``."""
+
+    VOLUME = "volume"
+    #: A user's snapshot.
+    SNAPSHOT = "snapshot"
+    #: The snapshot that a running backup reads.
+    BACKUP = "backup"
+    #: Half made: nothing yet, and garbage if nobody is at it.
+    BUILDING = "building"
+    #: To be overwritten and then removed.
+    WIPING = "wiping"
+
+
+#: How names begin. LVM keeps those that begin with "snapshot" for itself.
+_PREFIXES = {
+    Role.VOLUME: "volume",
+    Role.SNAPSHOT: "snap",
+    Role.BACKUP: "backup",
+    Role.BUILDING: "building",
+    Role.WIPING: "wipe",
+}
+
+#: Which role a snapshot of each purpose has.
+ROLES = {Purpose.USER: Role.SNAPSHOT, Purpose.BACKUP: Role.BACKUP}
+
+
+@dataclass(frozen=True)
+class LogicalVolume:
+    """A line of ``lvs``.
+
+    Attributes:
+        name: its name in the group.
+        size: bytes it takes: of a dm-snapshot those of its COW area, of a thin one those promised.
+        origin: the name of what it is a snapshot of, or "".
+        pool: the name of its thin pool, or "".
+        segtype: "linear", "thin", "thin-pool", …
+        tags: all of them.
+        active: whether its device is there.
+        open: whether somebody has its device open.
+    """
+
+    name: str
+    size: int
+    origin: str
+    pool: str
+    segtype: str
+    tags: frozenset[str]
+    active: bool
+    open: bool
+
+    @property
+    def role(self) -> Role | None:
+        """What it is to lunr; None: not lunr's."""
+        value = self._tag("role")
+        return Role(value) if value in set(Role) else None
+
+    @property
+    def id(self) -> str:
+        """The id of the record it is for, or ""."""
+        return self._tag("id")
+
+    @property
+    def volume_id(self) -> str:
+        """The id of the volume it belongs to, or ""."""
+        return self._tag("volume")
+
+    @property
+    def snapshot(self) -> Snapshot | None:
+        """The snapshot that it holds, if it holds one."""
+        for purpose, role in ROLES.items():
+            if self.role is role:
+                return Snapshot(self.volume_id, self.id, purpose)
+        return None
+
+    def _tag(self, key: str) -> str:
+        start = f"lunr.{key}="
+        # A tag of a hand that wrote what is no id is not believed.
+        values = (tag.removeprefix(start) for tag in self.tags if tag.startswith(start))
+        return next((value for value in values if ids.is_valid(value)), "")
+
+
+@dataclass(frozen=True)
+class PhysicalVolume:
+    """A line of ``pvs``: a disk of the group, sizes in bytes."""
+
+    name: str
+    size: int
+    free: int
+    tags: frozenset[str]
+    allocatable: bool
+    missing: bool
+
+
+class VolumeGroup:
+    """The volume group `name`. Any thread may use it: LVM locks the group for each command."""
+
+    def __init__(self, name: str) -> None:
+        if not _GROUP_NAME.fullmatch(name):
+            raise errors.ConfigError(
+                reason=f"lvm.group: {name!r} is not a volume group's name of at most 32 characters"
+            )
+        self.name = name
+
+    def __str__(self) -> str:
+        return f"volume group {self.name}"
+
+    def unusable(self, reason: str) -> PoolUnusable:
+        """The error that the pool in this group can't be used, and why."""
+        return PoolUnusable(place=self, reason=reason)
+
+    # --- making sure that it is there ----------------------------------------------
+
+    def check(self, how_to_make: str) -> int:
+        """Make sure that the group is there and whole; returns the size of its extents in bytes.
+
+        Args:
+            how_to_make: the commands that make such a group, for the message.
+
+        Raises:
+            PoolUnusable: it is not; the message says what to do.
+            CommandMissing: LVM is not installed.
+        """
+        rows = self.report("vgs", ["vg_extent_size", "vg_missing_pv_count"])
+        if not rows:
+            raise self.unusable(f"there is none; make it: {how_to_make}")
+        if rows[0]["vg_missing_pv_count"] != "0":
+            raise self.unusable(f"disks of it are missing; see: pvs -S vg_name={self.name}")
+        return int(rows[0]["vg_extent_size"])
+
+    def need_target(self, target: str, module: str) -> None:
+        """Make sure that the kernel knows the device-mapper target `target`.
+
+        Raises:
+            PoolUnusable: it does not, and `module` can't be loaded.
+        """
+        try:
+            # Tells the targets of what is loaded; those that are built in are among them.
+            if target in _first_words(system.run(["dmsetup", "targets"]).stdout):
+                return
+            system.run(["modprobe", module])
+        except system.CommandFailed as error:
+            raise self.unusable(
+                f"this kernel lacks the device-mapper target {target}: install a kernel that has "
+                f"the module {module} ({error.fields['stderr']})"
+            ) from error
+
+    def lock(self) -> int:
+        """Keep other agents away from the group; returns a descriptor whose close(2) lets them in.
+
+        Raises:
+            PoolUnusable: another has it.
+        """
+        path = _LOCKS / f"lunr-{self.name}.lock"
+        try:
+            lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        except OSError as error:
+            raise self.unusable(f"its lock can't be made: {error}") from error
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            os.close(lock)
+            raise self.unusable("another process uses it") from error
+        return lock
+
+    # --- what is there -------------------------------------------------------------
+
+    def report(self, command: str, fields: Iterable[str]) -> list[dict[str, str]]:
+        """What ``lvs``, ``vgs`` or ``pvs`` say of the group: a line each, values by field."""
+        argv = [command, *_REPORT, "-o", ",".join(fields), "-S", f"vg_name={self.name}"]
+        return parse_report(system.run(argv, timeout=TIMEOUT).stdout)
+
+    def volumes(self) -> list[LogicalVolume]:
+        """The logical volumes, also those that are not lunr's; not LVM's inner ones."""
+        return [parse_volume(row) for row in self.report("lvs", VOLUME_FIELDS)]
+
+    def disks(self) -> list[PhysicalVolume]:
+        """The physical volumes."""
+        return [parse_disk(row) for row in self.report("pvs", DISK_FIELDS)]
+
+    def path(self, name: str) -> Path:
+        """The device of the logical volume `name`, where udev or LVM itself makes it."""
+        return Path("/dev") / self.name / name
+
+    # --- changes -------------------------------------------------------------------
+
+    def run(
+        self, command: str, *words: str | os.PathLike[str], timeout: float = TIMEOUT
+    ) -> system.Result:
+        """Run a command of LVM that changes the group; it asks nothing (``-y``).
+
+        Raises:
+            PoolFull: the group has no room for it.
+            CommandFailed: it did not work for another reason.
+        """
+        try:
+            return system.run([command, "-y", "-qq", *words], timeout=timeout)
+        except system.CommandFailed as error:
+            if _NO_ROOM.search(str(error.fields["stderr"])):
+                free = sum(disk.free for disk in self.disks() if disk.allocatable)
+                raise PoolFull(place=self, free=units.human(free)) from error
+            raise
+
+    def full_name(self, name: str) -> str:
+        """``GROUP/NAME``, as most commands want it."""
+        return f"{self.name}/{name}"
+
+    def activate(self, names: Iterable[str]) -> None:
+        """Make the devices of logical volumes, of snapshots with the skip flag (``-K``) too."""
+        if names := [self.full_name(name) for name in names]:
+            self.run("lvchange", "-ay", "-K", *names)
+
+    def deactivate(self, name: str) -> None:
+        """Remove the devices of a logical volume and of its snapshots.
+
+        Raises:
+            CommandFailed: one is open; LVM tried for some seconds.
+        """
+        self.run("lvchange", "-an", self.full_name(name))
+
+    def retag(self, lv: LogicalVolume, role: Role) -> None:
+        """Give `lv` another role, in one step."""
+        old = [word for tag in lv.tags if tag.startswith(_ROLE) for word in ("--deltag", tag)]
+        self.run("lvchange", *old, "--addtag", f"{_ROLE}{role}", self.full_name(lv.name))
+
+    def rename(self, old: str, new: str) -> None:
+        """Rename a logical volume, active or not."""
+        self.run("lvrename", self.name, old, new)
+
+    def remove(self, name: str) -> None:
+        """Remove a logical volume, **with all snapshots** that dm-snapshot keeps of it."""
+        self.run("lvremove", "-f", self.full_name(name))
+
+    def name_for(self, role: Role, id_: str) -> str:
+        """The name of the logical volume for a record.
+
+        It shows the id, but where LVM could not take that: underscores spell
+        suffixes it keeps for itself, and device-mapper, where hyphens are
+        doubled, ends names at 127 bytes. The dot then tells it from every id.
+        """
+        name = f"{_PREFIXES[role]}-{ids.check(id_)}"
+        inner = f"{self.name}-{name}".replace("-", "--")
+        if "_" in id_ or len(inner) + _DM_SUFFIX_MAX > _DM_NAME_MAX:
+            digest = hashlib.blake2b(id_.encode(), digest_size=16).hexdigest()
+            return f"{_PREFIXES[role]}-.{digest}"
+        return name
+
+
+def tags_for(role: Role, id_: str, volume_id: str) -> list[str]:
+    """The words that make ``lvcreate`` tag what it makes."""
+    tags = (f"{_ROLE}{role}", f"lunr.id={ids.check(id_)}", f"lunr.volume={ids.check(volume_id)}")
+    return [word for tag in tags for word in ("--addtag", tag)]
+
+
+@contextlib.contextmanager
+def translated(kind: str, id_: str) -> Iterator[None]:
+    """Say LVM's "in use" as errors.InUse of the record `id_`."""
+    try:
+        yield
+    except system.CommandFailed as error:
+        if " in use." in str(error.fields["stderr"]):
+            raise errors.InUse(kind=kind, id=id_, reason="its device is open") from error
+        raise
+
+
+# --- what LVM says -----------------------------------------------------------------
+
+_ROLE = "lunr.role="
+_REPORT = ("--reportformat", "json", "--units", "b", "--nosuffix")
+
+#: What `parse_volume` reads.
+VOLUME_FIELDS = (
+    *("lv_name", "lv_size", "origin", "pool_lv", "segtype"),
+    *("lv_tags", "lv_active", "lv_device_open"),
+)
+#: What `parse_disk` reads.
+DISK_FIELDS = ("pv_name", "pv_size", "pv_free", "pv_tags", "pv_allocatable", "pv_missing")
+
+
+def parse_report(text: str) -> list[dict[str, str]]:
+    """The lines of a report in JSON, whatever they are of.
+
+    Raises:
+        ValueError: it is none.
+    """
+    report: Mapping[str, Any] = json.loads(text)
+    return [row for part in report["report"] for rows in part.values() for row in rows]
+
+
+def parse_volume(row: Mapping[str, str]) -> LogicalVolume:
+    """A line of ``lvs`` with `VOLUME_FIELDS`."""
+    return LogicalVolume(
+        name=row["lv_name"],
+        size=int(row["lv_size"]),
+        origin=row["origin"],
+        pool=row["pool_lv"],
+        segtype=row["segtype"],
+        tags=_tags(row["lv_tags"]),
+        active=row["lv_active"] == "active",
+        open=row["lv_device_open"] == "open",
+    )
+
+
+def parse_disk(row: Mapping[str, str]) -> PhysicalVolume:
+    """A line of ``pvs`` with `DISK_FIELDS`."""
+    return PhysicalVolume(
+        name=row["pv_name"],
+        size=int(row["pv_size"]),
+        free=int(row["pv_free"]),
+        tags=_tags(row["pv_tags"]),
+        allocatable=row["pv_allocatable"] != "",
+        missing=row["pv_missing"] != "",
+    )
+
+
+def _tags(text: str) -> frozenset[str]:
+    return frozenset(text.split(",")) - {""}
+
+
+def _first_words(text: str) -> set[str]:
+    return {line.split()[0] for line in text.splitlines() if line.strip()}

@@ -1,0 +1,96 @@
+"""The kernel's own iSCSI initiator, by open-iscsi's tools; only for the VM, which is ours alone."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+from typing import Protocol
+
+from tests.support.waiting import wait_until
+
+
+class Exported(Protocol):
+    """What an initiator must know of an export (the API's record of it has it all)."""
+
+    target_iqn: str
+    target_portal: str
+    auth_username: str | None
+    auth_password: str | None
+
+
+def sh(*argv: str | Path, check: bool = True) -> str:
+    """Run a command and return what it printed; a failure shows all of it."""
+    done = subprocess.run(
+        argv,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        check=False,
+    )
+    said = done.stdout.decode(errors="replace")
+    assert not check or done.returncode == 0, f"{argv}: {done.returncode}: {said}"
+    return said
+
+
+class Initiator:
+    """iscsid under the name `name`; `close` logs out of everything."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        Path("/etc/iscsi/initiatorname.iscsi").write_text(f"InitiatorName={name}\n")
+        for module in ("iscsi_tcp", "sd_mod"):
+            sh("modprobe", module)
+        self._daemon = subprocess.Popen(
+            ["iscsid", "-f"],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            start_new_session=True,  # when it is told to end it tells its whole group
+        )
+        wait_until(lambda: not sh("iscsiadm", "-m", "session", check=False).count("connect"), 10)
+
+    def login(self, export: Exported) -> Path:
+        """Log in and return the disk's device, when it is there.
+
+        Raises:
+            AssertionError: the login was refused.
+        """
+        node = self._node(export)
+        sh(*node, "-o", "new")
+        for setting, value in (
+            ("authmethod", "CHAP"),
+            ("username", str(export.auth_username)),
+            ("password", str(export.auth_password)),
+        ):
+            sh(*node, "-o", "update", "-n", f"node.session.auth.{setting}", "-v", value)
+        sh(*node, "--login")
+        wait_until(lambda: bool(self.devices(export)), 20, what=f"a disk for {export.target_iqn}")
+        return self.devices(export)[0]
+
+    def devices(self, export: Exported) -> list[Path]:
+        """The disks that the sessions with the target have brought."""
+        return [
+            Path("/dev", block.name)
+            for session in Path("/sys/class/iscsi_session").glob("session*")
+            if (session / "targetname").read_text().strip() == export.target_iqn
+            for block in session.glob("device/target*/*/block/*")
+        ]
+
+    def rescan(self, export: Exported) -> None:
+        """Look at the disk's size anew."""
+        sh(*self._node(export), "--rescan")
+
+    def logout(self, export: Exported) -> None:
+        """Log out, and forget the target."""
+        sh(*self._node(export), "--logout")
+        sh(*self._node(export), "-o", "delete")
+
+    def close(self) -> None:
+        """Log out of all, and end iscsid."""
+        sh("iscsiadm", "-m", "node", "--logoutall=all", check=False)
+        sh("iscsiadm", "-m", "node", "-o", "delete", check=False)
+        self._daemon.terminate()
+        self._daemon.wait(10)
+
+    @staticmethod
+    def _node(export: Exported) -> list[str]:
+        return ["iscsiadm", "-m", "node", "-T", export.target_iqn, "-p", export.target_portal]

@@ -18,6 +18,8 @@ from lunr.common import errors
 
 _log = logging.getLogger(__name__)
 
+_Argv = Sequence[str | os.PathLike[str]]
+
 #: Debian's package of each command that lunr runs on a node.
 PACKAGES = {
     "mkfs.xfs": "xfsprogs",
@@ -28,6 +30,7 @@ PACKAGES = {
     "dmsetup": "dmsetup",
     **dict.fromkeys(("lvs", "vgs", "pvs", "lvcreate", "lvchange", "lvconvert"), "lvm2"),
     **dict.fromkeys(("lvextend", "lvreduce", "lvrename", "lvremove"), "lvm2"),
+    **dict.fromkeys(("thin_check", "thin_dump"), "thin-provisioning-tools"),
 }
 
 #: A daemon's PATH often lacks the folders of the administration tools.
@@ -85,7 +88,7 @@ def missing(program: str) -> CommandMissing:
 
 
 def run(
-    argv: Sequence[str | os.PathLike[str]],
+    argv: _Argv,
     *,
     data: bytes = b"",
     timeout: float = 60.0,
@@ -113,17 +116,17 @@ def run(
         try:
             process.wait(timeout)
         except subprocess.TimeoutExpired as error:
-            raise _killed(process, timeout) from error
+            raise _killed(process, argv, timeout) from error
         except BaseException:
             _kill(process)
             raise
         result = Result(process.returncode, _text(out), _text(err))
-    _check(process, result, accept)
+    _check(argv, result, accept)
     _log.debug("%s ended after %.3f s", argv[0], time.monotonic() - started)
     return result
 
 
-def stream(argv: Sequence[str | os.PathLike[str]], *, timeout: float = 60.0) -> Iterator[bytes]:
+def stream(argv: _Argv, *, timeout: float = 60.0) -> Iterator[bytes]:
     """Run `argv` and yield what it writes to standard output, piece by piece, as it comes.
 
     For output of any length: only a piece (64 KiB at most) is in memory. When
@@ -147,17 +150,17 @@ def stream(argv: Sequence[str | os.PathLike[str]], *, timeout: float = 60.0) -> 
                 yield from _pieces(process.stdout, deadline)
                 process.wait(max(0.0, deadline - time.monotonic()))
             except (subprocess.TimeoutExpired, TimeoutError) as error:
-                raise _killed(process, timeout) from error
+                raise _killed(process, argv, timeout) from error
             except BaseException:  # also when the caller wants no more
                 _kill(process)
                 raise
-        _check(process, Result(process.returncode, "", _text(err)), (0,))
+        _check(argv, Result(process.returncode, "", _text(err)), (0,))
 
 
 def _pieces(pipe: IO[bytes], deadline: float) -> Iterator[bytes]:
     with selectors.DefaultSelector() as selector:
         selector.register(pipe, selectors.EVENT_READ)
-        while selector.select(deadline - time.monotonic()):
+        while (left := deadline - time.monotonic()) > 0 and selector.select(left):
             if not (piece := os.read(pipe.fileno(), _PIECE)):
                 return
             yield piece
@@ -165,7 +168,7 @@ def _pieces(pipe: IO[bytes], deadline: float) -> Iterator[bytes]:
 
 
 def _start(
-    argv: Sequence[str | os.PathLike[str]],
+    argv: _Argv,
     *,
     stdin: int | BinaryIO,
     stdout: int | BinaryIO,
@@ -185,14 +188,14 @@ def _start(
         raise missing(os.fspath(argv[0])) from error
 
 
-def _command(argv: Sequence[str | os.PathLike[str]]) -> str:
+def _command(argv: _Argv) -> str:
     return shlex.join(os.fspath(word) for word in argv)
 
 
-def _check(process: subprocess.Popen[bytes], result: Result, accept: Collection[int]) -> None:
+def _check(argv: _Argv, result: Result, accept: Collection[int]) -> None:
     if result.code not in accept:
         said = (result.stderr or result.stdout).strip()[-2000:]
-        failed = CommandFailed(command=_command(process.args), code=result.code, stderr=said)
+        failed = CommandFailed(command=_command(argv), code=result.code, stderr=said)
         raise _logged(failed)
 
 
@@ -215,10 +218,10 @@ def _logged(error: errors.LunrError) -> errors.LunrError:
     return error
 
 
-def _killed(process: subprocess.Popen[bytes], timeout: float) -> errors.LunrError:
+def _killed(process: subprocess.Popen[bytes], argv: _Argv, timeout: float) -> errors.LunrError:
     """Kill the command that took too long; the error that says so."""
     fate = CommandTimeout if _kill(process) else CommandStuck
-    return _logged(fate(command=_command(process.args), timeout=timeout))
+    return _logged(fate(command=_command(argv), timeout=timeout))
 
 
 def _kill(process: subprocess.Popen[bytes]) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from pathlib import Path
 
 import pytest
 
@@ -63,3 +64,52 @@ def test_no_descriptor_is_inherited() -> None:
         os.close(reading)
         os.close(writing)
     assert {path.rpartition("/")[2] for path in inside.split()} <= {"0", "1", "2", "3"}
+
+
+@pytest.mark.starts("sh")
+def test_a_stream_comes_as_it_is_written() -> None:
+    started = time.monotonic()
+    pieces = system.stream(["sh", "-c", "echo early; sleep 1; echo late"])
+    assert next(pieces) == b"early\n"
+    assert time.monotonic() - started < 0.9
+    assert b"".join(pieces) == b"late\n"
+
+
+@pytest.mark.starts("head")
+def test_a_long_stream_comes_in_small_pieces() -> None:
+    sizes = [len(piece) for piece in system.stream(["head", "-c", "5000000", "/dev/zero"])]
+    assert sum(sizes) == 5_000_000
+    assert max(sizes) <= 64 << 10
+
+
+@pytest.mark.starts("sh")
+def test_a_stream_that_fails_says_so_at_its_end() -> None:
+    pieces = system.stream(["sh", "-c", "echo half; echo it broke >&2; exit 3"])
+    assert next(pieces) == b"half\n"
+    with pytest.raises(system.CommandFailed, match="exit code 3: it broke"):
+        next(pieces)
+
+
+@pytest.mark.starts("sh")
+@pytest.mark.parametrize("script", ["sleep 60 & sleep 60", "exec >&-; sleep 60", "yes"])
+def test_a_stream_that_hangs_or_never_ends_is_killed(script: str) -> None:
+    started = time.monotonic()
+    with pytest.raises(system.CommandTimeout, match=r"0\.3 seconds"):
+        for _ in system.stream(["sh", "-c", script], timeout=0.3):
+            pass
+    assert time.monotonic() - started < 5
+
+
+@pytest.mark.starts("sh")
+def test_a_stream_that_nobody_reads_on_is_killed() -> None:
+    pieces = system.stream(["sh", "-c", "echo $$; sleep 60"])
+    pid = int(next(pieces))
+    assert Path(f"/proc/{pid}").exists()
+    pieces.close()
+    assert not Path(f"/proc/{pid}").exists()
+
+
+@pytest.mark.starts("mkfs.nothing")
+def test_a_stream_of_a_missing_command_is_said() -> None:
+    with pytest.raises(system.CommandMissing):
+        next(system.stream(["mkfs.nothing"]))

@@ -38,6 +38,10 @@ def timeout():
         return
     raise AssertionError("no timeout")
 alive("a timeout", timeout)
+alive("a stream", lambda: list(system.stream(["sleep", "0.6"])))
+def long_stream():
+    assert sum(map(len, system.stream(["head", "-c", "1G", "/dev/zero"]))) == 1 << 30
+alive("a long stream", long_stream)
 assert system.run(["cat"], data=b"x" * 1000000).stdout == "x" * 1000000
 def stopped():
     mine = job()

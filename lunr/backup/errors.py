@@ -109,6 +109,10 @@ class SourceError(LunrError):
     code = "source_error"
 
 
+class BadSector(SourceError):
+    """{path} can't be read at byte {offset} (sector {sector} of 512 bytes): {reason}"""
+
+
 class TargetError(LunrError):
     """{path} can't be written at byte {offset}: {reason}"""
 

@@ -4,13 +4,22 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import itertools
 import mmap
 import os
-from collections.abc import Iterator
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Protocol
 
 from lunr.backup import errors
+
+#: What every disk counts in, and nothing smaller can be read past the page cache.
+SECTOR = 512
+
+#: How the kernel tells that a device can't give some bytes: all of its ways but EIO only to
+#: those who read past the page cache (blk_errors in its block/blk-core.c).
+_BAD_MEDIUM = frozenset({errno.EIO, errno.ENODATA, errno.EREMOTEIO, errno.EILSEQ})
 
 
 class Source(Protocol):
@@ -28,6 +37,7 @@ class Source(Protocol):
 
         Raises:
             errors.SourceError: they can't be read; it names the offset.
+            errors.BadSector: the device can't give them; it names the first bad sector.
         """
 
 
@@ -41,13 +51,26 @@ class FileSource:
         size: how many bytes are to be saved.
     """
 
-    def __init__(self, path: Path, size: int | None = None) -> None:
+    def __init__(
+        self,
+        path: Path,
+        size: int | None = None,
+        allocated: Sequence[Sequence[int]] | None = None,
+    ) -> None:
         """Open `path`, to read its first `size` bytes (None: all of it).
 
+        Args:
+            path: the file or device.
+            size: bytes.
+            allocated: the ranges (first byte, end), in order and apart, outside of which
+                there are only zeros; None: nobody knows.
+
         Raises:
+            ValueError: `allocated` is something else.
             errors.SourceError: it can't be opened, or is shorter than `size`.
         """
         self._path = path
+        self._allocated = None if allocated is None else _checked(allocated)
         self._direct = None
         self._cached = getattr(os, "RWF_NOWAIT", 0)
         try:
@@ -81,7 +104,17 @@ class FileSource:
         self.close()
 
     def data(self, start: int, end: int) -> Iterator[tuple[int, int]]:
-        """See :meth:`Source.data`: all but the holes, where the file system can tell."""
+        """See :meth:`Source.data`: all but the holes, as far as anyone can tell."""
+        if self._allocated is None:
+            yield from self._data(start, end)
+            return
+        first = bisect_right(self._allocated, start, key=lambda extent: extent[1])
+        for begin, stop in itertools.islice(self._allocated, first, None):
+            if begin >= end:
+                return
+            yield from self._data(max(begin, start), min(stop, end))
+
+    def _data(self, start: int, end: int) -> Iterator[tuple[int, int]]:
         at = start
         while at < end:
             try:
@@ -108,13 +141,23 @@ class FileSource:
     def read(self, buffer: mmap.mmap, offset: int, length: int) -> memoryview:
         """See :meth:`Source.read`."""
         view = memoryview(buffer)[:length]
-        done = 0
+        done, step = 0, length
         while done < length:
             try:
-                count = self._read(view[done:], offset + done)
+                count = self._read(view[done : done + step], offset + done)
             except OSError as error:
-                raise errors.SourceError(
-                    path=self._path, offset=offset + done, reason=f"{error.strerror}."
+                if error.errno not in _BAD_MEDIUM:
+                    raise errors.SourceError(
+                        path=self._path, offset=offset + done, reason=f"{error.strerror}."
+                    ) from error
+                if step > SECTOR:  # nobody says where in it: come closer
+                    step = max(SECTOR, step // 2 // SECTOR * SECTOR)
+                    continue
+                raise errors.BadSector(
+                    path=self._path,
+                    offset=offset + done,
+                    sector=(offset + done) // SECTOR,
+                    reason=f"{os.strerror(errno.EIO)}.",
                 ) from error
             if count == 0:
                 raise errors.SourceError(
@@ -136,10 +179,21 @@ class FileSource:
             else:
                 if count:
                     return count
-        if self._direct is not None and offset % mmap.PAGESIZE == 0:
+        if self._direct is not None and offset % SECTOR == 0:
             try:
                 return os.preadv(self._direct, [view], offset)
             except OSError as error:
-                if error.errno != errno.EINVAL:  # the end of a device, at no multiple of a page
+                if error.errno != errno.EINVAL:  # not in the multiples that this device has
                     raise
         return os.preadv(self._fd, [view], offset)
+
+
+def _checked(allocated: Sequence[Sequence[int]]) -> list[tuple[int, int]]:
+    """`allocated` as pairs, or ValueError: out of order, bytes would be taken for zeros."""
+    extents = [(start, end) for start, end in allocated]
+    last = 0
+    for start, end in extents:
+        if not last <= start < end:
+            raise ValueError(f"the extent {start} to {end} is out of order")
+        last = end
+    return extents

@@ -12,7 +12,9 @@ A task has ``task`` (save, restore, verify, delete, collect or sweep),
 null: the public one), ``repository``, ``concurrency`` and ``compression``, and:
 
 ========  ====================================================================
-save      source, size_bytes, backup_id, volume_id, parent_id, condemned, created_at
+save      source, size_bytes, backup_id, volume_id, parent_id, condemned, created_at,
+          allocated (``[[first byte, end], …]``, in order: there is nothing but
+          zeros elsewhere; null or absent: nobody knows)
 restore   backup_id, target, size_bytes, target_is_zero
 verify    backup_id
 delete    backup_id
@@ -79,7 +81,11 @@ def _field(task: Mapping[str, Any], field: str) -> Any:
 
 def _save(job: Job) -> dict[str, Any]:
     task = job.task
-    with FileSource(Path(job["source"]), job["size_bytes"]) as source:
+    try:
+        source = FileSource(Path(job["source"]), job["size_bytes"], task.get("allocated"))
+    except (TypeError, ValueError) as error:
+        raise errors.BadRequest(reason=f"allocated: {error}") from error
+    with source:
         root = save(
             job.repository,
             source,

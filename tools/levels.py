@@ -136,14 +136,14 @@ def main(arguments: list[str]) -> int:
     if unknown:
         print(f"tools/test: there is no level {unknown[0]}; there are {', '.join(LEVELS)}")
         return 2
+    if "vm" in levels and (code := prepare_vm()):
+        print(f"tools/test: tools/setup --vm ended with {code}, see above")
+        return 1
     results = {}
     for level in levels:
         print(f"== {level}", flush=True)
         start = time.monotonic()
-        if level == "vm" and (code := prepare_vm()):
-            results[level] = Result(failed=[f"vm: tools/setup --vm ended with {code}, see above"])
-        else:
-            results[level] = run_style() if level == "style" else run_pytest(level, extra)
+        results[level] = run_style() if level == "style" else run_pytest(level, extra)
         results[level].seconds = time.monotonic() - start
     sys.stderr.flush()
     print(summary(results), flush=True)

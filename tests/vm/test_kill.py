@@ -1,0 +1,294 @@
+"""kill -9 of the node before every step of every kind of job, on LVM: nothing is left over.
+
+A run takes a few steps of each kind by chance; the seed is printed, and
+``LUNR_CRASH_SEED`` repeats it. ``LUNR_CRASH_STEPS=all`` tries each of them and prints the table.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import requests
+from rich.console import Console
+
+from lunr.client import Client
+from lunr.up import Service, Settings
+from tests.support.initiator import sh
+from tests.support.services import CHECKOUT
+from tests.support.volume_groups import volume_group
+from tests.support.waiting import free_port, wait_until
+
+GROUP = "lunr-test"
+ALL = os.environ.get("LUNR_CRASH_STEPS") == "all"
+#: How many steps of each kind a run tries, unless it tries all.
+TRIED = int(os.environ.get("LUNR_CRASH_STEPS", "2")) if not ALL else 0
+OVER = ("DONE", "FAILED", "CANCELLED")
+LONG = 240.0
+MIB = 1 << 20
+
+
+class Node:
+    """The storage node of `service`, forked by a nursery."""
+
+    def __init__(self, service: Service, folder: Path) -> None:
+        self.folder = folder
+        self.pid = 0
+        self._nursery = subprocess.Popen(
+            [sys.executable, "-m", "tests.support.nursery", str(service.config), str(folder)],
+            cwd=CHECKOUT,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        self._answer()
+
+    def start(self) -> None:
+        self.pid = int(self._ask("start"))
+
+    def doom(self, kind: str, step: int) -> None:
+        """Have the node die just before that step of the next job of that kind."""
+        (self.folder / "killed").unlink(missing_ok=True)
+        (self.folder / "doom").write_text(f"{kind} {step}")
+
+    def is_dead(self) -> bool:
+        return Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+
+    def bury(self) -> str:
+        """What it was about to do when it died; then it is alive again."""
+        status = int(self._ask("wait"))
+        log = (self.folder / "storage.log").read_text()[-3000:]
+        assert os.WIFSIGNALED(status), f"the node ended by itself ({status}): {log}"
+        (self.folder / "doom").unlink()
+        return (self.folder / "killed").read_text()
+
+    def stop(self) -> None:
+        os.kill(self.pid, signal.SIGTERM)
+        self._ask("wait")
+        self._nursery.stdin.close()  # type: ignore[union-attr]
+        self._nursery.wait(10)
+
+    def _ask(self, order: str) -> str:
+        assert self._nursery.stdin is not None
+        self._nursery.stdin.write(order + "\n")
+        self._nursery.stdin.flush()
+        return self._answer()
+
+    def _answer(self) -> str:
+        assert self._nursery.stdout is not None
+        return self._nursery.stdout.readline().strip()
+
+
+class World:
+    """An API, and a node on LVM that dies again and again."""
+
+    def __init__(self, service: Service, node: Node, client: Client) -> None:
+        self.service, self.node, self.client = service, node, client
+        #: (kind, step, what the step was): where the node was killed.
+        self.deaths: list[tuple[str, int, str]] = []
+
+    def do(self, kind: str, step: int, begin: Callable[[], object]) -> bool:
+        """Have the node killed at that step of the job that `begin` begins; whether it was."""
+        self.node.doom(kind, step)
+        begin()
+        wait_until(lambda: self.node.is_dead() or self.is_idle(), LONG, f"{kind} {step}", 0.1)
+        if not self.node.is_dead():
+            return False
+        self.deaths.append((kind, step, self.node.bury()))
+        self.node.start()
+        wait_until(self.is_idle, LONG, f"the end of {kind}, killed before step {step}", 0.2)
+        return True
+
+    def is_idle(self) -> bool:
+        return all(job.status in OVER for job in self.client.jobs.list(limit=5))
+
+    def check(self) -> None:
+        """Every record is final and fine, and on the node is just what they say."""
+        where = f"after {self.deaths[-1:]}"
+        volumes = list(self.client.volumes.list())
+        snapshots = list(self.client.snapshots.list())
+        exported = {v.id for v in volumes if v.export_status is not None}
+        assert {v.status for v in volumes} <= {"ACTIVE"}, f"{where}: {volumes}"
+        assert {v.export_status for v in volumes} <= {None, "ATTACHED"}, f"{where}: {volumes}"
+        assert {s.status for s in snapshots} <= {"AVAILABLE"}, f"{where}: {snapshots}"
+        assert {b.status for b in self.client.backups.list()} <= {"AVAILABLE"}, where
+        expected = {f"volume-{v.id}" for v in volumes} | {f"snapshot-{s.id}" for s in snapshots}
+        found: set[str] = set()
+        deadline = time.monotonic() + 30  # what was half made is wiped in the background
+        while (found := logical_volumes()) != expected and time.monotonic() < deadline:
+            time.sleep(0.5)
+        assert found == expected, (
+            f"{where}: too much {found - expected}, missing {expected - found}"
+        )
+        assert stray_mappings() == [], where
+        assert self.exported() == exported, where
+        assert sh("losetup", "-a") == ""
+        assert str(self.service.root) not in Path("/proc/self/mounts").read_text()
+        assert suspended() == [], where
+
+    def exported(self) -> set[str]:
+        """The volumes that the target exports, whatever the API says."""
+        if self.service.settings.target == "lio":
+            iscsi = Path("/sys/kernel/config/target/iscsi")
+            names = {path.name.rpartition(":")[2] for path in iscsi.glob("iqn.*")}
+            stores = [
+                p.name
+                for p in Path("/sys/kernel/config/target/core").glob("iblock_*/*")
+                if p.is_dir()
+            ]
+            assert len(stores) == len(names), f"backstores {stores} for targets {names}"
+            return names
+        control = {**os.environ, "TGT_IPC_SOCKET": str(self.service.root / "run" / "tgtd")}
+        shown = subprocess.run(
+            ["tgtadm", "--lld", "iscsi", "--mode", "target", "--op", "show"],
+            env=control, capture_output=True, text=True, check=True,
+        ).stdout  # fmt: skip
+        return {
+            line.rpartition(":")[2] for line in shown.splitlines() if line.startswith("Target ")
+        }
+
+
+def logical_volumes() -> set[str]:
+    report = sh("lvs", "--reportformat", "json", "-o", "lv_name", GROUP)
+    rows = json.loads(report[report.index("{") :])["report"][0]["lv"]
+    return {row["lv_name"] for row in rows} - {"pool"}
+
+
+def stray_mappings() -> list[str]:
+    """Device-mapper's devices that LVM does not know."""
+    known = {name.replace("-", "--") for name in logical_volumes()} | {"pool"}
+    found = []
+    for line in sh("dmsetup", "info", "-c", "--noheadings", "-o", "name").splitlines():
+        name = line.removeprefix(GROUP.replace("-", "--") + "-")
+        for suffix in ("-cow", "-real", "-tpool", "_tdata", "_tmeta"):
+            name = name.removesuffix(suffix)
+        if name not in known and "No devices" not in line:
+            found.append(line)
+    return found
+
+
+def suspended() -> list[str]:
+    shown = sh("dmsetup", "info", "-c", "--noheadings", "--separator", " ", "-o", "name,suspended")
+    return [line for line in shown.splitlines() if line.endswith("Suspended")]
+
+
+@pytest.fixture(params=[("lvm", "lio"), ("thin", "tgt")], ids=lambda kind: "-".join(kind))
+def world(request: pytest.FixtureRequest, disk: Path, tmp_path: Path) -> Iterator[World]:
+    pool, target = request.param
+    root = tmp_path / "lunr"
+    root.mkdir()
+    settings = Settings(
+        api_port=free_port(), portal=f"127.0.0.1:{free_port()}", store=f"files:{root}/store",
+        db=f"sqlite:///{root}/lunr.db", pool=pool, group=GROUP, thin_pool="pool", target=target,
+    )  # fmt: skip
+    with volume_group(GROUP, disk, thin_pool="pool" if pool == "thin" else None):
+        service = Service(root, settings, Console(file=sys.stderr))
+        service.prepare()
+        if service.tgtd is not None:
+            service.tgtd.start(service.logs)
+        service.api.start(service.logs)
+        try:
+            wait_until(lambda: _healthy(service.url), LONG, "the API", 0.5)
+            node = Node(service, tmp_path)
+            lines = (root / "openrc").read_text().splitlines()
+            env = dict(line.removeprefix("export ").split("=", 1) for line in lines)
+            node.start()
+            try:
+                yield World(service, node, Client.from_env(env))
+            finally:
+                node.stop()
+        finally:
+            service.stop()
+
+
+def _healthy(url: str) -> bool:
+    try:
+        return requests.get(f"{url}/healthcheck", timeout=5).ok
+    except requests.ConnectionError:
+        return False
+
+
+class Life:
+    """One volume's life, job after job; each is killed at `step` of its kind."""
+
+    def __init__(self, world: World, rng: random.Random) -> None:
+        self.world, self.client, self.rng = world, world.client, rng
+        self.volume = self.backup = self.snapshot = ""
+        self.copies: list[str] = []
+
+    def jobs(self) -> list[tuple[str, Callable[[], object]]]:
+        """(kind, what begins it), in an order in which each can be done."""
+        client = self.client
+        return [
+            ("volume.create", self._create),
+            (
+                "export.create",
+                lambda: client.exports.create(self.volume, initiator="iqn.2026-11.x:y"),
+            ),
+            ("backup.save", self._save),
+            ("snapshot.create", self._snapshot),
+            ("volume.clone", lambda: self._copy(snapshot=self.snapshot)),
+            ("volume.extend", lambda: client.volumes.extend(self.volume, 2)),
+            ("volume.restore", lambda: self._copy(backup=self.backup)),
+            ("export.delete", lambda: client.exports.delete(self.volume)),
+            ("snapshot.delete", lambda: client.snapshots.delete(self.snapshot)),
+            ("volume.delete", lambda: client.volumes.delete(self.volume)),
+        ]
+
+    def end(self) -> None:
+        """Delete what is left."""
+        for id in self.copies:
+            self.client.volumes.delete(id)
+        self.client.backups.delete(self.backup)
+        wait_until(self.world.is_idle, LONG, "the end of all", 0.2)
+
+    def _create(self) -> None:
+        self.volume = self.client.volumes.create(size=1).id
+
+    def _save(self) -> None:
+        with Path(f"/dev/{GROUP}/volume-{self.volume}").open("r+b") as file:
+            file.write(self.rng.randbytes(4 * MIB))
+            os.fsync(file.fileno())
+        self.backup = self.client.backups.create(self.volume).id
+
+    def _snapshot(self) -> None:
+        self.snapshot = self.client.snapshots.create(self.volume).id
+
+    def _copy(self, **source: Any) -> None:
+        self.copies.append(self.client.volumes.create(**source).id)
+
+
+@pytest.mark.timeout(3600 if ALL else 400)
+def test_killed_before_every_step(world: World) -> None:
+    seed = int(os.environ.get("LUNR_CRASH_SEED", random.randrange(1 << 32)))
+    print(f"LUNR_CRASH_SEED={seed}")
+    rng = random.Random(seed)
+    left: dict[str, list[int]] = {}
+    number = 0
+    while number == 0 or any(left.values()):
+        number += 1
+        life = Life(world, rng)
+        for kind, begin in life.jobs():
+            steps = left.setdefault(
+                kind, list(range(1, 60)) if ALL else sorted(rng.sample(range(1, 9), TRIED))
+            )
+            if not world.do(kind, steps.pop(0) if steps else 1000, begin):
+                steps.clear()  # it has no more steps
+            world.check()
+        life.end()
+        world.check()
+    counts: dict[str, int] = {}
+    for kind, step, what in world.deaths:
+        counts[kind] = counts.get(kind, 0) + 1
+        print(f"{kind:<16} {step:>3}  {what}")
+    print(f"killed {len(world.deaths)} times: {counts}; nothing was left over")
+    assert len(counts) >= 8

@@ -1,0 +1,148 @@
+"""The main job on LVM, with the kernel's own initiator, while the file system is in use."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from lunr.client import Client
+from lunr.client.records import Export
+from lunr.common import units
+from tests.support.initiator import Initiator, sh
+from tests.support.volume_groups import volume_group
+from tools.demos.stage import Lunr
+
+NAME = "iqn.2026-11.io.lunr.test:initiator"
+#: Emulated machines are slow.
+LONG = 240.0
+
+#: Appends to a file, synchronously, until its input ends: what goes on during a backup.
+WRITER = """
+import os, select, sys
+file = os.open(sys.argv[1], os.O_WRONLY | os.O_CREAT, 0o600)
+print("writing", flush=True)
+while not select.select([0], [], [], 0.01)[0]:
+    os.write(file, os.urandom(65536))
+    os.fsync(file)
+"""
+
+
+@pytest.fixture
+def initiator() -> Iterator[Initiator]:
+    initiator = Initiator(NAME)
+    yield initiator
+    initiator.close()
+
+
+@pytest.fixture(params=[("lvm", "lio"), ("thin", "tgt")], ids=lambda kind: "-".join(kind))
+def lunr(request: pytest.FixtureRequest, disk: Path, tmp_path: Path) -> Iterator[Lunr]:
+    pool, target = request.param
+    with volume_group("lunr-test", disk, thin_pool="pool" if pool == "thin" else None) as group:
+        options = ("--pool", pool, "--group", group, "--thin-pool", "pool", "--target", target)
+        service = Lunr(tmp_path / "lunr", *options)
+        try:
+            service.wait_until_up(LONG)
+            yield service
+        finally:
+            service.stop()
+
+
+def export(client: Client, volume_id: str) -> Export:
+    client.exports.create(volume_id, initiator=NAME, ip="127.0.0.1")
+    return client.exports.wait(volume_id, timeout=LONG)
+
+
+@contextlib.contextmanager
+def mounted(device: Path, point: Path) -> Iterator[Path]:
+    point.mkdir(exist_ok=True)
+    sh("mount", device, point)
+    try:
+        yield point
+    finally:
+        sh("umount", point)
+
+
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[None]:
+    process = subprocess.Popen(
+        [sys.executable, "-c", WRITER, path], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    assert process.stdout is not None
+    assert process.stdin is not None
+    process.stdout.readline()
+    try:
+        yield
+        assert process.poll() is None, "the writer died: writes failed during the backup"
+    finally:
+        process.stdin.close()
+        process.wait(30)
+
+
+def write_files(folder: Path, count: int) -> None:
+    folder.mkdir()
+    for number in range(count):
+        (folder / f"file{number}").write_bytes(os.urandom(256 * units.KIB + number))
+    os.sync()
+
+
+def contents(folder: Path) -> dict[str, str]:
+    """Every file below `folder`, and the SHA-256 of its bytes."""
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
+
+
+@pytest.mark.timeout(600)
+def test_the_main_job(lunr: Lunr, initiator: Initiator, tmp_path: Path) -> None:
+    client = lunr.client()
+    volume = client.volumes.wait(client.volumes.create(size=1).id, timeout=LONG)
+    exported = export(client, volume.id)
+    device = initiator.login(exported)
+    sh("mkfs.ext4", "-q", device)
+    kept: list[tuple[str, dict[str, str]]] = []
+    with mounted(device, tmp_path / "mnt") as point:
+        for number in range(2):
+            write_files(point / f"round{number}", 40)
+            known = {
+                f"round{r}/{name}": digest
+                for r in range(number + 1)
+                for name, digest in contents(point / f"round{r}").items()
+            }
+            with writing(point / f"busy{number}"):
+                backup = client.backups.create(volume.id)
+                backup = client.backups.wait(backup.id, timeout=LONG)
+            kept.append((backup.id, known))
+        first, second = (client.backups.get(id) for id, _ in kept)
+        assert second.parent_id == first.id
+        assert second.bytes_stored < 40 * units.MIB
+
+        client.volumes.extend(volume.id, 2)
+        client.volumes.wait(volume.id, timeout=LONG)
+        initiator.rescan(exported)
+        assert int(sh("blockdev", "--getsize64", device)) == 2 * units.GIB
+        sh("resize2fs", device)
+        assert contents(point / "round0") == {
+            name.removeprefix("round0/"): digest for name, digest in kept[0][1].items()
+        }
+    initiator.logout(exported)
+
+    for backup_id, known in kept:
+        restored = client.volumes.wait(client.volumes.create(backup=backup_id).id, timeout=LONG)
+        again = export(client, restored.id)
+        with mounted(initiator.login(again), tmp_path / "mnt") as point:
+            found = contents(point)
+            assert {name: found.get(name) for name in known} == known
+        initiator.logout(again)
+        client.exports.delete(restored.id)
+        client.exports.wait_deleted(restored.id, timeout=LONG)
+        client.volumes.delete(restored.id)
+        client.volumes.wait_deleted(restored.id, timeout=LONG)

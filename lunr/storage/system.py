@@ -10,7 +10,7 @@ import shlex
 import signal
 import subprocess
 import time
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import IO, BinaryIO
 
@@ -126,7 +126,7 @@ def run(
     return result
 
 
-def stream(argv: _Argv, *, timeout: float = 60.0) -> Iterator[bytes]:
+def stream(argv: _Argv, *, timeout: float = 60.0) -> Generator[bytes, None, None]:
     """Run `argv` and yield what it writes to standard output, piece by piece, as it comes.
 
     For output of any length: only a piece (64 KiB at most) is in memory. When

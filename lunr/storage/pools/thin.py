@@ -1,0 +1,444 @@
+"""Volumes in a thin pool of LVM (lvmthin(7)): they take what is written to them.
+
+Snapshots and clones share the blocks of their source until one of them writes;
+they are made at once and outlive their source. LVM holds the source's writes
+back while it makes one, so it is of one moment. A block that is given out is
+zeroed by the kernel first, unless the write covers all of it: no volume ever
+shows what another one held (``check`` insists on that).
+
+What differs between two of them is read from the pool's metadata (see
+:mod:`lunr.storage.pools.thin_maps`), under a metadata snapshot, of which a
+pool has one at a time. It is kept for no longer than the reading takes: the
+answer goes to a temporary file first.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import shutil
+import struct
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+from lunr.common import errors, units
+from lunr.storage import system
+from lunr.storage.pools import thin_maps, thin_status
+from lunr.storage.pools.base import (
+    Capacity,
+    Extent,
+    Pool,
+    PoolFull,
+    Snapshot,
+    Tick,
+    no_tick,
+)
+from lunr.storage.pools.thin_maps import Run
+from lunr.storage.pools.thin_status import Mode, ThinStatus
+from lunr.storage.pools.volume_group import (
+    ROLES,
+    LogicalVolume,
+    Role,
+    VolumeGroup,
+    tags_for,
+    translated,
+)
+
+_log = logging.getLogger(__name__)
+
+#: Seconds that `watch`'s look at the pool is good for.
+_FRESH = 5.0
+
+#: Seconds to read the maps of two devices: a few for each million of mapped blocks.
+_MAP_TIMEOUT = 3600.0
+
+_EXTENT = struct.Struct("<QQ")
+
+
+class ThinPool(Pool):
+    """The thin pool `thin_pool` in the volume group `group`.
+
+    Args:
+        group: the volume group's name.
+        thin_pool: the pool's name in it.
+        full_percent: how full its data or metadata may be before it takes no new volumes.
+        overcommit: how many times its bytes may be promised to volumes.
+    """
+
+    name = "thin"
+
+    def __init__(
+        self, group: str, thin_pool: str, full_percent: int, overcommit: float = 1.0
+    ) -> None:
+        self._group = VolumeGroup(group)
+        self._thin_pool = thin_pool
+        self._pool = self._group.full_name(thin_pool)
+        self._full_at = full_percent / 100
+        self._overcommit = overcommit
+        self._lock: int | None = None
+        self._checking = threading.Lock()
+        self._reading_maps = threading.Lock()
+        self._seen: tuple[float, ThinStatus] | None = None
+        self._told_full = ""
+
+    # --- making it ready -----------------------------------------------------------
+
+    def check(self) -> None:
+        """Make sure that group, pool, tools and module are there, and activate what is lunr's."""
+        with self._checking:
+            if self._lock is not None:
+                return
+            for program in ("thin_check", "thin_dump"):
+                if shutil.which(program, path=system.environment()["PATH"]) is None:
+                    raise system.missing(program)
+            extent = self._group.check(f"vgcreate {self._group.name} DISK…; {self._how_to_make()}")
+            if units.GIB % extent:
+                raise self._group.unusable(
+                    f"a GiB is not a multiple of its extents ({extent} bytes): "
+                    f"vgchange -s 4m {self._group.name}"
+                )
+            lock = self._group.lock()
+            try:
+                self._group.need_target("thin-pool", "dm_thin_pool")
+                self._check_settings()
+                self._activate()
+            except BaseException:
+                os.close(lock)
+                raise
+            self._lock = lock
+
+    def _how_to_make(self) -> str:
+        return f"lvcreate --type thin-pool -Zy -l 90%FREE -n {self._thin_pool} {self._group.name}"
+
+    def _check_settings(self) -> None:
+        rows = self._group.report("lvs", ["lv_name", "segtype", "zero", "discards"])
+        row = next((row for row in rows if row["lv_name"] == self._thin_pool), None)
+        if row is None:
+            raise self._group.unusable(
+                f"it has no thin pool {self._thin_pool}; make it: {self._how_to_make()}"
+            )
+        if row["segtype"] != "thin-pool":
+            raise self._group.unusable(
+                f"{self._pool} is no thin pool: name another in [lvm] thin_pool, "
+                f"or make one: {self._how_to_make()}"
+            )
+        if row["zero"] != "zero":
+            raise self._group.unusable(
+                f"the thin pool {self._pool} does not zero new blocks, which would show what "
+                f"deleted volumes held; mend it: lvchange --zero y {self._pool}"
+            )
+        if row["discards"] == "ignore":
+            _log.warning(
+                "the thin pool %s ignores discards: what is deleted inside of volumes stays taken; "
+                "mend it, while it is not active: lvchange --discards passdown %s",
+                *(self._pool, self._pool),
+            )
+
+    def _activate(self) -> None:
+        try:
+            self._group.activate([self._thin_pool])
+        except system.CommandFailed as error:
+            raise self._group.unusable(
+                f"the thin pool {self._pool} can't be activated ({error.fields['stderr']}); "
+                f"if its metadata are damaged: lvconvert --repair {self._pool}"
+            ) from error
+        status = self._look()
+        if status.broken:
+            raise self._group.unusable(self._why_full(status))
+        if full := self._why_full(status):
+            # Volumes can be used and, above all, deleted.
+            _log.error("%s", full)
+        self._group.activate([lv.name for lv in self._ours() if not lv.active])
+
+    def clean(self) -> None:
+        """Remove clones that were not ready, and release the metadata snapshot."""
+        for lv in self._ours():
+            if lv.role is Role.BUILDING:
+                _log.info("removing %s, left over by a process that was killed", lv.name)
+                self._group.remove(lv.name)
+        status = self._look()
+        if status.held:
+            _log.info("releasing a metadata snapshot of %s, left over by a killed process", status)
+            self._message(status, "release_metadata_snap")
+
+    def close(self) -> None:
+        """Let other processes use the group; all devices stay."""
+        with self._checking:
+            if self._lock is not None:
+                os.close(self._lock)
+            self._lock = None
+
+    # --- how it is -----------------------------------------------------------------
+
+    def capacity(self) -> Capacity:
+        """The pool's data, and how much of data and metadata is used."""
+        status = self._seen[1] if self._is_fresh() and self._seen else self._look()
+        return Capacity(
+            capacity_bytes=int(status.size * self._overcommit),
+            free_bytes=status.free,
+            full=self._why_full(status),
+            used={"data": status.data, "metadata": status.metadata},
+        )
+
+    def watch(self) -> None:
+        """See how full the pool is, for `capacity`, and log when that is worth a word."""
+        status = self._look()
+        self._seen = (time.monotonic(), status)
+        full = self._why_full(status)
+        if bool(full) != bool(self._told_full):
+            _log.log(
+                logging.ERROR if full else logging.INFO,
+                "%s",
+                full or f"the thin pool {self._pool} has room again",
+            )
+        self._told_full = full
+
+    def volumes(self) -> frozenset[str]:
+        """The thin volumes that are tagged as one of lunr's."""
+        return frozenset(lv.id for lv in self._ours() if lv.role is Role.VOLUME)
+
+    def snapshots(self) -> frozenset[Snapshot]:
+        """The thin volumes that are tagged as a snapshot of lunr's."""
+        return frozenset(lv.snapshot for lv in self._ours() if lv.snapshot is not None)
+
+    def size(self, subject: str | Snapshot) -> int:
+        """The size of the thin volume."""
+        return self._need(subject).size
+
+    def path(self, subject: str | Snapshot) -> Path:
+        """The thin volume's device."""
+        return self._group.path(self._need(subject).name)
+
+    # --- changes -------------------------------------------------------------------
+
+    def create(self, volume_id: str, size: int) -> None:
+        """Make a thin volume, which takes nothing yet."""
+        lv = self._find(volume_id)
+        if lv is None:
+            self._make(Role.VOLUME, volume_id, volume_id, "-V", f"{size}b", "-T", self._pool)
+            lv = self._need(volume_id)
+        _need_size(lv, size)
+
+    def clone(
+        self, volume_id: str, source: str | Snapshot, size: int, tick: Tick = no_tick
+    ) -> None:
+        """Make a thin volume that shares the blocks of `source`.
+
+        It has its name from the beginning, but is tagged as half made as long
+        as it has not its size.
+        """
+        if (there := self._find(volume_id)) is not None:
+            _need_size(there, size)
+            return
+        origin = self._need(source)
+        if origin.size > size:
+            raise errors.Conflict(
+                reason=f"{origin.name} has {origin.size} bytes and does not fit in {size}"
+            )
+        for lv in self._ours():
+            if lv.role is Role.BUILDING and lv.id == volume_id:
+                self._group.remove(lv.name)
+        larger = size > origin.size
+        role = Role.BUILDING if larger else Role.VOLUME
+        self._make_snapshot(role, volume_id, volume_id, origin, "rw")
+        if larger:
+            name = self._group.name_for(Role.VOLUME, volume_id)
+            self._enlarge(name, size)
+            half = next(lv for lv in self._ours() if lv.name == name)
+            self._group.retag(half, Role.VOLUME)
+
+    def extend(self, volume_id: str, size: int) -> None:
+        """Promise more to the volume."""
+        lv = self._need(volume_id)
+        if lv.size > size:
+            raise errors.Conflict(
+                reason=f"volume {volume_id} has {lv.size} bytes, it can't be made smaller ({size})"
+            )
+        if lv.size < size:
+            self._enlarge(lv.name, size)
+
+    def delete(self, volume_id: str, tick: Tick = no_tick) -> None:
+        """Give the volume's blocks back, but for those that it shares."""
+        lv = self._find(volume_id)
+        if lv is not None:
+            with translated("volume", volume_id):
+                self._group.remove(lv.name)
+
+    def snapshot(self, snapshot: Snapshot) -> None:
+        """Make a read-only thin snapshot."""
+        if self._find(snapshot) is None:
+            origin = self._need(snapshot.volume_id)
+            role = ROLES[snapshot.purpose]
+            self._make_snapshot(role, snapshot.id, snapshot.volume_id, origin, "r")
+
+    def delete_snapshot(self, snapshot: Snapshot) -> None:
+        """Give the snapshot's blocks back, but for those that it shares."""
+        lv = self._find(snapshot)
+        if lv is not None:
+            with translated("snapshot", snapshot.id):
+                self._group.remove(lv.name)
+
+    # --- which bytes ---------------------------------------------------------------
+
+    def allocated(self, subject: str | Snapshot) -> Iterator[Extent] | None:
+        """The blocks that the thin volume has."""
+        lv = self._need(subject)
+        return self._from_maps([lv], lambda maps: thin_maps.allocated(maps[0], lv.size))
+
+    def changed(self, old: Snapshot, new: str | Snapshot) -> Iterator[Extent] | None:
+        """The blocks that the two do not share. They may be of any age and of any volume."""
+        before, after = self._find(old), self._need(new)
+        if before is None:
+            return None
+        return self._from_maps(
+            [before, after],
+            lambda maps: thin_maps.changed(maps[0], before.size, maps[1], after.size),
+        )
+
+    def _from_maps(
+        self,
+        lvs: list[LogicalVolume],
+        extents: Callable[[list[Iterator[Run]]], Iterator[Extent]],
+    ) -> Iterator[Extent] | None:
+        """What `extents` makes of the maps of `lvs`; None when these can't be read."""
+        rows = self._group.report("lvs", ["lv_name", "thin_id"])
+        numbers = {row["lv_name"]: row["thin_id"] for row in rows}
+        spool = tempfile.TemporaryFile()  # noqa: SIM115 - closed by who reads it
+        try:
+            with self._metadata_snapshot(), contextlib.ExitStack() as dumps:
+                maps = [self._map(int(numbers[lv.name]), dumps) for lv in lvs]
+                for extent in extents(maps):
+                    spool.write(_EXTENT.pack(*extent))
+        except (errors.LunrError, OSError) as error:
+            spool.close()
+            names = " and ".join(lv.name for lv in lvs)
+            _log.warning("all bytes are read, the maps of %s can't be: %s", names, error)
+            return None
+        except BaseException:
+            spool.close()
+            raise
+        return _read(spool)
+
+    def _map(self, number: int, dumps: contextlib.ExitStack) -> Iterator[Run]:
+        metadata = f"/dev/mapper/{self._device('_tmeta')}"
+        dump = ["thin_dump", "--metadata-snap", "--format", "xml", "--dev-id", str(number)]
+        xml = dumps.enter_context(
+            contextlib.closing(system.stream([*dump, metadata], timeout=_MAP_TIMEOUT))
+        )
+        return thin_maps.parse(xml, number)
+
+    @contextlib.contextmanager
+    def _metadata_snapshot(self) -> Iterator[None]:
+        """Metadata of one moment, which the tools can read while the pool is in use."""
+        with self._reading_maps:
+            status = self._look()
+            self._message(status, "reserve_metadata_snap")
+            try:
+                yield
+            finally:
+                self._message(status, "release_metadata_snap")
+
+    # --- how -----------------------------------------------------------------------
+
+    def _ours(self) -> list[LogicalVolume]:
+        """The thin volumes of the pool that are lunr's."""
+        return [
+            lv
+            for lv in self._group.volumes()
+            if lv.pool == self._thin_pool and lv.role is not None and lv.id
+        ]
+
+    def _find(self, subject: str | Snapshot) -> LogicalVolume | None:
+        if isinstance(subject, Snapshot):
+            role, id_, volume_id = ROLES[subject.purpose], subject.id, subject.volume_id
+        else:
+            role, id_, volume_id = Role.VOLUME, subject, subject
+        tags_for(role, id_, volume_id)  # refuses what is no id
+        wanted = (role, id_, volume_id)
+        return next((lv for lv in self._ours() if (lv.role, lv.id, lv.volume_id) == wanted), None)
+
+    def _need(self, subject: str | Snapshot) -> LogicalVolume:
+        if (lv := self._find(subject)) is not None:
+            return lv
+        if isinstance(subject, Snapshot):
+            which = f"{subject.id} of volume {subject.volume_id}"
+            raise errors.NotFound(kind="snapshot", id=which)
+        raise errors.NotFound(kind="volume", id=subject)
+
+    def _make_snapshot(
+        self, role: Role, id_: str, volume_id: str, origin: LogicalVolume, permission: str
+    ) -> None:
+        # Activated now and by every later activation; LVM would leave out thin snapshots.
+        words = ("-s", "-kn", "-ay", "-p", permission, self._group.full_name(origin.name))
+        self._make(role, id_, volume_id, *words)
+
+    def _make(self, role: Role, id_: str, volume_id: str, *words: str) -> None:
+        shown = Role.VOLUME if role is Role.BUILDING else role
+        name = self._group.name_for(shown, id_)
+        with self._told_when_full():
+            self._group.run("lvcreate", "-n", name, *tags_for(role, id_, volume_id), *words)
+
+    def _enlarge(self, name: str, size: int) -> None:
+        with self._told_when_full():
+            self._group.run("lvextend", "-L", f"{size}b", self._group.full_name(name))
+
+    @contextlib.contextmanager
+    def _told_when_full(self) -> Iterator[None]:
+        try:
+            yield
+        except system.CommandFailed as error:
+            # LVM refuses new thin volumes somewhat before the pool is full.
+            status = self._look()
+            if "reached threshold" in str(error.fields["stderr"]) or status.mode is not Mode.WRITE:
+                free = units.human(status.free)
+                raise PoolFull(place=f"thin pool {self._pool}", free=free) from error
+            raise
+
+    def _is_fresh(self) -> bool:
+        return self._seen is not None and time.monotonic() - self._seen[0] < _FRESH
+
+    def _look(self) -> ThinStatus:
+        # The pool itself is the second one as long as it never had a volume.
+        devices = (self._device("-tpool"), self._device(""))
+        try:
+            said = system.run(["dmsetup", "status", "--target", "thin-pool"]).stdout
+            status = thin_status.parse(said, devices)
+        except (errors.LunrError, ValueError) as error:
+            raise self._group.unusable(
+                f"the kernel does not tell of {self._pool}: {error}"
+            ) from error
+        if status is None:
+            raise self._group.unusable(
+                f"the thin pool {self._pool} is not active: lvchange -ay {self._pool}"
+            )
+        return status
+
+    def _device(self, suffix: str) -> str:
+        """The device-mapper name of a part of the pool; hyphens in names are doubled in it."""
+        group, pool = (name.replace("-", "--") for name in (self._group.name, self._thin_pool))
+        return f"{group}-{pool}{suffix}"
+
+    def _message(self, status: ThinStatus, message: str) -> None:
+        system.run(["dmsetup", "message", status.device, "0", message])
+
+    def _why_full(self, status: ThinStatus) -> str:
+        return thin_status.why_full(status, self._full_at, self._pool)
+
+
+def _need_size(lv: LogicalVolume, size: int) -> None:
+    if lv.size != size:
+        raise errors.Conflict(
+            reason=f"there is a volume {lv.id} with {lv.size} bytes, {size} were asked for"
+        )
+
+
+def _read(spool: BinaryIO) -> Iterator[Extent]:
+    with spool:
+        spool.seek(0)
+        while piece := spool.read(4096 * _EXTENT.size):
+            yield from map(Extent._make, _EXTENT.iter_unpack(piece))

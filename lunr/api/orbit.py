@@ -1,8 +1,9 @@
 """``lunr-orbit``, the housekeeper: sees to what nobody asks for.
 
 Each round it gives jobs out again whose node fell silent, marks such nodes
-DOWN, repairs and purges records, and collects the garbage of the accounts that
-are due. Several may run against one database: every duty can be done twice.
+DOWN, repairs and purges records, deletes what copies between nodes left over,
+and collects the garbage of the accounts that are due. Several may run against
+one database: every duty can be done twice.
 """
 
 from __future__ import annotations
@@ -29,6 +30,14 @@ class Housekeeper:
         self._interval: int = options.orbit.interval
         self._collect_interval: int = options.orbit.collect_interval
         self._keep_records: int = options.orbit.keep_records
+        self._duties = (
+            self._leases,
+            self._nodes,
+            self._repair,
+            self._transfers,
+            self._collect,
+            self._purge,
+        )
 
     def run(self, stopping: threading.Event) -> None:
         """Do rounds until `stopping` is set."""
@@ -38,7 +47,7 @@ class Housekeeper:
 
     def round(self) -> None:
         """Do every duty once; one that fails is logged, and tried again in the next round."""
-        for duty in (self._leases, self._nodes, self._repair, self._collect, self._purge):
+        for duty in self._duties:
             try:
                 for done in duty():
                     logger.info("%s", done)
@@ -58,6 +67,10 @@ class Housekeeper:
     def _repair(self) -> Iterator[str]:
         for id in self._services.upkeep.repair():
             yield f"{id} had lost its job"
+
+    def _transfers(self) -> Iterator[str]:
+        for id in self._services.upkeep.let_go(times.now()):
+            yield f"internal backup {id} is of no use any more and deleted again"
 
     def _collect(self) -> Iterator[str]:
         for account in self._services.collect.due(times.now(), self._collect_interval):

@@ -94,6 +94,10 @@ class Backup(Work):
     """A backup of a volume; complete by itself, whatever its parent."""
 
     volume_id: str = ""
+    #: The snapshot that was saved; None: the volume as it was.
+    snapshot: str | None = None
+    #: Made and deleted by lunr itself, to copy a volume to another node; only admins see it.
+    internal: bool = False
     name: str = ""
     size: int = 0
     progress: int = 0
@@ -186,6 +190,10 @@ class Node(Record):
     capacity_bytes: int = 0
     free_bytes: int = 0
     allocated_bytes: int = 0
+    #: Why it takes no new volumes whatever is promised; "" if it does.
+    full: str = ""
+    #: Whether it can keep volumes to the IOPS of their types.
+    limits_io: bool = False
     version: str = ""
     last_seen: str | None = None
     token: str | None = field(default=None, repr=False)

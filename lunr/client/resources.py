@@ -121,6 +121,8 @@ class Volumes(_Things[Volume]):
 
         Args:
             size: GiB; with a source it may be left out.
+            snapshot, source_volume: the volume is made on the node where they are, if it
+                can be there, else copied to another.
             affinity: ``different_node:ID[,ID]`` or ``different_group:ID[,ID]``.
             force_node: for admins, the node that shall have it.
             id: the caller's choice; by default a new one.
@@ -175,7 +177,7 @@ class Volumes(_Things[Volume]):
         return self._request("POST", *self._path(id), body=body)
 
     def extend(self, id: str, size: int) -> Volume:
-        """Begin to make a volume `size` GiB large."""
+        """Begin to make a volume `size` GiB large, also while it is exported."""
         path = (*self._path(id), "extend")
         return self._request("POST", *path, body={"size": size})
 
@@ -228,15 +230,17 @@ class Backups(_Things[Backup]):
         name: str | None = None,
         metadata: Mapping[str, str] | None = None,
         full: bool | None = None,
+        snapshot: str | None = None,
         id: str | None = None,
     ) -> Backup:
         """Begin to back a volume up. Sent again it is the same backup.
 
         Args:
+            snapshot: save this snapshot of the volume instead of the volume as it is now.
             full: True: read and store all, without a parent.
             id: the caller's choice; by default a new one.
         """
-        body = {"name": name, "metadata": metadata, "full": full}
+        body = {"name": name, "metadata": metadata, "full": full, "snapshot": snapshot}
         path = (self._account, "volumes", volume_id, "backups", ids.new() if id is None else id)
         return self._request("PUT", *path, body=body)
 

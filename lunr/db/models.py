@@ -20,6 +20,7 @@ from sqlalchemy import (
     MetaData,
     String,
     Text,
+    false,
     inspect,
     text,
 )
@@ -98,6 +99,10 @@ class Node(Base):
     target: Mapped[str] = mapped_column(String(64), default="")
     capacity_bytes: Mapped[int] = mapped_column(BigInteger, default=0)
     free_bytes: Mapped[int] = mapped_column(BigInteger, default=0)
+    #: Why it takes no new volumes whatever is promised; "" if it does.
+    full: Mapped[str] = mapped_column(String(255), default="", server_default=text("''"))
+    #: Whether it can keep volumes to the IOPS of their types.
+    limits_io: Mapped[bool] = mapped_column(default=False, server_default=false())
     version: Mapped[str] = mapped_column(String(64), default="")
     #: Counts the node's starts: a claim that began before the last one gets nothing.
     epoch: Mapped[int] = mapped_column(default=0)
@@ -140,6 +145,8 @@ class Volume(Base):
     backup_id: Mapped[str | None] = mapped_column(ID, index=True)
     snapshot_id: Mapped[str | None] = mapped_column(ID, index=True)
     source_volume_id: Mapped[str | None] = mapped_column(ID, index=True)
+    #: The internal backup that brings its bytes here, where the source is on another node.
+    transfer_id: Mapped[str | None] = mapped_column(ID, index=True)
     job_id: Mapped[str | None] = mapped_column(ID)
     created_at: Mapped[datetime] = mapped_column(default=times.now)
     updated_at: Mapped[datetime] = mapped_column(default=times.now, onupdate=times.now)
@@ -189,6 +196,10 @@ class Backup(Base):
     id: Mapped[str] = mapped_column(ID, primary_key=True)
     account_id: Mapped[str] = mapped_column(ForeignKey("accounts.id"))
     volume_id: Mapped[str] = mapped_column(ID)
+    #: The snapshot that is saved; None: the volume as it is when the save begins.
+    snapshot_id: Mapped[str | None] = mapped_column(ID, index=True)
+    #: Made and deleted by lunr itself (lunr.api.services.transfers); no tenant sees it.
+    internal: Mapped[bool] = mapped_column(default=False, server_default=false())
     name: Mapped[str] = mapped_column(String(255), default="")
     size: Mapped[int]
     status: Mapped[str] = mapped_column(STATUS, default=states.Backup.NEW.value)
@@ -213,6 +224,7 @@ class Backup(Base):
         Index("ix_backups_page_all", "created_at", "id"),
         Index("ix_backups_volume", "volume_id", "status", "created_at"),
         Index("ix_backups_quota", "account_id", "status"),
+        Index("ix_backups_internal", "internal", "status"),
     )
 
 

@@ -3,8 +3,8 @@
 - ``lunr_api_requests_total`` by method, route and status;
 - ``lunr_api_request_seconds`` by method and route (claims wait on purpose);
 - ``lunr_jobs``, ``lunr_volumes``, ``lunr_backups`` by status;
-- ``lunr_node_capacity_bytes``, ``lunr_node_free_bytes``, ``lunr_node_allocated_bytes``
-  by node, and ``lunr_nodes`` by status.
+- ``lunr_node_capacity_bytes``, ``lunr_node_free_bytes``, ``lunr_node_allocated_bytes``,
+  ``lunr_node_full`` (1: it takes no new volumes) by node, and ``lunr_nodes`` by status.
 
 The records are counted when Prometheus asks. Let no stranger ask: keep the API
 behind a proxy that hides /metrics where nodes' names matter.
@@ -99,10 +99,14 @@ class _Records(Collector):
             allocated = GaugeMetricFamily(
                 "lunr_node_allocated_bytes", "Promised to volumes.", labels=("node",)
             )
-            for id, capacity_bytes, free_bytes in connection.execute(
-                select(Node.id, Node.capacity_bytes, Node.free_bytes)
+            full = GaugeMetricFamily(
+                "lunr_node_full", "Takes no new volumes, as its pool says.", labels=("node",)
+            )
+            for id, capacity_bytes, free_bytes, reason in connection.execute(
+                select(Node.id, Node.capacity_bytes, Node.free_bytes, Node.full)
             ):
                 capacity.add_metric((id,), capacity_bytes)
                 free.add_metric((id,), free_bytes)
                 allocated.add_metric((id,), promised.get(id, 0))
-            yield from (capacity, free, allocated)
+                full.add_metric((id,), bool(reason))
+            yield from (capacity, free, allocated, full)

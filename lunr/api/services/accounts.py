@@ -174,12 +174,14 @@ def check_quota(
     Raises:
         errors.QuotaExceeded: it may not.
     """
-    used = session.scalar(
+    used = (
         select(func.count())
         .select_from(model)
         .where(model.account_id == account.id, model.status != "DELETED")
     )
-    _compare(core, account, model.__tablename__, used or 0, 1)
+    if model is Backup:  # those that lunr makes for itself are not the account's to pay for
+        used = used.where(Backup.internal.is_(False))
+    _compare(core, account, model.__tablename__, session.scalar(used) or 0, 1)
 
 
 def _compare(core: Core, account: Account, quota: str, used: int, asked: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from sqlalchemy import exists, select
@@ -13,10 +14,10 @@ from lunr.api.services.listing import Listing, Query
 from lunr.common import errors, ids
 from lunr.common.states import Backup as State
 from lunr.common.states import Volume as VolumeState
-from lunr.db.models import Backup, Volume, columns
+from lunr.db.models import Backup, Snapshot, Volume, columns
 from lunr.db.transitions import move
 
-LISTING = Listing(
+EVERY = Listing(
     "backups",
     Backup,
     select(*columns(Backup)),
@@ -24,6 +25,8 @@ LISTING = Listing(
     (Backup.created_at, Backup.id),
     Backup.id,
 )
+#: Those that are their account's own; what lunr makes for itself is not there for callers.
+LISTING = replace(EVERY, statement=EVERY.statement.where(Backup.internal.is_(False)))
 
 
 class Backups:
@@ -32,10 +35,11 @@ class Backups:
     def __init__(self, core: Core) -> None:
         self._core = core
 
-    def list(self, query: Query) -> Any:
-        """A page of backups."""
+    def list(self, query: Query, internal: bool = False) -> Any:
+        """A page of backups; with those that lunr made for itself only if `internal`."""
+        listing = EVERY if internal else LISTING
         with self._core.db.read() as connection:
-            return LISTING.page(connection, query, self._core.settings.page_limit)
+            return listing.page(connection, query, self._core.settings.page_limit)
 
     def get(self, account_id: str, id: str, volume_id: str | None = None) -> Any:
         """The backup (of the volume, if one is given).
@@ -58,12 +62,14 @@ class Backups:
         """Make a backup; the second of the answer is False if the same request made it before.
 
         Args:
-            request: ``name``, ``metadata``, ``full``.
+            request: ``name``, ``metadata``, ``full``, ``snapshot`` (of the volume: save
+                that instead of the volume as it is).
             id: the caller's id; the same request may then come again.
 
         Raises:
-            errors.NotFound: the account has no such volume.
-            errors.WrongState, errors.InUse: it is not ACTIVE, or a job is at work on it.
+            errors.NotFound: the account has no such volume, or that no such snapshot.
+            errors.WrongState, errors.InUse: it is not ACTIVE (the snapshot not AVAILABLE),
+                or a job is at work on it.
             errors.IdInUse: there is another backup of that id.
             errors.QuotaExceeded: the account has all the backups it may have.
         """
@@ -89,13 +95,23 @@ class Backups:
         if known is not None:
             volumes.same_request("backup", known, account_id, request)
         volumes.require_idle(volume, "back it up")
+        saved: Volume | Snapshot = volume
+        if "snapshot" in request:
+            saved = volumes.lock_source(
+                session, account_id, Snapshot, request["snapshot"], "back it up"
+            )
+            if saved.volume_id != volume_id:
+                raise errors.NotFound(
+                    kind=f"snapshot of volume {volume_id} with the id", id=saved.id
+                )
         accounts.check_quota(session, self._core, account, Backup)
         backup = Backup(
             id=id or ids.new(),
             account_id=account_id,
             volume_id=volume_id,
             name=request.get("name", ""),
-            size=volume.size,
+            snapshot_id=request.get("snapshot"),
+            size=saved.size,
             full=request.get("full", False),
             meta=request.get("metadata", {}),
             request=request,
@@ -130,7 +146,7 @@ class Backups:
         if session.scalar(select(child)):
             raise errors.InUse(kind="backup", id=id, reason="it is the parent of a running backup")
         if backup.status == State.NEW and backup.job_id is not None:
-            volumes.drop_job(session, backup.job_id)
+            queue.drop(session, backup.job_id)
         move(session, Backup, id, State.DELETING, "delete it", reason=None)
         self._queue(session, "backup.delete", backup, _node_of(session, backup))
         return views.backup(backup)
@@ -194,7 +210,10 @@ class Backups:
 
 def _lock(session: Session, account_id: str, id: str, volume_id: str | None) -> Backup:
     statement = select(Backup).where(
-        Backup.id == id, Backup.account_id == account_id, Backup.status != "DELETED"
+        Backup.id == id,
+        Backup.account_id == account_id,
+        Backup.status != "DELETED",
+        Backup.internal.is_(False),
     )
     if volume_id is not None:
         statement = statement.where(Backup.volume_id == volume_id)

@@ -210,7 +210,7 @@ class Claims:
             return
         job.progress = progress
         kind = KINDS[job.kind]
-        if kind.begins is not None and kind.model is not None:
+        if kind.shown and kind.model is not None:
             session.execute(
                 update(kind.model)
                 .where(KEYS[kind.model] == job.subject_id)

@@ -12,7 +12,7 @@ from typing import Any
 from sqlalchemy import select, update
 from sqlalchemy.orm import Session
 
-from lunr.api.services import collect
+from lunr.api.services import collect, transfers
 from lunr.api.services.core import Core
 from lunr.api.services.kinds import KINDS, ROVING
 from lunr.common import errors, ids, times
@@ -23,6 +23,13 @@ from lunr.db.session import on_commit
 from lunr.db.transitions import KEYS, move, try_move
 
 log = logging.getLogger(__name__)
+
+
+class SourceNotSaved(errors.LunrError):
+    """Its source could not be saved, to be copied to another node: {reason}"""
+
+    code = "source_not_saved"
+
 
 #: The longest that a job waits before it is tried again, in seconds.
 MAX_DELAY = 300
@@ -68,7 +75,30 @@ def end(
     _move_subject(session, job, status, reason, values)
     if status is State.DONE and job.kind in _AFTER:
         _AFTER[job.kind](session, core, job, result or {})
+    if job.kind == "backup.save":
+        if status is not State.DONE:
+            _fail_restores(session, core, job, reason)
+        transfers.let_go(session, core, job.subject_id)
+    elif job.kind == "volume.restore":
+        used = session.scalar(select(Volume.transfer_id).where(Volume.id == job.subject_id))
+        if used is not None:
+            transfers.let_go(session, core, used)
     _wake_followers(session, core, job)
+
+
+def _fail_restores(session: Session, core: Core, save: Job, reason: str | None) -> None:
+    """End the jobs that were to restore what `save` did not save."""
+    waiting = (
+        select(Job)
+        .join(JobAfter, JobAfter.job_id == Job.id)
+        .where(
+            JobAfter.after_id == save.id,
+            Job.kind == "volume.restore",
+            Job.status == State.QUEUED,
+        )
+    )
+    for restore in session.scalars(waiting.with_for_update(of=Job)).all():
+        end(session, core, restore, State.FAILED, SourceNotSaved(reason=reason).as_dict())
 
 
 def _wake_followers(session: Session, core: Core, job: Job) -> None:

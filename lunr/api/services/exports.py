@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from typing import Any
 
-from sqlalchemy import select
+from sqlalchemy import ColumnElement, select
 from sqlalchemy.orm import Session
 
 from lunr.api.services import queue, volumes
@@ -14,7 +14,7 @@ from lunr.api.services.listing import Listing, Query
 from lunr.api.services.vault import Vault, chap_secret
 from lunr.common import errors, times
 from lunr.common.states import Export as State
-from lunr.db.models import Export, Node, columns
+from lunr.db.models import Export, Node, Volume, VolumeType, columns
 from lunr.db.transitions import move
 
 #: The one logical unit of each target.
@@ -154,7 +154,7 @@ class Exports:
             raise errors.NotFound(kind="export of volume", id=volume_id)
         came_from = export.status
         if came_from == State.ATTACHING and export.job_id is not None:
-            volumes.drop_job(session, export.job_id)
+            queue.drop(session, export.job_id)
             came_from = State.ERROR.value
         move(session, Export, volume_id, State.DETACHING, "detach it", reason=None)
         self._queue(session, "export.delete", export, {"force": force, "from": came_from})
@@ -198,17 +198,30 @@ class Exports:
         return view
 
 
-def for_node(row: Any, vault: Vault) -> dict[str, Any]:
-    """What the storage node needs to export the volume of `row`."""
-    return {
-        "iqn": row.target_iqn,
-        "lun": LUN,
-        "username": row.auth_username,
-        "password": vault.open(row.auth_secret),
-        "initiator": row.initiator,
-        "ip": row.ip,
-        "serial": _serial(row.volume_id),
-    }
+def for_node(session: Session, vault: Vault, *which: ColumnElement[bool]) -> list[dict[str, Any]]:
+    """What the storage node needs for the exports `which`; the limits are those of now."""
+    statement = (
+        select(*columns(Export), VolumeType.read_iops, VolumeType.write_iops)
+        .join(Volume, Volume.id == Export.volume_id)
+        .join(VolumeType, VolumeType.name == Volume.volume_type_name)
+        .where(*which)
+        .order_by(Export.volume_id)
+    )
+    return [
+        {
+            "volume_id": row.volume_id,
+            "iqn": row.target_iqn,
+            "lun": LUN,
+            "username": row.auth_username,
+            "password": vault.open(row.auth_secret),
+            "initiator": row.initiator,
+            "ip": row.ip,
+            "serial": _serial(row.volume_id),
+            "read_iops": row.read_iops,
+            "write_iops": row.write_iops,
+        }
+        for row in session.execute(statement)
+    ]
 
 
 def _serial(volume_id: str) -> str:

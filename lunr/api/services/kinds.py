@@ -28,6 +28,7 @@ class Kind:
         done: the state it moves to when the job is DONE; None: it stays where it is.
         failed: the same for FAILED and CANCELLED.
         roving: any ACTIVE node can do it; otherwise only the volume's.
+        shown: the subject shows how far the job is.
     """
 
     model: Record | None
@@ -36,22 +37,23 @@ class Kind:
     done: StrEnum | None = None
     failed: StrEnum | None = None
     roving: bool = False
+    shown: bool = False
 
 
 _V, _S, _B, _E = states.Volume, states.Snapshot, states.Backup, states.Export
 
 KINDS: dict[str, Kind] = {
-    "volume.create": Kind(Volume, "volume", _V.BUILDING, _V.ACTIVE, _V.ERROR),
-    "volume.clone": Kind(Volume, "volume", _V.BUILDING, _V.ACTIVE, _V.ERROR),
-    "volume.restore": Kind(Volume, "volume", _V.RESTORING, _V.ACTIVE, _V.ERROR),
+    "volume.create": Kind(Volume, "volume", _V.BUILDING, _V.ACTIVE, _V.ERROR, shown=True),
+    "volume.clone": Kind(Volume, "volume", _V.BUILDING, _V.ACTIVE, _V.ERROR, shown=True),
+    "volume.restore": Kind(Volume, "volume", _V.RESTORING, _V.ACTIVE, _V.ERROR, shown=True),
     "volume.extend": Kind(Volume, "volume"),
-    "volume.delete": Kind(Volume, "volume", None, _V.DELETED, _V.ERROR),
-    "snapshot.create": Kind(Snapshot, "volume", _S.SAVING, _S.AVAILABLE, _S.ERROR),
+    "volume.delete": Kind(Volume, "volume", None, _V.DELETED, _V.ERROR, shown=True),
+    "snapshot.create": Kind(Snapshot, "volume", _S.SAVING, _S.AVAILABLE, _S.ERROR, shown=True),
     "snapshot.delete": Kind(Snapshot, "volume", None, _S.DELETED, _S.ERROR),
     "export.create": Kind(Export, "export", None, _E.ATTACHED, _E.ERROR),
     # A detach that was refused goes back to where it came from: see endings.
     "export.delete": Kind(Export, "export", None, _E.DELETED, _E.ATTACHED),
-    "backup.save": Kind(Backup, "volume", _B.SAVING, _B.AVAILABLE, _B.ERROR),
+    "backup.save": Kind(Backup, "volume", _B.SAVING, _B.AVAILABLE, _B.ERROR, shown=True),
     "backup.delete": Kind(Backup, "backup", None, _B.DELETED, _B.ERROR, roving=True),
     "backup.verify": Kind(Backup, "backup", roving=True),
     "repository.collect": Kind(None, "repository", roving=True),

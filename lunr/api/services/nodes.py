@@ -145,12 +145,15 @@ class Nodes:
             session.delete(token)
         session.flush()
         session.delete(node)
+        session.flush()
+        queue.free_roving(session, self._core)
 
     def heartbeat(self, id: str, told: dict[str, Any]) -> Any:
         """A sign of life; a PENDING or DOWN node becomes ACTIVE.
 
         Args:
-            told: as in docs/api.md; ``sessions`` are those now connected.
+            told: as in docs/api.md; ``sessions`` are those now connected. A node that
+                says nothing of ``full`` or ``limits_io`` is older than they are.
 
         Raises:
             errors.NotFound: there is none of that id.
@@ -161,12 +164,15 @@ class Nodes:
     def _heartbeat(self, session: Session, id: str, told: dict[str, Any]) -> None:
         node = _lock(session, id)
         sessions = told.pop("sessions", None)
-        for name, value in told.items():
+        lost = told.pop("lost_snapshots", None)
+        for name, value in {"full": "", "limits_io": False, **told}.items():
             setattr(node, name, value)
         node.last_seen = times.now()
         session.flush()
         if try_move(session, Node, id, State.ACTIVE, only=(State.PENDING, State.DOWN)):
             on_commit(session, lambda: self._core.bell.ring(id))
+        if lost:
+            self._lose_snapshots(session, id, set(lost))
         if sessions is None:
             return
         for export in session.scalars(
@@ -175,6 +181,15 @@ class Nodes:
             now = sessions.get(export.volume_id, [])
             if now != export.sessions:
                 export.sessions = now
+
+    def _lose_snapshots(self, session: Session, id: str, lost: set[str]) -> None:
+        there = select(Snapshot.id).where(
+            Snapshot.node_id == id, Snapshot.status == SnapshotState.AVAILABLE
+        )
+        for snapshot in lost.intersection(session.scalars(there)):
+            reason = str(SnapshotLost())
+            only = (SnapshotState.AVAILABLE,)
+            try_move(session, Snapshot, snapshot, SnapshotState.ERROR, only, reason=reason)
 
     def reconcile(self, id: str, volumes: Sequence[str], snapshots: Sequence[str]) -> Any:
         """The agent was started: its running jobs are queued again; what ought to be there?
@@ -255,14 +270,12 @@ class Nodes:
         return {"exports": self._core.db.write(self._exports, id)}
 
     def _exports(self, session: Session, id: str) -> Sequence[dict[str, Any]]:
-        rows = session.scalars(
-            select(Export)
-            .where(Export.node_id == id, Export.status == ExportState.ATTACHED)
-            .order_by(Export.volume_id)
+        return exports.for_node(
+            session,
+            self._core.vault,
+            Export.node_id == id,
+            Export.status == ExportState.ATTACHED,
         )
-        return [
-            {"volume_id": row.volume_id, **exports.for_node(row, self._core.vault)} for row in rows
-        ]
 
     def mark_down(self, now: datetime) -> Sequence[str]:
         """Mark ACTIVE nodes without a fresh heartbeat DOWN; their ids."""
@@ -278,6 +291,12 @@ class Nodes:
         down = [id for id in silent if try_move(session, Node, id, State.DOWN)]
         queue.free_roving(session, self._core)
         return down
+
+
+class SnapshotLost(errors.LunrError):
+    """Its bytes are lost: more of its volume was overwritten than its node had room to keep."""
+
+    code = "snapshot_lost"
 
 
 class NodeLost(errors.LunrError):

@@ -53,7 +53,7 @@ def _volume_restore(session: Session, _core: Core, job: Job) -> Payload:
     volume = session.get_one(Volume, job.subject_id)
     return {
         "size_bytes": volume.size * GIB,
-        "backup_id": volume.backup_id,
+        "backup_id": volume.transfer_id or volume.backup_id,
         "repository": job.account_id,
     }
 
@@ -71,7 +71,7 @@ def _snapshot(session: Session, _core: Core, job: Job) -> Payload:
 
 
 def _export_create(session: Session, core: Core, job: Job) -> Payload:
-    return exports.for_node(session.get_one(Export, job.subject_id), core.vault)
+    return exports.for_node(session, core.vault, Export.volume_id == job.subject_id)[0]
 
 
 def _export_delete(session: Session, _core: Core, job: Job) -> Payload:
@@ -94,15 +94,22 @@ def _backup_save(session: Session, _core: Core, job: Job) -> Payload:
                 Backup.volume_id == backup.volume_id,
                 Backup.account_id == backup.account_id,
                 Backup.status == BackupState.AVAILABLE,
+                Backup.internal.is_(False),  # it may be deleted at any moment
             )
             .order_by(Backup.created_at.desc(), Backup.id.desc())
             .limit(1)
             .with_for_update(key_share=True)
         )
     backup.parent_id = None if parent is None else parent.id
-    backup.size = session.get_one(Volume, backup.volume_id).size
+    saved: Volume | Snapshot
+    if backup.snapshot_id is None:
+        saved = session.get_one(Volume, backup.volume_id)
+    else:
+        saved = session.get_one(Snapshot, backup.snapshot_id)
+    backup.size = saved.size
     return {
         **_stored(session, _core, job),
+        "snapshot_id": backup.snapshot_id,
         "parent_id": backup.parent_id,
         "condemned": collect.condemned(session, job.account_id),
         "created_at": iso(backup.created_at),

@@ -23,14 +23,19 @@ class Wish:
     Attributes:
         size: GiB.
         volume_type: the name of its type.
-        node_id: it must be this node (the source of a clone is there, or an admin said so).
+        limits_io: its type has limits that the node must enforce.
+        node_id: it must be this node (an admin said so).
+        source: the node of what it is made from. That one is preferred: to any other
+            the bytes have to be copied, for which the source must be alive.
         away_from: ids of nodes that it must not be.
         away_from_groups: groups of nodes that it must not be in.
     """
 
     size: int
     volume_type: str
+    limits_io: bool = False
     node_id: str | None = None
+    source: str | None = None
     away_from: Collection[str] = ()
     away_from_groups: Collection[str] = ()
 
@@ -54,10 +59,12 @@ def place(session: Session, core: Core, wish: Wish) -> str:
         errors.NoRoom: no node fits; the reason says why the last ones did not.
     """
     nodes = session.scalars(select(Node).order_by(Node.id)).all()
-    refused = {node.id: _refusal(node, wish, core.settings) for node in nodes}
+    alive = {node.id for node in nodes if _is_alive(node, core.settings)}
+    refused = {node.id: _refusal(node, wish, alive) for node in nodes}
     fit = [node for node in nodes if refused[node.id] is None]
     promised = allocated(session, fit[0].id if len(fit) == 1 else None)
-    fit.sort(key=lambda node: _rank(node, promised.get(node.id, 0), wish, core.settings.placement))
+    strategy = core.settings.placement
+    fit.sort(key=lambda node: _rank(node, promised.get(node.id, 0), wish, strategy))
     for node in fit:
         if reserve(session, node.id, wish.size):
             return node.id
@@ -75,28 +82,45 @@ def reserve(session: Session, node_id: str, gigabytes: int) -> bool:
     return allocated(session, node_id).get(node_id, 0) + gigabytes * GIB <= capacity
 
 
-def _refusal(node: Node, wish: Wish, settings: Settings) -> str | None:
+def _is_alive(node: Node, settings: Settings) -> bool:
     oldest = times.now() - timedelta(seconds=settings.node_timeout)
-    if wish.node_id not in (None, node.id):
-        return "is not where it must be"
-    if node.status != State.ACTIVE:
-        return f"is {node.status}"
-    if node.last_seen is None or node.last_seen < oldest:
-        return "gives no sign of life"
-    if node.weight <= 0:
-        return "takes no new volumes (weight 0)"
-    if wish.volume_type not in node.volume_types:
-        return f"has no volumes of the type {wish.volume_type}"
-    if node.id in wish.away_from or (node.group and node.group in wish.away_from_groups):
-        return "is excluded by the affinity"
-    return None
+    return node.last_seen is not None and node.last_seen >= oldest
 
 
-def _rank(node: Node, promised: int, wish: Wish, strategy: str) -> tuple[float, str]:
-    """Sorts the best node first: the emptiest or the fullest, as the weights bend it."""
+def _refusal(node: Node, wish: Wish, alive: Collection[str]) -> str | None:
+    """Why the volume can't be on the node; None: it can, as far as its room goes."""
+    copied = wish.source not in (None, node.id)
+    reasons = (
+        (wish.node_id not in (None, node.id), "is not where it must be"),
+        (node.status != State.ACTIVE, f"is {node.status}"),
+        (node.id not in alive, "gives no sign of life"),
+        (node.weight <= 0, "takes no new volumes (weight 0)"),
+        (bool(node.full), f"takes no new volumes ({node.full.rstrip('.')})"),
+        (
+            wish.volume_type not in node.volume_types,
+            f"has no volumes of the type {wish.volume_type}",
+        ),
+        (
+            wish.limits_io and not node.limits_io,
+            f"can't limit I/O, as the type {wish.volume_type} asks",
+        ),
+        (
+            node.id in wish.away_from or (node.group != "" and node.group in wish.away_from_groups),
+            "is excluded by the affinity",
+        ),
+        (
+            copied and wish.source not in alive,
+            "can't be copied to: the source's node gives no sign of life",
+        ),
+    )
+    return next((reason for refuses, reason in reasons if refuses), None)
+
+
+def _rank(node: Node, promised: int, wish: Wish, strategy: str) -> tuple[bool, float, str]:
+    """Sorts the best node first: the source's, then the emptiest or the fullest by weight."""
     full = (promised + wish.size * GIB) / max(node.capacity_bytes, 1)
     share = full if strategy == "deep_fill" else 1 - full
-    return -node.weight * share, node.id
+    return node.id != wish.source, -node.weight * share, node.id
 
 
 def _explain(refused: dict[str, str | None], wish: Wish) -> str:

@@ -10,11 +10,12 @@ from sqlalchemy.orm import Session
 
 from lunr.api.services.core import Core
 from lunr.api.services.kinds import ROVING, lane
-from lunr.common import ids
+from lunr.common import errors, ids, times
 from lunr.common.states import Job as State
 from lunr.common.states import Node as NodeState
 from lunr.db.models import Job, JobAfter, Node
 from lunr.db.session import on_commit
+from lunr.db.transitions import move
 
 #: A job that is not over.
 LIVE = (State.QUEUED.value, State.RUNNING.value)
@@ -57,6 +58,26 @@ def add(
     session.add_all(JobAfter(job_id=job.id, after_id=id) for id in after)
     on_commit(session, lambda: core.bell.ring(node_id, kind))
     return job
+
+
+def drop(session: Session, id: str) -> None:
+    """Cancel a job that has not begun and whose subject is about to be deleted.
+
+    Raises:
+        errors.WrongState: it has begun.
+    """
+    cancelled = errors.Cancelled().as_dict()
+    move(
+        session,
+        Job,
+        id,
+        State.CANCELLED,
+        "drop it",
+        only=(State.QUEUED,),
+        ended_at=times.now(),
+        reason=cancelled["reason"],
+        code=cancelled["code"],
+    )
 
 
 def live(session: Session, kind: str, account_id: str) -> Job | None:

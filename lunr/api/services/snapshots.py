@@ -12,7 +12,7 @@ from lunr.api.services.core import Core
 from lunr.api.services.listing import Listing, Query
 from lunr.common import errors, ids
 from lunr.common.states import Snapshot as State
-from lunr.db.models import Snapshot, Volume, columns
+from lunr.db.models import Backup, Snapshot, Volume, columns
 from lunr.db.transitions import move
 
 LISTING = Listing(
@@ -91,7 +91,7 @@ class Snapshots:
 
         Raises:
             errors.NotFound: the account has no such snapshot, or it is deleted.
-            errors.InUse: it is being made, or a volume is being made from it.
+            errors.InUse: it is being made or backed up, or a volume is being made from it.
         """
         return self._core.db.write(self._delete, account_id, id)
 
@@ -113,10 +113,12 @@ class Snapshots:
                 id=id,
                 reason=f"the job {snapshot.job_id} makes it; cancel that first",
             )
-        if session.scalar(select(volumes.being_made(Volume.snapshot_id == id))):
+        if session.scalar(select(volumes.being_cloned(Volume.snapshot_id == id))):
             raise errors.InUse(kind="snapshot", id=id, reason="a volume is being made from it")
+        if session.scalar(select(volumes.being_saved(Backup.snapshot_id == id))):
+            raise errors.InUse(kind="snapshot", id=id, reason="a backup of it is running")
         if snapshot.status == State.NEW and snapshot.job_id is not None:
-            volumes.drop_job(session, snapshot.job_id)
+            queue.drop(session, snapshot.job_id)
         move(session, Snapshot, id, State.DELETING, "delete it", reason=None)
         self._queue(session, "snapshot.delete", snapshot)
         return views.snapshot(snapshot)

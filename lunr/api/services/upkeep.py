@@ -10,6 +10,7 @@ from typing import Any
 from sqlalchemy import CursorResult, Delete, delete, exists, or_, select
 from sqlalchemy.orm import Session
 
+from lunr.api.services import transfers
 from lunr.api.services.core import Core
 from lunr.api.services.kinds import Record
 from lunr.api.services.queue import LIVE
@@ -27,6 +28,9 @@ from lunr.db.models import (
 from lunr.db.transitions import KEYS, try_move
 
 log = logging.getLogger(__name__)
+
+#: Seconds before an internal backup whose delete failed is deleted again.
+DELETE_AGAIN = 600
 
 #: Records, the state they are given up to, and the states that only a job can end.
 _PASSING: tuple[tuple[Record, StrEnum, tuple[str, ...]], ...] = (
@@ -70,6 +74,16 @@ class Upkeep:
                     log.error("%s %s had lost its job and is ERROR now", model.__name__, id)
                     repaired.append(id)
         return repaired
+
+    def let_go(self, now: datetime) -> list[str]:
+        """Delete the internal backups that nobody needs and whose delete failed; their ids."""
+        return self._core.db.write(self._let_go, now - timedelta(seconds=DELETE_AGAIN))
+
+    def _let_go(self, session: Session, before: datetime) -> list[str]:
+        found = transfers.unneeded(session, before)
+        for id in found:
+            transfers.let_go(session, self._core, id)
+        return found
 
     def purge(self, now: datetime, keep_records: int) -> int:
         """Forget what was deleted, and jobs that ended, more than `keep_records` seconds ago.

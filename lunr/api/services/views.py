@@ -33,6 +33,8 @@ def backup(row: Any) -> View:
     return {
         **_head(row),
         "volume_id": row.volume_id,
+        "snapshot": row.snapshot_id,
+        "internal": row.internal,
         "parent_id": row.parent_id,
         "bytes_read": row.bytes_read,
         "bytes_stored": row.bytes_stored,
@@ -102,6 +104,8 @@ def node(row: Any, allocated_bytes: int) -> View:
         "capacity_bytes": row.capacity_bytes,
         "free_bytes": row.free_bytes,
         "allocated_bytes": allocated_bytes,
+        "full": row.full,
+        "limits_io": row.limits_io,
         "version": row.version,
         "last_seen": iso(row.last_seen),
         "created_at": iso(row.created_at),

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
-from sqlalchemy import Connection, and_, bindparam, exists, select
+from sqlalchemy import ColumnElement, Connection, and_, bindparam, exists, select
 from sqlalchemy.orm import Session
 
-from lunr.api.services import accounts, placement, queue, views, volume_types
+from lunr.api.services import accounts, placement, queue, transfers, views, volume_types
 from lunr.api.services.core import Core
 from lunr.api.services.listing import Listing, Query
 from lunr.common import errors, ids
 from lunr.common.states import Backup as BackupState
-from lunr.common.states import Job as JobState
+from lunr.common.states import Export as ExportState
 from lunr.common.states import Volume as State
-from lunr.db.models import Backup, Export, Job, Node, Snapshot, Volume, columns
+from lunr.db.models import Backup, Export, Node, Snapshot, Volume, VolumeType, columns
 from lunr.db.transitions import move
+
+Saved = TypeVar("Saved", Snapshot, Backup)
 
 _ROWS = select(*columns(Volume), Export.status.label("export_status")).outerjoin_from(
     Volume, Export, and_(Export.volume_id == Volume.id, Export.status != "DELETED")
@@ -33,11 +36,19 @@ LISTING = Listing("volumes", Volume, _ROWS, _view, (Volume.created_at, Volume.id
 
 @dataclass(frozen=True)
 class _Source:
-    """What a volume is made from: its size, and the node it must be on."""
+    """What a volume is made from.
+
+    Attributes:
+        size: GiB that the volume must have at least.
+        kind: of the job that makes the volume.
+        volume: whose bytes, or whose snapshot's, they are; None: not a volume's on a node.
+        snapshot_id: the snapshot.
+    """
 
     size: int
-    node_id: str | None
     kind: str
+    volume: Volume | None = None
+    snapshot_id: str | None = None
 
 
 class Volumes:
@@ -90,11 +101,17 @@ class Volumes:
         source = _source(session, account_id, request)
         size = request.get("size") or source.size
         type_name = request.get("volume_type_name", "default")
-        _check_size(session, size, type_name, source)
+        volume_type = _check_size(session, size, type_name, source)
         accounts.check_volume_quota(session, self._core, account, 1, size)
         avoid, avoid_groups = _affinity(session, account_id, request.get("affinity"))
         wish = placement.Wish(
-            size, type_name, _the_node(source, request.get("force_node")), avoid, avoid_groups
+            size,
+            type_name,
+            limits_io=bool(volume_type.read_iops or volume_type.write_iops),
+            node_id=request.get("force_node"),
+            source=None if source.volume is None else source.volume.node_id,
+            away_from=avoid,
+            away_from_groups=avoid_groups,
         )
         volume = Volume(
             id=id or ids.new(),
@@ -110,18 +127,13 @@ class Volumes:
             snapshot_id=request.get("snapshot"),
             source_volume_id=request.get("source_volume"),
         )
-        job = queue.add(
-            session,
-            self._core,
-            source.kind,
-            account_id=account_id,
-            subject_id=volume.id,
-            volume_id=volume.id,
-            node_id=volume.node_id,
-        )
-        volume.job_id = job.id
+        kind, after = source.kind, []
+        if source.volume is not None and source.volume.node_id != volume.node_id:
+            transfer = transfers.begin(session, self._core, source.volume, source.snapshot_id)
+            volume.transfer_id = transfer.id
+            kind, after = "volume.restore", [str(transfer.job_id)]
         session.add(volume)
-        session.flush()
+        self._queue(session, kind, volume, after=after)
         return views.volume(volume, None), True
 
     def update(self, account_id: str, id: str, changes: dict[str, Any]) -> Any:
@@ -146,7 +158,7 @@ class Volumes:
             errors.NotFound: the account has no such volume.
             errors.InvalidField: it is not larger then, or too large for its type.
             errors.WrongState: it is not ACTIVE.
-            errors.InUse: it is exported, or a job is at work on it.
+            errors.InUse: a job is at work on it, or on its export.
             errors.QuotaExceeded, errors.NoRoom: there is no room for it.
         """
         return self._core.db.write(self._extend, account_id, id, size)
@@ -155,7 +167,15 @@ class Volumes:
         account = accounts.lock(session, account_id)
         volume = lock(session, account_id, id)
         require_idle(volume, "extend it")
-        _refuse_if(session, id, "it is exported", _exported(id))
+        _refuse_if(
+            session,
+            id,
+            "it is being attached or detached",
+            exists().where(
+                Export.volume_id == id,
+                Export.status.in_((ExportState.ATTACHING, ExportState.DETACHING)),
+            ),
+        )
         if size <= volume.size:
             raise errors.InvalidField(field="size", reason=f"the volume has {volume.size} GiB now")
         _check_size(session, size, volume.volume_type_name, None)
@@ -194,23 +214,23 @@ class Volumes:
             "it has snapshots",
             exists().where(Snapshot.volume_id == id, Snapshot.status != "DELETED"),
         )
-        _refuse_if(
-            session,
-            id,
-            "a backup of it is running",
-            exists().where(
-                Backup.volume_id == id, Backup.status.in_((BackupState.NEW, BackupState.SAVING))
-            ),
-        )
-        _refuse_if(session, id, "it is being cloned", being_made(Volume.source_volume_id == id))
+        _refuse_if(session, id, "a backup of it is running", being_saved(Backup.volume_id == id))
+        _refuse_if(session, id, "it is being cloned", being_cloned(Volume.source_volume_id == id))
         if volume.status == State.NEW and volume.job_id is not None:
-            drop_job(session, volume.job_id)
-        move(session, Volume, id, State.DELETING, "delete it", reason=None)
+            queue.drop(session, volume.job_id)
+        move(session, Volume, id, State.DELETING, "delete it", reason=None, progress=0)
         self._queue(session, "volume.delete", volume)
+        if volume.transfer_id is not None:
+            transfers.let_go(session, self._core, volume.transfer_id)
         return fetch(session, account_id, id)
 
     def _queue(
-        self, session: Session, kind: str, volume: Volume, data: dict[str, Any] | None = None
+        self,
+        session: Session,
+        kind: str,
+        volume: Volume,
+        data: dict[str, Any] | None = None,
+        after: Sequence[str] = (),
     ) -> None:
         job = queue.add(
             session,
@@ -221,6 +241,7 @@ class Volumes:
             volume_id=volume.id,
             node_id=volume.node_id,
             data=data,
+            after=after,
         )
         volume.job_id = job.id
         session.flush()
@@ -286,19 +307,20 @@ def same_request(kind: str, known: Any, account_id: str, request: dict[str, Any]
         raise errors.IdInUse(kind=kind, id=known.id, differs=", ".join(differs))
 
 
-def being_made(source: Any) -> Any:
+def being_made(source: ColumnElement[bool]) -> Any:
     """Whether there are volumes still being made from `source` (a condition)."""
     making = (State.NEW, State.BUILDING, State.RESTORING)
     return exists().where(source, Volume.status.in_(making))
 
 
-def drop_job(session: Session, id: str) -> None:
-    """Cancel a job that has not begun and whose subject is about to be deleted.
+def being_cloned(source: ColumnElement[bool]) -> Any:
+    """As :func:`being_made`, but for those that need only the backup that copies `source`."""
+    return being_made(source & Volume.transfer_id.is_(None))
 
-    Raises:
-        errors.WrongState: it has begun.
-    """
-    move(session, Job, id, JobState.CANCELLED, "drop it", only=(JobState.QUEUED,))
+
+def being_saved(saved: ColumnElement[bool]) -> Any:
+    """Whether backups of `saved` are to be made, or are being made (a condition)."""
+    return exists().where(saved, Backup.status.in_((BackupState.NEW, BackupState.SAVING)))
 
 
 def _exported(id: str) -> Any:
@@ -319,36 +341,50 @@ def _source(session: Session, account_id: str, request: dict[str, Any]) -> _Sour
     if not given:
         if request.get("size") is None:
             raise errors.InvalidField(field="size", reason="it is needed")
-        return _Source(0, None, "volume.create")
+        return _Source(0, "volume.create")
     id = request[given[0]]
-    record: Any
     if given[0] == "source_volume":
-        record = lock(session, account_id, id)
-        require_idle(record, "clone it")
-        return _Source(record.size, record.node_id, "volume.clone")
-    model = Backup if given[0] == "backup" else Snapshot
-    # Locked: nobody deletes it while a volume is being made from it.
-    record = session.scalar(
-        select(model)
-        .where(model.id == id, model.account_id == account_id, model.status != "DELETED")
-        .with_for_update(key_share=True)
+        volume = lock(session, account_id, id)
+        require_idle(volume, "clone it")
+        return _Source(volume.size, "volume.clone", volume)
+    if given[0] == "snapshot":
+        snapshot = lock_source(session, account_id, Snapshot, id, "make a volume from it")
+        volume = session.get_one(Volume, snapshot.volume_id)
+        return _Source(snapshot.size, "volume.clone", volume, snapshot.id)
+    backup = lock_source(session, account_id, Backup, id, "make a volume from it")
+    return _Source(backup.size, "volume.restore")
+
+
+def lock_source(
+    session: Session, account_id: str, model: type[Saved], id: str, action: str
+) -> Saved:
+    """The AVAILABLE snapshot or backup, locked: nobody deletes it before something needs it.
+
+    Raises:
+        errors.NotFound: the account has none of that id.
+        errors.WrongState: it is not AVAILABLE.
+    """
+    wanted = select(model).where(
+        model.id == id, model.account_id == account_id, model.status != "DELETED"
     )
+    if model is Backup:
+        wanted = wanted.where(Backup.internal.is_(False))
+    record = session.scalar(wanted.with_for_update(key_share=True))
+    kind = model.__name__.lower()
     if record is None:
-        raise errors.NotFound(kind=given[0], id=id)
+        raise errors.NotFound(kind=kind, id=id)
     if record.status != BackupState.AVAILABLE:
         raise errors.WrongState(
-            kind=given[0],
+            kind=kind,
             id=id,
             state=record.status,
-            action="make a volume from it",
+            action=action,
             needed=BackupState.AVAILABLE,
         )
-    if given[0] == "snapshot":
-        return _Source(record.size, record.node_id, "volume.clone")
-    return _Source(record.size, None, "volume.restore")
+    return record
 
 
-def _check_size(session: Session, size: int, type_name: str, source: _Source | None) -> None:
+def _check_size(session: Session, size: int, type_name: str, source: _Source | None) -> VolumeType:
     kind = volume_types.require(session, type_name)
     if source is not None and size < source.size:
         raise errors.InvalidField(
@@ -359,14 +395,7 @@ def _check_size(session: Session, size: int, type_name: str, source: _Source | N
             field="size",
             reason=f"volumes of the type {type_name} have {kind.min_size} to {kind.max_size} GiB",
         )
-
-
-def _the_node(source: _Source, forced: str | None) -> str | None:
-    if forced and source.node_id and forced != source.node_id:
-        raise errors.InvalidField(
-            field="force_node", reason=f"a clone is made where its source is, on {source.node_id}"
-        )
-    return forced or source.node_id
+    return kind
 
 
 def _affinity(session: Session, account_id: str, affinity: str | None) -> tuple[set[str], set[str]]:

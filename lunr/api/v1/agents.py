@@ -35,6 +35,9 @@ HEARTBEAT: Schema = {
     "target": Text(64),
     "capacity_bytes": _BYTES,
     "free_bytes": _BYTES,
+    "full": Prose(255),
+    "limits_io": Boolean(),
+    "lost_snapshots": Items(Id(), most=_MANY),
     "version": Text(64),
     "sessions": Mapped(Items(_SESSION, most=1000), most=_MANY),
 }

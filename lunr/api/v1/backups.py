@@ -7,7 +7,7 @@ from lunr.api.fields import Boolean, Id, Schema
 from lunr.api.v1.schemas import NAMED, THINGS
 
 LIST: Schema = {**THINGS, "volume_id": Id()}
-CREATE: Schema = {**NAMED, "full": Boolean()}
+CREATE: Schema = {**NAMED, "full": Boolean(), "snapshot": Id()}
 
 
 def index(call: Call) -> Reply:

@@ -34,8 +34,8 @@ def snapshots(call: Call) -> Reply:
 
 
 def backups(call: Call) -> Reply:
-    """List backups."""
-    return Reply(200, call.services.backups.list(_query(call)))
+    """List backups, also those that lunr makes for itself."""
+    return Reply(200, call.services.backups.list(_query(call), internal=True))
 
 
 def exports(call: Call) -> Reply:

@@ -45,6 +45,7 @@ def backup() -> None:
     \b
     Examples:
       lunr backup create VOLUME --name monday
+      lunr backup create VOLUME --snapshot SNAPSHOT
       lunr backup list --volume VOLUME
       lunr backup restore BACKUP --name data-again
       lunr backup verify BACKUP
@@ -82,6 +83,7 @@ def show(session: Session, backup_id: str, as_json: bool) -> None:
 @click.argument("volume_id", metavar="VOLUME", type=ID)
 @name_option
 @metadata_option
+@click.option("--snapshot", type=ID, help="Save this snapshot of it, not the volume as it is now.")
 @click.option("--full", is_flag=True, default=None, help="Read and store all, not what changed.")
 @click.option("--id", "id", type=ID, help="The backup's id.  [a new one]")
 @wait_options
@@ -96,7 +98,7 @@ def create(
     as_json: bool,
     **given: Any,
 ) -> None:
-    """Back a volume up as it is now; it may be in use."""
+    """Back a volume up as it is now, or as a snapshot holds it; it may be in use."""
     backups = session.client.backups
     record = backups.create(volume_id, **given)
     if wait:

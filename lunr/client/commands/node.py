@@ -18,6 +18,7 @@ _COLUMNS: tuple[str, ...] = (
     "capacity_bytes",
     "free_bytes",
     "allocated_bytes",
+    "full",
     "last_seen",
 )
 

@@ -152,7 +152,10 @@ def update(
 def extend(
     session: Session, volume_id: str, size: int, wait: bool, timeout: float | None, as_json: bool
 ) -> None:
-    """Make a volume larger; SIZE is its new size in GiB. It must not be exported."""
+    """Make a volume larger, also while it is exported; SIZE is its new size in GiB.
+
+    Its initiator sees the new size after a rescan: `iscsiadm -m session --rescan`.
+    """
     volumes = session.client.volumes
     record = volumes.extend(volume_id, size)
     if wait:
@@ -174,7 +177,10 @@ def delete(
     timeout: float | None,
     as_json: bool,
 ) -> None:
-    """Delete volumes and all that is on them. Their backups stay."""
+    """Delete volumes and all that is on them. Their backups stay.
+
+    On some nodes all of a volume is overwritten first, which takes its time.
+    """
     confirm(f"Delete {', '.join(volume_ids)} and all data on it?", yes)
     deleting.run(session.client.volumes, "volume", volume_ids, wait, timeout, as_json)
 

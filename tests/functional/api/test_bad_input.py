@@ -161,11 +161,16 @@ def test_a_defect_is_told_without_its_details(
         ("DELETE", "/v1.0/acme/volumes/attached", None, "in_use"),
         ("DELETE", "/v1.0/acme/volumes/saving", None, "in_use"),
         ("DELETE", "/v1.0/acme/volumes/building", None, "in_use"),
-        ("POST", "/v1.0/acme/volumes/attached/extend", {"size": 2}, "in_use"),
+        ("POST", "/v1.0/acme/volumes/attaching/extend", {"size": 2}, "in_use"),
+        ("POST", "/v1.0/acme/volumes/extending/extend", {"size": 3}, "in_use"),
         ("POST", "/v1.0/acme/volumes/idle/extend", {"size": 1}, "invalid_field"),
         ("POST", "/v1.0/acme/volumes/broken/extend", {"size": 2}, "wrong_state"),
         ("POST", "/v1.0/acme/volumes/broken/backups", {}, "wrong_state"),
         ("POST", "/v1.0/acme/volumes/broken/snapshots", {}, "wrong_state"),
+        ("POST", "/v1.0/acme/volumes/idle/backups", {"snapshot": "none"}, "not_found"),
+        ("POST", "/v1.0/acme/volumes/idle/backups", {"snapshot": "../x"}, "invalid_field"),
+        ("POST", "/v1.0/acme/volumes/idle/backups", {"snapshot": "SNAP"}, "not_found"),
+        ("POST", "/v1.0/acme/volumes/two/backups", {"snapshot": "BUSY"}, "wrong_state"),
         ("PUT", "/v1.0/acme/volumes/broken/export", {"ip": "10.0.0.1"}, "wrong_state"),
         ("PUT", "/v1.0/acme/volumes/building/export", {"ip": "10.0.0.1"}, "wrong_state"),
         ("PUT", "/v1.0/acme/volumes/idle/export", {}, "invalid_field"),
@@ -188,15 +193,22 @@ def test_what_can_not_be_done_now_is_refused_and_changes_nothing(
     world.backup("b1", "two")
     world.volume("attached")
     world.services.exports.create("acme", "attached", None, "10.0.0.1")
-    world.work()
+    snapshots = {"SNAP": world.services.snapshots.create("acme", "two")["id"]}
+    world.volume("attaching")
+    world.volume("extending")
     create("acme", {"size": 1}, "broken")
     world.fail(world.claim())
     world.volume("saving")
     world.services.backups.create("acme", "saving", {}, "b2")
     create("acme", {"size": 1}, "building")
     create("acme", {"backup": "b1"}, "restoring")
+    world.services.exports.create("acme", "attaching", None, "10.0.0.1")
+    world.services.volumes.extend("acme", "extending", 2)
+    snapshots["BUSY"] = world.services.snapshots.create("acme", "two")["id"]
     while world.claim() is not None:
         pass
+    if isinstance(body, dict) and body.get("snapshot") in snapshots:
+        body = {"snapshot": snapshots[body["snapshot"]]}
     before = _state(world)
     answer = world.call(method, path, body)
     assert answer.json["code"] == code, answer.text

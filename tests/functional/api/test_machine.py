@@ -10,12 +10,14 @@ from typing import Any
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
-from sqlalchemy import select
+from sqlalchemy import exists, func, select
 
 from lunr.common import errors, times
 from lunr.db.models import Backup, Collection, Export, Job, JobAfter, Snapshot, Volume
 from tests.functional.api.world import ALL, World, outcome
 
+#: GiB of each node.
+ROOM = {"n1": 100, "n2": 20}
 STABLE = {
     Volume: {"ACTIVE", "ERROR", "DELETED"},
     Snapshot: {"AVAILABLE", "ERROR", "DELETED"},
@@ -24,6 +26,7 @@ STABLE = {
     Job: {"DONE", "FAILED", "CANCELLED"},
 }
 NODES = st.sampled_from(["n1", "n2"])
+ANYWHERE = st.sampled_from([None, "n1", "n2"])
 #: Picks one of what there is then; drawn before anybody knows how many there are.
 PICK = st.integers(0, 3)
 
@@ -39,7 +42,7 @@ class Service(RuleBasedStateMachine):
     @initialize()
     def begin(self) -> None:
         self.world = World(Path(self._folder.name), job_attempts=3)
-        self.world.add_node("n2", gib=20)
+        self.world.add_node("n2", gib=ROOM["n2"])
         self.services = self.world.services
         self.world.volume("v0")
         self.world.backup("b0", "v0")
@@ -56,9 +59,10 @@ class Service(RuleBasedStateMachine):
             self.work("n1")
             self.work("n2")
 
-    @rule(pick=PICK)
-    def clone(self, pick: int) -> None:
-        self.make({"source_volume": self.volume(pick)})
+    @rule(pick=PICK, node=ANYWHERE)
+    def clone(self, pick: int, node: str | None) -> None:
+        """On another node than its source's, it goes through the store."""
+        self.make({"source_volume": self.volume(pick), "force_node": node})
 
     @rule(pick=PICK)
     def restore(self, pick: int) -> None:
@@ -109,13 +113,16 @@ class Service(RuleBasedStateMachine):
     def snapshot(self, pick: int) -> None:
         self.ask(self.services.snapshots.create, "acme", self.volume(pick))
 
-    @rule(pick=PICK, clone=st.booleans())
-    def use_snapshot(self, pick: int, clone: bool) -> None:
+    @rule(pick=PICK, use=st.sampled_from(["clone", "save", "delete"]), node=ANYWHERE)
+    def use_snapshot(self, pick: int, use: str, node: str | None) -> None:
         ids = self._ids(Snapshot.id, Snapshot.created_at)
         if ids:
             id = ids[pick % len(ids)]
-            if clone:
-                self.ask(self.services.volumes.create, "acme", {"snapshot": id})
+            if use == "clone":
+                self.make({"snapshot": id, "force_node": node})
+            elif use == "save":
+                request, volume = {"snapshot": id}, self.services.snapshots.get("acme", id)
+                self.ask(self.services.backups.create, "acme", volume["volume_id"], request)
             else:
                 self.ask(self.services.snapshots.delete, "acme", id)
 
@@ -166,7 +173,22 @@ class Service(RuleBasedStateMachine):
     @rule(node=NODES)
     def node_is_silent(self, node: str) -> None:
         self.services.nodes.mark_down(times.now() + timedelta(hours=1))
-        self.world.beat(node, gib=20)
+        self.world.beat(node, gib=ROOM[node])
+
+    @rule(node=NODES, chance=st.integers(0, 9))
+    def node_is_lost(self, node: str, chance: int) -> None:
+        if chance == 9:
+            self.services.nodes.delete(node, force=True)
+            self.world.add_node(node, gib=ROOM[node])
+
+    @rule(node=NODES, pick=PICK)
+    def snapshot_is_lost(self, node: str, pick: int) -> None:
+        lost = self._ids(Snapshot.id, Snapshot.created_at)[pick : pick + 1]
+        self.world.beat(node, gib=ROOM[node], lost_snapshots=lost)
+
+    @rule()
+    def internal_backups_are_let_go(self) -> None:
+        self.services.upkeep.let_go(times.now() + timedelta(hours=1))
 
     @rule()
     def purge(self) -> None:
@@ -186,12 +208,29 @@ class Service(RuleBasedStateMachine):
                 select(Volume.node_id, Volume.size, Volume.reserved, Volume.status, Volume.job_id)
             ).all()
         assert len(lanes) == len(set(lanes))
-        for node, room in (("n1", 100), ("n2", 20)):
+        for node, room in ROOM.items():
             live = [v for v in volumes if v.node_id == node and v.status != "DELETED"]
             assert sum(volume.reserved for volume in live) <= room
         for volume in volumes:
             assert volume.reserved >= volume.size
             assert volume.reserved == volume.size or volume.job_id is not None
+
+    @invariant()
+    def what_is_restored_is_there_and_what_is_not_needed_goes(self) -> None:
+        if not hasattr(self, "world"):
+            return
+        for status, needed, cancelled in self._internal():
+            # ERROR: its delete failed, and the housekeeper sees to it.
+            assert needed or cancelled or status == "ERROR"
+        used = func.coalesce(Volume.transfer_id, Volume.backup_id)
+        with self.services.core.db.read() as connection:
+            statuses = connection.scalars(
+                select(Backup.status)
+                .join(Volume, used == Backup.id)
+                .join(Job, Job.subject_id == Volume.id)
+                .where(Job.kind == "volume.restore", Job.status == "RUNNING")
+            )
+            assert set(statuses) <= {"AVAILABLE"}
 
     @invariant()
     def nothing_waits_for_a_job_that_is_not_there(self) -> None:
@@ -210,9 +249,11 @@ class Service(RuleBasedStateMachine):
         """The nodes come back and do what there is: then everything must be stable."""
         self.services.claims.expire(times.now() + timedelta(hours=1))
         for node in ("n1", "n2"):
-            self.world.beat(node, gib=20 if node == "n2" else 100)
-        while any(self.world.work(node) for node in ("n1", "n2")):
-            pass
+            self.world.beat(node, gib=ROOM[node])
+        self._work_off()
+        self.internal_backups_are_let_go()  # those whose delete failed
+        self._work_off()
+        assert self._internal() == []
         with self.services.core.db.read() as connection:
             for model, stable in STABLE.items():
                 found = set(connection.scalars(select(model.status)))
@@ -223,9 +264,26 @@ class Service(RuleBasedStateMachine):
             swept = connection.scalars(select(Collection.id)).all()
         if swept:  # a sweep that failed is made up for
             self.services.collect.request("acme")
-            while any(self.world.work(node) for node in ("n1", "n2")):
-                pass
+            self._work_off()
             assert self._ids(Collection.id, Collection.id) == []
+
+    def _work_off(self) -> None:
+        while any(self.world.work(node) for node in ("n1", "n2")):
+            pass
+
+    def _internal(self) -> list[Any]:
+        """The internal backups that are there, and whether a volume needs each."""
+        needed = exists().where(
+            Volume.transfer_id == Backup.id, Volume.status.in_(("NEW", "RESTORING"))
+        )
+        with self.services.core.db.read() as connection:
+            return list(
+                connection.execute(
+                    select(Backup.status, needed.label("needed"), Job.cancel)
+                    .outerjoin(Job, Job.id == Backup.job_id)
+                    .where(Backup.internal, Backup.status.not_in(("DELETING", "DELETED")))
+                )
+            )
 
     @staticmethod
     def _live(connection: Any) -> list[str]:

@@ -78,12 +78,44 @@ def test_affinity_keeps_away(world: World) -> None:
         _node(world, affinity="different_group:v1")
 
 
-def test_clones_are_made_where_their_source_is(world: World) -> None:
+def test_clones_are_made_where_their_source_is_if_they_can_be(world: World) -> None:
     world.volume("v1")
     world.add_node("n2", gib=1000)
     assert {_node(world, source_volume="v1") for _ in range(3)} == {"n1"}
-    with pytest.raises(errors.InvalidField, match="on n1"):
-        _node(world, source_volume="v1", force_node="n2")
+    assert _node(world, source_volume="v1", force_node="n2") == "n2"
     world.beat("n1", gib=1)
+    assert _node(world, source_volume="v1") == "n2"
     with pytest.raises(errors.NoRoom, match="has no 1 GiB left"):
+        _node(world, source_volume="v1", force_node="n1")
+    world.beat("n2", gib=2)
+    with pytest.raises(errors.NoRoom, match="2 has no 1 GiB left"):
         _node(world, source_volume="v1")
+
+
+def test_a_full_node_takes_nothing_and_says_why(world: World) -> None:
+    world.volume("v1")
+    world.beat("n1", full="The thin pool is 90 % full.")
+    assert world.services.nodes.get("n1")["full"] == "The thin pool is 90 % full."
+    for source in ({}, {"source_volume": "v1"}):
+        with pytest.raises(errors.NoRoom, match=r"no new volumes \(The thin pool is 90 % full\)"):
+            _node(world, **source)
+    world.services.volumes.extend("acme", "v1", 2)  # what is there goes on
+    world.beat("n1")  # an older node says nothing of it
+    assert world.services.nodes.get("n1")["full"] == ""
+    assert _node(world) == "n1"
+
+
+@pytest.mark.parametrize("limit", ["read_iops", "write_iops"])
+def test_limits_are_for_nodes_that_can_keep_them(world: World, limit: str) -> None:
+    world.services.volume_types.create("slow", **{limit: 100})
+    world.services.nodes.update("n1", volume_types=["default", "slow"])
+    world.volume("v1")
+    with pytest.raises(errors.NoRoom, match="1 can't limit I/O, as the type slow asks"):
+        _node(world, volume_type_name="slow")
+    world.add_node("n2", volume_types=["slow"])
+    world.beat("n2", limits_io=True)
+    assert world.services.nodes.get("n2")["limits_io"] is True
+    assert _node(world, volume_type_name="slow") == "n2"
+    assert _node(world, source_volume="v1", volume_type_name="slow") == "n2"
+    world.beat("n1", limits_io=True)
+    assert _node(world, source_volume="v1", volume_type_name="slow") == "n1"

@@ -1,9 +1,9 @@
 """The agent: makes a node what the API says it should be, and does the API's jobs.
 
-Threads: one beats (tells the API that the node lives), one watches the exports,
-and a few claim jobs: `quick_workers` those that are done in moments,
-`data_workers` those that move data, so that a long backup keeps nobody waiting
-for an export.
+Threads: one beats (tells the API that the node lives), one looks after the pool,
+one watches the exports, and a few claim jobs: `quick_workers` those that are
+done in moments, `data_workers` those that move data, so that a long backup
+keeps nobody waiting for an export.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 import socket
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
 from lunr import __version__
@@ -19,9 +19,11 @@ from lunr.common import errors, ids
 from lunr.storage.api_client import ApiClient
 from lunr.storage.backoff import Backoff
 from lunr.storage.job import Job, Stop
-from lunr.storage.jobs import DATA, QUICK, Handler, Node
+from lunr.storage.jobs import HANDLERS, Node, lanes
 from lunr.storage.metrics import Metrics
+from lunr.storage.pool_watch import PoolWatch
 from lunr.storage.pools.base import Purpose
+from lunr.storage.removals import Removals
 from lunr.storage.supervisor import Supervisor
 from lunr.storage.targets.base import Target, TargetUnavailable
 
@@ -30,7 +32,7 @@ T = TypeVar("T")
 
 #: Seconds that a claim waits at the API for a job.
 CLAIM_WAIT = 30
-#: Seconds between two looks at the target.
+#: Seconds between two looks at the target, and at the pool.
 WATCH_INTERVAL = 1.0
 #: Seconds that jobs are given to end when the agent is told to stop.
 STOP_TIMEOUT = 10.0
@@ -56,10 +58,18 @@ class Agent:
         self._api = api
         self._portal = portal
         self._heartbeat = heartbeat
-        self._workers = {"quick": (quick_workers, QUICK), "data": (data_workers, DATA)}
+        self._lanes = lanes(node.pool)
+        self._workers = {
+            "quick": (quick_workers, self._lanes.quick),
+            "data": (data_workers, self._lanes.data),
+        }
         self._stopping = threading.Event()
         self._beat_now = threading.Event()
-        self.supervisor = Supervisor(node, api, {**QUICK, **DATA}, metrics, self._stopping)
+        self._removing: threading.Thread | None = None
+        self.supervisor = Supervisor(node, api, HANDLERS, metrics, self._stopping)
+        self.pool_watch = PoolWatch(node.pool)
+        self.removals = Removals(node, (), self._stopping)
+        metrics.watch(self.pool_watch, node.exports)
 
     def start(self) -> None:
         """Make the node ready, agree with the API on what there is, then begin to work.
@@ -73,12 +83,15 @@ class Agent:
         pool.clean()
         self._persist(self._target.check)
         self._reconcile()
+        self.pool_watch.look()
         self._beat()
-        self._start("watch", self._watch)
+        self._start("pool", self._watch_pool)
+        self._start("exports", self._watch_exports)
         self._start("heartbeat", self._beats)
-        for name, (count, handlers) in self._workers.items():
+        self._removing = self._start("removals", self.removals.run)
+        for name, (count, kinds) in self._workers.items():
             for number in range(count):
-                self._start(f"{name}-{number}", self._claims, handlers)
+                self._start(f"{name}-{number}", self._claims, kinds)
         _log.info("the node is ready")
 
     def stop(self) -> None:
@@ -89,10 +102,12 @@ class Agent:
         """
         self._stopping.set()
         self._beat_now.set()
-        self.supervisor.wait_idle(STOP_TIMEOUT, lambda job: job.kind in QUICK)
+        self.supervisor.wait_idle(STOP_TIMEOUT, lambda job: job.kind in self._lanes.quick)
         for job in self.supervisor.running():
             job.stop(Stop.LOST)
-        self.supervisor.wait_idle(STOP_TIMEOUT, lambda job: job.kind in DATA)
+        self.supervisor.wait_idle(STOP_TIMEOUT, lambda job: job.kind in self._lanes.data)
+        if self._removing is not None:
+            self._removing.join(STOP_TIMEOUT)
         self.node.pool.close()
 
     # --- agreeing with the API ---------------------------------------------------
@@ -116,10 +131,8 @@ class Agent:
             if doomed:
                 _log.info("removing snapshot %s of volume %s", snap.id, snap.volume_id)
                 pool.delete_snapshot(snap)
-        for volume_id in truth["delete"]["volumes"]:
-            _log.info("removing volume %s, which was deleted", volume_id)
-            exports.detach(ids.check(volume_id), force=True)
-            pool.delete(volume_id)
+        deleted = {ids.check(volume_id) for volume_id in truth["delete"]["volumes"]}
+        self.removals = Removals(self.node, deleted, self._stopping)
         for kind, unknown in truth["unknown"].items():
             for subject in unknown:
                 _log.warning("no record knows %s %s; it is left alone", kind, subject)
@@ -128,7 +141,7 @@ class Agent:
                 _log.error("volume %s ought to be here and is not", volume["id"])
         exports.restore(lambda: truth["exports"])
         wanted = {export["volume_id"] for export in truth["exports"]}
-        self._remove_stray(present.keys() - wanted, queued)
+        self._remove_stray(present.keys() - wanted - deleted, queued)
 
     def _remove_stray(self, strays: set[str], queued: set[tuple[str, str]]) -> None:
         """Remove exports that nobody asked for, unless a job about them is to come."""
@@ -142,7 +155,7 @@ class Agent:
                 _log.error("%s", error)
 
     def _report(self) -> dict[str, Any]:
-        capacity = self.node.pool.capacity()
+        capacity = self.pool_watch.capacity()
         return {
             "hostname": socket.gethostname(),
             "portal": self._portal,
@@ -150,14 +163,19 @@ class Agent:
             "target": self._target.name,
             "capacity_bytes": capacity.capacity_bytes,
             "free_bytes": capacity.free_bytes,
+            "full": capacity.full,
+            "limits_io": self._target.limits_io(),
+            "lost_snapshots": sorted(self.pool_watch.lost_snapshots()),
             "version": __version__,
             "sessions": self.node.exports.sessions(),
         }
 
     # --- threads -----------------------------------------------------------------
 
-    def _start(self, name: str, work: Callable[..., None], *args: Any) -> None:
-        threading.Thread(target=work, args=args, name=name, daemon=True).start()
+    def _start(self, name: str, work: Callable[..., None], *args: Any) -> threading.Thread:
+        thread = threading.Thread(target=work, args=args, name=name, daemon=True)
+        thread.start()
+        return thread
 
     def _persist(self, call: Callable[[], T]) -> T:
         """Call until the API or the target answers."""
@@ -186,7 +204,19 @@ class Agent:
             except errors.LunrError as error:
                 backoff.wait(error)
 
-    def _watch(self) -> None:
+    def _watch_pool(self) -> None:
+        backoff = Backoff(self._stopping)
+        while not self._stopping.wait(WATCH_INTERVAL):
+            try:
+                if self.pool_watch.look():
+                    self._beat_now.set()
+                backoff.over()
+            except errors.LunrError as error:
+                backoff.wait(error)
+            except Exception:  # noqa: BLE001 - a defect: a pool that nobody watches would fill up
+                _log.exception("the pool can't be looked after")
+
+    def _watch_exports(self) -> None:
         backoff = Backoff(self._stopping)
         # Whether the target was restarted: then the API is asked what ought to be there,
         # for a detach that was refused after the agent's own start left an export unknown here.
@@ -205,13 +235,13 @@ class Agent:
                 restarted = restarted or isinstance(error, TargetUnavailable)
                 backoff.wait(error)
 
-    def _claims(self, handlers: Mapping[str, Handler]) -> None:
+    def _claims(self, kinds: Iterable[str]) -> None:
         backoff = Backoff(self._stopping)
         lease = ids.new()
         while not self._stopping.is_set():
             try:
                 # Under the same lease until an answer has come: one that was lost is given again.
-                claimed = self._api.claim(handlers, CLAIM_WAIT, lease)
+                claimed = self._api.claim(kinds, CLAIM_WAIT, lease)
                 lease = ids.new()
                 job = None if claimed is None else Job(claimed)
                 backoff.over()

@@ -31,6 +31,8 @@ STOP_GRACE = 10.0
 
 #: Backups give way to the volumes' own work: lowest best-effort I/O class, and nice.
 _LOW_PRIORITY = ("nice", "-n", "10", "ionice", "-c", "2", "-n", "7")
+#: What has to be installed for it.
+PROGRAMS = ("nice", "ionice")
 WORKER = (*_LOW_PRIORITY, sys.executable, "-m", "lunr.backup.worker")
 
 

@@ -12,22 +12,26 @@ import stat
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, cast
 
 from lunr.backup import keys
+from lunr.backup.errors import BadStoreURL
 from lunr.common import config, errors, ids, log
+from lunr.storage import system
 from lunr.storage.agent import Agent
 from lunr.storage.api_client import ApiClient
-from lunr.storage.engine import Engine
+from lunr.storage.engine import PROGRAMS, Engine
 from lunr.storage.exports import Exports
 from lunr.storage.jobs import Node
 from lunr.storage.metrics import Metrics
-from lunr.storage.pools.files import FilesPool
+from lunr.storage.pools.base import Pool
 from lunr.storage.server import NodeApi
-from lunr.storage.targets.tgt import TgtTarget
+from lunr.storage.targets.base import Target
 
 _log = logging.getLogger(__name__)
+T = TypeVar("T")
 
 #: Seconds between two looks at whether a signal has come.
 _SIGNAL_INTERVAL = 0.2
@@ -46,10 +50,39 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
+class NotReady(errors.LunrError):
+    """The node can't start:
+    {reasons}"""
+
+    code = "not_ready"
+
+
+class _Problems:
+    """What keeps the node from starting, gathered so that all of it is told at once."""
+
+    def __init__(self) -> None:
+        self.found: list[errors.LunrError] = []
+
+    def ask(self, what: Callable[..., T], *args: Any) -> T:
+        """Return ``what(*args)``; if that fails nothing, which nobody is to use: `tell` first."""
+        try:
+            return what(*args)
+        except errors.LunrError as error:
+            self.found.append(error)
+            return cast(T, None)
+
+    def tell(self) -> None:
+        """Raise NotReady if there was a problem."""
+        if self.found:
+            raise NotReady(reasons="\n".join(f"- {error}" for error in self.found))
+
+
 def _run(conf: config.ConfigOpts) -> None:
-    node_id = ids.check(conf.node.id, "[node] id")
+    problems = _Problems()
     metrics = Metrics()
-    agent = _agent(conf, node_id, metrics)
+    agent = _agent(conf, metrics, problems)
+    listening = problems.ask(_listen, conf.node.bind_host, conf.node.bind_port)
+    problems.tell()
     told: list[int] = []
     failed: list[Exception] = []
     # A handler runs anywhere, even inside eventlet's hub: it may not touch a lock.
@@ -63,10 +96,10 @@ def _run(conf: config.ConfigOpts) -> None:
             failed.append(error)
 
     threading.Thread(target=start, name="start", daemon=True).start()
-    with _listen(conf.node.bind_host, conf.node.bind_port) as listening:
+    with listening:
         serving = threading.Thread(
             target=concurrency.serve,
-            args=(listening, NodeApi(node_id, agent, metrics)),
+            args=(listening, NodeApi(conf.node.id, agent, metrics)),
             name="http",
             daemon=True,
         )
@@ -79,28 +112,34 @@ def _run(conf: config.ConfigOpts) -> None:
         raise failed[0]
 
 
-def _agent(conf: config.ConfigOpts, node_id: str, metrics: Metrics) -> Agent:
-    """The agent and its parts, as the configuration has them."""
-    api = ApiClient(
-        conf.node.api_url, node_id, _secret(Path(conf.node.token_file), "[node] token_file")
-    )
-    pool = FilesPool(Path(conf.files.path), conf.files.image_gib, conf.node.overcommit)
-    target = TgtTarget(Path(conf.tgt.socket), Path(conf.files.path))
+def _agent(conf: config.ConfigOpts, metrics: Metrics, problems: _Problems) -> Agent:
+    """The agent and its parts, as the configuration has them; it is for use if none is missing."""
+    ask = problems.ask
+    node_id = ask(ids.check, conf.node.id, "[node] id")
+    token = ask(_secret, conf.node.token_file, "[node] token_file")
+    key = ask(keys.load, Path(conf.store.key_file))
+    store = ask(_store_options, conf)
+    for program in PROGRAMS:
+        ask(system.need, program)
+    pool, target = ask(_pool, conf), ask(_target, conf)
+    if pool is not None:
+        ask(pool.check)
+    if problems.found and target is not None:
+        ask(target.check)  # alone it is no reason not to start: it may come later
+    problems.tell()
     engine = Engine(
         url=conf.store.url,
-        options=_store_options(conf),
-        key=keys.load(Path(conf.store.key_file)).hex(),
+        options=store,
+        key=key.hex(),
         compression=conf.store.compression,
         concurrency=conf.store.concurrency,
         moved=metrics.worker_bytes.inc,
     )
-    exports = Exports(pool, target)
-    metrics.watch(pool, exports)
     return Agent(
-        Node(pool, exports, engine),
+        Node(pool, Exports(pool, target), engine),
         target,
-        api,
-        conf.tgt.portal,
+        ApiClient(conf.node.api_url, node_id, token),
+        conf[conf.node.target].portal,
         heartbeat=conf.node.heartbeat,
         quick_workers=conf.node.quick_workers,
         data_workers=conf.node.data_workers,
@@ -108,16 +147,66 @@ def _agent(conf: config.ConfigOpts, node_id: str, metrics: Metrics) -> Agent:
     )
 
 
+# The drivers are imported where they are chosen: each has its own libraries.
+
+
+def _pool(conf: config.ConfigOpts) -> Pool:
+    """The pool that is configured."""
+    match conf.node.pool:
+        case "lvm":
+            from lunr.storage.pools.lvm import LvmPool
+
+            return LvmPool(
+                conf.lvm.group,
+                reserve_percent=conf.lvm.reserve_percent,
+                snapshot_percent=conf.lvm.snapshot_percent,
+                snapshot_grow_at=conf.lvm.snapshot_grow_at,
+                wipe_mib_per_second=conf.lvm.wipe_mib_per_second,
+            )
+        case "thin":
+            from lunr.storage.pools.thin import ThinPool
+
+            return ThinPool(
+                conf.lvm.group, conf.lvm.thin_pool, conf.lvm.full_percent, conf.node.overcommit
+            )
+        case _:
+            from lunr.storage.pools.files import FilesPool
+
+            return FilesPool(Path(conf.files.path), conf.files.image_gib, conf.node.overcommit)
+
+
+def _target(conf: config.ConfigOpts) -> Target:
+    """The target that is configured."""
+    files = conf.node.pool == "files"
+    folder = Path(conf.files.path) if files else Path("/dev") / conf.lvm.group
+    match conf.node.target:
+        case "lio":
+            from lunr.storage.targets.lio import LioTarget
+
+            return LioTarget(conf.lio.portal, folder)
+        case _:
+            from lunr.storage.targets.tgt import TgtTarget
+
+            return TgtTarget(Path(conf.tgt.socket), folder)
+
+
 def _store_options(conf: config.ConfigOpts) -> dict[str, Any]:
     """What the engine needs besides the URL to reach the store."""
-    if not conf.store.url.startswith("swift:"):
+    if conf.store.url.startswith("files:/"):
         return {}
+    if not conf.store.url.startswith("swift:"):
+        raise BadStoreURL(url=conf.store.url)
+    if not conf.swift.auth_url:
+        raise errors.ConfigError(reason="[swift] auth_url is not set")
     options = {name: conf.swift[name] for name in conf.swift if name != "key_file"}
-    return {**options, "key": _secret(Path(conf.swift.key_file), "[swift] key_file")}
+    return {**options, "key": _secret(conf.swift.key_file, "[swift] key_file")}
 
 
-def _secret(path: Path, option: str) -> str:
-    """The one line in a file that nobody else may read."""
+def _secret(name: str, option: str) -> str:
+    """The one line in the file `name` that nobody else may read."""
+    if not name:
+        raise errors.ConfigError(reason=f"{option} is not set")
+    path = Path(name)
     try:
         mode = stat.S_IMODE(path.stat().st_mode)
         text = path.read_text().strip()

@@ -9,7 +9,7 @@ from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
 from lunr.storage.exports import Exports
-from lunr.storage.pools.base import Pool
+from lunr.storage.pool_watch import PoolWatch
 
 #: Seconds: from a snapshot (milliseconds) to a large backup (hours).
 _BUCKETS = (0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100, 300, 1000, 3000, 10000, 30000)
@@ -39,8 +39,8 @@ class Metrics:
             registry=self.registry,
         )
 
-    def watch(self, pool: Pool, exports: Exports) -> None:
-        """Report the pool's room and the sessions as they are when they are asked for."""
+    def watch(self, pool: PoolWatch, exports: Exports) -> None:
+        """Report the pool and the sessions as they were when they were looked at last."""
         self.registry.register(_Gauges(pool, exports))
 
     def text(self) -> bytes:
@@ -49,7 +49,7 @@ class Metrics:
 
 
 class _Gauges(Collector):
-    def __init__(self, pool: Pool, exports: Exports) -> None:
+    def __init__(self, pool: PoolWatch, exports: Exports) -> None:
         self._pool = pool
         self._exports = exports
 
@@ -68,9 +68,27 @@ class _Gauges(Collector):
                 capacity.free_bytes,
             ),
             (
+                "lunr_node_pool_full",
+                "1: the pool takes no new volumes, /status says why; 0: it does.",
+                int(bool(capacity.full)),
+            ),
+            (
+                "lunr_node_snapshots_lost",
+                "Users' snapshots whose bytes are gone.",
+                len(self._pool.lost_snapshots()),
+            ),
+            (
                 "lunr_node_sessions",
                 "Initiators that are logged in.",
                 sum(len(who) for who in sessions.values()),
             ),
         ):
             yield GaugeMetricFamily(name, text, value=value)
+        used = GaugeMetricFamily(
+            "lunr_node_pool_used_ratio",
+            "How much of what can run out is used, from 0 to 1.",
+            labels=["resource"],
+        )
+        for resource, share in capacity.used.items():
+            used.add_metric([resource], share)
+        yield used

@@ -17,6 +17,7 @@ from webob import Request, Response
 from lunr import __version__
 from lunr.common import errors, ids
 from lunr.storage.agent import Agent
+from lunr.storage.job import Job
 from lunr.storage.metrics import Metrics
 from lunr.storage.pools.base import Purpose
 
@@ -67,21 +68,22 @@ class NodeApi:
         return answer if isinstance(answer, Response) else Response(json_body=answer)
 
     def status(self) -> dict[str, Any]:
-        """The node, its room, and the jobs at work."""
+        """The node, its room, and what is at work."""
         pool = self._agent.node.pool
-        capacity = pool.capacity()
+        capacity = self._agent.pool_watch.capacity()
         return {
             "id": self._node_id,
             "version": __version__,
             "pool": pool.name,
             "capacity_bytes": capacity.capacity_bytes,
             "free_bytes": capacity.free_bytes,
+            "full": capacity.full,
+            "used": capacity.used,
+            "lost_snapshots": sorted(self._agent.pool_watch.lost_snapshots()),
             "volumes": len(pool.volumes()),
             "sessions": sum(len(who) for who in self._agent.node.exports.sessions().values()),
-            "jobs": [
-                {"id": job.id, "kind": job.kind, "about": job.about, "progress": job.progress}
-                for job in self._agent.supervisor.running()
-            ],
+            "jobs": [_shown(job) for job in self._agent.supervisor.running()],
+            "removing": self._agent.removals.progress(),
         }
 
     def volumes(self) -> dict[str, Any]:
@@ -89,18 +91,27 @@ class NodeApi:
         return {"volumes": sorted(self._agent.node.pool.volumes())}
 
     def volume(self, volume_id: str) -> dict[str, Any]:
-        """One volume: where it is, its snapshots, and who is logged in."""
+        """One volume: where it is, its snapshots, who is logged in, and what is done to it."""
         ids.check(volume_id)
-        pool, exports = self._agent.node.pool, self._agent.node.exports
-        path = pool.path(volume_id)
+        agent = self._agent
+        pool, removing = agent.node.pool, agent.removals.progress().get(volume_id)
+        jobs = [_shown(job) for job in agent.supervisor.running() if job.about == volume_id]
+        path, size = None, None
+        try:
+            path, size = str(pool.path(volume_id)), pool.size(volume_id)
+        except errors.NotFound:
+            if removing is None and not jobs:
+                raise  # else it is being made, or wiped
         mine = [snap for snap in pool.snapshots() if snap.volume_id == volume_id]
         return {
             "id": volume_id,
-            "path": str(path),
-            "size_bytes": pool.size(volume_id),
+            "path": path,
+            "size_bytes": size,
             "snapshots": sorted(snap.id for snap in mine if snap.purpose is Purpose.USER),
             "backups_running": sorted(snap.id for snap in mine if snap.purpose is Purpose.BACKUP),
-            "sessions": exports.sessions().get(volume_id, []),
+            "sessions": agent.node.exports.sessions().get(volume_id, []),
+            "jobs": jobs,
+            "removing": removing,
         }
 
     def metrics(self) -> Response:
@@ -108,3 +119,7 @@ class NodeApi:
         answer = Response(body=self._metrics.text())
         answer.headers["Content-Type"] = CONTENT_TYPE_LATEST
         return answer
+
+
+def _shown(job: Job) -> dict[str, Any]:
+    return {"id": job.id, "kind": job.kind, "about": job.about, "progress": job.progress}

@@ -7,6 +7,7 @@ import logging
 import os
 import selectors
 import shlex
+import shutil
 import signal
 import subprocess
 import time
@@ -85,6 +86,16 @@ def environment() -> dict[str, str]:
 def missing(program: str) -> CommandMissing:
     """The error that says which package `program` is in."""
     return CommandMissing(program=program, package=PACKAGES.get(program, program))
+
+
+def need(program: str) -> None:
+    """Make sure that `program` is installed.
+
+    Raises:
+        CommandMissing: it is not.
+    """
+    if shutil.which(program, path=_PATH) is None:
+        raise missing(program)
 
 
 def run(

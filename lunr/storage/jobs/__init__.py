@@ -7,25 +7,23 @@ same end. It returns the job's result, and raises a LunrError when it can't.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import NamedTuple
 
 from lunr.storage.jobs import backups, exports, repositories, snapshots, volumes
 from lunr.storage.jobs.node import Handler, Node
+from lunr.storage.pools.base import Pool
 
-#: Done in moments: what touches no data.
-QUICK: Mapping[str, Handler] = {
+#: Every kind of job.
+HANDLERS: Mapping[str, Handler] = {
     "volume.create": volumes.create,
     "volume.clone": volumes.clone,
+    "volume.restore": volumes.restore,
     "volume.extend": volumes.extend,
     "volume.delete": volumes.delete,
     "snapshot.create": snapshots.create,
     "snapshot.delete": snapshots.delete,
     "export.create": exports.create,
     "export.delete": exports.delete,
-}
-
-#: Done by an engine worker: what moves data.
-DATA: Mapping[str, Handler] = {
-    "volume.restore": volumes.restore,
     "backup.save": backups.save,
     "backup.verify": backups.verify,
     "backup.delete": backups.delete,
@@ -33,4 +31,25 @@ DATA: Mapping[str, Handler] = {
     "repository.sweep": repositories.sweep,
 }
 
-__all__ = ["DATA", "QUICK", "Handler", "Node"]
+#: Done by an engine worker, which takes its time.
+_ENGINE = {kind for kind in HANDLERS if kind.startswith(("backup.", "repository."))} | {
+    "volume.restore"
+}
+#: Done in moments by some pools, and byte by byte by those that are slow.
+_POOL = {"volume.clone", "volume.delete"}
+
+
+class Lanes(NamedTuple):
+    """The kinds of jobs that are done in moments, and those that move data."""
+
+    quick: frozenset[str]
+    data: frozenset[str]
+
+
+def lanes(pool: Pool) -> Lanes:
+    """Who does what on a node with `pool`."""
+    data = frozenset(_ENGINE | _POOL if pool.slow else _ENGINE)
+    return Lanes(frozenset(HANDLERS) - data, data)
+
+
+__all__ = ["HANDLERS", "Handler", "Lanes", "Node", "lanes"]

@@ -28,7 +28,7 @@ def clone(node: Node, job: Job) -> None:
             origin = Snapshot(volume_id, source_id)
         case _:
             raise errors.InvalidField(field="payload.source.kind", reason="snapshot or volume")
-    node.pool.clone(job.volume_id, origin, job.size())
+    node.pool.clone(job.volume_id, origin, job.size(), job.tick)
 
 
 def restore(node: Node, job: Job) -> dict[str, Any]:
@@ -56,7 +56,7 @@ def restore(node: Node, job: Job) -> dict[str, Any]:
 
 
 def extend(node: Node, job: Job) -> None:
-    """A larger volume."""
+    """A larger volume; initiators that use it see it so, too."""
     node.pool.extend(job.volume_id, job.size())
 
 
@@ -67,4 +67,4 @@ def delete(node: Node, job: Job) -> None:
     logged in all the same, nothing is done to it.
     """
     node.exports.detach(job.volume_id)
-    node.pool.delete(job.volume_id)
+    node.pool.delete(job.volume_id, job.tick)

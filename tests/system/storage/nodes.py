@@ -52,7 +52,6 @@ def make_agent(
 ) -> Agent:
     exports = Exports(pool, target)
     metrics = Metrics()
-    metrics.watch(pool, exports)
     return Agent(
         Node(pool, exports, engine),
         target,

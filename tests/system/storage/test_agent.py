@@ -215,6 +215,7 @@ def test_a_start_makes_the_node_what_the_records_say(
     assert found["volumes"] == ["gone", "kept", "stray", "unknown"]
     assert found["snapshots"] == ["s1", "s2"]
     assert found["exports"] == ["gone", "stray"]
+    wait_until(lambda: not second.removals.progress(), what="what was deleted is removed")
     assert second.node.pool.volumes() == {"kept", "stray", "unknown"}
     assert second.node.pool.snapshots() == {
         Snapshot("kept", "s1"),

@@ -230,6 +230,28 @@ def test_what_is_wrong_is_said(storage: Storage, change: str, said: str) -> None
     assert "Traceback" not in log, log
 
 
+def test_all_that_is_missing_is_said_at_once(storage: Storage, tgtd: Tgtd) -> None:
+    config = (storage.folder / "lunr.conf").read_text()
+    config = config.replace("[node]", "[node]\npool = thin").replace(
+        "[store]", "[store]\nurl = tape:0"
+    )
+    config = config.replace(f"url = files:{storage.folder}/store\n", "")
+    (storage.folder / "lunr.conf").write_text(config + "[lvm]\ngroup = no-such-group\n")
+    for name in ("token", "key"):
+        (storage.folder / name).unlink()
+    tgtd.kill()
+    with socket.create_server(("127.0.0.1", storage.port)):
+        storage.start()
+        assert storage.process is not None
+        assert storage.process.wait(30) == 1
+    log = storage.log.read_text()
+    assert "The node can't start:" in log
+    lines = [line for line in log.splitlines() if line.startswith("- ")]
+    for said in ("token_file", "master key", "tape:0", "no-such-group|lvm2", "target daemon"):
+        assert len([line for line in lines if any(word in line for word in said.split("|"))]) == 1
+    assert "Traceback" not in log, log
+
+
 def test_a_taken_port_is_said(storage: Storage) -> None:
     with socket.create_server(("127.0.0.1", storage.port)):
         storage.start()

@@ -17,7 +17,7 @@ from typing import Any
 from lunr.common import concurrency, errors
 from lunr.storage.exports import Exports
 from lunr.storage.job import Job
-from lunr.storage.jobs import DATA, QUICK, Node
+from lunr.storage.jobs import HANDLERS, Node
 from tests.system.storage.nodes import Place
 
 
@@ -60,7 +60,7 @@ def main() -> None:
     concurrency.blocking = lambda function, *args: doomed(function)(*args)
     Doomed.left = int(sys.argv[3])
     try:
-        {**QUICK, **DATA}[claimed["kind"]](node, Job(claimed))
+        HANDLERS[claimed["kind"]](node, Job(claimed))
     except errors.LunrError as error:
         sys.exit(f"{claimed['kind']} failed: {error}")
 

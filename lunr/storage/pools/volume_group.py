@@ -63,6 +63,8 @@ class Role(StrEnum):
     BUILDING = "building"
     #: To be overwritten and then removed.
     WIPING = "wiping"
+    #: The same, but a COW area: only as far as it was used.
+    WIPING_COW = "wiping-cow"
 
 
 #: How names begin. LVM keeps those that begin with "snapshot" for itself.
@@ -71,7 +73,6 @@ _PREFIXES = {
     Role.SNAPSHOT: "snap",
     Role.BACKUP: "backup",
     Role.BUILDING: "building",
-    Role.WIPING: "wipe",
 }
 
 #: Which role a snapshot of each purpose has.
@@ -154,6 +155,7 @@ class VolumeGroup:
                 reason=f"lvm.group: {name!r} is not a volume group's name of at most 32 characters"
             )
         self.name = name
+        self._extent = 0
 
     def __str__(self) -> str:
         return f"volume group {self.name}"
@@ -179,7 +181,12 @@ class VolumeGroup:
             raise self.unusable(f"there is none; make it: {how_to_make}")
         if rows[0]["vg_missing_pv_count"] != "0":
             raise self.unusable(f"disks of it are missing; see: pvs -S vg_name={self.name}")
-        return int(rows[0]["vg_extent_size"])
+        self._extent = int(rows[0]["vg_extent_size"])
+        return self._extent
+
+    def rounded(self, size: int) -> int:
+        """`size` bytes in whole extents, as LVM makes them. The group was checked."""
+        return -(-size // self._extent) * self._extent
 
     def need_target(self, target: str, module: str) -> None:
         """Make sure that the kernel knows the device-mapper target `target`.
@@ -235,6 +242,10 @@ class VolumeGroup:
         """The device of the logical volume `name`, where udev or LVM itself makes it."""
         return Path("/dev") / self.name / name
 
+    def dm_name(self, name: str) -> str:
+        """What device-mapper calls the logical volume `name`."""
+        return f"{self.name.replace('-', '--')}-{name.replace('-', '--')}"
+
     # --- changes -------------------------------------------------------------------
 
     def run(
@@ -280,6 +291,27 @@ class VolumeGroup:
         """Rename a logical volume, active or not."""
         self.run("lvrename", self.name, old, new)
 
+    def extend(self, name: str, size: int, *where: str) -> None:
+        """Make a logical volume, or a snapshot's COW area, `size` bytes large.
+
+        Args:
+            name: the logical volume, which may be open.
+            size: bytes.
+            where: the disks to take them from, or ``@TAG``; none: any.
+
+        Raises:
+            PoolFull: there is no room.
+        """
+        self.run("lvextend", "-L", f"{size}b", self.full_name(name), *where)
+
+    def shrink(self, name: str, size: int) -> None:
+        """Free what is past `size` bytes, in whole extents, of a logical volume that is larger."""
+        self.run("lvreduce", "-f", "-L", f"{self.rounded(size)}b", self.full_name(name))
+
+    def split(self, name: str) -> None:
+        """Let a dm-snapshot's COW area be a logical volume of its own, and of no snapshot."""
+        self.run("lvconvert", "--splitsnapshot", self.full_name(name))
+
     def remove(self, name: str) -> None:
         """Remove a logical volume, **with all snapshots** that dm-snapshot keeps of it."""
         self.run("lvremove", "-f", self.full_name(name))
@@ -292,8 +324,7 @@ class VolumeGroup:
         doubled, ends names at 127 bytes. The dot then tells it from every id.
         """
         name = f"{_PREFIXES[role]}-{ids.check(id_)}"
-        inner = f"{self.name}-{name}".replace("-", "--")
-        if "_" in id_ or len(inner) + _DM_SUFFIX_MAX > _DM_NAME_MAX:
+        if "_" in id_ or len(self.dm_name(name)) + _DM_SUFFIX_MAX > _DM_NAME_MAX:
             digest = hashlib.blake2b(id_.encode(), digest_size=16).hexdigest()
             return f"{_PREFIXES[role]}-.{digest}"
         return name

@@ -10,6 +10,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,8 @@ import pytest
 from sqlalchemy import func, select
 
 from lunr.api.services import Services
-from lunr.common import errors
-from lunr.db.models import Job, Volume
+from lunr.common import errors, times
+from lunr.db.models import Backup, Job, Volume
 from tests.functional.api.world import ALL, Outcome, World, outcome
 
 THREADS = 16
@@ -201,6 +202,65 @@ class Races:
             assert is_parent == (deleted.error is errors.InUse)
             world.done(claimed.value)
             world.work()
+
+    @pytest.mark.parametrize("status", ["DONE", "FAILED", "CANCELLED"])
+    @pytest.mark.parametrize("ends", ["cancelled", "deleted", "expired"])
+    def test_a_copy_that_is_given_up_while_its_save_ends_leaves_nothing(
+        self, world: World, processes: list[Services], status: str, ends: str
+    ) -> None:
+        world.volume()
+        world.add_node("n2")
+        error = {"code": "test", "reason": "No.", "retry": False}
+        for i in range(2):
+            request = {"source_volume": "v1", "force_node": "n2"}
+            copy, _ = world.services.volumes.create("acme", request, f"copy{i}")
+            save = world.claim("n1")
+            give_up = {
+                "cancelled": lambda copy=copy: processes[1].jobs.cancel("acme", copy["job_id"]),
+                "deleted": lambda copy=copy: processes[1].volumes.delete("acme", copy["id"]),
+                "expired": lambda: processes[1].claims.expire(times.now() + timedelta(hours=1)),
+            }
+            results = at_once(
+                [
+                    lambda save=save: processes[0].claims.report(
+                        "n1", save["id"], save["lease"], status, result={}, error=error
+                    ),
+                    give_up[ends],
+                ]
+            )
+            allowed = {None, errors.StaleLease, errors.WrongState}
+            assert {result.error for result in results} <= allowed
+            while world.work("n1") or world.work("n2"):
+                pass
+            with world.services.core.db.read() as connection:
+                left = connection.execute(
+                    select(Backup.id, Backup.status).where(
+                        Backup.internal, Backup.status != "DELETED"
+                    )
+                ).all()
+            assert left == []
+            assert world.services.volumes.get("acme", copy["id"])["job_id"] is None
+
+    @pytest.mark.parametrize("copied", [True, False], ids=["copied", "backed up"])
+    def test_a_snapshot_is_deleted_or_saved_never_both(
+        self, world: World, processes: list[Services], copied: bool
+    ) -> None:
+        world.volume()
+        world.add_node("n2")
+        for _ in range(6):
+            id = world.services.snapshots.create("acme", "v1")["id"]
+            world.work("n1")
+            request = {"snapshot": id}
+            use: Callable[[], Any] = (
+                (lambda r=request: processes[1].volumes.create("acme", r | {"force_node": "n2"}))
+                if copied
+                else (lambda r=request: processes[1].backups.create("acme", "v1", r))
+            )
+            saved, deleted = at_once([use, lambda id=id: processes[2].snapshots.delete("acme", id)])
+            assert (saved.error is None) == (deleted.error is errors.InUse)
+            assert saved.error in (None, errors.WrongState)
+            while world.work("n1") or world.work("n2"):
+                pass
 
     def test_a_save_knows_what_is_condemned_or_is_waited_for(
         self, world: World, processes: list[Services]

@@ -189,6 +189,96 @@ def test_an_extend_that_fails_gives_the_room_back(world: World) -> None:
     assert world.services.nodes.get("n1")["allocated_bytes"] == 1 << 30
 
 
+def test_an_exported_volume_is_extended_unless_its_export_changes(world: World) -> None:
+    world.volume()
+    snapshot = world.services.snapshots.create("acme", "v1")["id"]
+    world.services.exports.create("acme", "v1", "iqn.2026-11.a:b", None)
+    with pytest.raises(errors.InUse, match="attached or detached"):
+        world.services.volumes.extend("acme", "v1", 2)
+    world.work()
+    world.services.volumes.extend("acme", "v1", 2)
+    with pytest.raises(errors.InUse, match="the job"):
+        world.services.volumes.extend("acme", "v1", 3)
+    extend = world.claim()
+    assert (extend["kind"], extend["payload"]) == ("volume.extend", {"size_bytes": 2 << 30})
+    world.done(extend)
+    volume = world.services.volumes.get("acme", "v1")
+    assert (volume["size"], volume["export_status"]) == (2, "ATTACHED")
+    assert world.services.snapshots.get("acme", snapshot)["size"] == 1
+    world.services.exports.delete("acme", "v1")
+    with pytest.raises(errors.InUse, match="attached or detached"):
+        world.services.volumes.extend("acme", "v1", 3)
+
+
+def test_a_long_delete_shows_how_far_it_is_and_can_be_asked_for_again(world: World) -> None:
+    world.volume()
+    told = world.services.volumes.delete("acme", "v1")
+    assert (told["status"], told["progress"]) == ("DELETING", 0)
+    for attempt in ("fails", "is cancelled", "succeeds"):
+        job = world.claim()
+        report = world.services.claims.report
+        report("n1", job["id"], job["lease"], "RUNNING", progress=40)
+        volume = world.services.volumes.get("acme", "v1")
+        assert (volume["status"], volume["progress"]) == ("DELETING", 40), attempt
+        if attempt == "succeeds":
+            world.done(job)
+            break
+        if attempt == "fails":
+            world.fail(job, reason="The disk could not be overwritten.")
+        else:
+            world.services.jobs.cancel("acme", job["id"])
+            report("n1", job["id"], job["lease"], "CANCELLED")
+        assert world.services.volumes.get("acme", "v1")["status"] == "ERROR"
+        assert world.services.nodes.get("n1")["allocated_bytes"] == 1 << 30, "it is still there"
+        assert world.services.volumes.delete("acme", "v1")["progress"] == 0
+    volume = world.services.volumes.get("acme", "v1")
+    assert (volume["status"], volume["progress"]) == ("DELETED", 100)
+    assert world.services.nodes.get("n1")["allocated_bytes"] == 0
+
+
+def test_a_snapshot_is_backed_up_and_can_not_be_deleted_meanwhile(world: World) -> None:
+    world.volume()
+    world.backup("b1")
+    snapshot = world.services.snapshots.create("acme", "v1")["id"]
+    world.work()
+    world.services.volumes.extend("acme", "v1", 3)
+    world.work()
+    backup, made = world.services.backups.create("acme", "v1", {"snapshot": snapshot}, "b2")
+    assert made and (backup["snapshot"], backup["size"]) == (snapshot, 1)
+    assert not world.services.backups.create("acme", "v1", {"snapshot": snapshot}, "b2")[1]
+    with pytest.raises(errors.IdInUse, match="snapshot"):
+        world.services.backups.create("acme", "v1", {}, "b2")
+    for step in ("NEW", "SAVING"):
+        assert world.services.backups.get("acme", "b2")["status"] == step
+        with pytest.raises(errors.InUse, match="a backup of it is running"):
+            world.services.snapshots.delete("acme", snapshot)
+        if step == "NEW":
+            job = world.claim()
+            assert job["payload"]["snapshot_id"] == snapshot
+            assert job["payload"]["parent_id"] == "b1"
+    world.done(job, parent_id="b1")
+    assert world.services.backups.get("acme", "b2")["size"] == 1
+    world.services.snapshots.delete("acme", snapshot)
+    assert world.work() == ["snapshot.delete"]
+    assert world.services.backups.get("acme", "b2")["snapshot"] == snapshot
+
+
+def test_a_snapshot_of_another_volume_is_not_there_to_be_backed_up(world: World) -> None:
+    world.volume("v1")
+    world.volume("v2")
+    snapshot = world.services.snapshots.create("acme", "v1")["id"]
+    with pytest.raises(errors.WrongState, match="must be AVAILABLE"):
+        world.services.backups.create("acme", "v1", {"snapshot": snapshot})
+    world.work()
+    with pytest.raises(errors.NotFound, match="snapshot of volume v2"):
+        world.services.backups.create("acme", "v2", {"snapshot": snapshot})
+    world.services.accounts.create("rival")
+    world.services.volumes.create("rival", {"size": 1}, "r1")
+    world.work()
+    with pytest.raises(errors.NotFound):
+        world.services.backups.create("rival", "r1", {"snapshot": snapshot})
+
+
 def test_a_restarted_agent_gets_its_jobs_again_and_old_claims_get_nothing(world: World) -> None:
     world.volume()
     world.services.backups.create("acme", "v1", {}, "b1")

@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
-from sqlalchemy import text
+from sqlalchemy import select, text
 
 from lunr.common import errors
 from lunr.db import migrate
-from lunr.db.models import Base
+from lunr.db.models import Backup, Base, Node, Volume
 from lunr.db.session import Database
 
 
@@ -43,6 +43,34 @@ def test_the_comparison_sees_a_difference(tmp_path: Path) -> None:
     database.write(lambda session: session.execute(text("DROP INDEX ix_jobs_queue")))
     database.close()
     assert len(differences(url)) == 1
+
+
+def test_records_of_the_first_schema_stay_as_they_are(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path}/lunr.db"
+    migrate.upgrade(url, "0001")
+    values = {"id": "x", "account_id": "x", "created_at": "2026-01-01 00:00:00"}
+    database = Database(url)
+    with database.writer.begin() as connection:
+        for table in ("accounts", "nodes", "volumes", "backups"):
+            # What must have a value gets one that any column takes, or its own from above.
+            given = {
+                row.name: values.get(row.name, "7")
+                for row in connection.execute(text(f"PRAGMA table_info({table})"))
+                if row.notnull or row.name in values
+            }
+            marks = ", ".join(f":{name}" for name in given)
+            names = ", ".join(f'"{name}"' for name in given)
+            connection.execute(text(f"INSERT INTO {table} ({names}) VALUES ({marks})"), given)
+    migrate.upgrade(url)
+    with database.read() as connection:
+        assert connection.execute(select(Node.id, Node.full, Node.limits_io)).all() == [
+            ("x", "", False)
+        ]
+        assert connection.scalars(select(Volume.transfer_id)).all() == [None]
+        assert connection.execute(select(Backup.internal, Backup.snapshot_id)).all() == [
+            (False, None)
+        ]
+    database.close()
 
 
 def test_an_old_database_is_refused_with_what_to_do(tmp_path: Path) -> None:

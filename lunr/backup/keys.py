@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import stat
 from dataclasses import dataclass, field
+from enum import IntEnum
 from pathlib import Path
 
 from blake3 import blake3
@@ -25,18 +26,30 @@ KEY_SIZE = 32
 PUBLIC_MASTER = blake3(b"lunr public master key, version 1").digest()
 
 
+class Cipher(IntEnum):
+    """What an object is encrypted with, as its header says."""
+
+    NONE = 0
+    AES_256_GCM = 1
+
+
 @dataclass(frozen=True)
 class Keys:
-    """The keys of one repository. None is ever stored; ``id`` tells them apart in a root."""
+    """The keys of one repository. None is ever stored; ``id`` tells them apart in a root.
+
+    ``writes`` is how new objects are encrypted; either kind can be read.
+    """
 
     block: bytes = field(repr=False)
     chunk: bytes = field(repr=False)
     segment: bytes = field(repr=False)
     root: bytes = field(repr=False)
+    cipher: bytes = field(repr=False)
     id: str
+    writes: Cipher = Cipher.AES_256_GCM
 
 
-def derive(master: bytes, repository: str) -> Keys:
+def derive(master: bytes, repository: str, writes: Cipher = Cipher.AES_256_GCM) -> Keys:
     """The keys of `repository` (an id) under the 32-byte `master` key."""
     ids.check(repository, "repository")
 
@@ -51,7 +64,9 @@ def derive(master: bytes, repository: str) -> Keys:
         chunk=key("chunk"),
         segment=key("segment"),
         root=key("root"),
+        cipher=key("cipher"),
         id=key("key id", 8).hex(),
+        writes=writes,
     )
 
 

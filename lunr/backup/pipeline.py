@@ -289,7 +289,9 @@ class _Save:
         ref = Ref(digest, self._token)
         self._put(
             ref.name(Kind.CHUNK),
-            blocks.encode(ObjectKind.CHUNK, data, hashes, self._geometry.block, self._compression),
+            blocks.encode(
+                ObjectKind.CHUNK, ref, data, hashes, self._geometry.block, self._compression, keys
+            ),
         )
         return ref
 
@@ -301,8 +303,7 @@ class _Save:
             if name not in self._condemned:
                 self._segments[segment.number] = segment.parent_ref
                 return
-        digest, raw = segments.encode(segment.entries, self._repository.keys)
-        ref = Ref(digest, self._token)
+        ref, raw = segments.encode(segment.entries, self._token, self._repository.keys)
         self._put(ref.name(Kind.SEGMENT), [raw])
         self._segments[segment.number] = ref
 

@@ -20,8 +20,9 @@ import zstandard
 from blake3 import blake3
 
 from lunr.backup import errors
+from lunr.backup.format.cipher import INDEX, TAG_SIZE, ObjectCipher
 from lunr.backup.format.names import HASH_SIZE, VERSION, Buffer, Ref
-from lunr.backup.keys import Keys
+from lunr.backup.keys import Cipher, Keys
 
 MAGIC = b"LUNR"
 #: magic, version, kind, cipher, compression, block size, blocks, plain size,
@@ -48,13 +49,6 @@ class Compression(IntEnum):
     ZSTD = 1
 
 
-class Cipher(IntEnum):
-    """What the frames are encrypted with. AES-256-GCM has its number, no writer yet."""
-
-    NONE = 0
-    AES_256_GCM = 1
-
-
 @dataclass(frozen=True, slots=True)
 class Index:
     """What header and index of an object say, checked against the object's hash."""
@@ -66,6 +60,8 @@ class Index:
     #: ends[i], ends[i+1]: where frame i begins and ends in the object.
     ends: Sequence[int]
     compressed: Sequence[bool]
+    #: Decrypts the frames; None: they are not encrypted.
+    cipher: ObjectCipher | None
 
     def block_length(self, block: int) -> int:
         """The plain bytes of a block; the last may be short."""
@@ -109,54 +105,66 @@ def content_hash(hashes: Sequence[bytes], keys: Keys) -> bytes:
 
 def encode(
     kind: ObjectKind,
+    ref: Ref,
     data: memoryview,
     hashes: Sequence[bytes],
     block_size: int,
     compression: Compression,
+    keys: Keys,
 ) -> list[Buffer]:
-    """The object that holds `data`, as the buffers to write one after the other.
+    """The object `ref` that holds `data`, as the buffers to write one after the other.
 
     Args:
         kind: chunk or patch.
-        data: the plain bytes. The answer refers to them: keep them as they are.
+        ref: the content hash of `data`, and the token of the session that writes.
+        data: the plain bytes. The answer may refer to them: keep them as they are.
         hashes: of its blocks, as :func:`hash_blocks` gives them.
         block_size: bytes of a block.
         compression: blocks that do not shrink are stored as they are.
+        keys: the repository's; they say whether it is encrypted.
     """
-    starts = range(0, len(data), block_size)
-    frames: list[Buffer] = []
-    if compression is Compression.ZSTD and _shrinks(data, starts, block_size):
-        compress = compressor().compress
-        lengths = []
-        for start in starts:
-            block = data[start : start + block_size]
-            frame = compress(block)
-            if len(frame) < len(block):
-                frames.append(frame)
-                lengths.append(len(frame) | COMPRESSED)
-            else:
-                frames.append(block)
-                lengths.append(len(block))
-    else:
-        frames.append(data)  # all frames at once: one buffer to write instead of many
-        lengths = [min(block_size, len(data) - start) for start in starts]
-    index = b"".join(
-        digest + length.to_bytes(4, "little")
-        for digest, length in zip(hashes, lengths, strict=True)
-    )
+    frames, marks = _frames(data, block_size, compression)
+    tag = TAG_SIZE if keys.writes is Cipher.AES_256_GCM else 0
     header = HEADER.pack(
         MAGIC,
         VERSION,
         kind,
-        Cipher.NONE,
+        keys.writes,
         compression,
         block_size,
         len(hashes),
         len(data),
-        len(index),
+        len(hashes) * ENTRY_SIZE + tag,
         0,
     )
-    return [header + index, *frames]
+    index: Buffer = b"".join(
+        digest + (len(frame) + tag | mark).to_bytes(4, "little")
+        for digest, frame, mark in zip(hashes, frames, marks, strict=True)
+    )
+    if tag:
+        cipher = ObjectCipher(header, ref, keys)
+        index = cipher.encrypt(INDEX, index)
+        frames = [cipher.encrypt(number, frame) for number, frame in enumerate(frames)]
+    elif not any(marks):
+        frames = [data]  # all at once: one buffer to write instead of many
+    return [header, index, *frames]
+
+
+def _frames(
+    data: memoryview, block_size: int, compression: Compression
+) -> tuple[list[Buffer], list[int]]:
+    """The frame of each block before encryption, and what marks it in the index."""
+    starts = range(0, len(data), block_size)
+    frames: list[Buffer] = [data[start : start + block_size] for start in starts]
+    marks = [0] * len(frames)
+    if compression is Compression.ZSTD and _shrinks(data, starts, block_size):
+        compress = compressor().compress
+        for number, start in enumerate(starts):
+            frame = compress(data[start : start + block_size])
+            if len(frame) < len(frames[number]):
+                frames[number] = frame
+                marks[number] = COMPRESSED
+    return frames, marks
 
 
 def _shrinks(data: memoryview, starts: Sequence[int], block_size: int) -> bool:
@@ -171,8 +179,8 @@ def _shrinks(data: memoryview, starts: Sequence[int], block_size: int) -> bool:
 
 
 def index_size(blocks: int) -> int:
-    """How many bytes at the start of an object hold header and index of `blocks` blocks."""
-    return HEADER.size + blocks * ENTRY_SIZE
+    """In how many bytes header and index of `blocks` blocks end at the latest."""
+    return HEADER.size + blocks * ENTRY_SIZE + TAG_SIZE
 
 
 def read_header(raw: Buffer, name: str) -> int:
@@ -191,7 +199,7 @@ def read_header(raw: Buffer, name: str) -> int:
         raise errors.CorruptObject(name=name, reason="it does not begin like one of lunr's.")
     if version != VERSION:
         raise errors.UnsupportedFormat(name=name, reason=f"format version {version}.")
-    if cipher != Cipher.NONE:
+    if cipher not in tuple(Cipher):
         raise errors.UnsupportedFormat(name=name, reason=f"cipher {cipher}.")
     if kind not in tuple(ObjectKind) or compression not in tuple(Compression) or reserved:
         raise errors.UnsupportedFormat(
@@ -201,7 +209,7 @@ def read_header(raw: Buffer, name: str) -> int:
         not 0 < plain <= MAX_PLAIN
         or not block_size
         or blocks != -(-plain // block_size)
-        or index != blocks * ENTRY_SIZE
+        or index != blocks * ENTRY_SIZE + (TAG_SIZE if cipher else 0)
     ):
         raise errors.CorruptObject(name=name, reason="the sizes in its header do not fit.")
     return int(HEADER.size + index)
@@ -218,8 +226,10 @@ def read_index(raw: Buffer, ref: Ref, name: str, keys: Keys) -> Index:
     view = memoryview(raw)
     if len(view) < end:
         raise errors.CorruptObject(name=name, reason="it ends within its index.")
-    _, _, kind, _, compression, block_size, blocks, plain, _, _ = HEADER.unpack_from(view)
-    entries = bytes(view[HEADER.size : end])
+    _, _, kind, encrypted, compression, block_size, blocks, plain, _, _ = HEADER.unpack_from(view)
+    cipher = ObjectCipher(bytes(view[: HEADER.size]), ref, keys) if encrypted else None
+    stored = view[HEADER.size : end]
+    entries = bytes(stored if cipher is None else cipher.decrypt(INDEX, stored, name))
     hashes = [entries[start : start + HASH_SIZE] for start in range(0, len(entries), ENTRY_SIZE)]
     if content_hash(hashes, keys) != ref.hash:
         raise errors.CorruptObject(name=name, reason="its index does not match its name.")
@@ -232,7 +242,7 @@ def read_index(raw: Buffer, ref: Ref, name: str, keys: Keys) -> Index:
         raise errors.CorruptObject(name=name, reason="a frame is compressed, its header says none.")
     ends = list(accumulate((length & ~COMPRESSED for length in lengths), initial=end))
     assert len(hashes) == blocks
-    return Index(ObjectKind(kind), block_size, plain, hashes, ends, compressed)
+    return Index(ObjectKind(kind), block_size, plain, hashes, ends, compressed, cipher)
 
 
 def read_blocks(
@@ -261,11 +271,13 @@ def read_blocks(
             f"{index.ends[first + count] - base}.",
         )
     plain: list[Buffer] = []
-    stored = True
+    stored = index.cipher is None
     key = keys.block
     for block in blocks:
         frame = view[index.ends[block] - base : index.ends[block + 1] - base]
         length = index.block_length(block)
+        if index.cipher is not None:
+            frame = index.cipher.decrypt(block, frame, name)
         if index.compressed[block]:
             stored = False
             frame = memoryview(_decompress(frame, length, f"{name} (block {block})"))

@@ -16,12 +16,13 @@ from blake3 import blake3
 
 from lunr.backup import errors
 from lunr.backup.format.blocks import compressor, decompressor
+from lunr.backup.format.cipher import ObjectCipher
 from lunr.backup.format.names import HASH_SIZE, TOKEN_SIZE, VERSION, Buffer, Kind, Ref
-from lunr.backup.keys import Keys
+from lunr.backup.keys import Cipher, Keys
 
 MAGIC = b"LSEG"
-#: magic, version, compression (1: zstd), reserved (zero), plain bytes of the body
-HEADER = struct.Struct("<4sBBHI")
+#: magic, version, compression (1: zstd), cipher, reserved (zero), plain bytes of the body
+HEADER = struct.Struct("<4sBBBBI")
 ZSTD = 1
 MAX_BODY = 1 << 26
 
@@ -64,15 +65,21 @@ def objects_of(entry: Entry) -> Iterator[str]:
             yield piece.patch.name(Kind.PATCH)
 
 
-def encode(entries: Sequence[Entry], keys: Keys) -> tuple[bytes, bytes]:
-    """The hash of a segment with these `entries`, and the object that holds it.
+def encode(entries: Sequence[Entry], token: bytes, keys: Keys) -> tuple[Ref, bytes]:
+    """The name of a segment with these `entries`, and the object that holds it.
+
+    `token` is that of the session that writes it.
 
     Raises:
         ValueError: more than 65535 sessions or patches in one segment.
     """
     body = _body(entries)
-    header = HEADER.pack(MAGIC, VERSION, ZSTD, 0, len(body))
-    return blake3(body, key=keys.segment).digest(), header + compressor().compress(body)
+    ref = Ref(blake3(body, key=keys.segment).digest(), token)
+    header = HEADER.pack(MAGIC, VERSION, ZSTD, keys.writes, 0, len(body))
+    frame = compressor().compress(body)
+    if keys.writes is Cipher.AES_256_GCM:
+        return ref, header + ObjectCipher(header, ref, keys).encrypt(0, frame)
+    return ref, header + frame
 
 
 def _body(entries: Sequence[Entry]) -> bytes:
@@ -115,17 +122,18 @@ def decode(raw: Buffer, ref: Ref, name: str, keys: Keys) -> list[Entry]:
     view = memoryview(raw)
     if len(view) < HEADER.size or bytes(view[:4]) != MAGIC:
         raise errors.CorruptObject(name=name, reason="it does not begin like a segment.")
-    _, version, compression, reserved, length = HEADER.unpack_from(view)
-    if version != VERSION or compression != ZSTD or reserved:
+    _, version, compression, cipher, reserved, length = HEADER.unpack_from(view)
+    if version != VERSION or compression != ZSTD or cipher not in tuple(Cipher) or reserved:
         raise errors.UnsupportedFormat(
-            name=name, reason=f"version {version}, compression {compression}."
+            name=name, reason=f"version {version}, compression {compression}, cipher {cipher}."
         )
+    frame = view[HEADER.size :]
+    if cipher == Cipher.AES_256_GCM:
+        frame = ObjectCipher(bytes(view[: HEADER.size]), ref, keys).decrypt(0, frame, name)
     try:
-        if length > MAX_BODY or zstandard.frame_content_size(view[HEADER.size :]) != length:
+        if length > MAX_BODY or zstandard.frame_content_size(frame) != length:
             raise errors.CorruptObject(name=name, reason="the length in its header does not fit.")
-        body = decompressor().decompress(
-            view[HEADER.size :], max_output_size=length, allow_extra_data=False
-        )
+        body = decompressor().decompress(frame, max_output_size=length, allow_extra_data=False)
     except zstandard.ZstdError as error:
         raise errors.CorruptObject(name=name, reason=f"{error}.") from error
     if blake3(body, key=keys.segment).digest() != ref.hash:

@@ -161,7 +161,7 @@ def build_patched(repo: Repository) -> bytes:
         hashes = blocks.hash_blocks(view, SMALL.block, keys_)
         ref = Ref(blocks.content_hash(hashes, keys_), token)
         name = ref.name(Kind.CHUNK if kind is ObjectKind.CHUNK else Kind.PATCH)
-        parts = blocks.encode(kind, view, hashes, SMALL.block, Compression.ZSTD)
+        parts = blocks.encode(kind, ref, view, hashes, SMALL.block, Compression.ZSTD, keys_)
         repo.store.put(name, *parts)
         return ref
 
@@ -190,9 +190,9 @@ def build_patched(repo: Repository) -> bytes:
     tail: list[Entry] = [Patched(digest(chunks[4]), short, (Piece(1, 1, second, 1),))]
     refs = []
     for part in (entries, tail):
-        hash_, raw = segments.encode(part, keys_)
-        refs.append(Ref(hash_, token))
-        repo.store.put(refs[-1].name(Kind.SEGMENT), raw)
+        ref, raw = segments.encode(part, token, keys_)
+        refs.append(ref)
+        repo.store.put(ref.name(Kind.SEGMENT), raw)
     data = b"".join(chunks)
     root = Root(
         backup_id="patched",

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
 import zstandard
 from blake3 import blake3
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from tests.unit.backup.support import build_patched, repository
 
-GOLDEN = Path(__file__).parent / "golden"
+HERE = Path(__file__).parent
 MASTER = blake3(b"lunr public master key, version 1").digest()
 
 
@@ -27,6 +29,13 @@ def keyed(purpose: str, data: bytes) -> bytes:
     return blake3(data, key=key(purpose)).digest()
 
 
+def decrypt(raw: bytes, header: int, name: str, part: int, start: int, end: int) -> bytes:
+    """Part number `part` of an object, at `start` to `end`."""
+    digest, token = (bytes.fromhex(half) for half in name.split("."))
+    own = keyed("cipher", raw[:header] + digest + token)
+    return AESGCM(own).decrypt(part.to_bytes(12, "little"), raw[start:end], None)
+
+
 class Reader:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -35,18 +44,23 @@ class Reader:
         return (self.folder / kind / name[:2] / name).read_bytes()
 
     def blocks(self, kind: str, digest: bytes, token: bytes) -> list[bytes]:
-        raw = self.named(kind, f"{digest.hex()}.{token.hex()}")
+        name = f"{digest.hex()}.{token.hex()}"
+        raw = self.named(kind, name)
         assert raw[:5] == b"LUNR\x01"
         assert raw[5] == (1 if kind == "chunks" else 2)
-        assert raw[6] == 0
+        encrypted = raw[6] == 1
         count, plain, index = number(raw, 12, 4), number(raw, 16, 4), number(raw, 20, 4)
-        assert index == 36 * count
+        assert index == 36 * count + 16 * encrypted
         hashes, at, found = [], 28 + index, []
-        for place in range(28, 28 + index, 36):
-            hashes.append(raw[place : place + 32])
-            length = number(raw, place + 32, 4)
-            frame = raw[at : at + (length & 0x7FFFFFFF)]
-            at += len(frame)
+        entries = raw[28:at]
+        if encrypted:
+            entries = decrypt(raw, 28, name, (1 << 96) - 1, 28, at)
+        for block in range(count):
+            hashes.append(entries[36 * block : 36 * block + 32])
+            length = number(entries, 36 * block + 32, 4)
+            end = at + (length & 0x7FFFFFFF)
+            frame = decrypt(raw, 28, name, block, at, end) if encrypted else raw[at:end]
+            at = end
             found.append(zstandard.decompress(frame) if length >> 31 else frame)
             assert keyed("block", found[-1]) == hashes[-1]
         assert at == len(raw)
@@ -57,7 +71,9 @@ class Reader:
     def segment(self, name: str, size: int, block: int, chunk: int) -> list[bytes]:
         raw = self.named("segments", name)
         assert raw[:6] == b"LSEG\x01\x01"
-        body = zstandard.decompress(raw[12:])
+        assert raw[7] == 0
+        frame = decrypt(raw, 12, name, 0, 12, len(raw)) if raw[6] == 1 else raw[12:]
+        body = zstandard.decompress(frame)
         assert len(body) == number(raw, 8, 4)
         assert keyed("segment", body).hex() == name.partition(".")[0]
         chunks, tokens_, patches_ = number(body, 0, 4), number(body, 4, 2), number(body, 6, 2)
@@ -125,5 +141,6 @@ class Reader:
         return b"".join(data)
 
 
-def test_the_document_is_enough_to_read_a_backup() -> None:
-    assert Reader(GOLDEN).backup("patched") == build_patched(repository())
+@pytest.mark.parametrize("folder", ["golden", "golden_encrypted"])
+def test_the_document_is_enough_to_read_a_backup(folder: str) -> None:
+    assert Reader(HERE / folder).backup("patched") == build_patched(repository())

@@ -13,12 +13,13 @@ from lunr.backup.format import blocks, names, roots, segments
 from lunr.backup.format.blocks import Compression, ObjectKind
 from lunr.backup.format.names import Geometry, Kind, Ref
 from lunr.backup.format.segments import Entry, Patched, Piece
+from lunr.backup.keys import Cipher
 from lunr.backup.repository import Repository
 from lunr.backup.stores.files import FileStore
 from lunr.backup.stores.memory import MemoryStore
 from tests.unit.backup.support import KEYS, build_patched, load_bytes, repository
 
-GOLDEN = Path(__file__).parent / "golden"
+HERE = Path(__file__).parent
 BLOCK = 64
 
 refs = st.builds(Ref, st.binary(min_size=32, max_size=32), st.binary(min_size=8, max_size=8))
@@ -49,11 +50,23 @@ contents = st.lists(
 ).flatmap(lambda parts: st.binary(min_size=1, max_size=BLOCK).map(lambda t: b"".join([*parts, t])))
 
 
-def encode(data: bytes, compression: Compression = Compression.ZSTD) -> tuple[Ref, bytes]:
+ciphers = st.sampled_from(Cipher)
+PLAIN = dataclasses.replace(KEYS, writes=Cipher.NONE)
+
+
+def encode(
+    data: bytes,
+    compression: Compression = Compression.ZSTD,
+    cipher: Cipher = Cipher.AES_256_GCM,
+    token: bytes = bytes(8),
+) -> tuple[Ref, bytes]:
     view = memoryview(data)
     hashes = blocks.hash_blocks(view, BLOCK, KEYS)
-    parts = blocks.encode(ObjectKind.CHUNK, view, hashes, BLOCK, compression)
-    return Ref(blocks.content_hash(hashes, KEYS), bytes(8)), b"".join(parts)
+    ref = Ref(blocks.content_hash(hashes, KEYS), token)
+    own = dataclasses.replace(KEYS, writes=cipher)
+    return ref, b"".join(
+        blocks.encode(ObjectKind.CHUNK, ref, view, hashes, BLOCK, compression, own)
+    )
 
 
 def decode(raw: bytes, ref: Ref) -> bytes:
@@ -62,15 +75,18 @@ def decode(raw: bytes, ref: Ref) -> bytes:
     return bytes(blocks.read_blocks(frames, index, 0, len(index.hashes), "it", KEYS))
 
 
-@given(contents, st.sampled_from(Compression))
-def test_an_object_reads_as_it_was_written(data: bytes, compression: Compression) -> None:
-    ref, raw = encode(data, compression)
+@given(contents, st.sampled_from(Compression), ciphers)
+def test_an_object_reads_as_it_was_written(
+    data: bytes, compression: Compression, cipher: Cipher
+) -> None:
+    ref, raw = encode(data, compression, cipher)
     assert decode(raw, ref) == data
 
 
-@given(contents, st.data())
-def test_any_range_can_be_read_alone(data: bytes, draw: st.DataObject) -> None:
-    ref, raw = encode(data)
+@given(contents, ciphers, st.data())
+def test_any_range_can_be_read_alone(data: bytes, cipher: Cipher, draw: st.DataObject) -> None:
+    ref, raw = encode(data, cipher=cipher)
+    assert blocks.read_header(raw, "it") <= blocks.index_size(-(-len(data) // BLOCK))
     index = blocks.read_index(raw[: blocks.read_header(raw, "it")], ref, "it", KEYS)
     first = draw.draw(st.integers(0, len(index.hashes) - 1))
     count = draw.draw(st.integers(1, len(index.hashes) - first))
@@ -79,14 +95,28 @@ def test_any_range_can_be_read_alone(data: bytes, draw: st.DataObject) -> None:
     assert bytes(got) == data[first * BLOCK : (first + count) * BLOCK]
 
 
-@given(contents, st.data())
-def test_no_changed_bit_gets_through(data: bytes, draw: st.DataObject) -> None:
-    ref, raw = encode(data)
-    position = draw.draw(st.integers(0, len(raw) * 8 - 1))
+def flip(raw: bytes, bit: int) -> bytes:
     changed = bytearray(raw)
-    changed[position // 8] ^= 1 << position % 8
+    changed[bit // 8] ^= 1 << bit % 8
+    return bytes(changed)
+
+
+@given(contents, st.data())
+def test_no_changed_bit_of_an_encrypted_object_gets_through(
+    data: bytes, draw: st.DataObject
+) -> None:
+    ref, raw = encode(data, draw.draw(st.sampled_from(Compression)))
+    changed = flip(raw, draw.draw(st.integers(0, len(raw) * 8 - 1)))
+    with pytest.raises((errors.CorruptObject, errors.UnsupportedFormat), match="it"):
+        decode(changed, ref)
+
+
+@given(contents, st.data())
+def test_no_changed_bit_of_a_plain_object_gets_through(data: bytes, draw: st.DataObject) -> None:
+    ref, raw = encode(data, cipher=Cipher.NONE)
+    position = draw.draw(st.integers(0, len(raw) * 8 - 1))
     try:
-        got = decode(bytes(changed), ref)
+        got = decode(flip(raw, position), ref)
     except (errors.CorruptObject, errors.UnsupportedFormat) as error:
         assert "it" in str(error)
     else:  # a bit that says nothing: zstd may be named where no frame is compressed
@@ -94,35 +124,68 @@ def test_no_changed_bit_gets_through(data: bytes, draw: st.DataObject) -> None:
         assert position // 8 < blocks.HEADER.size or Compression.ZSTD in raw[7:8]
 
 
+@given(contents, st.sampled_from(Compression))
+def test_an_encrypted_object_shows_neither_bytes_nor_hashes(
+    data: bytes, compression: Compression
+) -> None:
+    ref, raw = encode(data, compression)
+    body = raw[blocks.HEADER.size :]
+    shown = [data[at : at + 8] for at in range(len(data) - 7)]
+    shown += blocks.hash_blocks(memoryview(data), BLOCK, KEYS)
+    assert not any(piece in body for piece in shown if len(piece) >= 8)
+    assert ref.hash not in raw
+
+
+@given(contents)
+def test_the_same_content_of_two_sessions_has_nothing_in_common(data: bytes) -> None:
+    _, one = encode(data, Compression.NONE, token=b"session1")
+    _, two = encode(data, Compression.NONE, token=b"session2")
+    assert one[: blocks.HEADER.size] == two[: blocks.HEADER.size]
+    at = range(blocks.HEADER.size, len(one) - 8)
+    assert all(one[i : i + 8] != two[i : i + 8] for i in at)
+    assert encode(data, Compression.NONE, token=b"session1")[1] == one  # of one and the same: all
+
+
+def test_a_frame_in_anothers_place_is_seen() -> None:
+    ref, raw = encode(b"x" * BLOCK + b"y" * BLOCK, Compression.NONE)
+    start, length = blocks.read_header(raw, "it"), BLOCK + 16
+    first, second = raw[start : start + length], raw[start + length :]
+    with pytest.raises(errors.CorruptObject, match="part 0"):
+        decode(raw[:start] + second + first, ref)
+
+
 @given(contents, st.data())
 def test_a_cut_object_is_corrupt(data: bytes, draw: st.DataObject) -> None:
-    ref, raw = encode(data)
+    ref, raw = encode(data, cipher=draw.draw(ciphers))
     cut = draw.draw(st.integers(0, len(raw) - 1))
     with pytest.raises(errors.CorruptObject):
         decode(raw[:cut], ref)
 
 
-def test_bytes_after_the_end_are_corrupt() -> None:
-    ref, raw = encode(b"x" * 200)
+@pytest.mark.parametrize("cipher", Cipher)
+def test_bytes_after_the_end_are_corrupt(cipher: Cipher) -> None:
+    ref, raw = encode(b"x" * 200, cipher=cipher)
     with pytest.raises(errors.CorruptObject):
         decode(raw + b"!", ref)
 
 
-def test_another_object_under_the_name_is_corrupt() -> None:
-    ref, _ = encode(b"x" * 200)
-    _, other = encode(b"y" * 200)
-    with pytest.raises(errors.CorruptObject, match="does not match its name"):
+@pytest.mark.parametrize("cipher", Cipher)
+def test_another_object_under_the_name_is_corrupt(cipher: Cipher) -> None:
+    ref, _ = encode(b"x" * 200, cipher=cipher)
+    _, other = encode(b"y" * 200, cipher=cipher)
+    with pytest.raises(errors.CorruptObject, match="its index"):
         decode(other, ref)
 
 
-def test_with_another_key_nothing_passes() -> None:
-    ref, raw = encode(b"x" * 200)
+@pytest.mark.parametrize("cipher", Cipher)
+def test_with_another_key_nothing_passes(cipher: Cipher) -> None:
+    ref, raw = encode(b"x" * 200, cipher=cipher)
     other = keys.derive(bytes(32), "default")
     with pytest.raises(errors.CorruptObject):
         blocks.read_index(raw, ref, "it", other)
 
 
-@pytest.mark.parametrize(("offset", "value"), [(4, 2), (4, 0), (5, 3), (6, 1), (7, 2)])
+@pytest.mark.parametrize(("offset", "value"), [(4, 2), (4, 0), (5, 3), (6, 2), (7, 2)])
 def test_what_the_reader_does_not_know_is_refused(offset: int, value: int) -> None:
     ref, raw = encode(b"x" * 200)
     changed = bytearray(raw)
@@ -133,44 +196,53 @@ def test_what_the_reader_does_not_know_is_refused(offset: int, value: int) -> No
 
 def test_what_does_not_shrink_is_stored_as_it_is() -> None:
     data = bytes(range(256)) * 2
-    _, raw = encode(data[:256] + b"")
+    _, raw = encode(data[:256] + b"", cipher=Cipher.NONE)
     assert data[:256] in raw
-    _, raw = encode(b"a" * 5000)
+    _, raw = encode(b"a" * 5000, cipher=Cipher.NONE)
     assert len(raw) < 5000
 
 
 def test_the_data_is_not_copied() -> None:
     view = memoryview(bytearray(range(256)))
-    parts = blocks.encode(
-        ObjectKind.CHUNK, view, blocks.hash_blocks(view, BLOCK, KEYS), BLOCK, Compression.NONE
-    )
-    assert parts[1] is view
+    hashes = blocks.hash_blocks(view, BLOCK, KEYS)
+    ref = Ref(blocks.content_hash(hashes, KEYS), bytes(8))
+    parts = blocks.encode(ObjectKind.CHUNK, ref, view, hashes, BLOCK, Compression.NONE, PLAIN)
+    assert parts[-1] is view
 
 
 # --- segments ----------------------------------------------------------------------
 
 
-@given(st.lists(entries, max_size=40))
-def test_a_segment_reads_as_it_was_written(wanted: list[Entry]) -> None:
-    digest, raw = segments.encode(wanted, KEYS)
-    assert segments.decode(raw, Ref(digest, bytes(8)), "it", KEYS) == wanted
-    assert segments.encode(wanted, KEYS) == (digest, raw)
+@given(st.lists(entries, max_size=40), ciphers)
+def test_a_segment_reads_as_it_was_written(wanted: list[Entry], cipher: Cipher) -> None:
+    own = dataclasses.replace(KEYS, writes=cipher)
+    ref, raw = segments.encode(wanted, bytes(8), own)
+    assert segments.decode(raw, ref, "it", KEYS) == wanted
+    assert segments.encode(wanted, bytes(8), own) == (ref, raw)
 
 
-@given(st.lists(entries, max_size=10), st.data())
-def test_a_changed_segment_is_seen(wanted: list[Entry], draw: st.DataObject) -> None:
-    digest, raw = segments.encode(wanted, KEYS)
+@given(st.lists(entries, max_size=10), ciphers, st.data())
+def test_a_changed_segment_is_seen(
+    wanted: list[Entry], cipher: Cipher, draw: st.DataObject
+) -> None:
+    ref, raw = segments.encode(wanted, bytes(8), dataclasses.replace(KEYS, writes=cipher))
     position = draw.draw(st.integers(0, len(raw) * 8 - 1))
-    changed = bytearray(raw)
-    changed[position // 8] ^= 1 << position % 8
     try:
-        got = segments.decode(bytes(changed), Ref(digest, bytes(8)), "it", KEYS)
+        got = segments.decode(flip(raw, position), ref, "it", KEYS)
     except (errors.CorruptObject, errors.UnsupportedFormat):
         pass
     else:  # bits in zstd's frame that say nothing
         assert got == wanted
+        assert cipher is Cipher.NONE
     with pytest.raises(errors.CorruptObject):
-        segments.decode(raw[: position // 8], Ref(digest, bytes(8)), "it", KEYS)
+        segments.decode(raw[: position // 8], ref, "it", KEYS)
+
+
+def test_an_encrypted_segment_does_not_tell_its_chunks() -> None:
+    chunks: list[Entry] = [Ref(bytes(range(n, n + 32)), b"tokenabc") for n in range(40)]
+    _, raw = segments.encode(chunks, bytes(8), KEYS)
+    assert not any(bytes(range(n, n + 8)) in raw for n in range(64))
+    assert b"tokenabc" not in raw
 
 
 # --- roots -------------------------------------------------------------------------
@@ -254,7 +326,7 @@ def test_every_repository_and_master_key_has_its_own_keys() -> None:
         for repository in ("a", "b")
     ]
     secrets = {value for one in found for value in dataclasses.astuple(one)}
-    assert len(secrets) == 5 * len(found)
+    assert len(secrets) == 6 * len(found) + 1
     assert found[0].block.hex() not in repr(found[0])
 
 
@@ -277,9 +349,14 @@ def test_key_files(tmp_path: Path) -> None:
 
 # --- golden files ----------------------------------------------------------------------
 
+goldens = pytest.mark.parametrize(
+    ("folder", "cipher"), [("golden", Cipher.NONE), ("golden_encrypted", Cipher.AES_256_GCM)]
+)
 
-def test_the_golden_files_of_version_1_are_still_read() -> None:
-    store = FileStore(GOLDEN)
+
+@goldens
+def test_the_golden_files_of_version_1_are_still_read(folder: str, cipher: Cipher) -> None:
+    store = FileStore(HERE / folder)
     expected = build_patched(repository())
     repo = Repository(store, KEYS)
     assert load_bytes(repo, "patched") == expected
@@ -287,11 +364,12 @@ def test_the_golden_files_of_version_1_are_still_read() -> None:
     store.close()
 
 
-def test_version_1_is_still_written() -> None:
+@goldens
+def test_version_1_is_still_written(folder: str, cipher: Cipher) -> None:
     # All but what zstd is free to compress differently from version to version.
     written = MemoryStore()
-    build_patched(Repository(written, KEYS))
-    golden = FileStore(GOLDEN)
+    build_patched(Repository(written, dataclasses.replace(KEYS, writes=cipher)))
+    golden = FileStore(HERE / folder)
     assert {name for name, _ in golden.list()} == set(written.objects)
     assert bytes(golden.get("roots/patched")) == written.objects["roots/patched"]
     for name, raw in written.objects.items():

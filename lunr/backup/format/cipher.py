@@ -1,0 +1,59 @@
+"""AES-256-GCM (NIST SP 800-38D) of what an object holds after its header.
+
+Every object has a key of its own, derived from the repository's, the object's
+plain header, and its content hash and token. Within an object every part has
+its number, which is its nonce. So a key and a nonce come together a second time
+only for the same part, of the same content, written by the same session with
+the same compression: the very same bytes. A changed header, a part in another
+place and an object under another's name each need a key or nonce that nobody
+used: they fail like any changed byte.
+"""
+
+from __future__ import annotations
+
+from blake3 import blake3
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+
+from lunr.backup import errors
+from lunr.backup.format.names import Buffer, Ref
+from lunr.backup.keys import Keys
+
+#: Bytes that every part is longer than what it holds.
+TAG_SIZE = 16
+#: The number of the part that is an object's index; blocks count from 0.
+INDEX = (1 << 96) - 1
+
+
+class ObjectCipher:
+    """Encrypts and decrypts the parts of one object."""
+
+    def __init__(self, header: bytes, ref: Ref, keys: Keys) -> None:
+        """Of the object `ref`, which begins with `header`."""
+        self._aead = AESGCM(blake3(header + ref.hash + ref.token, key=keys.cipher).digest())
+
+    def encrypt(self, number: int, plain: Buffer) -> memoryview:
+        """Part `number`: the encrypted bytes of `plain`, and a tag of 16."""
+        out = memoryview(bytearray(len(plain) + TAG_SIZE))
+        self._aead.encrypt_into(_nonce(number), memoryview(plain), None, out)
+        return out
+
+    def decrypt(self, number: int, part: Buffer, name: str) -> memoryview:
+        """What part `number` holds.
+
+        Raises:
+            errors.CorruptObject: it is not what was written there; `name` is the object's.
+        """
+        try:
+            out = memoryview(bytearray(len(part) - TAG_SIZE))
+            self._aead.decrypt_into(_nonce(number), memoryview(part), None, out)
+        except (InvalidTag, ValueError) as error:  # ValueError: it is shorter than its tag
+            what = "its index" if number == INDEX else f"part {number}"
+            raise errors.CorruptObject(
+                name=name, reason=f"{what} is not what was encrypted there."
+            ) from error
+        return out
+
+
+def _nonce(number: int) -> bytes:
+    return number.to_bytes(12, "little")

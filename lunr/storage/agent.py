@@ -22,7 +22,7 @@ from lunr.storage.job import Job, Stop
 from lunr.storage.jobs import HANDLERS, Node, lanes
 from lunr.storage.metrics import Metrics
 from lunr.storage.pool_watch import PoolWatch
-from lunr.storage.pools.base import Purpose
+from lunr.storage.pools.base import Purpose, Snapshot
 from lunr.storage.removals import Removals
 from lunr.storage.supervisor import Supervisor
 from lunr.storage.targets.base import Target, TargetUnavailable
@@ -122,17 +122,19 @@ class Agent:
         truth = self._persist(lambda: self._api.reconcile(found))
 
         queued = {(str(job["kind"]), str(job["subject_id"])) for job in truth["jobs"]}
-        for snap in snapshots:
-            doomed = (
+        doomed = {
+            snap
+            for snap in snapshots
+            if (
                 ("backup.save", snap.id) not in queued
                 if snap.purpose is Purpose.BACKUP
                 else snap.id in truth["delete"]["snapshots"]
             )
-            if doomed:
-                _log.info("removing snapshot %s of volume %s", snap.id, snap.volume_id)
-                pool.delete_snapshot(snap)
+        }
         deleted = {ids.check(volume_id) for volume_id in truth["delete"]["volumes"]}
-        self.removals = Removals(self.node, deleted, self._stopping)
+        self.removals = Removals(
+            self.node, [*self._remove_snapshots(doomed), *sorted(deleted)], self._stopping
+        )
         for kind, unknown in truth["unknown"].items():
             for subject in unknown:
                 _log.warning("no record knows %s %s; it is left alone", kind, subject)
@@ -142,6 +144,18 @@ class Agent:
         exports.restore(lambda: truth["exports"])
         wanted = {export["volume_id"] for export in truth["exports"]}
         self._remove_stray(present.keys() - wanted - deleted, queued)
+
+    def _remove_snapshots(self, doomed: Iterable[Snapshot]) -> list[Snapshot]:
+        """Remove snapshots, before a job meets them; returns those that are still in use."""
+        left = []
+        for snap in doomed:
+            _log.info("removing snapshot %s of volume %s", snap.id, snap.volume_id)
+            try:
+                self.node.pool.delete_snapshot(snap)
+            except errors.LunrError as error:
+                _log.warning("%s", error)
+                left.append(snap)
+        return left
 
     def _remove_stray(self, strays: set[str], queued: set[tuple[str, str]]) -> None:
         """Remove exports that nobody asked for, unless a job about them is to come."""

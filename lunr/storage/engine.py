@@ -9,14 +9,16 @@ are never in arguments, and no worker outlives the agent.
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import logging
 import os
+import selectors
 import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import IO, Any
 
@@ -93,11 +95,13 @@ class Engine:
             raise system.missing(str(self.command[0])) from error
         assert process.stdin is not None
         assert process.stdout is not None
-        ending = threading.Timer(STOP_GRACE, _kill, [process])
+        killed = threading.Event()
+        kill = functools.partial(_kill, process, killed)
+        ending = threading.Timer(STOP_GRACE, kill)
         try:
-            with job.stoppable(lambda reason: _stop(process, reason, ending)):
+            with job.stoppable(lambda reason: _stop(process, reason, kill, ending)):
                 _tell(process.stdin, json.dumps(order))
-                result = self._follow(process.stdout, job)
+                result = self._follow(_lines(process.stdout, killed), job)
         finally:
             ending.cancel()
             _end(process)
@@ -107,7 +111,7 @@ class Engine:
             raise errors.Cancelled
         raise EngineDied(reason=_how(process.returncode))
 
-    def _follow(self, lines: IO[bytes], job: Job) -> dict[str, Any] | None:
+    def _follow(self, lines: Iterable[bytes], job: Job) -> dict[str, Any] | None:
         done = 0
         for line in lines:
             event = _parse(line)
@@ -144,12 +148,39 @@ def _tell(stdin: IO[bytes], line: str) -> None:
         stdin.flush()
 
 
-def _stop(process: subprocess.Popen[bytes], reason: Stop, ending: threading.Timer) -> None:
+def _lines(stdout: IO[bytes], killed: threading.Event) -> Iterator[bytes]:
+    """What a worker says, line by line, until it ends.
+
+    One that was `killed` but is stuck in the kernel, where a disk hangs, does
+    not end: after a second of silence it is not listened to any more.
+    """
+    rest = b""
+    with selectors.DefaultSelector() as selector:
+        selector.register(stdout, selectors.EVENT_READ)
+        while True:
+            if not selector.select(1.0):
+                if killed.is_set():
+                    return
+                continue
+            if not (piece := os.read(stdout.fileno(), 1 << 16)):
+                break
+            *lines, rest = (rest + piece).split(b"\n")
+            yield from lines
+    if rest:
+        yield rest
+
+
+def _stop(
+    process: subprocess.Popen[bytes],
+    reason: Stop,
+    kill: Callable[[], None],
+    ending: threading.Timer,
+) -> None:
     if reason is Stop.CANCELLED and process.stdin is not None:
         _tell(process.stdin, "cancel")
         ending.start()
     else:
-        _kill(process)
+        kill()
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
@@ -161,15 +192,20 @@ def _end(process: subprocess.Popen[bytes]) -> None:
         process.wait(STOP_GRACE)
     except subprocess.TimeoutExpired:
         _log.warning("worker %d does not end; killing it", process.pid)
-        _kill(process)
-        process.wait()
+        _kill(process, threading.Event())
+        try:
+            process.wait(STOP_GRACE)
+        except subprocess.TimeoutExpired:
+            # It is dead as soon as the kernel lets go of it, and does nothing before.
+            _log.error("worker %d can't be killed: a device hangs", process.pid)
     assert process.stdout is not None
     process.stdout.close()
 
 
-def _kill(process: subprocess.Popen[bytes]) -> None:
+def _kill(process: subprocess.Popen[bytes], killed: threading.Event) -> None:
     if process.poll() is None:
         os.killpg(process.pid, signal.SIGKILL)
+    killed.set()
 
 
 def _how(returncode: int | None) -> str:

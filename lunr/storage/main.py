@@ -124,8 +124,9 @@ def _agent(conf: config.ConfigOpts, metrics: Metrics, problems: _Problems) -> Ag
     pool, target = ask(_pool, conf), ask(_target, conf)
     if pool is not None:
         ask(pool.check)
-    if problems.found and target is not None:
-        ask(target.check)  # alone it is no reason not to start: it may come later
+    # A tgtd that is away may come yet; what the kernel lacks does not come by itself.
+    if target is not None and (problems.found or conf.node.target == "lio"):
+        ask(target.check)
     problems.tell()
     engine = Engine(
         url=conf.store.url,

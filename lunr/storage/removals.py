@@ -1,58 +1,69 @@
-"""Removes deleted volumes that were still there when the node started."""
+"""Removes what was deleted and was still there when the node started."""
 
 from __future__ import annotations
 
 import logging
 import threading
 from collections import deque
-from collections.abc import Collection
+from collections.abc import Iterable
 
 from lunr.common import errors
 from lunr.storage.backoff import Backoff
 from lunr.storage.jobs import Node
+from lunr.storage.pools.base import Snapshot
 
 _log = logging.getLogger(__name__)
 
 
 class Removals:
-    """Volumes to remove, one at a time: on some pools each takes hours, and the node is to start.
+    """Volumes and snapshots to remove, one at a time.
 
-    No job is about them: the API counts them as deleted.
+    On some pools a volume takes hours, and the node is to start. No job is
+    about them: the API counts them as deleted.
     """
 
-    def __init__(self, node: Node, volume_ids: Collection[str], stopping: threading.Event) -> None:
+    def __init__(
+        self, node: Node, subjects: Iterable[str | Snapshot], stopping: threading.Event
+    ) -> None:
         self._node = node
-        self._waiting = deque(sorted(volume_ids))
-        self._percent = dict.fromkeys(self._waiting, 0)
+        self._waiting = deque(subjects)
+        self._percent = {_id(subject): 0 for subject in self._waiting}
         self._stopping = stopping
 
     def progress(self) -> dict[str, int]:
-        """The volumes that are still to be removed, and how far each is, in percent."""
+        """The ids of what is still to be removed, and how far each is, in percent."""
         return dict(self._percent)
 
     def run(self) -> None:
         """Remove them all, or as far as it gets until the process is told to stop."""
         backoff = Backoff(self._stopping)
         while self._waiting and not self._stopping.is_set():
-            volume_id = self._waiting.popleft()
+            subject = self._waiting.popleft()
             try:
-                self._remove(volume_id)
+                self._remove(subject)
             except errors.Cancelled:
                 return
             except errors.LunrError as error:
-                self._waiting.append(volume_id)  # the others first
+                self._waiting.append(subject)  # the others first
                 backoff.wait(error)
             else:
                 backoff.over()
-                del self._percent[volume_id]
+                del self._percent[_id(subject)]
 
-    def _remove(self, volume_id: str) -> None:
-        _log.info("removing volume %s, which was deleted", volume_id)
+    def _remove(self, subject: str | Snapshot) -> None:
+        if isinstance(subject, Snapshot):
+            self._node.pool.delete_snapshot(subject)
+            return
 
         def tick(done: int, total: int) -> None:
-            self._percent[volume_id] = done * 100 // max(total, 1)
+            self._percent[subject] = done * 100 // max(total, 1)
             if self._stopping.is_set():
                 raise errors.Cancelled
 
-        self._node.exports.detach(volume_id, force=True)
-        self._node.pool.delete(volume_id, tick)
+        _log.info("removing volume %s, which was deleted", subject)
+        self._node.exports.detach(subject, force=True)
+        self._node.pool.delete(subject, tick)
+
+
+def _id(subject: str | Snapshot) -> str:
+    return subject.id if isinstance(subject, Snapshot) else subject

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import sys
+import threading
 import time
 from pathlib import Path
 
 import pytest
 
+from lunr.common import errors
+from lunr.storage import engine as engine_module
 from lunr.storage import system
+from lunr.storage.engine import Engine
+from lunr.storage.job import Job, Stop
 from tests.support import faulty
+from tests.system.storage.nodes import KEY
 
 
 def test_a_command_that_waits_for_a_hanging_device_is_given_up(
@@ -26,3 +33,30 @@ def test_a_command_that_waits_for_a_hanging_device_is_given_up(
         assert system.run(["echo", "fine"]).stdout == "fine\n"
         monkeypatch.setattr(system, "_KILL_WAIT", 30)
         system.run(command, timeout=30)
+
+
+#: A worker that reads past the page cache, where it can't be killed.
+READER = """
+import mmap, os, sys
+file = os.open(sys.argv[1], os.O_RDONLY | os.O_DIRECT)
+os.preadv(file, [mmap.mmap(-1, 4096)], 0)
+"""
+
+
+def test_a_job_whose_worker_is_stuck_ends_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(engine_module, "STOP_GRACE", 0.3)
+    claimed = {"id": "j1", "kind": "backup.save", "lease": "l", "lease_seconds": 60, "attempt": 1}
+    job = Job({**claimed, "payload": {}})
+    with faulty.hanging(tmp_path / "device", seconds=6) as path:
+        worker = [sys.executable, "-c", READER, str(path)]
+        engine = Engine(url="files:/nowhere", options={}, key=KEY, command=worker)
+        timer = threading.Timer(1.0, job.stop, [Stop.LOST])
+        timer.start()
+        started = time.monotonic()
+        with pytest.raises(errors.Cancelled):
+            engine.run(job, "save")
+        assert time.monotonic() - started < 4
+        timer.join()
+    assert "a device hangs" in caplog.text

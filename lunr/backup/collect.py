@@ -238,7 +238,7 @@ def _needed(
     done: set[Ref] = set()
     must = frozenset(required)
 
-    def segments() -> Iterator[tuple[Ref, int]]:
+    def segments() -> Iterator[tuple[Repository, Ref, int]]:
         for backup_id in dict.fromkeys([*required, *repository.backup_ids(), *keep]):
             try:
                 root = repository.load_root(backup_id)
@@ -250,12 +250,12 @@ def _needed(
             for chunks, ref in repository.segments_of(root):
                 if ref is not None and ref not in done:
                     done.add(ref)
-                    yield ref, len(chunks)
+                    yield repository.of(root), ref, len(chunks)
 
-    def mark(segment: tuple[Ref, int]) -> None:
-        ref, chunks = segment
+    def mark(segment: tuple[Repository, Ref, int]) -> None:
+        owner, ref, chunks = segment
         needed.add(hash(ref.name(Kind.SEGMENT)))
-        for entry in repository.load_segment(ref, chunks):
+        for entry in owner.load_segment(ref, chunks):
             for name in objects_of(entry):
                 needed.add(hash(name))
 

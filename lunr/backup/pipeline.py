@@ -191,6 +191,9 @@ class _Save:
             if parent.geometry != self._geometry:
                 logger.warning("Parent %s is cut by other sizes: saving in full.", parent_id)
                 return None
+            if parent.key_id != self._repository.keys.id:
+                logger.warning("Parent %s has another master key: saving in full.", parent_id)
+                return None
             parallel.each(self._repository.segments_of(parent), self._learn, self._threads, cancel)
         except _UNUSABLE as error:
             logger.warning("Parent %s can't be used, saving in full: %s", parent_id, error)

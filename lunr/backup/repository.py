@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 from lunr.backup import errors
 from lunr.backup.format import blocks, roots, segments
@@ -16,18 +16,33 @@ from lunr.common import ids
 
 
 class Repository:
-    """The objects that one set of keys belongs to.
+    """One account's objects.
 
     Attributes:
         store: where they are.
-        keys: what checks them.
+        keys: what writes, checks and reads them.
+        older: keys that backups from before a change of the master key need.
         clock: seconds since the epoch, for sessions and collections.
     """
 
-    def __init__(self, store: Store, keys: Keys, clock: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self,
+        store: Store,
+        keys: Keys,
+        clock: Callable[[], float] = time.time,
+        older: Sequence[Keys] = (),
+    ) -> None:
         self.store = store
         self.keys = keys
+        self.older = tuple(older)
         self.clock = clock
+
+    def of(self, root: Root) -> Repository:
+        """This repository with the keys that `root`, and so all it needs, was written with."""
+        if root.key_id == self.keys.id:
+            return self
+        keys = next(keys for keys in self.older if keys.id == root.key_id)
+        return Repository(self.store, keys, self.clock)
 
     # --- backups ---------------------------------------------------------------
 
@@ -50,7 +65,7 @@ class Repository:
             raw = self.store.get(name)
         except errors.ObjectMissing:
             raise errors.BackupMissing(id=backup_id) from None
-        return roots.decode(bytes(raw), backup_id, name, self.keys)
+        return roots.decode(bytes(raw), backup_id, name, self.keys, *self.older)
 
     def store_root(self, root: Root) -> None:
         """Write `root`, durably, and read it back: from now on the backup exists."""
@@ -73,7 +88,7 @@ class Repository:
     # --- segments --------------------------------------------------------------
 
     def load_segment(self, ref: Ref, chunks: int) -> list[Entry]:
-        """The entries of a segment, which must be `chunks`."""
+        """The entries of a segment, which must be `chunks`; for another key's see :meth:`of`."""
         name = ref.name(Kind.SEGMENT)
         entries = segments.decode(self.store.get(name), ref, name, self.keys)
         if len(entries) != chunks:

@@ -57,6 +57,7 @@ def restore(
     """
     started = time.monotonic()
     root = repository.load_root(backup_id)
+    repository = repository.of(root)
     out = FileTarget(target, max(root.size_bytes, size_bytes or 0), create)
     try:
         run = _Restore(repository, root, out, target_is_zero or out.is_new, progress)

@@ -80,8 +80,8 @@ def _digest(record: dict[str, Any], keys: Keys) -> str:
     return blake3(canonical.encode(), key=keys.root).hexdigest()
 
 
-def decode(raw: bytes, backup_id: str, name: str, keys: Keys) -> Root:
-    """The root in `raw`.
+def decode(raw: bytes, backup_id: str, name: str, *keyring: Keys) -> Root:
+    """The root in `raw`, written with one of the keys in `keyring`.
 
     Raises:
         errors.CorruptObject: it was changed, or is another backup's.
@@ -95,8 +95,13 @@ def decode(raw: bytes, backup_id: str, name: str, keys: Keys) -> Root:
         raise errors.CorruptObject(name=name, reason="it is not the JSON of a root.") from error
     if version != VERSION:
         raise errors.UnsupportedFormat(name=name, reason=f"format version {version}.")
-    if ids.is_valid(record.get("key_id")) and record["key_id"] != keys.id:
-        raise errors.WrongKey(name=name, needed=record["key_id"], given=keys.id)
+    needed = record.get("key_id")
+    if not ids.is_valid(needed):
+        raise errors.CorruptObject(name=name, reason="it does not tell its key.")
+    keys = next((keys for keys in keyring if keys.id == needed), None)
+    if keys is None:
+        given = ", ".join(keys.id for keys in keyring)
+        raise errors.WrongKey(name=name, needed=needed, given=given)
     if record.pop("digest", None) != _digest(record, keys):
         raise errors.CorruptObject(name=name, reason="its digest does not match.")
     if record["backup_id"] != backup_id:

@@ -6,10 +6,8 @@ back while it makes one, so it is of one moment. A block that is given out is
 zeroed by the kernel first, unless the write covers all of it: no volume ever
 shows what another one held (``check`` insists on that).
 
-What differs between two of them is read from the pool's metadata (see
-:mod:`lunr.storage.pools.thin_maps`), under a metadata snapshot, of which a
-pool has one at a time. It is kept for no longer than the reading takes: the
-answer goes to a temporary file first.
+What differs between two of them is read from the pool's metadata. That takes
+about ten seconds for each million of blocks, and no byte of theirs is read.
 """
 
 from __future__ import annotations
@@ -18,15 +16,12 @@ import contextlib
 import logging
 import os
 import shutil
-import struct
-import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import BinaryIO
 
-from lunr.common import errors, units
+from lunr.common import errors, ids, units
 from lunr.storage import system
 from lunr.storage.pools import thin_maps, thin_status
 from lunr.storage.pools.base import (
@@ -38,6 +33,7 @@ from lunr.storage.pools.base import (
     Tick,
     no_tick,
 )
+from lunr.storage.pools.thin_device import PoolDevice
 from lunr.storage.pools.thin_maps import Run
 from lunr.storage.pools.thin_status import Mode, ThinStatus
 from lunr.storage.pools.volume_group import (
@@ -53,11 +49,6 @@ _log = logging.getLogger(__name__)
 
 #: Seconds that `watch`'s look at the pool is good for.
 _FRESH = 5.0
-
-#: Seconds to read the maps of two devices: a few for each million of mapped blocks.
-_MAP_TIMEOUT = 3600.0
-
-_EXTENT = struct.Struct("<QQ")
 
 
 class ThinPool(Pool):
@@ -78,13 +69,14 @@ class ThinPool(Pool):
         self._group = VolumeGroup(group)
         self._thin_pool = thin_pool
         self._pool = self._group.full_name(thin_pool)
+        self._device = PoolDevice(self._group, thin_pool)
         self._full_at = full_percent / 100
         self._overcommit = overcommit
         self._lock: int | None = None
         self._checking = threading.Lock()
-        self._reading_maps = threading.Lock()
-        self._seen: tuple[float, ThinStatus] | None = None
-        self._told_full = ""
+        self._seen: ThinStatus | None = None
+        self._seen_at = 0.0
+        self._told = (Mode.WRITE, False)
 
     # --- making it ready -----------------------------------------------------------
 
@@ -96,12 +88,7 @@ class ThinPool(Pool):
             for program in ("thin_check", "thin_dump"):
                 if shutil.which(program, path=system.environment()["PATH"]) is None:
                     raise system.missing(program)
-            extent = self._group.check(f"vgcreate {self._group.name} DISK…; {self._how_to_make()}")
-            if units.GIB % extent:
-                raise self._group.unusable(
-                    f"a GiB is not a multiple of its extents ({extent} bytes): "
-                    f"vgchange -s 4m {self._group.name}"
-                )
+            self._group.check(f"vgcreate {self._group.name} DISK…; {self._how_to_make()}")
             lock = self._group.lock()
             try:
                 self._group.need_target("thin-pool", "dm_thin_pool")
@@ -147,7 +134,7 @@ class ThinPool(Pool):
                 f"the thin pool {self._pool} can't be activated ({error.fields['stderr']}); "
                 f"if its metadata are damaged: lvconvert --repair {self._pool}"
             ) from error
-        status = self._look()
+        status = self._device.status()
         if status.broken:
             raise self._group.unusable(self._why_full(status))
         if full := self._why_full(status):
@@ -157,14 +144,11 @@ class ThinPool(Pool):
 
     def clean(self) -> None:
         """Remove clones that were not ready, and release the metadata snapshot."""
-        for lv in self._ours():
-            if lv.role is Role.BUILDING:
-                _log.info("removing %s, left over by a process that was killed", lv.name)
-                self._group.remove(lv.name)
-        status = self._look()
-        if status.held:
-            _log.info("releasing a metadata snapshot of %s, left over by a killed process", status)
-            self._message(status, "release_metadata_snap")
+        for lv in _half_made(self._ours()):
+            _log.info("removing %s, left over by a process that was killed", lv.name)
+            self._group.remove(lv.name)
+        if self._device.release_left_over():
+            _log.info("released a metadata snapshot of %s, left over by such a process", self._pool)
 
     def close(self) -> None:
         """Let other processes use the group; all devices stay."""
@@ -177,7 +161,9 @@ class ThinPool(Pool):
 
     def capacity(self) -> Capacity:
         """The pool's data, and how much of data and metadata is used."""
-        status = self._seen[1] if self._is_fresh() and self._seen else self._look()
+        status = self._seen
+        if status is None or time.monotonic() - self._seen_at > _FRESH:
+            status = self._device.status()
         return Capacity(
             capacity_bytes=int(status.size * self._overcommit),
             free_bytes=status.free,
@@ -187,16 +173,17 @@ class ThinPool(Pool):
 
     def watch(self) -> None:
         """See how full the pool is, for `capacity`, and log when that is worth a word."""
-        status = self._look()
-        self._seen = (time.monotonic(), status)
+        status = self._device.status()
+        self._seen, self._seen_at = status, time.monotonic()
         full = self._why_full(status)
-        if bool(full) != bool(self._told_full):
+        state = (status.mode, bool(full))
+        if state != self._told:
             _log.log(
                 logging.ERROR if full else logging.INFO,
                 "%s",
                 full or f"the thin pool {self._pool} has room again",
             )
-        self._told_full = full
+        self._told = state
 
     def volumes(self) -> frozenset[str]:
         """The thin volumes that are tagged as one of lunr's."""
@@ -219,10 +206,11 @@ class ThinPool(Pool):
     def create(self, volume_id: str, size: int) -> None:
         """Make a thin volume, which takes nothing yet."""
         lv = self._find(volume_id)
-        if lv is None:
-            self._make(Role.VOLUME, volume_id, volume_id, "-V", f"{size}b", "-T", self._pool)
-            lv = self._need(volume_id)
-        _need_size(lv, size)
+        if lv is not None:
+            self._finish(lv)
+            self._need_size(lv, size)
+            return
+        self._make(Role.VOLUME, volume_id, volume_id, "-V", f"{size}b", "-T", self._pool)
 
     def clone(
         self, volume_id: str, source: str | Snapshot, size: int, tick: Tick = no_tick
@@ -232,29 +220,32 @@ class ThinPool(Pool):
         It has its name from the beginning, but is tagged as half made as long
         as it has not its size.
         """
-        if (there := self._find(volume_id)) is not None:
-            _need_size(there, size)
+        lvs = self._ours()
+        if (there := _pick(lvs, volume_id)) is not None:
+            self._finish(there)
+            self._need_size(there, size)
             return
-        origin = self._need(source)
+        if (origin := _pick(lvs, source)) is None:
+            raise _not_found(source)
+        size = self._group.rounded(size)
         if origin.size > size:
             raise errors.Conflict(
                 reason=f"{origin.name} has {origin.size} bytes and does not fit in {size}"
             )
-        for lv in self._ours():
-            if lv.role is Role.BUILDING and lv.id == volume_id:
-                self._group.remove(lv.name)
+        for half in _half_made(lvs, volume_id):
+            self._group.remove(half.name)
         larger = size > origin.size
         role = Role.BUILDING if larger else Role.VOLUME
         self._make_snapshot(role, volume_id, volume_id, origin, "rw")
         if larger:
-            name = self._group.name_for(Role.VOLUME, volume_id)
-            self._enlarge(name, size)
-            half = next(lv for lv in self._ours() if lv.name == name)
-            self._group.retag(half, Role.VOLUME)
+            for half in _half_made(self._ours(), volume_id):
+                self._enlarge(half.name, size)
+                self._group.retag(half, Role.VOLUME)
 
     def extend(self, volume_id: str, size: int) -> None:
         """Promise more to the volume."""
         lv = self._need(volume_id)
+        size = self._group.rounded(size)
         if lv.size > size:
             raise errors.Conflict(
                 reason=f"volume {volume_id} has {lv.size} bytes, it can't be made smaller ({size})"
@@ -271,10 +262,12 @@ class ThinPool(Pool):
 
     def snapshot(self, snapshot: Snapshot) -> None:
         """Make a read-only thin snapshot."""
-        if self._find(snapshot) is None:
-            origin = self._need(snapshot.volume_id)
-            role = ROLES[snapshot.purpose]
-            self._make_snapshot(role, snapshot.id, snapshot.volume_id, origin, "r")
+        if (there := self._find(snapshot)) is not None:
+            self._finish(there)
+            return
+        origin = self._need(snapshot.volume_id)
+        role = ROLES[snapshot.purpose]
+        self._make_snapshot(role, snapshot.id, snapshot.volume_id, origin, "r")
 
     def delete_snapshot(self, snapshot: Snapshot) -> None:
         """Give the snapshot's blocks back, but for those that it shares."""
@@ -303,45 +296,17 @@ class ThinPool(Pool):
     def _from_maps(
         self,
         lvs: list[LogicalVolume],
-        extents: Callable[[list[Iterator[Run]]], Iterator[Extent]],
+        combine: Callable[[list[Iterator[Run]]], Iterator[Extent]],
     ) -> Iterator[Extent] | None:
-        """What `extents` makes of the maps of `lvs`; None when these can't be read."""
+        """What `combine` makes of the maps of `lvs`; None when these can't be read."""
         rows = self._group.report("lvs", ["lv_name", "thin_id"])
-        numbers = {row["lv_name"]: row["thin_id"] for row in rows}
-        spool = tempfile.TemporaryFile()  # noqa: SIM115 - closed by who reads it
+        numbers = {row["lv_name"]: int(row["thin_id"]) for row in rows if row["thin_id"]}
         try:
-            with self._metadata_snapshot(), contextlib.ExitStack() as dumps:
-                maps = [self._map(int(numbers[lv.name]), dumps) for lv in lvs]
-                for extent in extents(maps):
-                    spool.write(_EXTENT.pack(*extent))
+            return self._device.extents([numbers[lv.name] for lv in lvs], combine)
         except (errors.LunrError, OSError) as error:
-            spool.close()
             names = " and ".join(lv.name for lv in lvs)
-            _log.warning("all bytes are read, the maps of %s can't be: %s", names, error)
+            _log.warning("all bytes will be read, as the maps of %s can't be: %s", names, error)
             return None
-        except BaseException:
-            spool.close()
-            raise
-        return _read(spool)
-
-    def _map(self, number: int, dumps: contextlib.ExitStack) -> Iterator[Run]:
-        metadata = f"/dev/mapper/{self._device('_tmeta')}"
-        dump = ["thin_dump", "--metadata-snap", "--format", "xml", "--dev-id", str(number)]
-        xml = dumps.enter_context(
-            contextlib.closing(system.stream([*dump, metadata], timeout=_MAP_TIMEOUT))
-        )
-        return thin_maps.parse(xml, number)
-
-    @contextlib.contextmanager
-    def _metadata_snapshot(self) -> Iterator[None]:
-        """Metadata of one moment, which the tools can read while the pool is in use."""
-        with self._reading_maps:
-            status = self._look()
-            self._message(status, "reserve_metadata_snap")
-            try:
-                yield
-            finally:
-                self._message(status, "release_metadata_snap")
 
     # --- how -----------------------------------------------------------------------
 
@@ -354,21 +319,23 @@ class ThinPool(Pool):
         ]
 
     def _find(self, subject: str | Snapshot) -> LogicalVolume | None:
-        if isinstance(subject, Snapshot):
-            role, id_, volume_id = ROLES[subject.purpose], subject.id, subject.volume_id
-        else:
-            role, id_, volume_id = Role.VOLUME, subject, subject
-        tags_for(role, id_, volume_id)  # refuses what is no id
-        wanted = (role, id_, volume_id)
-        return next((lv for lv in self._ours() if (lv.role, lv.id, lv.volume_id) == wanted), None)
+        return _pick(self._ours(), subject)
 
     def _need(self, subject: str | Snapshot) -> LogicalVolume:
-        if (lv := self._find(subject)) is not None:
-            return lv
-        if isinstance(subject, Snapshot):
-            which = f"{subject.id} of volume {subject.volume_id}"
-            raise errors.NotFound(kind="snapshot", id=which)
-        raise errors.NotFound(kind="volume", id=subject)
+        if (lv := self._find(subject)) is None:
+            raise _not_found(subject)
+        return lv
+
+    def _finish(self, lv: LogicalVolume) -> None:
+        """Do what a killed lvcreate did not: LVM knows `lv`, the kernel may not yet."""
+        if not lv.active:
+            self._group.activate([lv.name])
+
+    def _need_size(self, lv: LogicalVolume, size: int) -> None:
+        if lv.size != self._group.rounded(size):
+            raise errors.Conflict(
+                reason=f"there is a volume {lv.id} with {lv.size} bytes, {size} were asked for"
+            )
 
     def _make_snapshot(
         self, role: Role, id_: str, volume_id: str, origin: LogicalVolume, permission: str
@@ -385,7 +352,7 @@ class ThinPool(Pool):
 
     def _enlarge(self, name: str, size: int) -> None:
         with self._told_when_full():
-            self._group.run("lvextend", "-L", f"{size}b", self._group.full_name(name))
+            self._group.extend(name, size)
 
     @contextlib.contextmanager
     def _told_when_full(self) -> Iterator[None]:
@@ -393,52 +360,37 @@ class ThinPool(Pool):
             yield
         except system.CommandFailed as error:
             # LVM refuses new thin volumes somewhat before the pool is full.
-            status = self._look()
+            status = self._device.status()
+            if status.broken:
+                raise self._group.unusable(self._why_full(status)) from error
             if "reached threshold" in str(error.fields["stderr"]) or status.mode is not Mode.WRITE:
                 free = units.human(status.free)
                 raise PoolFull(place=f"thin pool {self._pool}", free=free) from error
             raise
 
-    def _is_fresh(self) -> bool:
-        return self._seen is not None and time.monotonic() - self._seen[0] < _FRESH
-
-    def _look(self) -> ThinStatus:
-        # The pool itself is the second one as long as it never had a volume.
-        devices = (self._device("-tpool"), self._device(""))
-        try:
-            said = system.run(["dmsetup", "status", "--target", "thin-pool"]).stdout
-            status = thin_status.parse(said, devices)
-        except (errors.LunrError, ValueError) as error:
-            raise self._group.unusable(
-                f"the kernel does not tell of {self._pool}: {error}"
-            ) from error
-        if status is None:
-            raise self._group.unusable(
-                f"the thin pool {self._pool} is not active: lvchange -ay {self._pool}"
-            )
-        return status
-
-    def _device(self, suffix: str) -> str:
-        """The device-mapper name of a part of the pool; hyphens in names are doubled in it."""
-        group, pool = (name.replace("-", "--") for name in (self._group.name, self._thin_pool))
-        return f"{group}-{pool}{suffix}"
-
-    def _message(self, status: ThinStatus, message: str) -> None:
-        system.run(["dmsetup", "message", status.device, "0", message])
-
     def _why_full(self, status: ThinStatus) -> str:
         return thin_status.why_full(status, self._full_at, self._pool)
 
 
-def _need_size(lv: LogicalVolume, size: int) -> None:
-    if lv.size != size:
-        raise errors.Conflict(
-            reason=f"there is a volume {lv.id} with {lv.size} bytes, {size} were asked for"
-        )
+def _pick(lvs: Iterable[LogicalVolume], subject: str | Snapshot) -> LogicalVolume | None:
+    """The one of `lvs` that is the volume or snapshot."""
+    if isinstance(subject, Snapshot):
+        wanted = (ROLES[subject.purpose], ids.check(subject.id), ids.check(subject.volume_id))
+    else:
+        wanted = (Role.VOLUME, ids.check(subject), subject)
+    return next((lv for lv in lvs if (lv.role, lv.id, lv.volume_id) == wanted), None)
 
 
-def _read(spool: BinaryIO) -> Iterator[Extent]:
-    with spool:
-        spool.seek(0)
-        while piece := spool.read(4096 * _EXTENT.size):
-            yield from map(Extent._make, _EXTENT.iter_unpack(piece))
+def _half_made(
+    lvs: Iterable[LogicalVolume], volume_id: str | None = None
+) -> Iterator[LogicalVolume]:
+    """Those that are to be a volume, or this one, and are not yet."""
+    for lv in lvs:
+        if lv.role is Role.BUILDING and volume_id in (None, lv.id):
+            yield lv
+
+
+def _not_found(subject: str | Snapshot) -> errors.NotFound:
+    if isinstance(subject, Snapshot):
+        return errors.NotFound(kind="snapshot", id=f"{subject.id} of volume {subject.volume_id}")
+    return errors.NotFound(kind="volume", id=subject)

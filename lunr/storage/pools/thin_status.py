@@ -97,8 +97,9 @@ def why_full(status: ThinStatus, full_at: float, pool: str) -> str:
     if status.broken:
         return (
             f"the metadata of the thin pool {pool} are full or damaged and it takes no writes: "
-            f"detach its volumes, `lvchange -an {pool}`, `lvconvert --repair {pool}`, "
-            f"`lvextend --poolmetadatasize +SIZE {pool}`"
+            f"detach its volumes and stop lunr-storage; `vgchange -an {pool.partition('/')[0]}` "
+            f"(the next activation checks it), if need be `lvconvert --repair {pool}` or "
+            f"`lvextend --poolmetadatasize +SIZE {pool}`; start lunr-storage"
         )
     if status.mode is Mode.OUT_OF_DATA:
         return f"the thin pool {pool} is full and writes fail: `lvextend -L +SIZE {pool}`"

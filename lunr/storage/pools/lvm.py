@@ -18,7 +18,6 @@ import functools
 import logging
 import mmap
 import os
-import secrets
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -45,7 +44,7 @@ from lunr.storage.pools.volume_group import (
     tags_for,
     translated,
 )
-from lunr.storage.pools.wipe import Wiper
+from lunr.storage.pools.wipe import WIPING, Wiper
 
 _log = logging.getLogger(__name__)
 
@@ -131,11 +130,7 @@ class LvmPool(Pool):
             half = lv.role in ROLES.values() and not lv.origin
             if lv.role is Role.BUILDING or half:
                 _log.info("removing %s, left over by a process that was killed", lv.name)
-                self._retire(lv)
-            elif lv.role in _WIPING and lv.origin:
-                self.group.split(lv.name)
-        self.areas.changed()
-        self.wiper.wake()
+                self._drop(lv)
 
     def close(self) -> None:
         """Let others have the group; its devices stay."""
@@ -193,7 +188,7 @@ class LvmPool(Pool):
             raise errors.Conflict(reason=f"{source} has {length} bytes and does not fit in {size}")
         for lv in lvs:
             if lv.role is Role.BUILDING and lv.id == volume_id:  # by an attempt that was given up
-                self._retire(lv)
+                self._drop(lv)
                 lvs = self._lvs()
         made = set()
         try:
@@ -214,8 +209,7 @@ class LvmPool(Pool):
             made.remove(new)
         finally:
             for name in made:
-                self._retire(self._named(name))
-            self.wiper.wake()
+                self._drop(self._named(name))
 
     def extend(self, volume_id: str, size: int) -> None:
         """Add extents, also while the volume is open; with snapshots only while it is not."""
@@ -252,18 +246,21 @@ class LvmPool(Pool):
         ids.check(volume_id)
         lvs = self._lvs()
         lv = next((lv for lv in lvs if lv.role is Role.VOLUME and lv.id == volume_id), None)
+        doomed = {
+            lv.name: lv.size
+            for lv in lvs
+            if lv.role in WIPING and lv.id == lv.volume_id == volume_id  # by an earlier attempt
+        }
         if lv is not None:
             if self._children(lvs, lv):
                 raise errors.InUse(kind="volume", id=volume_id, reason="it has snapshots")
             if lv.open:
                 raise errors.InUse(kind="volume", id=volume_id, reason="its device is open")
-            self._retire(lv)
-            lvs = self._lvs()
-        doomed = [lv for lv in lvs if lv.role in _WIPING and lv.id == lv.volume_id == volume_id]
-        total, done = sum(lv.size for lv in doomed), 0
-        for lv in doomed:
-            self.wiper.wipe(lv.name, functools.partial(_shifted, tick, done, total))
-            done += lv.size
+            doomed[self.wiper.retire(lv)] = lv.size
+        total, done = sum(doomed.values()), 0
+        for name, size in doomed.items():
+            self.wiper.wipe(name, functools.partial(_shifted, tick, done, total))
+            done += size
 
     # --- snapshots -----------------------------------------------------------------
 
@@ -278,8 +275,7 @@ class LvmPool(Pool):
             renew = snapshot.purpose is Purpose.BACKUP and self._status(there.name).lost
             if there.origin and not renew:
                 return
-            self._retire(there)
-            self.wiper.wake()
+            self._drop(there)
             lvs = self._lvs()
         self._take(lvs, volume, ROLES[snapshot.purpose], snapshot.id)
 
@@ -293,8 +289,7 @@ class LvmPool(Pool):
         if lv.open:
             raise errors.InUse(kind="snapshot", id=snapshot.id, reason="its device is open")
         with translated("snapshot", snapshot.id):
-            self._retire(lv)
-        self.wiper.wake()
+            self._drop(lv)
 
     def check_snapshot(self, snapshot: Snapshot) -> None:
         """Ask the kernel."""
@@ -310,6 +305,8 @@ class LvmPool(Pool):
         if volume_id != old.volume_id:
             return None
         lvs = self._lvs()
+        if not any(lv.snapshot == old and lv.origin for lv in lvs):
+            return None
         name = self._find(old, lvs).name
         old_size, new_size = self._size(old, lvs), self._size(new, lvs)
         file = cow.open_area(Path("/dev/mapper") / f"{self.group.dm_name(name)}-cow")
@@ -381,14 +378,12 @@ class LvmPool(Pool):
 
     def _children(self, lvs: list[LogicalVolume], volume: LogicalVolume) -> list[LogicalVolume]:
         """Its snapshots, but those that only wait to be wiped: they are split off first."""
-        found = []
-        for lv in lvs:
-            if lv.origin == volume.name and lv.role in _WIPING:
-                with translated("volume", volume.id):
-                    self.group.split(lv.name)
-            elif lv.origin == volume.name:
-                found.append(lv)
-        return found
+        children = [lv for lv in lvs if lv.origin == volume.name]
+        with translated("volume", volume.id):
+            for lv in children:
+                if lv.role in WIPING:
+                    self.wiper.set_apart(lv)
+        return [lv for lv in children if lv.role not in WIPING]
 
     def _is_there(self, lvs: list[LogicalVolume], volume_id: str, size: int) -> bool:
         self._check_size(size)
@@ -429,20 +424,19 @@ class LvmPool(Pool):
     def _free_name(self, lvs: list[LogicalVolume], role: Role, id_: str) -> str:
         name = self.group.name_for(role, id_)
         holder = next((lv for lv in lvs if lv.name == name), None)
-        if holder is not None and holder.role in _WIPING:  # killed in `_retire`
-            self.group.rename(name, _new_name())
+        if holder is not None and holder.role in WIPING:  # by a process that was killed
+            self.wiper.set_apart(holder)
         elif holder is not None:
             raise errors.Conflict(reason=f"{self.group} has another logical volume {name}")
         return name
 
-    def _retire(self, lv: LogicalVolume) -> None:
-        """Make `lv` one that is to be wiped; in the first command it stops to be anything else."""
-        self.group.retag(lv, Role.WIPING_COW if lv.origin else Role.WIPING)
-        name = _new_name()
-        self.group.rename(lv.name, name)
-        if lv.origin:
-            self.group.split(name)
+    def _drop(self, lv: LogicalVolume) -> None:
+        """Have `lv` wiped in the background."""
+        try:
+            self.wiper.retire(lv)
+        finally:
             self.areas.changed()
+            self.wiper.wake()
 
     def _status(self, name: str) -> cow.Status:
         gone = cow.Status(1.0, "its device is not there")
@@ -455,13 +449,6 @@ class LvmPool(Pool):
                 (source.id, source.volume_id) if isinstance(source, Snapshot) else (name, source)
             )
             raise SnapshotLost(id=shown[0], volume_id=shown[1], reason=lost)
-
-
-_WIPING = (Role.WIPING, Role.WIPING_COW)
-
-
-def _new_name() -> str:
-    return f"wipe-{secrets.token_hex(6)}"
 
 
 def _shifted(tick: Tick, before: int, total: int, done: int, _total: int) -> None:

@@ -12,9 +12,11 @@ they are written, at a limited speed.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import fcntl
 import logging
 import os
+import secrets
 import struct
 import threading
 import time
@@ -28,6 +30,11 @@ from lunr.storage.pools.volume_group import LogicalVolume, Role, VolumeGroup
 
 _log = logging.getLogger(__name__)
 
+#: The roles of what is to be wiped.
+WIPING = frozenset({Role.WIPING, Role.WIPING_COW})
+
+_PREFIX = "wipe-"
+
 #: Bytes between two looks at whether to stop.
 STEP = 16 * units.MIB
 
@@ -36,6 +43,9 @@ _BLKZEROOUT = 0x127F
 
 #: Seconds between two looks for something to wipe, if nobody says that there is.
 _LOOK_EVERY = 30.0
+
+#: Seconds that a step, or a command of LVM, is given to end.
+_STOP_TIMEOUT = 10.0
 
 
 class Pace:
@@ -70,6 +80,8 @@ class Wiper:
     def __init__(self, group: VolumeGroup, bytes_per_second: int) -> None:
         self._group = group
         self._pace = Pace(bytes_per_second)
+        #: Held while a logical volume is on its way to be one that is wiped.
+        self._retiring = threading.Lock()
         self._turn = threading.Condition()
         #: Names being wiped; and those that someone waits for.
         self._busy: set[str] = set()
@@ -77,6 +89,7 @@ class Wiper:
         self._wake = threading.Event()
         self._stopping = threading.Event()
         self._thread: threading.Thread | None = None
+        self._told: set[str] = set()
 
     def start(self) -> None:
         """Begin to wipe in the background what is to be wiped."""
@@ -89,12 +102,44 @@ class Wiper:
         self._stopping.set()
         self._wake.set()
         if self._thread is not None:
-            self._thread.join()
+            self._thread.join(_STOP_TIMEOUT)
         self._thread = None
 
     def wake(self) -> None:
         """Say that there is something to wipe."""
         self._wake.set()
+
+    def retire(self, lv: LogicalVolume) -> str:
+        """Make `lv` one that is to be wiped, and return its new name.
+
+        From the first command on it is nothing else any more; what is left to do of
+        this when the process is killed is done before the wiping.
+
+        Raises:
+            CommandFailed: it is a snapshot whose device is open.
+        """
+        with self._retiring:
+            self._group.retag(lv, Role.WIPING_COW if lv.origin else Role.WIPING)
+            return self._set_apart(lv)
+
+    def set_apart(self, lv: LogicalVolume) -> None:
+        """Finish what `retire` began before the process was killed."""
+        with self._retiring:
+            now = self._named(lv.name)
+            if now is not None:
+                self._set_apart(now)
+
+    def _named(self, name: str) -> LogicalVolume | None:
+        return next((lv for lv in self._group.volumes() if lv.name == name), None)
+
+    def _set_apart(self, lv: LogicalVolume) -> str:
+        name = lv.name
+        if not name.startswith(_PREFIX):
+            name = f"{_PREFIX}{secrets.token_hex(6)}"
+            self._group.rename(lv.name, name)
+        if lv.origin:
+            self._group.split(name)
+        return name
 
     def wipe(self, name: str, tick: Tick) -> None:
         """Wipe and remove the logical volume `name`; it may be gone already.
@@ -119,19 +164,27 @@ class Wiper:
     # --- in the background -----------------------------------------------------------
 
     def _look(self) -> None:
-        told: set[str] = set()
         while not self._stopping.is_set():
             self._wake.clear()
             try:
-                for lv in self._group.volumes():
-                    if lv.role in (Role.WIPING, Role.WIPING_COW) and not self._stopping.is_set():
-                        self._wipe_if_free(lv.name)
-                told.clear()
+                names = [lv.name for lv in self._group.volumes() if lv.role in WIPING]
             except errors.LunrError as error:
-                if str(error) not in told:  # it is tried again and again
-                    _log.error("%s", error)
-                    told.add(str(error))
+                self._tell(error)
+                names = []
+            for name in names:
+                if self._stopping.is_set():
+                    return
+                try:
+                    self._wipe_if_free(name)
+                except errors.LunrError as error:  # the others must not wait for this one
+                    self._tell(error)
             self._wake.wait(_LOOK_EVERY)
+
+    def _tell(self, error: errors.LunrError) -> None:
+        """Log `error`, once: what failed is tried again and again."""
+        if str(error) not in self._told:
+            _log.error("%s It will be tried again.", error)
+            self._told.add(str(error))
 
     def _wipe_if_free(self, name: str) -> None:
         with self._turn:
@@ -154,11 +207,12 @@ class Wiper:
     # --- how -------------------------------------------------------------------------
 
     def _wipe(self, name: str, tick: Tick) -> None:
-        lv = next((lv for lv in self._group.volumes() if lv.name == name), None)
-        if lv is None:
-            return
-        if lv.origin:
-            self._group.split(name)
+        with self._retiring:
+            lv = self._named(name)
+            if lv is None:
+                return
+            name = self._set_apart(lv)
+            lv = dataclasses.replace(lv, name=name, origin="")
         if not lv.active:
             self._group.activate([name])
         try:

@@ -1,0 +1,119 @@
+"""What LVM says of a group (reports as it printed them in the VM), and the names given in it."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lunr.common import errors, ids
+from lunr.storage.pools.base import Purpose, Snapshot
+from lunr.storage.pools.volume_group import (
+    Role,
+    VolumeGroup,
+    parse_disk,
+    parse_report,
+    parse_volume,
+    tags_for,
+)
+
+LVS = """\
+  {
+      "report": [
+          {
+              "lv": [
+                  {"lv_name":"backup-s1", "lv_size":"8388608", "origin":"volume-a-b", "pool_lv":"", "segtype":"linear", "lv_tags":"lunr.id=s1,lunr.role=backup,lunr.volume=a-b", "lv_active":"active", "lv_device_open":""},
+                  {"lv_name":"foreign", "lv_size":"1048576", "origin":"", "pool_lv":"", "segtype":"linear", "lv_tags":"", "lv_active":"", "lv_device_open":""},
+                  {"lv_name":"volume-a-b", "lv_size":"67108864", "origin":"", "pool_lv":"", "segtype":"linear", "lv_tags":"lunr.id=a-b,lunr.role=volume,lunr.volume=a-b", "lv_active":"active", "lv_device_open":"open"}
+              ]
+          }
+      ]
+  }
+"""  # noqa: E501
+
+PVS = """\
+  {
+      "report": [
+          {
+              "pv": [
+                  {"pv_name":"/dev/vda", "pv_size":"535822336", "pv_free":"450887680", "pv_tags":"lunr.zeroed", "pv_allocatable":"allocatable", "pv_missing":""},
+                  {"pv_name":"[unknown]", "pv_size":"535822336", "pv_free":"450887680", "pv_tags":"", "pv_allocatable":"", "pv_missing":"missing"}
+              ]
+          }
+      ]
+  }
+"""  # noqa: E501
+
+NOTHING = """\
+  {
+      "report": [
+          {
+              "vg": [
+              ]
+          }
+      ]
+  }
+"""
+
+
+def test_logical_volumes() -> None:
+    backup, foreign, volume = (parse_volume(row) for row in parse_report(LVS))
+    assert backup.snapshot == Snapshot("a-b", "s1", Purpose.BACKUP)
+    assert (backup.role, backup.origin, backup.size) == (Role.BACKUP, "volume-a-b", 8 << 20)
+    assert (foreign.role, foreign.id, foreign.snapshot, foreign.active) == (None, "", None, False)
+    assert (volume.role, volume.id, volume.volume_id) == (Role.VOLUME, "a-b", "a-b")
+    assert (volume.open, volume.size, volume.snapshot) == (True, 64 << 20, None)
+
+
+def test_disks() -> None:
+    good, gone = (parse_disk(row) for row in parse_report(PVS))
+    assert (good.name, good.free, good.tags) == ("/dev/vda", 450887680, {"lunr.zeroed"})
+    assert good.allocatable
+    assert not good.missing
+    assert gone.missing
+    assert not gone.allocatable
+
+
+def test_an_empty_report() -> None:
+    assert parse_report(NOTHING) == []
+
+
+@pytest.mark.parametrize("tag", ["lunr.role=king", "lunr.role=", "lunr.id=../x", "lunr.idx=a"])
+def test_tags_of_another_hand_are_not_believed(tag: str) -> None:
+    row = {**parse_report(LVS)[1], "lv_tags": tag}
+    assert parse_volume(row).role is None
+    assert parse_volume(row).id == ""
+
+
+def test_tags_come_back() -> None:
+    words = tags_for(Role.SNAPSHOT, "s_1", "v-1")
+    row = {**parse_report(LVS)[1], "lv_tags": ",".join(words[1::2])}
+    assert parse_volume(row).snapshot == Snapshot("v-1", "s_1")
+
+
+_ids = st.from_regex(ids.PATTERN, fullmatch=True)
+
+
+@given(_ids, _ids, st.sampled_from([Role.VOLUME, Role.SNAPSHOT, Role.BACKUP, Role.BUILDING]))
+def test_names_are_good_for_lvm_and_tell_ids_apart(one: str, other: str, role: Role) -> None:
+    group = VolumeGroup("a-group-of-at-most-32-characters")
+    name = group.name_for(role, one)
+    assert (name == group.name_for(role, other)) == (one == other)
+    assert "_" not in name
+    assert not name.startswith(("snapshot", "pvmove", "-"))
+    assert len(f"{group.dm_name(name)}_tmeta") <= 127
+
+
+def test_a_plain_id_can_be_read_in_the_name() -> None:
+    group = VolumeGroup("lunr")
+    id_ = ids.new()
+    assert group.name_for(Role.VOLUME, id_) == f"volume-{id_}"
+    assert group.name_for(Role.SNAPSHOT, "a-b") == "snap-a-b"
+    assert group.name_for(Role.VOLUME, "a_tdata").startswith("volume-.")
+    assert group.dm_name("volume-a-b") == "lunr-volume--a--b"
+
+
+@pytest.mark.parametrize("name", ["", "-lunr", "a/b", "a b", "../x", "x" * 33])
+def test_a_name_that_no_group_can_have_is_refused(name: str) -> None:
+    with pytest.raises(errors.ConfigError, match=r"lvm\.group"):
+        VolumeGroup(name)

@@ -246,19 +246,19 @@ class LvmPool(Pool):
         ids.check(volume_id)
         lvs = self._lvs()
         lv = next((lv for lv in lvs if lv.role is Role.VOLUME and lv.id == volume_id), None)
-        doomed = {
-            lv.name: lv.size
-            for lv in lvs
-            if lv.role in WIPING and lv.id == lv.volume_id == volume_id  # by an earlier attempt
-        }
+        doomed = []
         if lv is not None:
             if self._children(lvs, lv):
                 raise errors.InUse(kind="volume", id=volume_id, reason="it has snapshots")
             if lv.open:
                 raise errors.InUse(kind="volume", id=volume_id, reason="its device is open")
-            doomed[self.wiper.retire(lv)] = lv.size
-        total, done = sum(doomed.values()), 0
-        for name, size in doomed.items():
+            doomed.append((self.wiper.retire(lv), lv.size))
+        for lv in lvs:  # what an earlier attempt left
+            ours = lv.role in WIPING and lv.id == lv.volume_id == volume_id
+            if ours and (name := self.wiper.set_apart(lv)):
+                doomed.append((name, lv.size))
+        total, done = sum(size for _, size in doomed), 0
+        for name, size in doomed:
             self.wiper.wipe(name, functools.partial(_shifted, tick, done, total))
             done += size
 

@@ -12,7 +12,6 @@ they are written, at a limited speed.
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import fcntl
 import logging
 import os
@@ -122,12 +121,16 @@ class Wiper:
             self._group.retag(lv, Role.WIPING_COW if lv.origin else Role.WIPING)
             return self._set_apart(lv)
 
-    def set_apart(self, lv: LogicalVolume) -> None:
-        """Finish what `retire` began before the process was killed."""
+    def set_apart(self, lv: LogicalVolume) -> str | None:
+        """Finish what `retire` began on `lv` before the process was killed.
+
+        Returns its name from now on; None: it is gone, or another thread did it.
+        """
+        if lv.name.startswith(_PREFIX) and not lv.origin:
+            return lv.name
         with self._retiring:
             now = self._named(lv.name)
-            if now is not None:
-                self._set_apart(now)
+            return None if now is None else self._set_apart(now)
 
     def _named(self, name: str) -> LogicalVolume | None:
         return next((lv for lv in self._group.volumes() if lv.name == name), None)
@@ -142,7 +145,7 @@ class Wiper:
         return name
 
     def wipe(self, name: str, tick: Tick) -> None:
-        """Wipe and remove the logical volume `name`; it may be gone already.
+        """Wipe and remove the logical volume `name`, which was set apart; it may be gone already.
 
         Raises:
             PoolUnusable: the disk fails.
@@ -167,15 +170,16 @@ class Wiper:
         while not self._stopping.is_set():
             self._wake.clear()
             try:
-                names = [lv.name for lv in self._group.volumes() if lv.role in WIPING]
+                lvs = [lv for lv in self._group.volumes() if lv.role in WIPING]
             except errors.LunrError as error:
                 self._tell(error)
-                names = []
-            for name in names:
+                lvs = []
+            for lv in lvs:
                 if self._stopping.is_set():
                     return
                 try:
-                    self._wipe_if_free(name)
+                    if name := self.set_apart(lv):
+                        self._wipe_if_free(name)
                 except errors.LunrError as error:  # the others must not wait for this one
                     self._tell(error)
             self._wake.wait(_LOOK_EVERY)
@@ -207,12 +211,9 @@ class Wiper:
     # --- how -------------------------------------------------------------------------
 
     def _wipe(self, name: str, tick: Tick) -> None:
-        with self._retiring:
-            lv = self._named(name)
-            if lv is None:
-                return
-            name = self._set_apart(lv)
-            lv = dataclasses.replace(lv, name=name, origin="")
+        lv = self._named(name)
+        if lv is None:
+            return
         if not lv.active:
             self._group.activate([name])
         try:

@@ -45,8 +45,25 @@ def remove_group(name: str, disk: Path) -> None:
     sh("pvremove", "-qff", "-y", disk)
 
 
+def start_again(pool: LvmPool, disk: Path) -> None:
+    """An empty pool full of zeros, by fewer and so quicker commands than the pool's own."""
+    pool.wiper.stop()
+    sh("lvremove", "-qq", "-f", "-y", pool.group.name)
+    sh(
+        "fallocate",
+        "--punch-hole" if disk == DISK else "--zero-range",
+        "-o",
+        str(MIB),
+        "-l",
+        str(POOL),
+        disk,
+    )
+    pool.areas.changed()
+    pool.wiper.start()
+
+
 def empty(pool: LvmPool) -> None:
-    """Remove all that is in the pool, which must work whatever a test did."""
+    """Remove all that is in the pool."""
     for snapshot in pool.snapshots():
         pool.delete_snapshot(snapshot)
     for volume_id in pool.volumes():
@@ -93,7 +110,7 @@ def _discarding() -> Iterator[LvmPool]:
 @pytest.fixture
 def pool(_discarding: LvmPool) -> Iterator[LvmPool]:
     yield _discarding
-    empty(_discarding)
+    start_again(_discarding, DISK)
 
 
 @pytest.fixture(scope="module")
@@ -110,7 +127,7 @@ def _plain() -> Iterator[LvmPool]:
 def plain(_plain: LvmPool) -> Iterator[LvmPool]:
     """On a disk that can neither discard nor write zeros by itself."""
     yield _plain
-    empty(_plain)
+    start_again(_plain, PLAIN_DISK)
 
 
 @pytest.fixture

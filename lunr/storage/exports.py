@@ -45,6 +45,8 @@ class Exports:
             **{name: wanted[name] for name in ("iqn", "lun", "username", "password", "serial")},
             initiator=wanted.get("initiator"),
             ip=wanted.get("ip"),
+            read_iops=wanted.get("read_iops", 0),
+            write_iops=wanted.get("write_iops", 0),
         )
         self._target.ensure(export)
         self._wanted[volume_id] = export
@@ -58,6 +60,11 @@ class Exports:
         with self._lock:
             self._target.remove(volume_id, force)
             self._wanted.pop(volume_id, None)
+
+    def resize(self, volume_id: str) -> None:
+        """Have initiators see that the volume is larger now, if it is exported."""
+        with self._lock:
+            self._target.resize(volume_id)
 
     def restore(self, ask: Callable[[], Iterable[Mapping[str, Any]]]) -> None:
         """Export all that `ask` says, as far as possible; log what is not.

@@ -23,7 +23,7 @@ _CREDENTIAL = re.compile(r"[!-+\--~]{1,200}")
 
 
 class TargetUnavailable(errors.LunrError):
-    """The iSCSI target daemon at {where} can't be reached: {reason}"""
+    """The iSCSI target {where} can't be used: {reason}"""
 
     code = "target_unavailable"
     status = 503
@@ -31,7 +31,7 @@ class TargetUnavailable(errors.LunrError):
 
 
 class TargetFailed(errors.LunrError):
-    """The iSCSI target daemon refused to {action}: {reason}"""
+    """The iSCSI target refused to {action}: {reason}"""
 
     code = "target_failed"
 

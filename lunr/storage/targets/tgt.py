@@ -13,12 +13,22 @@ Who may log in is tgtd's to decide, at the login itself. Two things of tgt
   target is offline first, which refuses every login, and ready last.
 
 tgtd ignores signals and keeps nothing: after a restart all has to be put back.
+
+It asks for a volume's size when it opens it, and never again; and it opens it
+anew only as another logical unit. Commands that come meanwhile would fail, or
+be swallowed while the target is offline. So to show a new size, connections are
+cut first: initiators keep their commands, log in again, and send them then.
+
+Block devices are opened with O_DIRECT: no write waits in the node's memory
+unseen by snapshots, and all I/O is that of tgtd's own threads, as its limits
+need (:mod:`lunr.storage.targets.limits`).
 """
 
 from __future__ import annotations
 
 import hashlib
 import ipaddress
+import logging
 import re
 import threading
 import time
@@ -26,6 +36,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from lunr.common import errors
+from lunr.storage.targets import limits
 from lunr.storage.targets.base import (
     NAME,
     Export,
@@ -41,10 +52,14 @@ from lunr.storage.targets.tgt_control import (
     Op,
     Refused,
     Shown,
+    Unit,
+    daemon,
     parse_targets,
     parse_values,
     request,
 )
+
+_log = logging.getLogger(__name__)
 
 #: Longest serial number and id that tgtd keeps (SCSI_SN_LEN, SCSI_ID_LEN); it cuts the rest off.
 _SERIAL_LENGTH = 36
@@ -66,6 +81,7 @@ class TgtTarget(Target):
         self._lock = threading.Lock()
         #: Of each target, what its account was made with; tgtd does not show secrets.
         self._secrets: dict[str, bytes] = {}
+        self._limits = limits.Limits(lambda: [daemon(socket)])
 
     def check(self) -> None:
         """Ask tgtd for its state."""
@@ -73,17 +89,28 @@ class TgtTarget(Target):
 
     def exports(self) -> Mapping[str, list[Session]]:
         """The targets of lunr's volumes; others of the same tgtd are not lunr's business."""
-        return {
+        there = {
             volume_of(target.iqn): [who for _, _, who in target.connections]
             for target in self._targets()
             if self._is_ours(target)
         }
+        try:
+            self._limits.keep()
+        except OSError as error:
+            _log.error("I/O limits are not in force: %s", error)
+        return there
+
+    def limits_io(self) -> bool:
+        """Only block devices have limits."""
+        return self._pool.is_relative_to("/dev") and limits.available()
 
     def ensure(self, export: Export) -> None:
         """Make or correct the target, offline, and let initiators in last."""
         if not _PLAIN_PATH.fullmatch(str(export.path)):
             raise TargetFailed(action="export", reason=f"the path {export.path!s} has a comma")
         with self._lock:
+            self._limits.check(export)
+            self._limits.set(export)
             target = self._find(export.iqn)
             if target is not None and self._is_as_asked(target, export):
                 return
@@ -99,6 +126,14 @@ class TgtTarget(Target):
                     self._disconnect(tid, sid, cid)
             self._set_state(tid, "ready")
             self._secrets[export.iqn] = _fingerprint(export)
+
+    def resize(self, volume_id: str) -> None:
+        """Open the volume anew; initiators lose their connection and log in again by themselves."""
+        deadline = time.monotonic() + _REMOVE_TIMEOUT
+        with self._lock:
+            for target in self._targets():
+                if volume_of(target.iqn) == volume_id and self._is_ours(target):
+                    self._reopen(target, volume_id, deadline)
 
     def remove(self, volume_id: str, force: bool = False) -> None:
         """Take the target offline, so that nobody comes anew, then remove it."""
@@ -128,7 +163,7 @@ class TgtTarget(Target):
     def _is_as_asked(self, target: Shown, export: Export) -> bool:
         return (
             target.state == "ready"
-            and target.luns.get(export.lun) == str(export.path)
+            and _volume(target) == {export.lun: str(export.path)}
             and target.accounts == [export.username]
             and target.acls == _acls(export)
             and self._secrets.get(export.iqn) == _fingerprint(export)
@@ -144,20 +179,28 @@ class TgtTarget(Target):
         self._request(Mode.ACCOUNT, Op.BIND, f"user={export.username}", tid=target.tid)
 
     def _set_lun(self, target: Shown, export: Export) -> None:
-        for lun, path in target.luns.items():
-            if lun and (lun, path) != (export.lun, str(export.path)):  # 0 is the controller
+        there = _volume(target)
+        for lun, path in there.items():
+            if (lun, path) != (export.lun, str(export.path)):
                 self._request(Mode.DEVICE, Op.DELETE, tid=target.tid, lun=lun)
-        if target.luns.get(export.lun) != str(export.path):
-            self._request(
-                Mode.DEVICE, Op.NEW, f"path={export.path}", tid=target.tid, lun=export.lun
-            )
         serial, scsi_id = _identity(export.serial)
+        unit = Unit(str(export.path), serial, scsi_id)
+        if there.get(export.lun) != unit.path:
+            self._open(target.tid, export.lun, unit)
+        self._identify(target.tid, export.lun, unit)
+
+    def _open(self, tid: int, lun: int, unit: Unit) -> None:
+        flags = ",bsoflags=direct" if Path(unit.path).is_block_device() else ""
+        self._request(Mode.DEVICE, Op.NEW, f"path={unit.path}{flags}", tid=tid, lun=lun)
+
+    def _identify(self, tid: int, lun: int, unit: Unit) -> None:
         self._request(
             Mode.DEVICE,
             Op.UPDATE,
-            f"targetOps vendor_id=LUNR,product_id=VOLUME,scsi_sn={serial},scsi_id={scsi_id},",
-            tid=target.tid,
-            lun=export.lun,
+            "targetOps vendor_id=LUNR,product_id=VOLUME,"
+            f"scsi_sn={unit.serial},scsi_id={unit.scsi_id},",
+            tid=tid,
+            lun=lun,
         )
 
     def _set_access(self, target: Shown, export: Export) -> None:
@@ -179,6 +222,35 @@ class TgtTarget(Target):
     def _redirect(self, tid: int) -> str:
         shown = parse_values(self._request(Mode.TARGET, Op.SHOW, tid=tid))
         return shown.get("RedirectAddress", "")
+
+    # --- parts of resize ---------------------------------------------------------
+
+    def _reopen(self, target: Shown, volume_id: str, deadline: float) -> None:
+        self._set_state(target.tid, "offline")
+        pause = 0.02
+        for lun, unit in target.luns.items():
+            while lun:  # 0 is the controller
+                self._disconnect_all(target.iqn)
+                try:
+                    self._request(Mode.DEVICE, Op.DELETE, tid=target.tid, lun=lun)
+                except Refused as error:
+                    # A command is still at work on the volume.
+                    if time.monotonic() > deadline:
+                        self._set_state(target.tid, "ready")
+                        raise TargetBusy(id=volume_id, reason=str(error)) from error
+                    time.sleep(pause)
+                    pause = min(pause * 2, 1.0)
+                else:
+                    self._open(target.tid, lun, unit)
+                    self._identify(target.tid, lun, unit)
+                    break
+        self._set_state(target.tid, "ready")
+
+    def _disconnect_all(self, iqn: str) -> None:
+        now = self._find(iqn)
+        if now is not None:
+            for sid, cid, _ in now.connections:
+                self._disconnect(now.tid, sid, cid)
 
     # --- parts of remove ---------------------------------------------------------
 
@@ -214,6 +286,8 @@ class TgtTarget(Target):
                 time.sleep(pause)
                 pause = min(pause * 2, 1.0)
             now = self._find(target.iqn)
+        for path in _volume(target).values():
+            self._limits.clear(Path(path))
 
     def _delete_account(self, name: str) -> None:
         try:
@@ -246,10 +320,15 @@ class TgtTarget(Target):
 
     def _is_ours(self, target: Shown) -> bool:
         """Whether it exports a file of the pool, or its maker was killed before it got that far."""
-        paths = [Path(path) for lun, path in target.luns.items() if lun]
+        paths = [Path(path) for path in _volume(target).values()]
         if not paths:
             return target.state == "offline" or not (target.acls or target.accounts)
         return all(path.is_relative_to(self._pool) for path in paths)
+
+
+def _volume(target: Shown) -> dict[int, str]:
+    """The paths behind its logical units but 0, the controller."""
+    return {lun: unit.path for lun, unit in target.luns.items() if lun}
 
 
 def _acls(export: Export) -> list[str]:

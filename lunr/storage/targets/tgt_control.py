@@ -22,6 +22,9 @@ _REQUEST = struct.Struct("=II64sIiQQIIIIII")
 #: err, len
 _RESPONSE = struct.Struct("=II")
 
+#: struct ucred of unix(7): pid, uid, gid
+_CREDENTIALS = struct.Struct("=iII")
+
 _TIMEOUT = 10.0
 #: More than any number of targets can say; a broken answer must not fill the memory.
 _MAX_ANSWER = 256 << 20
@@ -84,7 +87,7 @@ _MEANING = {
 
 
 class Refused(TargetFailed):
-    """The iSCSI target daemon refused to {action}: {reason}"""
+    """The iSCSI target refused to {action}: {reason}"""
 
     @property
     def number(self) -> int:
@@ -130,6 +133,23 @@ def request(
     return text.rstrip(b"\0").decode(errors="replace")
 
 
+def daemon(path: Path) -> int:
+    """The process id of the tgtd behind the socket `path`.
+
+    Raises:
+        TargetUnavailable: there is none.
+    """
+    try:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
+            sock.settimeout(_TIMEOUT)
+            sock.connect(str(path))
+            peer = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
+    except OSError as error:
+        raise TargetUnavailable(where=path, reason=str(error)) from error
+    pid: int = _CREDENTIALS.unpack(peer)[0]
+    return pid
+
+
 def _receive(sock: socket.socket, size: int) -> bytes:
     if not 0 <= size <= _MAX_ANSWER:
         raise OSError(f"tgtd announced {size} bytes")
@@ -143,6 +163,15 @@ def _receive(sock: socket.socket, size: int) -> bytes:
 
 
 @dataclass
+class Unit:
+    """A logical unit: the path behind it, and its serial number and id."""
+
+    path: str = ""
+    serial: str = ""
+    scsi_id: str = ""
+
+
+@dataclass
 class Shown:
     """A target as tgtd shows it."""
 
@@ -151,8 +180,8 @@ class Shown:
     state: str = ""
     #: (session id, connection id, who): a session's connections.
     connections: list[tuple[int, int, Session]] = field(default_factory=list)
-    #: Logical unit number to the path behind it.
-    luns: dict[int, str] = field(default_factory=dict)
+    #: Logical units by their numbers; 0 is the controller.
+    luns: dict[int, Unit] = field(default_factory=dict)
     accounts: list[str] = field(default_factory=list)
     acls: list[str] = field(default_factory=list)
 
@@ -195,9 +224,13 @@ def _parse_field(target: Shown, key: str, value: str) -> None:
         case "IP Address":
             target.connections[-1][2]["ip"] = value
         case "LUN":
-            target.luns[int(value)] = ""
+            target.luns[int(value)] = Unit()
+        case "SCSI SN":
+            target.luns[next(reversed(target.luns))].serial = value
+        case "SCSI ID":
+            target.luns[next(reversed(target.luns))].scsi_id = value
         case "Backing store path":
-            target.luns[next(reversed(target.luns))] = value
+            target.luns[next(reversed(target.luns))].path = value
 
 
 def parse_values(text: str) -> dict[str, str]:

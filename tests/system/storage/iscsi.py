@@ -57,15 +57,21 @@ def session(
         stderr=subprocess.STDOUT,
         text=True,
     ) as process:
-        assert process.stdin is not None
-        assert process.stdout is not None
         try:
-            process.stdin.write("read 0 512\n")
-            process.stdin.flush()
-            line = process.stdout.readline()
-            while "read" not in line.split("qemu-io>")[-1]:
-                assert line, "qemu-io ended"
-                line = process.stdout.readline()
+            read(process)
             yield process
         finally:
             process.kill()
+
+
+def read(process: subprocess.Popen[str]) -> None:
+    """Have a session read; return when it has."""
+    assert process.stdin is not None
+    assert process.stdout is not None
+    process.stdin.write("read 0 512\n")
+    process.stdin.flush()
+    line = process.stdout.readline()
+    while "read 512/512" not in line:
+        assert line, "qemu-io ended"
+        assert "failed" not in line, line
+        line = process.stdout.readline()

@@ -11,7 +11,15 @@ import pytest
 
 from lunr.storage.targets import tgt, tgt_control
 from lunr.storage.targets.base import TargetUnavailable
-from lunr.storage.targets.tgt_control import Mode, Op, Refused, parse_targets, parse_values, request
+from lunr.storage.targets.tgt_control import (
+    Mode,
+    Op,
+    Refused,
+    Unit,
+    parse_targets,
+    parse_values,
+    request,
+)
 
 SHOWN = """\
 Target 4: iqn.2026-11.io.lunr:v1
@@ -37,6 +45,8 @@ Target 4: iqn.2026-11.io.lunr:v1
             Backing store flags:
         LUN: 1
             Type: disk
+            SCSI ID: 3bfc269594ef649228e9a74bab00f042
+            SCSI SN: v1
             Size: 10 MB, Block size: 512
             Backing store type: rdwr
             Backing store path: /srv/a: b/volumes/v1
@@ -67,10 +77,13 @@ def test_targets_are_read_whole() -> None:
         (5, 0, {"initiator": "iqn.2008-11.org.linux-kvm", "ip": "127.0.0.1"}),
         (9, 1, {"initiator": "iqn.x:two", "ip": "fe80::1"}),
     ]
-    assert one.luns == {0: "None", 1: "/srv/a: b/volumes/v1"}
+    assert one.luns == {
+        0: Unit("None", "", "IET     00040000"),
+        1: Unit("/srv/a: b/volumes/v1", "v1", "3bfc269594ef649228e9a74bab00f042"),
+    }
     assert one.accounts == ["user1"]
     assert one.acls == ["127.0.0.1", "iqn.x:y"]
-    assert (two.tid, two.state, two.connections, two.luns) == (7, "offline", [], {0: "None"})
+    assert (two.tid, two.state, two.connections, two.luns) == (7, "offline", [], {0: Unit("None")})
     assert (two.accounts, two.acls) == ([], [])
     assert parse_targets("") == []
 

@@ -12,13 +12,11 @@ volume goes on.
 
 from __future__ import annotations
 
-import contextlib
-import errno
 import functools
 import logging
-import mmap
 import os
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -34,6 +32,7 @@ from lunr.storage.pools.base import (
     Tick,
     no_tick,
 )
+from lunr.storage.pools.copying import copy
 from lunr.storage.pools.cow_areas import CowAreas
 from lunr.storage.pools.volume_group import (
     ROLES,
@@ -52,16 +51,16 @@ _log = logging.getLogger(__name__)
 ZEROED = "lunr.zeroed"
 _WHERE = f"@{ZEROED}"
 
-#: Bytes that are copied at once.
-_COPY = 4 * units.MIB
-_ZEROS = memoryview(bytes(_COPY))
-
 
 class LvmPool(Pool):
     """A pool of thick logical volumes in the volume group `group`."""
 
     name = "lvm"
     slow = True
+
+    #: Seconds that a device may stay open before that counts: udev looks into devices for
+    #: some ms after they were written to. LVM itself is as patient.
+    open_grace = 5.0
 
     def __init__(
         self,
@@ -200,7 +199,7 @@ class LvmPool(Pool):
             new = self._make(lvs, Role.BUILDING, volume_id, size)
             made.add(new)
             try:
-                _copy(self.group.path(origin), self.group.path(new), length, tick)
+                copy(self.group.path(origin), self.group.path(new), length, tick)
             except OSError as error:
                 self._check_whole(origin, source)
                 raise self.group.unusable(f"{source} can't be copied: {error}") from error
@@ -227,7 +226,7 @@ class LvmPool(Pool):
             self.group.extend(lv.name, size, _WHERE)
             return
         # LVM resizes the origin of dm-snapshots only when it is not active.
-        if lv.open or any(snapshot.open for snapshot in snapshots):
+        if any(one.open and self._stays_open(one) for one in (lv, *snapshots)):
             raise errors.InUse(
                 kind="volume",
                 id=volume_id,
@@ -250,7 +249,7 @@ class LvmPool(Pool):
         if lv is not None:
             if self._children(lvs, lv):
                 raise errors.InUse(kind="volume", id=volume_id, reason="it has snapshots")
-            if lv.open:
+            if lv.open and self._stays_open(lv):
                 raise errors.InUse(kind="volume", id=volume_id, reason="its device is open")
             doomed.append((self.wiper.retire(lv), lv.size))
         for lv in lvs:  # what an earlier attempt left
@@ -286,7 +285,7 @@ class LvmPool(Pool):
         lv = next((lv for lv in self._lvs() if lv.snapshot == snapshot), None)
         if lv is None:
             return
-        if lv.open:
+        if lv.open and self._stays_open(lv):
             raise errors.InUse(kind="snapshot", id=snapshot.id, reason="its device is open")
         with translated("snapshot", snapshot.id):
             self._drop(lv)
@@ -327,6 +326,15 @@ class LvmPool(Pool):
         self.areas.look()
 
     # --- how -----------------------------------------------------------------------
+
+    def _stays_open(self, lv: LogicalVolume) -> bool:
+        """Whether `lv`, which is open, still is after a while."""
+        deadline = time.monotonic() + self.open_grace
+        while time.monotonic() < deadline:
+            time.sleep(0.2)
+            if not any(now.open for now in self._lvs() if now.name == lv.name):
+                return False
+        return True
 
     def _size(self, subject: str | Snapshot, lvs: list[LogicalVolume]) -> int:
         lv = self._find(subject, lvs)
@@ -453,28 +461,3 @@ class LvmPool(Pool):
 
 def _shifted(tick: Tick, before: int, total: int, done: int, _total: int) -> None:
     tick(before + done, total)
-
-
-def _copy(source: Path, target: Path, length: int, tick: Tick) -> None:
-    """Copy `length` bytes to a device that is all zeros: what is zeros is not written."""
-    with contextlib.ExitStack() as stack:
-        files = []
-        for path, flags in ((source, os.O_RDONLY), (target, os.O_WRONLY)):
-            files.append(os.open(path, flags | os.O_DIRECT | os.O_CLOEXEC))
-            stack.callback(os.close, files[-1])
-        # Aligned, as O_DIRECT wants it; copied beside the page cache, which others need.
-        buffer = stack.enter_context(mmap.mmap(-1, _COPY))
-        for offset in range(0, length, _COPY):
-            tick(offset, length)
-            size = min(_COPY, length - offset)
-            concurrency.blocking(_copy_piece, *files, buffer, offset, size)
-        concurrency.blocking(os.fsync, files[1])
-        tick(length, length)
-
-
-def _copy_piece(source: int, target: int, buffer: mmap.mmap, offset: int, size: int) -> None:
-    with memoryview(buffer)[:size] as piece:
-        if os.preadv(source, [piece], offset) != size:
-            raise OSError(errno.EIO, f"the device ends before {offset + size}")
-        if piece != _ZEROS[:size] and os.pwrite(target, piece, offset) != size:
-            raise OSError(errno.EIO, f"the device ends before {offset + size}")

@@ -406,7 +406,8 @@ def test_a_full_group_is_a_clear_error_and_a_safe_state(pool: LvmPool) -> None:
     assert pool.size("v1") == 64 * MIB
 
 
-def test_what_is_open_stays(pool: LvmPool) -> None:
+def test_what_is_open_stays(pool: LvmPool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pool, "open_grace", 1.0)
     pool.create("v1", 4 * MIB)
     with pool.path("v1").open("r+b") as file:
         pool.extend("v1", 8 * MIB)
@@ -423,6 +424,12 @@ def test_what_is_open_stays(pool: LvmPool) -> None:
     with pool.path("v1").open("rb"), pytest.raises(errors.InUse, match="v1"):
         pool.delete("v1")
     assert pool.volumes() == {"v1"}
+    monkeypatch.setattr(pool, "open_grace", 10.0)
+    looker = pool.path("v1").open("rb")  # as udev does
+    closing = threading.Timer(1.0, looker.close)
+    closing.start()
+    pool.delete("v1")
+    closing.join()
 
 
 def test_a_reboot_loses_nothing_and_strangers_are_left_alone(

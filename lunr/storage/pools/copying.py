@@ -1,0 +1,48 @@
+"""Copying one device to another that is all zeros."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import mmap
+import os
+from pathlib import Path
+
+from lunr.common import concurrency, units
+from lunr.storage.pools.base import Tick
+
+#: Bytes that are copied at once.
+_STEP = 4 * units.MIB
+_ZEROS = memoryview(bytes(_STEP))
+
+
+def copy(source: Path, target: Path, length: int, tick: Tick) -> None:
+    """Copy `length` bytes, a multiple of 512, to the start of `target`; zeros are not written.
+
+    What has been copied when it returns is on the disk.
+
+    Raises:
+        OSError: a device fails, or ends.
+        errors.Cancelled: `tick` said so.
+    """
+    with contextlib.ExitStack() as stack:
+        files = []
+        for path, flags in ((source, os.O_RDONLY), (target, os.O_WRONLY)):
+            files.append(os.open(path, flags | os.O_DIRECT | os.O_CLOEXEC))
+            stack.callback(os.close, files[-1])
+        # Aligned, as O_DIRECT wants it; copied beside the page cache, which others need.
+        buffer = stack.enter_context(mmap.mmap(-1, _STEP))
+        for offset in range(0, length, _STEP):
+            tick(offset, length)
+            size = min(_STEP, length - offset)
+            concurrency.blocking(_copy_piece, *files, buffer, offset, size)
+        concurrency.blocking(os.fsync, files[1])
+        tick(length, length)
+
+
+def _copy_piece(source: int, target: int, buffer: mmap.mmap, offset: int, size: int) -> None:
+    with memoryview(buffer)[:size] as piece:
+        if os.preadv(source, [piece], offset) != size:
+            raise OSError(errno.EIO, f"the device ends before {offset + size}")
+        if piece != _ZEROS[:size] and os.pwrite(target, piece, offset) != size:
+            raise OSError(errno.EIO, f"the device ends before {offset + size}")

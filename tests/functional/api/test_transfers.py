@@ -153,15 +153,42 @@ def test_a_save_that_fails_fails_the_volume_with_its_reason(two: World) -> None:
     assert two.work("n1") == ["backup.delete"]
 
 
+@pytest.mark.parametrize("how", ["cancelled", "deleted"])
+def test_a_save_for_nobody_is_not_begun_or_is_stopped(two: World, how: str) -> None:
+    def give_up(copy: Any) -> None:
+        if how == "cancelled":
+            assert two.services.jobs.cancel("acme", copy["job_id"])
+        else:
+            two.services.volumes.delete("acme", copy["id"])
+
+    give_up(_copy(two, "first"))
+    assert two.work("n1") == ["backup.delete"]
+    second = _copy(two, "second")
+    save = two.claim("n1")
+    give_up(second)
+    told = two.services.claims.report("n1", save["id"], save["lease"], "RUNNING", progress=5)
+    assert told["cancel"] is True
+    two.services.claims.report("n1", save["id"], save["lease"], "CANCELLED")
+    assert two.work("n1") == ["backup.delete"]
+
+
+def test_the_node_of_the_source_is_lost(two: World) -> None:
+    _copy(two)
+    two.claim("n1")
+    two.services.nodes.delete("n1", force=True)
+    volume = two.services.volumes.get("acme", "copy")
+    assert volume["status"] == "ERROR" and "n1 was removed" in volume["reason"]
+    assert two.work("n2") == ["backup.delete"], "any node can do it"
+
+
 def test_tenants_do_not_see_internal_backups_and_do_not_pay_for_them(two: World) -> None:
     two.services.accounts.update("acme", {"backups": 1})
-    two.backup("b1")
     _copy(two)
     [internal] = [row.id for row in _rows(two, Backup, Backup.internal)]
-    two.work("n1")
-    assert [b["id"] for b in two.call("GET", "/v1.0/acme/backups").json["backups"]] == ["b1"]
-    listed = two.call("GET", "/v1.0/acme/volumes/v1/backups").json["backups"]
-    assert [b["id"] for b in listed] == ["b1"]
+    two.backup("b1")
+    for path in ("backups", "volumes/v1/backups"):
+        listed = two.call("GET", f"/v1.0/acme/{path}").json["backups"]
+        assert [backup["id"] for backup in listed] == ["b1"]
     admin = two.services.tokens.create("acme", "admin")["token"]
     for token in (two.token, admin):
         for method, path in (
@@ -327,6 +354,15 @@ def _play(world: World, mishaps: dict[int, list[str]]) -> None:
     world.services.claims.expire(_later())
     while any(world.work(node) for node in ("n1", "n2")):
         pass
+    # Only a delete that failed, or was cancelled, is left to the housekeeper.
+    failed = {
+        row.subject_id
+        for row in _rows(world, Job, Job.kind == "backup.delete", Job.status != "DONE")
+    }
+    left = _rows(world, Backup, Backup.internal, Backup.status != "DELETED")
+    assert {row.status for row in left} <= {"ERROR"}
+    if "records are purged" not in itertools.chain(*mishaps.values()):
+        assert {row.id for row in left} <= failed
     world.services.upkeep.let_go(_later())
     while any(world.work(node) for node in ("n1", "n2")):
         pass
@@ -348,7 +384,7 @@ def _forget(world: World) -> None:
     world.services.collect.request("acme")
     world.work("n1")
     world.services.upkeep.purge(_later(), 0)
-    assert _rows(world, Backup) == []
+    assert _rows(world, Backup) == _rows(world, Job) == []
 
 
 @pytest.mark.parametrize("step", range(STEPS + 1))
@@ -366,7 +402,7 @@ def test_two_mishaps_leave_nothing_either(world: World) -> None:
     world.add_node("n2")
     places = list(itertools.product(range(STEPS + 1), MISHAPS))
     seed = random.randrange(1 << 32)
-    pairs = random.Random(seed).sample(list(itertools.combinations(places, 2)), 60)
+    pairs = random.Random(seed).sample(list(itertools.combinations(places, 2)), 40)
     for first, second in pairs:
         plan: dict[int, list[str]] = {}
         for step, name in (first, second):

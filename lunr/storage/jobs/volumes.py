@@ -58,6 +58,7 @@ def restore(node: Node, job: Job) -> dict[str, Any]:
 def extend(node: Node, job: Job) -> None:
     """A larger volume; initiators that use it see it so, too."""
     node.pool.extend(job.volume_id, job.size())
+    node.exports.resize(job.volume_id)
 
 
 def delete(node: Node, job: Job) -> None:

@@ -54,7 +54,7 @@ socket = {tgtd.socket}
 portal = {tgtd.portal}
 [store]
 url = files:{folder}/store
-key_file = {folder}/key
+key = file:{folder}/key
 compression = none
 """
         )
@@ -200,7 +200,7 @@ def test_it_waits_for_api_and_tgtd(
     tgtd.kill()
     api.stop()
     storage.start()
-    wait_until(lambda: "can't be reached" in storage.log.read_text(), what="it says what it misses")
+    wait_until(lambda: "The iSCSI target" in storage.log.read_text(), what="it says what it misses")
     tgtd.start()
     wait_until(lambda: "The API" in storage.log.read_text() or "the API" in storage.log.read_text())
     api.start()
@@ -247,7 +247,7 @@ def test_all_that_is_missing_is_said_at_once(storage: Storage, tgtd: Tgtd) -> No
     log = storage.log.read_text()
     assert "The node can't start:" in log
     lines = [line for line in log.splitlines() if line.startswith("- ")]
-    for said in ("token_file", "master key", "tape:0", "no-such-group|lvm2", "target daemon"):
+    for said in ("token_file", "master key", "tape:0", "no-such-group|lvm2", "The iSCSI target"):
         assert len([line for line in lines if any(word in line for word in said.split("|"))]) == 1
     assert "Traceback" not in log, log
 

@@ -13,7 +13,7 @@ from lunr.storage.pools.base import Tick
 
 #: Bytes that are copied at once.
 _STEP = 4 * units.MIB
-_ZEROS = memoryview(bytes(_STEP))
+_ZEROS = bytes(_STEP)
 
 
 def copy(source: Path, target: Path, length: int, tick: Tick) -> None:
@@ -44,5 +44,6 @@ def _copy_piece(source: int, target: int, buffer: mmap.mmap, offset: int, size: 
     with memoryview(buffer)[:size] as piece:
         if os.preadv(source, [piece], offset) != size:
             raise OSError(errno.EIO, f"the device ends before {offset + size}")
-        if piece != _ZEROS[:size] and os.pwrite(target, piece, offset) != size:
+        # As bytes: memoryviews are compared item by item.
+        if buffer[:size] != _ZEROS[:size] and os.pwrite(target, piece, offset) != size:
             raise OSError(errno.EIO, f"the device ends before {offset + size}")

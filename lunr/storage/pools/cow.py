@@ -41,7 +41,8 @@ _CHUNK_MAX = units.MIB
 
 #: Chunks that may hold data and have no exception yet when the machine dies: the kernel lets
 #: a new copy begin while DEFAULT_COW_THRESHOLD = 2048 of them are under way (dm-snap.c), and
-#: writes exceptions in the order of their chunks. Twice that, for writers that race past it.
+#: writes exceptions in the order of their chunks. Twice that, for writers that race past it
+#: and the chunks of exceptions among them.
 _UNTOLD = 2 * 2048
 
 #: Reads `length` bytes at `offset` of a COW area; less at its end.
@@ -151,9 +152,7 @@ def end_of_use(table: Exceptions) -> int:
     The area must not be in use by the kernel.
     """
     last = max((new for _, new in table), default=1)
-    per_area = table.chunk // _EXCEPTION.size
-    # The kernel clears the next area's exceptions before it fills one.
-    return (last + 1 + _UNTOLD + per_area + 1) * table.chunk
+    return (last + 1 + _UNTOLD) * table.chunk
 
 
 def room_for(size: int) -> int:

@@ -1,0 +1,162 @@
+"""Orders in and events out, as lines: over the standard streams, and over a unix socket.
+
+Whoever connects to the socket first gets what it missed that still matters: the
+last event of each kind, and each damaged object. Who does not read is not waited for.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import queue
+import socket
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import IO, Any, Protocol
+
+logger = logging.getLogger(__name__)
+
+#: Events kept for one who reads slowly; more are lost to it.
+_BACKLOG = 1000
+_DAMAGED_KEPT = 1000
+
+
+class Answer(Protocol):
+    """Called to tell an event to one only."""
+
+    def __call__(self, event: str, **fields: object) -> None:
+        """Tell `event`."""
+
+
+Order = Callable[[str, Answer], None]
+
+
+class _Sink:
+    """Lines to one who may be slow, or gone."""
+
+    def __init__(self, stream: IO[str]) -> None:
+        self._stream = stream
+        self._lines: queue.Queue[str | None] = queue.Queue(_BACKLOG)
+        self._thread = threading.Thread(target=self._write, name="events", daemon=True)
+        self._thread.start()
+        self.gone = False
+
+    def put(self, line: str | None) -> None:
+        with contextlib.suppress(queue.Full):
+            self._lines.put_nowait(line)
+
+    def end(self, seconds: float) -> None:
+        """Write what there is, for a while."""
+        self.put(None)
+        self._thread.join(seconds)
+
+    def _write(self) -> None:
+        try:
+            while (line := self._lines.get()) is not None:
+                self._stream.write(line)
+                self._stream.flush()
+        except (OSError, ValueError):  # the other end is closed, or ours by now
+            self.gone = True
+
+
+class Control:
+    """Where orders come from, and events go to."""
+
+    def __init__(self, orders: IO[str], events: IO[str]) -> None:
+        """Use these streams, besides the sockets of those who connect."""
+        self._orders = orders
+        self._lock = threading.Lock()
+        self._sinks = [_Sink(events)]
+        self._kept: dict[str, str] = {}
+        self._path: Path | None = None
+        self._order: Order | None = None
+
+    def tell(self, event: str, **fields: Any) -> None:
+        """Tell an event to everyone."""
+        line = _line(event, fields)
+        kind = f"{event} {fields['object']}" if "object" in fields else event
+        with self._lock:
+            if event != "damaged" or len(self._kept) < _DAMAGED_KEPT:
+                self._kept[kind] = line
+            self._sinks = [sink for sink in self._sinks if not sink.gone]
+            for sink in self._sinks:
+                sink.put(line)
+
+    def open(self, path: Path) -> None:
+        """Listen on a unix socket at `path`, which only this user may connect to.
+
+        Raises:
+            OSError: that can't be.
+        """
+        path.unlink(missing_ok=True)  # of one who was killed
+        listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        previous = os.umask(0o177)
+        try:
+            listening.bind(str(path))
+        finally:
+            os.umask(previous)
+        listening.listen()
+        self._path = path
+        threading.Thread(target=self._accept, args=(listening,), daemon=True).start()
+
+    def listen(self, order: Order) -> None:
+        """From now on call `order` for each order, with what answers whoever gave it.
+
+        The end of standard input is the order of an empty line, unless there is a socket.
+        """
+        self._order = order
+        threading.Thread(target=self._listen, name="orders", daemon=True).start()
+
+    def close(self) -> None:
+        """Get rid of all that is still to be told, and of the socket."""
+        for sink in self._sinks:
+            sink.end(2.0)
+        if self._path is not None:
+            self._path.unlink(missing_ok=True)
+
+    def _listen(self) -> None:
+        sink = self._sinks[0]
+        self._take(self._orders, sink)
+        if self._path is None and self._order is not None:
+            self._order("", _answering(sink))
+
+    def _take(self, lines: IO[str], sink: _Sink) -> None:
+        for line in lines:
+            if self._order is None:
+                sink.put(_line("refused", {"code": "conflict", "reason": "It is not mounted yet."}))
+            else:
+                self._order(line, _answering(sink))
+
+    def _accept(self, listening: socket.socket) -> None:
+        while True:
+            connection, _ = listening.accept()
+            threading.Thread(target=self._converse, args=(connection,), daemon=True).start()
+
+    def _converse(self, connection: socket.socket) -> None:
+        with connection, connection.makefile("w") as events, connection.makefile() as orders:
+            sink = _Sink(events)
+            with self._lock:
+                for line in self._kept.values():
+                    sink.put(line)
+                self._sinks.append(sink)
+            try:
+                self._take(orders, sink)
+            except OSError as error:
+                logger.info("A connection broke: %s", error)
+            with self._lock:
+                sink.gone = True
+            sink.end(1.0)
+
+
+def _answering(sink: _Sink) -> Answer:
+    def answer(event: str, **fields: object) -> None:
+        sink.put(_line(event, fields))
+
+    return answer
+
+
+def _line(event: str, fields: dict[str, Any]) -> str:
+    return json.dumps({"event": event, **fields}) + "\n"

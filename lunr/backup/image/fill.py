@@ -1,0 +1,322 @@
+"""The fill behind a volume that is used: it brings what nobody has asked for yet.
+
+``eager`` fetches as fast as it may; ``lazy`` does one chunk at a time, and only
+while the volume is not used; ``never`` leaves it at what is read. In all of
+them a reader that goes on from one chunk to the next is read ahead of, twice as
+far each time, and the eager fill goes on from there.
+
+It gives way: while somebody waits for the store, no chunk is begun, and while the
+volume is used one thread at a time works, and rests after each chunk for as
+long as that took.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import threading
+import time
+from collections import deque
+from enum import StrEnum
+
+from lunr.backup.image.filling import FillingVolume
+from lunr.backup.image.presence import ABSENT
+from lunr.backup.image.source import Report
+
+logger = logging.getLogger(__name__)
+
+_WINDOW = 8  # chunks read ahead at most
+_STREAMS = 16  # readers remembered
+#: Requests a second from which on a volume counts as used.
+_USED = 20.0
+_QUIET = 1.0  # seconds without use before a lazy fill does a chunk
+_PATIENCE = 3600.0
+_PAUSE = 5.0  # seconds after an error, and before damaged chunks are looked at again
+_CHECKPOINT = 10.0
+_REPORTS_EVERY = 0.5
+_SMOOTH = 5.0  # seconds over which the rate is averaged
+
+
+class Mode(StrEnum):
+    """How much is fetched that nobody asked for."""
+
+    EAGER = "eager"
+    LAZY = "lazy"
+    NEVER = "never"
+
+
+class Fill:
+    """Fills `volume` with threads of its own, until it is complete or :meth:`stop` is called."""
+
+    def __init__(
+        self,
+        volume: FillingVolume,
+        report: Report,
+        mode: Mode = Mode.EAGER,
+        concurrency: int = 4,
+        limit: int = 0,
+    ) -> None:
+        """Prepare.
+
+        Args:
+            volume: what to fill.
+            report: is told ``progress`` (done, total, rate in bytes a second, remaining in
+                seconds or null, mode), ``trouble`` (reason, or null when it is over) and,
+                in the end, ``filled``.
+            mode: how eagerly.
+            concurrency: chunks fetched at once.
+            limit: bytes a second; 0: as many as come.
+        """
+        self._volume = volume
+        self._report = report
+        self._mode = mode
+        self._limit = limit
+        self._shape = volume.presence.shape
+        self._lock = threading.Lock()
+        self._changed = threading.Condition(self._lock)
+        self._stopped = False
+        self._cursor = 0
+        self._ahead: deque[int] = deque(maxlen=4 * _WINDOW)
+        #: For each reader, the chunk that it will miss next, and how far it is read ahead of.
+        self._streams: dict[int, int] = {}
+        self._working: set[int] = set()
+        self._damaged: set[int] = set()
+        self._free_at = 0.0
+        self._trouble: str | None = None
+        self._usage = _Usage(volume)
+        self._threads = [
+            threading.Thread(target=self._work, args=(number,), name=f"fill-{number}", daemon=True)
+            for number in range(max(1, concurrency))
+        ]
+        volume.missed = self._missed
+
+    @property
+    def mode(self) -> Mode:
+        """How eagerly it fills now."""
+        return self._mode
+
+    def set(self, mode: Mode | None = None, limit: int | None = None) -> None:
+        """Go on otherwise. Damaged chunks are tried again."""
+        with self._changed:
+            self._mode = self._mode if mode is None else mode
+            self._limit = self._limit if limit is None else limit
+            self._free_at = 0.0
+            self._damaged.clear()
+            self._changed.notify_all()
+
+    def stop(self) -> None:
+        """End; chunks under way are not waited for."""
+        with self._changed:
+            self._stopped = True
+            self._changed.notify_all()
+
+    def run(self) -> bool:
+        """Fill, telling of it; whether the volume is complete (else it was stopped).
+
+        A complete volume is synced.
+        """
+        for thread in self._threads:
+            thread.start()
+        rate = _Rate(self._volume.presence.present)
+        checkpoint = time.monotonic() + _CHECKPOINT
+        while not self._stopped and not self._volume.complete:
+            self._progress(rate)
+            with self._changed:
+                self._changed.wait(_REPORTS_EVERY)
+            if time.monotonic() > checkpoint:
+                self._sync()
+                checkpoint = time.monotonic() + _CHECKPOINT
+        while not self._stopped and not self._sync():
+            with self._changed:
+                self._changed.wait(_PAUSE)
+        if self._stopped:
+            return False
+        self.stop()
+        self._progress(rate)
+        self._report("filled")
+        return True
+
+    def _sync(self) -> bool:
+        try:
+            self._volume.sync()
+        except OSError as error:
+            self._tell(f"The volume can't be synced: {error}.")
+            return False
+        return True
+
+    def _progress(self, rate: _Rate) -> None:
+        present, chunk = self._volume.presence.present, self._shape.chunk
+        speed = rate.of(present) * chunk
+        done = min(present * chunk, self._shape.size)
+        left = self._shape.size - done
+        self._report(
+            "progress",
+            done=done,
+            total=self._shape.size,
+            rate=round(speed),
+            remaining=round(left / speed) if speed else None,
+            mode=str(self._mode),
+            damaged=len(self._damaged),
+        )
+
+    # --- what to do next -------------------------------------------------------------
+
+    def _missed(self, chunk: int) -> None:
+        """Somebody waits for `chunk`."""
+        with self._changed:
+            window = min(max(1, self._streams.pop(chunk, 0) * 2), _WINDOW)
+            known = window > 1 or chunk - 1 in self._streams
+            following = chunk + 1
+            if known:
+                end = min(chunk + 1 + window, self._shape.chunks)
+                self._ahead.extend(range(chunk + 1, end))
+                following = end
+            self._streams[following] = window
+            while len(self._streams) > _STREAMS:
+                del self._streams[next(iter(self._streams))]
+            self._cursor = chunk
+            self._changed.notify_all()
+
+    def _next(self) -> tuple[int, bool] | None:
+        """A chunk to fill, and whether a reader will want it; with the lock held."""
+        presence = self._volume.presence
+        while self._ahead:
+            chunk = self._ahead.popleft()
+            if presence.absent(chunk, 0, self._shape.units(chunk)):
+                return chunk, True
+        if self._mode is Mode.NEVER:
+            return None
+        chunk_ = self._search(ABSENT)
+        return None if chunk_ is None else (chunk_, False)
+
+    def _search(self, state: int) -> int | None:
+        """The next chunk that is wholly absent, or, when there is none, in part."""
+        presence = self._volume.presence
+        for start in (self._cursor, 0):
+            chunk = start
+            while True:
+                found = presence.find(state, chunk)
+                if found is None:
+                    break
+                if found not in self._working and found not in self._damaged:
+                    self._cursor = found + 1
+                    return found
+                chunk = found + 1
+        return self._search(state + 1) if state == ABSENT else None
+
+    # --- threads -----------------------------------------------------------------------
+
+    def _work(self, number: int) -> None:
+        while True:
+            with self._changed:
+                found = None if self._must_wait(number) else self._next()
+                if self._stopped or self._volume.complete:
+                    self._changed.notify_all()
+                    return
+                if found is None:
+                    self._changed.wait(0.02 if self._volume.waiting else 0.2)
+                    continue
+                chunk, is_wanted = found
+                self._working.add(chunk)
+            started = time.monotonic()
+            try:
+                self._fill(chunk)
+            finally:
+                with self._lock:
+                    self._working.discard(chunk)
+            if not is_wanted:
+                took = time.monotonic() - started
+                self._rest(took)
+
+    def _must_wait(self, number: int) -> bool:
+        """Whether thread `number` should leave the store to others now."""
+        if self._ahead:
+            return False
+        if self._volume.waiting:
+            return True
+        if self._mode is Mode.LAZY:
+            return number > 0 or self._usage.quiet() < _QUIET
+        return number > 0 and self._usage.rate() > _USED
+
+    def _fill(self, chunk: int) -> None:
+        try:
+            if not self._volume.fill(chunk, time.monotonic() + _PATIENCE):
+                with self._lock:
+                    self._damaged.add(chunk)
+            self._tell(None)
+        except TimeoutError:
+            pass  # the source tells of it; the chunk is found again
+        except OSError as error:
+            full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+            where = "There is no room for" if full else "Writing failed for"
+            self._tell(f"{where} what is fetched: {error.strerror}.")
+            with self._changed:
+                self._changed.wait(_PAUSE)
+
+    def _rest(self, took: float) -> None:
+        """Keep to the limit, and leave half of the time to a volume that is used."""
+        pause = took if self._usage.rate() > _USED else 0.0
+        with self._changed:
+            if self._limit:
+                now = time.monotonic()
+                self._free_at = max(self._free_at, now) + self._shape.chunk / self._limit
+                pause = max(pause, self._free_at - now)
+            until = time.monotonic() + pause
+            while not self._stopped and (left := until - time.monotonic()) > 0:
+                if not self._changed.wait(left) and self._free_at == 0.0:
+                    return  # the limit was changed
+
+    def _tell(self, reason: str | None) -> None:
+        with self._lock:
+            if reason == self._trouble:
+                return
+            self._trouble = reason
+        if reason is not None:
+            logger.warning("%s", reason)
+        self._report("trouble", reason=reason)
+
+
+class _Usage:
+    """How much a volume is used by others."""
+
+    def __init__(self, volume: FillingVolume) -> None:
+        self._volume = volume
+        self._seen = volume.requests
+        self._when = time.monotonic()
+        self._last = 0.0
+        self._rate = 0.0
+
+    def rate(self) -> float:
+        """Requests a second, of late."""
+        now = time.monotonic()
+        if now - self._when >= 0.05:
+            requests = self._volume.requests
+            if requests != self._seen:
+                self._last = now
+            self._rate = (requests - self._seen) / (now - self._when)
+            self._seen, self._when = requests, now
+        return self._rate
+
+    def quiet(self) -> float:
+        """Seconds since the last request."""
+        self.rate()
+        return time.monotonic() - self._last
+
+
+class _Rate:
+    """Chunks a second, averaged over some seconds."""
+
+    def __init__(self, present: int) -> None:
+        self._seen = present
+        self._when = time.monotonic()
+        self._rate = 0.0
+
+    def of(self, present: int) -> float:
+        """The rate, now that `present` chunks are there."""
+        now = time.monotonic()
+        passed = now - self._when
+        if passed > 0:
+            weight = min(1.0, passed / _SMOOTH)
+            self._rate += weight * ((present - self._seen) / passed - self._rate)
+            self._seen, self._when = present, now
+        return self._rate

@@ -1,0 +1,321 @@
+"""A volume that is used while it is filled from a backup.
+
+What is there (lunr/backup/image/presence.py) is read and written like any file.
+What is not is fetched when it is read; a write needs no fetch, it makes its units
+(4 KiB) present, and so does a discard.
+
+**Why a fetched byte never replaces a written one.** A unit goes from absent to
+present once and never back. Whoever makes units of a chunk present (a write, a
+discard, a store of what was fetched) holds the chunk's lock while it writes them
+to the local storage and until they are noted in the map. Whoever stores what was
+fetched looks, with that lock held, which units are absent, and writes those
+only. So a write to an absent unit comes either before that look, and the store
+leaves the unit alone, or after the note, and writes over what was fetched.
+Units that are present are never touched by a store; reading and writing them
+needs no lock. What is fetched never changes, so two that fetch the same chunk
+are no danger, only a waste (lunr/backup/image/once.py).
+
+**When the process is killed** (at any point) the local storage has what was
+written to it, and the live map, which belongs to the kernel as well, what was noted.
+A write is acknowledged after it was noted. One that was not, and whose units
+were absent, is fetched over as if it had not been. A store that was not noted
+is done again with the same bytes.
+
+**When the power fails**, the disk map claims what was noted when the last sync
+began, and the local storage has all of that: it is synced before the claims are written.
+What was written later is there if its unit had been claimed, and the disk got so
+far, sector by sector. If its unit had not been claimed it is fetched over before
+anyone sees it; for zeros that need not be fetched nothing is written, and sectors
+of it may shine through, as they may on a disk.
+
+**Half units.** A write that does not cover a unit whole has that fetched before,
+and goes over it then.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import logging
+import os
+import threading
+from collections.abc import Callable, Iterator
+
+from lunr.backup.image.local import Local
+from lunr.backup.image.maps import Maps
+from lunr.backup.image.once import Once
+from lunr.backup.image.presence import PRESENT, UNIT
+from lunr.backup.image.source import DAMAGE, Source
+from lunr.common.errors import LunrError
+
+logger = logging.getLogger(__name__)
+
+_LOCKS = 64
+#: When no more than this part of a chunk is missing, only that is fetched.
+_SMALL_PART = 8
+
+
+class FillingVolume:
+    """What :class:`protocol.File` asks for, of a volume in `data` that fills from `source`.
+
+    Attributes:
+        requests: reads and writes so far.
+        waiting: reads (and writes of half units) that wait for the store now.
+        missed: called with the number of a chunk that somebody waits for.
+    """
+
+    writable = True
+
+    def __init__(self, source: Source, data: Local, maps: Maps, data_is_zero: bool) -> None:
+        """Serve the volume.
+
+        Args:
+            source: the backup.
+            data: local storage; its size may be larger than the volume's.
+            maps: what of it is there.
+            data_is_zero: what is absent reads as zeros in `data`, or as what a
+                write or store left there that was cut off.
+        """
+        self.size = maps.header.shape.size
+        self.requests = 0
+        self.waiting = 0
+        self.missed: Callable[[int], None] = lambda _chunk: None
+        self.presence = maps.presence
+        self._source = source
+        self._data = data
+        self._maps = maps
+        self._is_zero = data_is_zero
+        self._chunk = maps.header.shape.chunk
+        self._locks = [threading.Lock() for _ in range(_LOCKS)]
+        self._fetching: Once[int, None] = Once()
+        self._syncing = threading.Lock()
+        self._counting = threading.Lock()
+        self._lost: OSError | None = None
+
+    # --- what the kernel asks ------------------------------------------------------
+
+    def read(self, offset: int, into: memoryview, until: float) -> memoryview:
+        """See :meth:`protocol.File.read`."""
+        self.requests += 1
+        end = offset + len(into)
+        if not self.presence.has(offset, end):
+            self._need(offset, end, until)
+        return self._data.read(offset, into)
+
+    def write(self, offset: int, data: memoryview, until: float) -> None:
+        """See :meth:`protocol.File.write`."""
+        self.requests += 1
+        end = offset + len(data)
+        if self.presence.has(offset, end):
+            self._data.write(offset, data)
+            return
+        self._need_halves(offset, end, until)
+        done = 0
+        for chunk, first, last in self.presence.shape.pieces(offset, end):
+            piece = data[done : (chunk + 1) * self._chunk - offset]
+            with self._locks[chunk % _LOCKS]:
+                self._data.write(offset + done, piece)
+                self.presence.add(chunk, first, last)
+            done += len(piece)
+
+    def zero(self, offset: int, length: int, until: float) -> None:
+        """See :meth:`protocol.File.zero`. What was discarded counts as written."""
+        end = offset + length
+        if self.presence.has(offset, end):
+            self._data.zero(offset, length)
+            return
+        self._need_halves(offset, end, until)
+        pieces = list(self._covered(offset, end))
+        with self._locked(range(pieces[0][0], pieces[-1][0] + 1)):
+            self._data.zero(offset, length)
+            for chunk, stop, first, last in pieces:
+                if stop > chunk + 1:
+                    self.presence.add_chunks(chunk, stop)
+                else:
+                    self.presence.add(chunk, first, last)
+
+    def _covered(self, offset: int, end: int) -> Iterator[tuple[int, int, int, int]]:
+        """A range as (first chunk, end, first unit, end): many whole chunks are one item."""
+        head = min(-(-offset // self._chunk) * self._chunk, end)
+        tail = max(end // self._chunk * self._chunk, head)
+        for chunk, first, last in self.presence.shape.pieces(offset, head):
+            yield chunk, chunk + 1, first, last
+        if tail - head > self._chunk:
+            yield head // self._chunk, tail // self._chunk, 0, 0
+            head = tail
+        for chunk, first, last in self.presence.shape.pieces(head, end):
+            yield chunk, chunk + 1, first, last
+
+    def sync(self) -> None:
+        """See :meth:`protocol.File.sync`."""
+        with self._syncing:
+            if self._lost is not None:
+                raise self._lost
+            self._maps.flush(self._sync_data)
+
+    def _sync_data(self) -> None:
+        try:
+            self._data.sync()
+        except OSError as error:
+            # The kernel tells it once and then takes the lost pages for written:
+            # another sync would seem to work. From now on nothing more is promised.
+            self._lost = OSError(error.errno, f"an earlier sync failed: {error.strerror}")
+            raise
+
+    def seek(self, offset: int, whence: int, until: float) -> int:  # noqa: ARG002
+        """See :meth:`protocol.File.seek`. What is absent may be data, so it is."""
+        presence, size = self.presence, self._chunk
+        while offset < self.size:
+            chunk = offset // size
+            if presence.state(chunk) != PRESENT:
+                if whence == os.SEEK_DATA:
+                    return offset
+                following = presence.find(PRESENT, chunk)
+                offset = self.size if following is None else following * size
+                continue
+            incomplete = presence.find_incomplete(chunk)
+            end = self.size if incomplete is None else min(incomplete * size, self.size)
+            found = self._data.seek(offset, whence)
+            if found < end:
+                return found
+            offset = end
+        if whence == os.SEEK_DATA:
+            raise OSError(errno.ENXIO, "no data")
+        return self.size
+
+    def used(self) -> int:
+        """See :meth:`protocol.File.used`."""
+        return self._data.used()
+
+    def backing(self) -> int | None:
+        """See :meth:`protocol.File.backing`."""
+        return self._data.fd if self.presence.complete else None
+
+    # --- making present what is not --------------------------------------------------
+
+    def _need_halves(self, offset: int, end: int, until: float) -> None:
+        """Fetch the units that a write from `offset` to `end` covers in part only."""
+        if offset % UNIT:
+            self._need(offset, offset + 1, until)
+        if end % UNIT and end < self.size:
+            self._need(end - 1, end, until)
+
+    def _need(self, offset: int, end: int, until: float) -> None:
+        """Return when all units that a range touches are present.
+
+        Raises:
+            BlockingIOError: they are not, and `until` is 0.
+            TimeoutError: the store was away until `until`.
+            OSError: EIO, they can't be fetched; or what writing them locally led to.
+        """
+        for chunk, first, last in self.presence.shape.pieces(offset, end):
+            while self.presence.absent(chunk, first, last):
+                if not until:
+                    raise BlockingIOError(errno.EAGAIN, "not here yet")
+                self._wait_for(chunk, first, last, until)
+
+    def _wait_for(self, chunk: int, first: int, last: int, until: float) -> None:
+        with self._counting:
+            self.waiting += 1
+        try:
+            self.missed(chunk)
+            self._fetch(chunk, until)
+        except DAMAGE:
+            if self._salvage(chunk, first, last, until):
+                raise OSError(errno.EIO, "the backup is damaged here") from None
+        except LunrError as error:
+            raise OSError(errno.EIO, str(error)) from error
+        finally:
+            with self._counting:
+                self.waiting -= 1
+
+    def fill(self, chunk: int, until: float) -> bool:
+        """Fetch what of `chunk` is absent; False when some of that is damaged.
+
+        Raises:
+            TimeoutError: the store was away until `until` (of time.monotonic).
+            OSError: the local storage failed.
+        """
+        try:
+            self._fetch(chunk, until)
+        except DAMAGE:
+            return not self._salvage(chunk, 0, self.presence.shape.units(chunk), until)
+        return True
+
+    def _fetch(self, chunk: int, until: float) -> None:
+        self._fetching.do(chunk, lambda: self._bring(chunk, until), until)
+
+    def _bring(self, chunk: int, until: float) -> None:
+        absent = self.presence.absent(chunk, 0, self.presence.shape.units(chunk))
+        if not absent:
+            return
+        block, size = self._source.geometry.block, self._chunk
+        first, last = absent[0][0] * UNIT // block, -(-absent[-1][1] * UNIT // block)
+        if (last - first) * block * _SMALL_PART <= size:
+            data = self._source.blocks(chunk, first, last - first, until)
+            self._store(chunk, first * block, min(last * block, size), data)
+        else:
+            self._store(chunk, 0, size, self._source.chunk(chunk, until))
+
+    def _salvage(self, chunk: int, first: int, last: int, until: float) -> bool:
+        """Fetch the absent units of a damaged chunk block by block; whether some can't be."""
+        block, size = self._source.geometry.block, self._chunk
+        lost = False
+        for start in range(first * UNIT // block * block, min(last * UNIT, size), block):
+            end = min(start + block, size)
+            low, high = max(first, start // UNIT), min(last, -(-end // UNIT))
+            if not self.presence.absent(chunk, low, high):
+                continue
+            try:
+                data = self._source.blocks(chunk, start // block, 1, until)
+            except DAMAGE:
+                lost = True
+            else:
+                self._store(chunk, start, end, data)
+        return lost
+
+    def _store(self, chunk: int, start: int, end: int, data: object) -> None:
+        """Write the absent units between bytes `start` and `end` of a chunk, and note them.
+
+        `data`: the bytes from `start` on; where it is shorter, or None, there are zeros.
+        """
+        view = memoryview(data) if data is not None else memoryview(b"")  # type: ignore[arg-type]
+        base = chunk * self._chunk
+        end = min(end, self.size - base)
+        first, last = -(-start // UNIT), -(-end // UNIT)
+        with self._locks[chunk % _LOCKS]:
+            for low, high in self.presence.absent(chunk, first, last):
+                at, stop = low * UNIT, min(high * UNIT, end)
+                piece = view[at - start : stop - start]
+                if piece:
+                    self._data.write(base + at, piece)
+                    self._data.begin_writing(base + at, len(piece))
+                if at + len(piece) < stop and not self._is_zero:
+                    self._data.zero(base + at + len(piece), stop - at - len(piece))
+            self.presence.add(chunk, first, last)
+
+    # --- for backups and the fill ------------------------------------------------------
+
+    @property
+    def complete(self) -> bool:
+        """Whether all is there."""
+        return self.presence.complete
+
+    @contextlib.contextmanager
+    def still(self) -> Iterator[Iterator[tuple[int, int]]]:
+        """The extents (offset, length) that are absent; they stay so inside.
+
+        For a snapshot of the local storage: it has all the rest. Writes to absent
+        blocks wait meanwhile, and so does the fill; the others go on.
+        """
+        with self._locked(range(_LOCKS)):
+            yield self.presence.absent_extents()
+
+    @contextlib.contextmanager
+    def _locked(self, chunks: range) -> Iterator[None]:
+        numbers = range(_LOCKS) if len(chunks) >= _LOCKS else {n % _LOCKS for n in chunks}
+        # In order, so that two never wait for each other.
+        with contextlib.ExitStack() as held:
+            for number in sorted(numbers):
+                held.enter_context(self._locks[number])
+            yield

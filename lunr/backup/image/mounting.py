@@ -1,0 +1,97 @@
+"""Mounting and unmounting a FUSE file system by the system calls: no fusermount, no library."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import errno
+import os
+from pathlib import Path
+
+from lunr.common.errors import LunrError
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc.mount.argtypes = [ctypes.c_char_p] * 3 + [ctypes.c_ulong, ctypes.c_char_p]
+_libc.umount2.argtypes = [ctypes.c_char_p, ctypes.c_int]
+
+_RDONLY, _NOSUID, _NODEV, _NOEXEC = 1, 2, 4, 8
+_DETACH = 2
+
+
+class MountFailed(LunrError):
+    """{path} can't be mounted: {reason}"""
+
+    code = "mount_failed"
+
+
+class MountBusy(LunrError):
+    """{path} is in use and stays mounted: close the file in it, and detach loop devices."""
+
+    code = "mount_busy"
+    status = 409
+
+
+def mount(point: Path, max_io: int, read_only: bool) -> int:
+    """Mount on the folder `point`, and return the descriptor of /dev/fuse to serve it by.
+
+    What an earlier process that died left mounted there is taken away first.
+    Only the caller's user can see what is mounted.
+
+    Raises:
+        MountFailed: the kernel can't, or the caller may not.
+    """
+    try:
+        detach_dead(point)
+        fd = os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC)
+    except OSError as error:
+        raise MountFailed(path=point, reason=f"{error.filename}: {error.strerror}.") from error
+    options = (
+        f"fd={fd},rootmode=40000,user_id={os.geteuid()},group_id={os.getegid()},"
+        f"default_permissions,max_read={max_io}"
+    )
+    flags = _NOSUID | _NODEV | _NOEXEC | (_RDONLY if read_only else 0)
+    if _libc.mount(b"lunr", os.fsencode(point), b"fuse.lunr", flags, options.encode()):
+        number = ctypes.get_errno()
+        os.close(fd)
+        raise MountFailed(path=point, reason=f"{os.strerror(number)}.")
+    return fd
+
+
+def unmount(point: Path, lazy: bool = False) -> bool:
+    """Unmount `point`; False when nothing is mounted there.
+
+    A `lazy` one takes it out of sight now; it ends when the last file in it is closed.
+
+    Raises:
+        MountBusy: a file in it is open.
+        MountFailed: the caller may not.
+    """
+    if not _libc.umount2(os.fsencode(point), _DETACH if lazy else 0):
+        return True
+    number = ctypes.get_errno()
+    if number in (errno.EINVAL, errno.ENOENT):
+        return False
+    if number == errno.EBUSY:
+        raise MountBusy(path=point)
+    raise MountFailed(path=point, reason=f"{os.strerror(number)}.")
+
+
+def detach_dead(point: Path) -> None:
+    """Take away mounts on `point` whose process is dead.
+
+    Raises:
+        MountFailed: a live one is there, or the caller may not.
+        OSError: there is no such folder.
+    """
+    while True:
+        try:
+            here, above = point.stat(), point.parent.stat()
+        except OSError as error:
+            if error.errno not in (errno.ENOTCONN, errno.ECONNABORTED):
+                raise
+            with contextlib.suppress(FileNotFoundError):
+                unmount(point, lazy=True)
+            continue
+        if here.st_dev != above.st_dev:
+            raise MountFailed(path=point, reason="something else is mounted there.")
+        return

@@ -1,0 +1,211 @@
+"""Which bytes of a volume are there: the map of a volume that fills.
+
+Two levels. A chunk is ABSENT, PARTIAL or PRESENT, one byte each; the units
+(4 KiB) of a PARTIAL one have a bit each. A unit only ever goes from absent to
+present. So whoever finds it present needs no lock to go on.
+
+All is in one *area*, a mutable buffer: the bytes of all chunks, then the bits of
+all chunks, as many bytes for each. It is meant to be a sparse file mapped into
+memory: what was never touched costs nothing. 10 TiB in chunks of 4 MiB have
+2.5 MiB of bytes, and 128 bytes more for each chunk of which a part was written.
+"""
+
+from __future__ import annotations
+
+import mmap
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+UNIT = 4096
+ABSENT, PARTIAL, PRESENT = range(3)
+
+Area = mmap.mmap | bytearray
+
+
+@dataclass(frozen=True)
+class Shape:
+    """How a volume of `size` bytes is cut into chunks of `chunk` bytes, and these into units."""
+
+    size: int
+    chunk: int
+
+    def __post_init__(self) -> None:
+        if self.size <= 0 or self.chunk <= 0 or self.chunk % UNIT:
+            raise ValueError(f"{self.size} bytes can't be cut into chunks of {self.chunk}")
+
+    @property
+    def chunks(self) -> int:
+        """How many chunks there are; the last may be short."""
+        return -(-self.size // self.chunk)
+
+    @property
+    def bits(self) -> int:
+        """Bytes that the bits of a chunk take."""
+        return -(-self.chunk // (UNIT * 8))
+
+    @property
+    def area(self) -> int:
+        """Bytes of the area."""
+        return self.chunks * (1 + self.bits)
+
+    def units(self, chunk: int) -> int:
+        """How many units a chunk has; the volume's last unit may be short."""
+        return -(-min(self.chunk, self.size - chunk * self.chunk) // UNIT)
+
+    def pieces(self, offset: int, end: int) -> Iterator[tuple[int, int, int]]:
+        """For each chunk that a range of bytes touches: its number, and its first and end unit."""
+        while offset < end:
+            chunk, start = divmod(offset, self.chunk)
+            stop = min(end - chunk * self.chunk, self.chunk)
+            yield chunk, start // UNIT, -(-stop // UNIT)
+            offset = (chunk + 1) * self.chunk
+
+
+class Presence:
+    """The map in `area`, from byte `base` of it on. Any thread may call it.
+
+    Attributes:
+        shape: of the volume.
+        present: how many chunks are PRESENT.
+    """
+
+    def __init__(
+        self,
+        shape: Shape,
+        area: Area,
+        base: int = 0,
+        changed: Callable[[int, int], None] = lambda _start, _end: None,
+    ) -> None:
+        """Use a map that is there.
+
+        `changed` is told, with the lock held, which bytes of the area (counted from
+        `base`) will be other ones, before they are. It may raise OSError: nothing
+        is changed then.
+        """
+        self.shape = shape
+        self.lock = threading.Lock()
+        self._area = area
+        self._base = base
+        self._bits_base = base + shape.chunks
+        self._changed = changed
+        self.present = area[base : base + shape.chunks].count(PRESENT)
+
+    @property
+    def complete(self) -> bool:
+        """Whether all is there."""
+        return self.present == self.shape.chunks
+
+    def state(self, chunk: int) -> int:
+        """ABSENT, PARTIAL or PRESENT."""
+        return self._area[self._base + chunk]
+
+    def has(self, offset: int, end: int) -> bool:
+        """Whether all units that a range of bytes touches are there."""
+        shape = self.shape
+        chunk, start = divmod(offset, shape.chunk)
+        stop = end - chunk * shape.chunk
+        if stop <= shape.chunk:  # nearly always
+            state = self._area[self._base + chunk]
+            if state == PRESENT:
+                return True
+            return state == PARTIAL and not self._missing(chunk, start // UNIT, -(-stop // UNIT))
+        return all(
+            self.state(number) == PRESENT or not self._missing(number, first, last)
+            for number, first, last in shape.pieces(offset, end)
+        )
+
+    def absent(self, chunk: int, first: int, end: int) -> list[tuple[int, int]]:
+        """The runs (first unit, end) of absent units of a chunk, from `first` to `end`."""
+        state = self.state(chunk)
+        if state == PRESENT:
+            return []
+        return list(_runs(self._missing(chunk, first, end), first))
+
+    def _missing(self, chunk: int, first: int, end: int) -> int:
+        """The absent units from `first` to `end` as the bits of a number, the first the lowest."""
+        start = self._bits_base + chunk * self.shape.bits
+        low, high = start + (first >> 3), start + ((end + 7) >> 3)
+        there = int.from_bytes(self._area[low:high], "little") >> (first & 7)
+        return ~there & ((1 << (end - first)) - 1)
+
+    def add(self, chunk: int, first: int, end: int) -> None:
+        """The units of a chunk from `first` to `end` are there now.
+
+        Raises:
+            OSError: there is no room to note it; nothing is noted.
+        """
+        with self.lock:
+            area, at = self._area, self._base + chunk
+            if area[at] == PRESENT:
+                return
+            if first == 0 and end >= self.shape.units(chunk):
+                self._finish(chunk)
+                return
+            start = chunk * self.shape.bits
+            low, high = start + (first >> 3), start + ((end + 7) >> 3)
+            offset = self.shape.chunks
+            self._changed(offset + low, offset + high)
+            area[at] = PARTIAL  # first, so that bits never stand where nobody looks
+            low, high = self._bits_base + low, self._bits_base + high
+            more = ((1 << (end - first)) - 1) << (first & 7)
+            bits = int.from_bytes(area[low:high], "little") | more
+            area[low:high] = bits.to_bytes(high - low, "little")
+            if not self._missing(chunk, 0, self.shape.units(chunk)):
+                self._finish(chunk)
+
+    def _finish(self, chunk: int) -> None:
+        self._changed(chunk, chunk + 1)
+        self._area[self._base + chunk] = PRESENT
+        self.present += 1
+
+    def add_chunks(self, first: int, end: int) -> None:
+        """All of the chunks from `first` to `end` is there now; see :meth:`add`."""
+        with self.lock:
+            self._changed(first, end)
+            low, high = self._base + first, self._base + end
+            self.present += end - first - self._area[low:high].count(PRESENT)
+            self._area[low:high] = bytes([PRESENT]) * (end - first)
+
+    def find(self, state: int, chunk: int, end: int | None = None) -> int | None:
+        """The first chunk in `state` from `chunk` on, and before `end`."""
+        stop = self._base + (self.shape.chunks if end is None else end)
+        found = self._area.find(bytes([state]), self._base + chunk, stop)
+        return None if found < 0 else found - self._base
+
+    def find_incomplete(self, chunk: int) -> int | None:
+        """The first chunk from `chunk` on that is not PRESENT."""
+        absent = self.find(ABSENT, chunk)
+        partial = self.find(PARTIAL, chunk, absent)
+        return absent if partial is None else partial
+
+    def absent_extents(self) -> Iterator[tuple[int, int]]:
+        """The ranges of bytes (offset, length) that are absent, in order, joined."""
+        shape = self.shape
+        start = end = 0
+        chunk = self.find_incomplete(0)
+        while chunk is not None:
+            offset = chunk * shape.chunk
+            for first, last in self.absent(chunk, 0, shape.units(chunk)):
+                low, high = offset + first * UNIT, min(offset + last * UNIT, shape.size)
+                if low == end:
+                    end = high
+                    continue
+                if end > start:
+                    yield start, end - start
+                start, end = low, high
+            chunk = self.find_incomplete(chunk + 1)
+        if end > start:
+            yield start, end - start
+
+
+def _runs(bits: int, at: int) -> Iterator[tuple[int, int]]:
+    """The runs of ones in a number, as (first, end), counted from `at`."""
+    while bits:
+        zeros = (bits & -bits).bit_length() - 1
+        bits >>= zeros
+        at += zeros
+        ones = (~bits & (bits + 1)).bit_length() - 1
+        yield at, at + ones
+        bits >>= ones
+        at += ones

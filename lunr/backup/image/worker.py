@@ -1,0 +1,313 @@
+"""A backup as a file, in a process of its own: ``python -m lunr.backup.image.worker``.
+
+The first line of standard input is a task, one JSON object; secrets come only this
+way. Orders follow, a line each, and events are written to standard output, one JSON
+object a line. With ``control`` in the task, the same orders and events go over that
+unix socket too, and the process outlives its parent: a file that is in use must not
+vanish when whoever started it does. Without, the end of standard input unmounts it.
+
+A task has ``task`` (image or volume), ``store`` (``url`` and ``options``), ``key``,
+``repository``, as for lunr/backup/worker.py, ``backup_id``, ``mountpoint`` (a folder;
+the file is ``volume`` in it), ``patience`` (seconds a read waits for a store that is
+away; 25), ``control`` (path of a socket, or null) and, for a volume:
+
+=============  ===================================================================
+target         the local file or block device
+size_bytes     of the volume; at least the backup's
+target_is_zero whether it reads as zeros where nothing was written by an earlier
+               run of this task
+map            the disk map; made when it is not there
+live           the live map, good for this boot; best below /run
+fill           eager, lazy or never
+concurrency    chunks fetched at once (4)
+limit          bytes a second that the fill may fetch (0: no limit)
+=============  ===================================================================
+
+=================  ===============================================================
+order
+=================  ===============================================================
+fill MODE          fill so from now on, and try damaged chunks again
+limit BYTES        the limit from now on
+status             tell ``progress`` again
+still              hold everything that makes absent blocks present, and tell
+                   ``unfetched`` (extents: ``[[offset, length], …]``): take a snapshot
+                   now. It ends with ``go``, with the connection, or after 30 s,
+                   which is told (``gone``, in_time)
+go                 end that
+unmount            unmount and end; told ``busy`` when the file is open
+detach             out of sight now, and the end when the last one closes the file
+=================  ===============================================================
+
+Events: ``mounted`` (path, seconds), ``progress``, ``trouble``, ``filled``
+(lunr/backup/image/fill.py), ``store``, ``damaged`` (lunr/backup/image/source.py),
+``refused`` (code, reason: of an order), and last ``done`` (result: ``{"filled"}``) or
+``failed`` (code, reason, retry).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from lunr.backup import keys, masters
+from lunr.backup.image import maps, mounting, protocol
+from lunr.backup.image.control import Control
+from lunr.backup.image.fill import Fill, Mode
+from lunr.backup.image.filling import FillingVolume
+from lunr.backup.image.image import Image
+from lunr.backup.image.local import Local
+from lunr.backup.image.presence import UNIT, Shape
+from lunr.backup.image.source import Source
+from lunr.backup.repository import Repository
+from lunr.backup.stores import open_store
+from lunr.common import errors, log
+
+logger = logging.getLogger(__name__)
+
+NAME = "volume"
+PATIENCE = 25.0
+#: Seconds that one request to Swift may stand still; the pauses between tries are ours.
+_REQUEST_TIMEOUT = 15.0
+_STILL_AT_MOST = 30.0
+_CHECKPOINT = 10.0
+
+
+class Worker:
+    """One mount, from its task to its end."""
+
+    def __init__(self, task: Mapping[str, Any], control: Control) -> None:
+        self._task = task
+        self._control = control
+        self._point = Path(self._field("mountpoint"))
+        self._closing = contextlib.ExitStack()
+        self._volume: FillingVolume | None = None
+        self._fill: Fill | None = None
+        self._progress: dict[str, Any] = {}
+        self._go = threading.Event()
+        self._filled = False
+
+    def _field(self, name: str) -> Any:
+        try:
+            return self._task[name]
+        except KeyError:
+            raise errors.BadRequest(reason=f"the task has no {name}.") from None
+
+    def report(self, event: str, **fields: object) -> None:
+        """Tell everyone."""
+        if event == "progress":
+            self._progress = fields
+        self._control.tell(event, **fields)
+
+    def detach(self) -> None:
+        """Unmount, and end when nobody has the file open any more."""
+        mounting.unmount(self._point, lazy=True)
+
+    def run(self) -> dict[str, Any]:
+        """Mount, serve until it is unmounted, and return the result.
+
+        Raises:
+            errors.LunrError: it can't be done.
+        """
+        started = time.monotonic()
+        with self._closing:
+            if self._task.get("control"):
+                self._control.open(Path(self._task["control"]))
+            file = self._open()
+            fd = mounting.mount(self._point, protocol.MAX_IO, read_only=not file.writable)
+            patience = float(self._task.get("patience", PATIENCE))
+            session = protocol.Session(fd, file, NAME, patience)
+            serving = threading.Thread(target=session.serve, name="serve")
+            serving.start()
+            path = self._point / NAME
+            try:
+                path.stat()  # answered by ourselves: it works
+                self.report("mounted", path=str(path), seconds=round(time.monotonic() - started, 3))
+                self._control.listen(self._order)
+                behind = self._go_on_behind()
+                serving.join()
+            finally:
+                mounting.unmount(self._point, lazy=True)
+            if self._fill is not None:
+                self._fill.stop()
+                behind.join()
+            if self._volume is not None:
+                self._volume.sync()
+        return {"filled": self._filled}
+
+    def _go_on_behind(self) -> threading.Thread:
+        thread = threading.Thread(target=self._fill_up, name="fill", daemon=True)
+        if self._fill is not None:
+            thread.start()
+        return thread
+
+    def _fill_up(self) -> None:
+        assert self._fill is not None
+        self._filled = self._fill.run()
+
+    # --- opening ---------------------------------------------------------------------
+
+    def _open(self) -> protocol.File:
+        kind = self._field("task")
+        if kind not in ("image", "volume"):
+            raise errors.BadRequest(reason=f"there is no task {kind!r}.")
+        source = Source(self._repository(), self._field("backup_id"), self.report)
+        self._closing.callback(source.close)
+        return Image(source) if kind == "image" else self._open_volume(source)
+
+    def _repository(self) -> Repository:
+        place, name, key = self._field("store"), self._field("repository"), self._task.get("key")
+        found = (
+            (keys.PUBLIC_MASTER,) if key is None else masters.parse(key.splitlines(), "the task")
+        )
+        own, *older = masters.keyring(found, name)
+        options = dict(place.get("options") or {})
+        timeout = min(float(options.get("timeout", _REQUEST_TIMEOUT)), _REQUEST_TIMEOUT)
+        cancel = threading.Event()
+        store = open_store(
+            place["url"], name, {**options, "retries": 0, "timeout": timeout}, cancel
+        )
+        self._closing.callback(store.close)
+        self._closing.callback(cancel.set)
+        return Repository(store, own, older=older)
+
+    def _open_volume(self, source: Source) -> FillingVolume:
+        size, geometry = int(self._field("size_bytes")), source.geometry
+        if size < source.size:
+            raise errors.BadRequest(
+                reason=f"size_bytes {size} is less than the backup's {source.size}."
+            )
+        if geometry.block % UNIT:
+            raise errors.BadRequest(reason=f"blocks of {geometry.block} bytes can't be filled in.")
+        target = self._opened(Path(self._field("target")))
+        if target.size < size:
+            raise errors.BadRequest(reason=f"{target.path} has {target.size} bytes, not {size}.")
+        is_zero = bool(self._task.get("target_is_zero", False))
+        opened = self._open_maps(Shape(size, geometry.chunk), source, target, is_zero)
+        self._volume = FillingVolume(source, target, opened, is_zero)
+        self._fill = Fill(
+            self._volume,
+            self.report,
+            _mode(self._task.get("fill", "eager")),
+            int(self._task.get("concurrency", 4)),
+            int(self._task.get("limit", 0)),
+        )
+        return self._volume
+
+    def _open_maps(self, shape: Shape, source: Source, target: Local, is_zero: bool) -> maps.Maps:
+        path, backup_id = Path(self._field("map")), str(self._field("backup_id"))
+        if not path.exists():
+            zeros = source.zero_ranges(shape.size) if is_zero else []
+            target.sync()  # the zeros that the map will claim
+            maps.create(path, shape, backup_id, zeros)
+        opened = maps.Maps(self._opened(path), Path(self._field("live")))
+        self._closing.callback(opened.close)
+        header = opened.header
+        if (header.shape, header.backup_id) != (shape, backup_id):
+            raise maps.MapMismatch(path=path, reason=f"{header.backup_id}, {header.shape}.")
+        return opened
+
+    def _opened(self, path: Path) -> Local:
+        try:
+            local = Local(path)
+        except OSError as error:
+            raise errors.BadRequest(reason=f"{path}: {error.strerror}.") from error
+        self._closing.callback(local.close)
+        return local
+
+    # --- orders ------------------------------------------------------------------------
+
+    def _order(self, line: str, answer: Callable[..., None]) -> None:
+        """Do what `line` says; `answer` tells whoever gave the order alone."""
+        order, _, argument = line.strip().partition(" ")
+        try:
+            match order:
+                case "unmount":
+                    mounting.unmount(self._point)
+                case "detach" | "":  # "": standard input ended
+                    self.detach()
+                case "status":
+                    answer("progress", **self._progress)
+                case "fill" if self._fill is not None:
+                    self._fill.set(mode=_mode(argument))
+                case "limit" if self._fill is not None and argument.isdecimal():
+                    self._fill.set(limit=int(argument))
+                case "still" if self._volume is not None:
+                    self._hold(self._volume, answer)
+                case "go":
+                    self._go.set()
+                case _:
+                    raise errors.BadRequest(reason=f"the order {line.strip()!r}.")
+        except mounting.MountBusy as error:
+            answer("busy", reason=str(error))
+        except errors.LunrError as error:
+            answer("refused", code=error.code, reason=str(error))
+
+    def _hold(self, volume: FillingVolume, answer: Callable[..., None]) -> None:
+        """Keep what is absent absent, in a thread of its own, until ``go``."""
+
+        def hold() -> None:
+            with volume.still() as extents:
+                answer("unfetched", extents=list(extents))
+                in_time = self._go.wait(_STILL_AT_MOST)
+            answer("gone", in_time=in_time)
+
+        self._go.clear()
+        threading.Thread(target=hold, name="still", daemon=True).start()
+
+
+def _mode(text: str) -> Mode:
+    try:
+        return Mode(text)
+    except ValueError:
+        raise errors.BadRequest(reason=f"fill is eager, lazy or never, not {text!r}.") from None
+
+
+def main() -> int:
+    """Do the task on standard input."""
+    log.setup()
+    # A reader of the kernel's requests should not wait 5 ms for each turn of a fetching thread.
+    sys.setswitchinterval(0.0005)
+    control = Control(sys.stdin, sys.stdout)
+    try:
+        result = _run(sys.stdin.readline(), control)
+        control.tell("done", result=result)
+    except errors.LunrError as error:
+        control.tell("failed", **error.as_dict())
+    except Exception as error:  # the parent must get an answer, whatever it is
+        logger.exception("The task failed in a way nobody thought of.")
+        wrapped = errors.LunrError(reason=f"{type(error).__name__}: {error}")
+        control.tell("failed", **wrapped.as_dict())
+    else:
+        return 0
+    finally:
+        control.close()
+    return 1
+
+
+def _run(line: str, control: Control) -> dict[str, Any]:
+    try:
+        task = json.loads(line)
+    except ValueError:
+        task = None
+    if not isinstance(task, dict):
+        raise errors.BadRequest(reason="the task is not a JSON object.")
+    worker = Worker(task, control)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: worker.detach())
+    return worker.run()
+
+
+if __name__ == "__main__":
+    code = main()
+    sys.stdout.flush()
+    # Threads may hang in a request to a store that does not answer.
+    os._exit(code)

@@ -54,6 +54,9 @@ def test_the_main_job_in_words(env: Env, node: FakeNode) -> None:
     assert (again["status"], again["size"], again["backup"]) == ("ACTIVE", 3, backup["id"])
     snapshot = lunr(env, "snapshot", "create", id)
     assert [s["id"] for s in lunr(env, "snapshot", "list", "--volume", id)] == [snapshot["id"]]
+    of_it = lunr(env, "backup", "create", id, "--snapshot", snapshot["id"])
+    assert (of_it["status"], of_it["snapshot"]) == ("AVAILABLE", snapshot["id"])
+    lunr(env, "backup", "delete", of_it["id"])
     refused = lunr(env, "volume", "delete", id, code=1)
     assert (refused[0]["status"], refused[0]["code"]) == ("FAILED", "in_use")
     lunr(env, "export", "delete", id)
@@ -134,6 +137,18 @@ def test_a_person_sees_a_bar_and_then_a_table(env: Env, node: FakeNode) -> None:
     os.close(terminal)
     assert "export_status" in shown
     assert "ACTIVE" in shown
+
+
+def test_a_person_sees_how_far_a_long_delete_is(env: Env, node: FakeNode, client: Client) -> None:
+    id = client.volumes.wait(client.volumes.create(size=2).id, timeout=20).id
+    node.held.add("volume.delete")
+    process, terminal = start_on_terminal(env, "volume", "delete", "--yes", id)
+    assert "DELETING" in (shown := read_terminal(terminal, "of 2.0 GiB"))
+    assert "50 %, 1.0 GiB of 2.0 GiB" in shown
+    node.held.clear()
+    assert f"volume {id} is gone" in read_terminal(terminal, "is gone")
+    assert process.wait(20) == 0
+    os.close(terminal)
 
 
 def test_a_person_is_asked(env: Env, client: Client) -> None:

@@ -7,6 +7,7 @@ import pytest
 from lunr.client import Client, errors
 from lunr.common import ids
 from tests.functional.client.conftest import NODE, FakeNode
+from tests.support.waiting import wait_until
 
 WAIT = 30.0
 INITIATOR = "iqn.1993-08.org.debian:01:abc"
@@ -134,6 +135,48 @@ def test_a_restore_and_a_copy(member: Client) -> None:
     assert [b.id for b in member.backups.list(status="DELETED")] == [saved]
 
 
+def test_a_snapshot_is_backed_up(member: Client, node: FakeNode) -> None:
+    source = volume(member)
+    snapshot = member.snapshots.wait(member.snapshots.create(source).id, timeout=WAIT)
+    node.held.add("backup.save")
+    made = member.backups.create(source, snapshot=snapshot.id)
+    assert (made.snapshot, made.internal, made.extra) == (snapshot.id, False, {})
+    with pytest.raises(errors.InUse, match="a backup of it is running"):
+        member.snapshots.delete(snapshot.id)
+    node.held.clear()
+    assert member.backups.wait(made.id, timeout=WAIT).snapshot == snapshot.id
+    [saved] = [job for job in node.claimed if job["payload"].get("backup_id") == made.id]
+    assert saved["payload"]["snapshot_id"] == snapshot.id
+    with pytest.raises(errors.NotFound):
+        member.backups.create(source, snapshot="none")
+
+
+def test_a_copy_to_another_node(client: Client, node: FakeNode) -> None:
+    made = client.admin.nodes.create(f"n{ids.new()}")
+    assert made.token is not None
+    other = FakeNode(client.url, made.token, made.id)
+    other.start()
+    try:
+        source = volume(client, force_node=NODE)
+        node.held.add("backup.save")
+        copy = client.volumes.create(source_volume=source, affinity=f"different_node:{source}")
+        assert (copy.node_id, copy.status, copy.source_volume) == (made.id, "NEW", source)
+        [internal] = client.admin.backups(volume_id=source)
+        assert internal.internal
+        assert list(client.backups.list(volume_id=source)) == []
+        with pytest.raises(errors.NotFound):
+            client.backups.get(internal.id)
+        node.held.clear()
+        assert client.volumes.wait(copy.id, timeout=WAIT).node_id == made.id
+        assert [job["kind"] for job in other.claimed if job["volume_id"] == copy.id] == [
+            "volume.restore"
+        ]
+        wait_until(lambda: not list(client.admin.backups(volume_id=source)))
+    finally:
+        other.stop()
+        client.admin.nodes.delete(made.id, force=True)
+
+
 def test_exports(member: Client, client: Client, account: str, node: FakeNode) -> None:
     id = volume(member)
     first = member.exports.create(id, initiator=INITIATOR, ip="10.0.0.5")
@@ -259,6 +302,7 @@ def test_nodes(client: Client) -> None:
     assert shown in list(nodes.list())
     updated = nodes.update(id, weight=1, group="rack-c", volume_types=["fast"])
     assert (updated.weight, updated.group, updated.volume_types) == (1, "rack-c", ["fast"])
+    assert (updated.full, updated.limits_io) == ("", False)
     assert nodes.update(id, status="MAINTENANCE").status == "MAINTENANCE"
     with pytest.raises(errors.InUse):
         nodes.delete(NODE)

@@ -39,8 +39,8 @@ class FakeNode:
     Jobs of a kind in `held` stay RUNNING, with half of the work done, until they are cancelled.
     """
 
-    def __init__(self, url: str, token: str) -> None:
-        self._url = f"{url}/v1.0/nodes/{NODE}"
+    def __init__(self, url: str, token: str, id: str = NODE) -> None:
+        self._url = f"{url}/v1.0/nodes/{id}"
         self._session = requests.Session()
         self._session.headers["X-Auth-Token"] = token
         self._ending = threading.Event()

@@ -16,7 +16,7 @@ from lunr.backup import stores
 from lunr.client import Client
 from lunr.client.records import Export
 from lunr.common import units
-from tests.support.services import Swift, need_command
+from tests.support.services import Swift
 from tests.support.waiting import free_port, wait_until
 from tools.demos.stage import DemoError, Disk, Lunr, Session, run
 
@@ -38,19 +38,6 @@ def volume(client: Client, **source: str) -> str:
 def backup(client: Client, volume_id: str) -> str:
     """A new backup that can be used."""
     return client.backups.wait(client.backups.create(volume_id).id, timeout=60).id
-
-
-@pytest.fixture
-def image(tmp_path: Path) -> Path:
-    """Content for a volume of 1 GiB: 40 MiB of random bytes, here and there."""
-    need_command("qemu-io", "qemu-utils")
-    path = tmp_path / "image"
-    with path.open("wb") as file:
-        file.truncate(units.GIB)
-        for place in (0, 300 * units.MIB, units.GIB - 10 * units.MIB):
-            file.seek(place)
-            file.write(os.urandom(10 * units.MIB))
-    return path
 
 
 def read_back(client: Client, volume_id: str, folder: Path) -> Iterator[bytes]:

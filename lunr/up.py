@@ -255,7 +255,7 @@ class Service:
             "lvm": {"group": settings.group, "thin_pool": settings.thin_pool},
             "tgt": {"socket": root / "run/tgtd.0", "portal": settings.portal},
             "lio": {"portal": settings.portal},
-            "store": {"url": settings.store, "key_file": root / "keys/master.key"},
+            "store": {"url": settings.store, "key": f"file:{root}/keys/master.key"},
         }
         if settings.store.startswith("swift:"):
             values["swift"] = _swift_options(root)
@@ -267,7 +267,7 @@ class Service:
         return text.getvalue()
 
     def _manage(self, *args: str) -> None:
-        command = [sys.executable, "-m", "lunr.api.manage", "--config-file", str(self.config)]
+        command = [sys.executable, "-m", "lunr.manage.main", "--config-file", str(self.config)]
         self._run([*command, *args], "prepare the database")
 
     def _run(self, command: list[str], purpose: str) -> None:

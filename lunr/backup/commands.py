@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,8 @@ from typing import Any
 import click
 
 from lunr.backup import collect as garbage
-from lunr.backup import condemned, errors, keys
+from lunr.backup import condemned, errors, keys, masters
+from lunr.backup.configured import CIPHERS
 from lunr.backup.format.blocks import Compression
 from lunr.backup.format.roots import Root
 from lunr.backup.pipeline import Backup, Progress
@@ -84,7 +85,9 @@ class Tools:
         self.jobs = jobs
         self.cancel = threading.Event()
         self.store = open_store(store, repository, cancel=self.cancel)
-        self.repository = Repository(self.store, keys.derive(keys.load(key_file), repository))
+        found = (keys.PUBLIC_MASTER,) if key_file is None else masters.load(key_file)
+        own, *older = masters.keyring(found, repository)
+        self.repository = Repository(self.store, own, older=older)
 
     @contextmanager
     def progress(self, title: str) -> Iterator[Progress]:
@@ -126,7 +129,8 @@ def _command(function: Callable[..., None]) -> Callable[..., None]:
         "--key-file",
         envvar="LUNR_KEY_FILE",
         type=click.Path(path_type=Path),
-        help="The master key, 64 hexadecimal digits; mode 0600. [default: a public one]",
+        help="The master key, 64 hexadecimal digits; mode 0600. One a line: the first writes, "
+        "the others still read. [default: a public one]",
     )
     @click.option(
         "--concurrency",
@@ -173,6 +177,13 @@ def _command(function: Callable[..., None]) -> Callable[..., None]:
     show_default=True,
     help="Blocks that do not shrink are stored as they are.",
 )
+@click.option(
+    "--encryption",
+    type=click.Choice(list(CIPHERS)),
+    default="aes-256-gcm",
+    show_default=True,
+    help="Backups of either kind can be read.",
+)
 def save(
     tools: Tools,
     source: Path,
@@ -180,6 +191,7 @@ def save(
     parent: str | None,
     volume: str | None,
     compression: str,
+    encryption: str,
 ) -> None:
     """Save SOURCE, a file or block device that nobody writes to meanwhile."""
     volume = volume or _volume_of(source)
@@ -193,6 +205,7 @@ def save(
         created_at=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ"),
         parent_id=parent_id,
     )
+    tools.repository.keys = replace(tools.repository.keys, writes=CIPHERS[encryption])
     with FileSource(source) as opened, tools.progress(f"save {backup_id}") as progress:
         root = save_backup(
             tools.repository,

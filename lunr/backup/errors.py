@@ -66,6 +66,12 @@ class BadKey(LunrError):
     code = "bad_key"
 
 
+class KeyManagerUnavailable(Unavailable):
+    """The key manager {manager} can't be asked for the master key: {reason}"""
+
+    code = "key_manager_unavailable"
+
+
 class WrongKey(LunrError):
     """{name} was written with another master key (its key id is {needed}, ours is {given})."""
 

@@ -9,17 +9,15 @@ storage format.
 
 from __future__ import annotations
 
-import stat
 from dataclasses import dataclass, field
 from enum import IntEnum
-from pathlib import Path
 
 from blake3 import blake3
 
-from lunr.backup import errors
 from lunr.common import ids
 
 KEY_SIZE = 32
+_CONTEXT = "lunr 2026-11 backup format 1 "
 
 #: Used when no key is given: such backups are checked, but not secret from
 #: whoever knows a volume's content and wants to see whether it is stored.
@@ -54,10 +52,8 @@ def derive(master: bytes, repository: str, writes: Cipher = Cipher.AES_256_GCM) 
     ids.check(repository, "repository")
 
     def key(purpose: str, length: int = KEY_SIZE) -> bytes:
-        context = f"lunr 2026-11 backup format 1 {purpose}"
-        return blake3(master + repository.encode(), derive_key_context=context).digest(
-            length=length
-        )
+        material = master + repository.encode()
+        return blake3(material, derive_key_context=_CONTEXT + purpose).digest(length=length)
 
     return Keys(
         block=key("block"),
@@ -70,35 +66,6 @@ def derive(master: bytes, repository: str, writes: Cipher = Cipher.AES_256_GCM) 
     )
 
 
-def parse(text: str, source: str) -> bytes:
-    """The master key in `text`, 64 hexadecimal digits; `source` is named in the error.
-
-    Raises:
-        errors.BadKey: it is something else.
-    """
-    try:
-        master = bytes.fromhex(text.strip())
-    except ValueError:
-        master = b""
-    if len(master) != KEY_SIZE:
-        raise errors.BadKey(source=source, reason="it must be 64 hexadecimal digits.")
-    return master
-
-
-def load(path: Path | None) -> bytes:
-    """The master key in the file `path`, or the public one without a path.
-
-    Raises:
-        errors.BadKey: the file can't be read, holds no key, or others may read it.
-    """
-    if path is None:
-        return PUBLIC_MASTER
-    try:
-        with path.open(encoding="ascii", errors="replace") as file:
-            mode = stat.S_IMODE(path.stat().st_mode)
-            text = file.read(4096)
-    except OSError as error:
-        raise errors.BadKey(source=path, reason=f"{error.strerror}.") from error
-    if mode & 0o077:
-        raise errors.BadKey(source=path, reason=f"others may read it (mode {mode:o}): chmod 600.")
-    return parse(text, str(path))
+def master_id(master: bytes) -> str:
+    """What people call a master key by; it tells nothing about the key."""
+    return blake3(master, derive_key_context=_CONTEXT + "master id").digest(length=8).hex()

@@ -8,8 +8,9 @@ at the end ``{"event": "done", "result"}`` (exit code 0) or ``{"event":
 "failed", "code", "reason", "retry"}`` (exit code 1). The log is on standard error.
 
 A task has ``task`` (save, restore, verify, delete, collect or sweep),
-``store`` (``url`` and ``options``), ``key`` (the master key in hexadecimal;
-null: the public one), ``repository``, ``concurrency`` and ``compression``, and:
+``store`` (``url`` and ``options``), ``key`` (the master keys in hexadecimal, one a
+line, the first writes; null: the public one), ``repository``, ``concurrency``,
+``compression`` (``zstd`` or ``none``), ``encryption`` (``aes-256-gcm`` or ``none``), and:
 
 ========  ====================================================================
 save      source, size_bytes, backup_id, volume_id, parent_id, condemned, created_at,
@@ -36,8 +37,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
-from lunr.backup import keys
+from lunr.backup import keys, masters
 from lunr.backup.collect import collect, sweep
+from lunr.backup.configured import CIPHERS
 from lunr.backup.format.blocks import Compression
 from lunr.backup.pipeline import Backup, Progress, save
 from lunr.backup.repository import Repository
@@ -208,11 +210,12 @@ def run(task: Mapping[str, Any], progress: Progress, cancel: threading.Event) ->
     if handler is None:
         raise errors.BadRequest(reason=f"there is no task {task['task']!r}.")
     place, name = _field(task, "store"), _field(task, "repository")
-    master = task.get("key")
-    key = keys.PUBLIC_MASTER if master is None else keys.parse(master, "the task")
+    key, cipher = task.get("key"), CIPHERS[task.get("encryption", "aes-256-gcm")]
+    found = (keys.PUBLIC_MASTER,) if key is None else masters.parse(key.splitlines(), "the task")
+    own, *older = masters.keyring(found, name, cipher)
     store = open_store(_field(place, "url"), name, place.get("options", {}), cancel)
     try:
-        return handler(Job(task, Repository(store, keys.derive(key, name)), progress, cancel))
+        return handler(Job(task, Repository(store, own, older=older), progress, cancel))
     finally:
         store.close()
 

@@ -67,7 +67,7 @@ API = [
     cfg.StrOpt(
         "secret_key_file",
         default="/etc/lunr/secret.key",
-        help="File with the key (made by `lunr-manage key`) that encrypts CHAP secrets in the database. Mode 0600.",
+        help="File with the key (made by `lunr-manage key make`) that encrypts CHAP secrets in the database. Mode 0600.",
     ),
     cfg.IntOpt(
         "max_body_bytes",
@@ -270,9 +270,15 @@ STORE = [
         help="Where backups go: files:/PATH, or swift:PREFIX (one container PREFIX-ACCOUNT for each account).",
     ),
     cfg.StrOpt(
-        "key_file",
-        default="/etc/lunr/master.key",
-        help="File with the master key (made by `lunr-manage key`), the same on all nodes; each account's keys are derived from it. Mode 0600.",
+        "key",
+        default="file:/etc/lunr/master.key",
+        help="The master key, the same on all nodes; each account's keys are derived from it. file:/PATH (made by `lunr-manage key make`, mode 0600, one key a line) or barbican:SECRET_ID[,SECRET_ID] (see sections [key_manager] and [barbican]). The first of several writes, the others are still read.",
+    ),
+    cfg.StrOpt(
+        "encryption",
+        default="aes-256-gcm",
+        choices=[("aes-256-gcm", "all that volumes hold"), ("none", "nothing")],
+        help="What new backups are encrypted with. Any can be read.",
     ),
     cfg.StrOpt(
         "compression",

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import stat
 from pathlib import Path
+
+from lunr.common import errors
 
 
 def write(path: Path, text: str) -> None:
@@ -18,3 +21,26 @@ def write(path: Path, text: str) -> None:
         file.flush()
         os.fsync(file.fileno())
     new.replace(path)
+
+
+def read(name: str, option: str) -> str:
+    """The one line in the file `name`, which nobody but its owner may read.
+
+    Raises:
+        errors.ConfigError: it can't be used; the message names `option`.
+    """
+    if not name:
+        raise errors.ConfigError(reason=f"{option} is not set")
+    path = Path(name)
+    try:
+        mode = stat.S_IMODE(path.stat().st_mode)
+        text = path.read_text().strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise errors.ConfigError(reason=f"{option} {path}: {error}") from error
+    if mode & 0o077:
+        raise errors.ConfigError(
+            reason=f"{option} {path}: others may read it (mode {mode:o}); chmod 0600 it"
+        )
+    if not text:
+        raise errors.ConfigError(reason=f"{option} {path} is empty")
+    return text

@@ -52,7 +52,8 @@ class Engine:
     Attributes:
         url: the store's URL.
         options: the store's options, its password among them.
-        key: the master key, hexadecimal.
+        key: the master keys, as a key file has them: the first writes.
+        encryption: "aes-256-gcm" or "none": of what is written.
         compression: "zstd" or "none".
         concurrency: requests to the store at once, of one job.
         moved: called with the bytes that workers have worked off since the last call.
@@ -62,6 +63,7 @@ class Engine:
     url: str
     options: Mapping[str, Any] = field(repr=False)
     key: str = field(repr=False)
+    encryption: str = "aes-256-gcm"
     compression: str = "zstd"
     concurrency: int = 4
     moved: Callable[[int], None] = lambda _: None
@@ -79,6 +81,7 @@ class Engine:
             "task": task,
             "store": {"url": self.url, "options": dict(self.options)},
             "key": self.key,
+            "encryption": self.encryption,
             "compression": self.compression,
             "concurrency": self.concurrency,
             **fields,

@@ -8,7 +8,6 @@ concurrency.patch()
 import logging
 import signal
 import socket
-import stat
 import sys
 import threading
 import time
@@ -16,9 +15,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
-from lunr.backup import keys
-from lunr.backup.errors import BadStoreURL
-from lunr.common import config, errors, ids, log
+from lunr.backup import configured, masters
+from lunr.common import config, errors, ids, log, private
 from lunr.storage import system
 from lunr.storage.agent import Agent
 from lunr.storage.api_client import ApiClient
@@ -116,9 +114,9 @@ def _agent(conf: config.ConfigOpts, metrics: Metrics, problems: _Problems) -> Ag
     """The agent and its parts, as the configuration has them; it is for use if none is missing."""
     ask = problems.ask
     node_id = ask(ids.check, conf.node.id, "[node] id")
-    token = ask(_secret, conf.node.token_file, "[node] token_file")
-    key = ask(keys.load, Path(conf.store.key_file))
-    store = ask(_store_options, conf)
+    token = ask(private.read, conf.node.token_file, "[node] token_file")
+    key = ask(configured.open_masters, conf)
+    store = ask(configured.store_options, conf)
     for program in PROGRAMS:
         ask(system.need, program)
     pool, target = ask(_pool, conf), ask(_target, conf)
@@ -131,7 +129,8 @@ def _agent(conf: config.ConfigOpts, metrics: Metrics, problems: _Problems) -> Ag
     engine = Engine(
         url=conf.store.url,
         options=store,
-        key=key.hex(),
+        key=masters.text(key),
+        encryption=conf.store.encryption,
         compression=conf.store.compression,
         concurrency=conf.store.concurrency,
         moved=metrics.worker_bytes.inc,
@@ -189,37 +188,6 @@ def _target(conf: config.ConfigOpts) -> Target:
             from lunr.storage.targets.tgt import TgtTarget
 
             return TgtTarget(Path(conf.tgt.socket), folder)
-
-
-def _store_options(conf: config.ConfigOpts) -> dict[str, Any]:
-    """What the engine needs besides the URL to reach the store."""
-    if conf.store.url.startswith("files:/"):
-        return {}
-    if not conf.store.url.startswith("swift:"):
-        raise BadStoreURL(url=conf.store.url)
-    if not conf.swift.auth_url:
-        raise errors.ConfigError(reason="[swift] auth_url is not set")
-    options = {name: conf.swift[name] for name in conf.swift if name != "key_file"}
-    return {**options, "key": _secret(conf.swift.key_file, "[swift] key_file")}
-
-
-def _secret(name: str, option: str) -> str:
-    """The one line in the file `name` that nobody else may read."""
-    if not name:
-        raise errors.ConfigError(reason=f"{option} is not set")
-    path = Path(name)
-    try:
-        mode = stat.S_IMODE(path.stat().st_mode)
-        text = path.read_text().strip()
-    except (OSError, UnicodeDecodeError) as error:
-        raise errors.ConfigError(reason=f"{option} {path}: {error}") from error
-    if mode & 0o077:
-        raise errors.ConfigError(
-            reason=f"{option} {path}: others may read it (mode {mode:o}); chmod 0600 it"
-        )
-    if not text:
-        raise errors.ConfigError(reason=f"{option} {path} is empty")
-    return text
 
 
 def _listen(host: str, port: int) -> socket.socket:

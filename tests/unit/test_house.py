@@ -18,6 +18,7 @@ LAYERS: dict[str, set[str]] = {
     "backup": set(),
     "storage": {"backup"},
     "client": set(),
+    "manage": {"api", "db", "backup"},
     "up": set(),
 }
 

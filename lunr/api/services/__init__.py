@@ -10,6 +10,7 @@ from lunr.api.services.core import Core, Settings
 from lunr.api.services.exports import Exports
 from lunr.api.services.jobs import Jobs
 from lunr.api.services.nodes import Nodes
+from lunr.api.services.records import Records
 from lunr.api.services.snapshots import Snapshots
 from lunr.api.services.tokens import Tokens
 from lunr.api.services.upkeep import Upkeep
@@ -41,6 +42,7 @@ class Services:
         self.claims = Claims(core)
         self.collect = Collect(core)
         self.upkeep = Upkeep(core)
+        self.records = Records(core)
 
     @classmethod
     def of(cls, conf: ConfigOpts) -> Services:

@@ -38,7 +38,7 @@ class Vault:
         except OSError as error:
             raise errors.ConfigError(
                 reason=f"[api] secret_key_file {self._path}: {error.strerror}; "
-                "make one with `lunr-manage key`"
+                "make one with `lunr-manage key make`"
             ) from error
         if stat.S_IMODE(mode) & 0o077:
             raise errors.ConfigError(
@@ -48,7 +48,7 @@ class Vault:
         if len(content) < 32:
             raise errors.ConfigError(
                 reason=f"[api] secret_key_file {self._path} is too short for a key; "
-                "make one with `lunr-manage key`"
+                "make one with `lunr-manage key make`"
             )
         key = HKDF(algorithm=SHA256(), length=32, salt=None, info=b"lunr chap").derive(content)
         return Fernet(base64.urlsafe_b64encode(key))

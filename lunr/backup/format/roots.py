@@ -80,6 +80,21 @@ def _digest(record: dict[str, Any], keys: Keys) -> str:
     return blake3(canonical.encode(), key=keys.root).hexdigest()
 
 
+def key_id(raw: bytes, name: str) -> str:
+    """The id of the keys that the root in `raw` was written with, as it says itself.
+
+    Raises:
+        errors.CorruptObject: it does not say.
+    """
+    try:
+        told = json.loads(raw)["key_id"]
+    except (ValueError, TypeError, KeyError):
+        told = None
+    if not ids.is_valid(told):
+        raise errors.CorruptObject(name=name, reason="it does not tell its key.")
+    return str(told)
+
+
 def decode(raw: bytes, backup_id: str, name: str, *keyring: Keys) -> Root:
     """The root in `raw`, written with one of the keys in `keyring`.
 
@@ -95,9 +110,7 @@ def decode(raw: bytes, backup_id: str, name: str, *keyring: Keys) -> Root:
         raise errors.CorruptObject(name=name, reason="it is not the JSON of a root.") from error
     if version != VERSION:
         raise errors.UnsupportedFormat(name=name, reason=f"format version {version}.")
-    needed = record.get("key_id")
-    if not ids.is_valid(needed):
-        raise errors.CorruptObject(name=name, reason="it does not tell its key.")
+    needed = key_id(raw, name)
     keys = next((keys for keys in keyring if keys.id == needed), None)
     if keys is None:
         given = ", ".join(keys.id for keys in keyring)

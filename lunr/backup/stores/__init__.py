@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 from collections.abc import Mapping
@@ -10,10 +11,10 @@ from typing import Any
 
 from lunr.backup import errors
 from lunr.backup.stores.base import Retrying, Store
-from lunr.backup.stores.files import FileStore
+from lunr.backup.stores.files import FileStore, folders
 from lunr.common import ids
 
-__all__ = ["Store", "open_store"]
+__all__ = ["Store", "open_store", "repositories", "scheme"]
 
 
 def open_store(
@@ -35,16 +36,47 @@ def open_store(
         errors.BadStoreURL, errors.StoreUnavailable, errors.StoreRefused.
     """
     ids.check(repository, "repository")
-    scheme, _, place = url.partition(":")
-    if scheme == "files" and place.startswith("/"):
+    place = url.partition(":")[2]
+    if scheme(url) == "files":
         return Retrying(FileStore(Path(place) / repository), retries=2, cancel=cancel)
-    if scheme == "swift" and place and "/" not in place:
-        # Here and not above: swiftclient takes longer to import than all the rest.
+    # Here and not above: swiftclient takes longer to import than all the rest.
+    from lunr.backup.stores.swift import SwiftStore
+
+    options = _environment() if options is None else options
+    store = SwiftStore(f"{place}-{repository}", _connection_options(options))
+    return Retrying(store, retries=int(options.get("retries", 5)), cancel=cancel)
+
+
+def repositories(url: str, options: Mapping[str, Any] | None = None) -> list[str]:
+    """The repositories in the store at `url`, in order; `options` as for :func:`open_store`.
+
+    Raises:
+        errors.BadStoreURL, errors.StoreUnavailable, errors.StoreRefused.
+    """
+    place = url.partition(":")[2]
+    if scheme(url) == "files":
+        found = folders(Path(place))
+    else:
         from lunr.backup.stores.swift import SwiftStore
 
         options = _environment() if options is None else options
-        store = SwiftStore(f"{place}-{repository}", _connection_options(options))
-        return Retrying(store, retries=int(options.get("retries", 5)), cancel=cancel)
+        prefix = f"{place}-"
+        with contextlib.closing(SwiftStore(prefix, _connection_options(options))) as store:
+            found = [name.removeprefix(prefix) for name in store.containers(prefix)]
+    return sorted(name for name in found if ids.is_valid(name))
+
+
+def scheme(url: str) -> str:
+    """``files`` or ``swift``.
+
+    Raises:
+        errors.BadStoreURL: `url` is no store's.
+    """
+    kind, _, place = url.partition(":")
+    if (kind == "files" and place.startswith("/")) or (
+        kind == "swift" and place and "/" not in place
+    ):
+        return kind
     raise errors.BadStoreURL(url=url)
 
 

@@ -158,3 +158,17 @@ def _write(fd: int, buffers: tuple[Buffer, ...]) -> None:
             written -= len(pending.pop(0))
         if written:
             pending[0] = pending[0][written:]
+
+
+def folders(place: Path) -> list[str]:
+    """The names of the folders in `place`, each of which may be a store.
+
+    Raises:
+        errors.StoreRefused: `place` can't be read.
+    """
+    try:
+        return [entry.name for entry in os.scandir(place) if entry.is_dir(follow_symlinks=False)]
+    except OSError as error:
+        raise errors.StoreRefused(
+            store=f"files:{place}", reason=f"{error.strerror}: {error.filename}."
+        ) from error

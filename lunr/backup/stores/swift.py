@@ -231,6 +231,13 @@ class SwiftStore(Store):
                 return
             marker = page[-1]["name"]
 
+    def containers(self, prefix: str) -> tuple[str, ...]:
+        """The names of the account's containers that begin with `prefix`."""
+        connection = self._connection()
+        with self._errors():
+            _, found = connection.get_account(prefix=prefix, full_listing=True)
+        return tuple(container["name"] for container in found)
+
     def sync(self) -> None:
         """See :meth:`Store.sync`: Swift answers a PUT when a majority of replicas have it."""
 

@@ -107,12 +107,12 @@ def openrc(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         # Small pages, so that every list has several.
         f"[api]\nbind_port = {port}\npage_limit = 2\nsecret_key_file = {folder}/secret.key\n"
         f"[node]\nid = {NODE}\ntoken_file = {folder}/node.token\n"
-        f"[store]\nkey_file = {folder}/master.key\n"
+        f"[store]\nkey = file:{folder}/master.key\n"
     )
     manage: list[str | Path] = [
         sys.executable,
         "-m",
-        "lunr.api.manage",
+        "lunr.manage.main",
         "--config-file",
         conf,
         "bootstrap",

@@ -11,7 +11,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from lunr.api import orbit
-from lunr.api.manage import main
+from lunr.manage.main import main
 from lunr.api.services import Services
 from lunr.common import config, times
 
@@ -26,7 +26,7 @@ class Manage:
             f"[database]\nconnection = sqlite:///{folder}/lunr.db\n"
             f"[api]\nsecret_key_file = {folder}/secret.key\n"
             f"[node]\ntoken_file = {folder}/node.token\n"
-            f"[store]\nkey_file = {folder}/master.key\n"
+            f"[store]\nkey = file:{folder}/master.key\n"
         )
 
     def __call__(self, *args: str) -> Result:
@@ -89,10 +89,10 @@ def test_a_database_that_is_not_there_is_named_with_what_to_do(manage: Manage) -
 def test_a_key_that_is_there_is_kept(tmp_path: Path) -> None:
     file = tmp_path / "key"
     run = CliRunner().invoke
-    assert "made" in run(main, ["key", str(file)]).output
+    assert "made" in run(main, ["key", "make", str(file)]).output
     before = file.read_text()
     assert len(bytes.fromhex(before)) == 32
-    assert "kept" in run(main, ["key", str(file)]).output
+    assert "kept" in run(main, ["key", "make", str(file)]).output
     assert file.read_text() == before
 
 

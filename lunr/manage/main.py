@@ -1,66 +1,27 @@
 """``lunr-manage``: what an operator does before there is an API to ask, or past it.
 
-It works on the database directly, with the services of the API.
+It works on the database directly, with the services of the API, and on the store
+and the keys with the engine.
 """
 
 from __future__ import annotations
 
-import json
-import secrets
 from collections.abc import Callable
-from dataclasses import dataclass
-from functools import cached_property, wraps
 from pathlib import Path
-from typing import Any, Concatenate, ParamSpec, TypeVar
+from typing import Any, TypeVar
 
 import click
 
-from lunr.api.services import Services
 from lunr.api.services.listing import Query
-from lunr.common import config, errors, private
+from lunr.common import errors
 from lunr.db import migrate
+from lunr.manage import keys, records
+from lunr.manage.context import Context, command, show, write_private
 
-P = ParamSpec("P")
 T = TypeVar("T")
 
 #: The type that a volume is of when its creator names none.
 DEFAULT_TYPE = "default"
-
-
-@dataclass
-class Context:
-    """The configuration, and the services on its database."""
-
-    files: tuple[str, ...]
-
-    @cached_property
-    def conf(self) -> config.ConfigOpts:
-        """The configuration."""
-        return config.load([f"--config-file={file}" for file in self.files], "lunr-manage")
-
-    @cached_property
-    def services(self) -> Services:
-        """The services, on a database that has the schema they need."""
-        services = Services.of(self.conf)
-        migrate.check(services.core.db)
-        return services
-
-
-def _command(function: Callable[Concatenate[Context, P], None]) -> Callable[P, None]:
-    """Give the command its context, and turn lunr's errors into one line."""
-
-    @wraps(function)
-    def run(context: Context, /, *args: P.args, **kwargs: P.kwargs) -> None:
-        try:
-            function(context, *args, **kwargs)
-        except errors.LunrError as error:
-            raise click.ClickException(str(error)) from error
-
-    return click.pass_obj(run)
-
-
-def _show(value: Any) -> None:
-    click.echo(json.dumps(value, indent=1))
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -77,8 +38,8 @@ def main(context: click.Context, files: tuple[str, ...]) -> None:
 
     \b
     A new installation:
-      lunr-manage key /etc/lunr/master.key
-      lunr-manage key /etc/lunr/secret.key
+      lunr-manage key make /etc/lunr/master.key
+      lunr-manage key make /etc/lunr/secret.key
       lunr-manage database upgrade
       lunr-manage account create default
       lunr-manage token create default --role admin
@@ -87,32 +48,9 @@ def main(context: click.Context, files: tuple[str, ...]) -> None:
     context.obj = Context(files or ("/etc/lunr/lunr.conf",))
 
 
-# --- keys ------------------------------------------------------------------------
-
-
-@main.command()
-@click.argument("file", type=click.Path(dir_okay=False, path_type=Path))
-def key(file: Path) -> None:
-    """Make a random key in FILE, readable by its owner only. A key that is there is kept.
-
-    Keep a copy of the master key somewhere else: without it no backup can be read.
-    """
-    click.echo(f"{file}: {'made' if _make_key(file) else 'kept as it is'}")
-
-
-def _make_key(file: Path) -> bool:
-    """Whether there was none and one was made."""
-    if file.exists():
-        return False
-    _write_private(file, secrets.token_hex(32) + "\n")
-    return True
-
-
-def _write_private(file: Path, text: str) -> None:
-    try:
-        private.write(file, text)
-    except OSError as error:
-        raise click.ClickException(f"{file} can't be written: {error.strerror}") from error
+main.add_command(keys.key)
+main.add_command(records.rebuild)
+main.add_command(records.record)
 
 
 # --- the database -------------------------------------------------------------------
@@ -124,14 +62,14 @@ def database() -> None:
 
 
 @database.command()
-@_command
+@command
 def upgrade(context: Context) -> None:
     """Bring the database to the schema of this version; a new one is made."""
     migrate.upgrade(context.conf.database.connection)
 
 
 @database.command()
-@_command
+@command
 def check(context: Context) -> None:
     """Say whether the database can be used by this version (exit code 1: it can't)."""
     _ = context.services
@@ -148,17 +86,17 @@ def account() -> None:
 
 @account.command("create")
 @click.argument("id")
-@_command
+@command
 def account_create(context: Context, id: str) -> None:
     """Make the account ID."""
-    _show(context.services.accounts.create(id))
+    show(context.services.accounts.create(id))
 
 
 @account.command("list")
-@_command
+@command
 def account_list(context: Context) -> None:
     """List the accounts."""
-    _show(context.services.accounts.list(Query())["accounts"])
+    show(context.services.accounts.list(Query())["accounts"])
 
 
 @main.group()
@@ -169,24 +107,24 @@ def token() -> None:
 @token.command("create")
 @click.argument("account")
 @click.option("--role", type=click.Choice(["member", "admin"]), default="member")
-@_command
+@command
 def token_create(context: Context, account: str, role: str) -> None:
     """Make a token of ACCOUNT and print it; it can't be shown again."""
-    _show(context.services.tokens.create(account, role))
+    show(context.services.tokens.create(account, role))
 
 
 @token.command("list")
 @click.argument("account")
-@_command
+@command
 def token_list(context: Context, account: str) -> None:
     """List the tokens of ACCOUNT (not their secrets)."""
-    _show(context.services.tokens.list(account)["tokens"])
+    show(context.services.tokens.list(account)["tokens"])
 
 
 @token.command("revoke")
 @click.argument("account")
 @click.argument("token_id")
-@_command
+@command
 def token_revoke(context: Context, account: str, token_id: str) -> None:
     """Make a token worthless, within seconds."""
     context.services.tokens.revoke(account, token_id)
@@ -201,20 +139,20 @@ def node() -> None:
 @click.argument("id")
 @click.option("--volume-type", "types", multiple=True, default=[DEFAULT_TYPE], show_default=True)
 @click.option("--token-file", type=click.Path(dir_okay=False, path_type=Path))
-@_command
+@command
 def node_create(context: Context, id: str, types: tuple[str, ...], token_file: Path | None) -> None:
     """Make the storage node ID; its token is written to --token-file, or printed."""
     made = context.services.nodes.create(id, volume_types=list(types))
     if token_file:
-        _write_private(token_file, made.pop("token") + "\n")
-    _show(made)
+        write_private(token_file, made.pop("token") + "\n")
+    show(made)
 
 
 @node.command("list")
-@_command
+@command
 def node_list(context: Context) -> None:
     """List the storage nodes."""
-    _show(context.services.nodes.list(Query())["nodes"])
+    show(context.services.nodes.list(Query())["nodes"])
 
 
 # --- all at once ---------------------------------------------------------------------
@@ -225,7 +163,7 @@ def node_list(context: Context) -> None:
 @click.option("--node", required=True, help="The storage node to make.")
 @click.option("--url", required=True, help="Where the API will answer.")
 @click.option("--openrc", required=True, type=click.Path(dir_okay=False, path_type=Path))
-@_command
+@command
 def bootstrap(context: Context, account: str, node: str, url: str, openrc: Path) -> None:
     """Make what a first start needs and is not there yet; run again, it changes nothing.
 
@@ -233,8 +171,9 @@ def bootstrap(context: Context, account: str, node: str, url: str, openrc: Path)
     its token in [node] token_file, and an openrc file with an admin's token.
     """
     conf = context.conf
-    for file in (conf.store.key_file, conf.api.secret_key_file):
-        _make_key(Path(file))
+    for file in (keys.path_of(context), Path(conf.api.secret_key_file)):
+        if file is not None:
+            keys.make_key(file)
     migrate.upgrade(conf.database.connection)
     _unless_there(context.services.volume_types.create, DEFAULT_TYPE)
     _unless_there(context.services.accounts.create, account)
@@ -242,10 +181,10 @@ def bootstrap(context: Context, account: str, node: str, url: str, openrc: Path)
     if not token_file.exists():
         made = _unless_there(context.services.nodes.create, node, volume_types=[DEFAULT_TYPE])
         made = made or context.services.tokens.create_for_node(node)
-        _write_private(token_file, made["token"] + "\n")
+        write_private(token_file, made["token"] + "\n")
     secret = _openrc_token(openrc) or context.services.tokens.create(account, "admin")["token"]
     text = f"export LUNR_URL={url}\nexport LUNR_ACCOUNT={account}\nexport LUNR_TOKEN={secret}\n"
-    _write_private(openrc, text)
+    write_private(openrc, text)
 
 
 def _unless_there(create: Callable[..., T], *args: Any, **kwargs: Any) -> T | None:

@@ -1,0 +1,1 @@
+"""What an operator does without the API: to the database, the keys and the store."""

@@ -1,0 +1,166 @@
+"""``lunr-manage key``: the files with keys, and a change of the master key.
+
+The first key of the file writes, the others are still read. So a change is:
+a new key goes to the front; each volume's next backup is full; when the old
+backups are gone, the old key goes too.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections import Counter
+from pathlib import Path
+
+import click
+
+from lunr.backup import catalog, configured, masters
+from lunr.backup.keys import KEY_SIZE, derive, master_id
+from lunr.common import errors
+from lunr.manage.context import Context, command, show, write_private
+
+
+class NotAFile(errors.Conflict):
+    """[store] key is {source}: change it there, and put the id of the new secret in front."""
+
+    code = "not_a_file"
+
+
+class NoSuchKey(errors.NotFound):
+    """There is no master key {id} in {path}."""
+
+    code = "no_such_key"
+
+
+class KeyNeeded(errors.Conflict):
+    """The master key {id} is needed: {reason}"""
+
+    code = "key_needed"
+
+
+@click.group()
+def key() -> None:
+    """Keys, and the change of the master key."""
+
+
+@key.command()
+@click.argument("file", type=click.Path(dir_okay=False, path_type=Path))
+def make(file: Path) -> None:
+    """Make a random key in FILE, readable by its owner only. A key that is there is kept.
+
+    Keep a copy of the master key somewhere else: without it no backup can be read.
+    """
+    click.echo(f"{file}: {'made' if make_key(file) else 'kept as it is'}")
+
+
+def make_key(file: Path) -> bool:
+    """Whether there was none and one was made."""
+    if file.exists():
+        return False
+    write_private(file, masters.text([secrets.token_bytes(KEY_SIZE)]))
+    return True
+
+
+def path_of(context: Context) -> Path | None:
+    """The file with the master keys, or None if they are elsewhere."""
+    scheme, _, place = context.conf.store.key.partition(":")
+    return Path(place) if scheme == "file" else None
+
+
+@key.command("list")
+@command
+def list_(context: Context) -> None:
+    """List the master keys, and how many backups need each. The first writes.
+
+    Keys that no node has any more, but backups need, are told by the id in their roots.
+    """
+    found = configured.open_masters(context.conf)
+    uses = _uses(context, found)
+    show(
+        {
+            "keys": [
+                {"id": master_id(master), "writes": number == 0, "backups": uses.pop(master, 0)}
+                for number, master in enumerate(found)
+            ],
+            "unreadable": uses.total(),
+        }
+    )
+
+
+@key.command()
+@click.option(
+    "--later", is_flag=True, help="It shall not write yet: see `use`. For more than one node."
+)
+@command
+def rotate(context: Context, later: bool) -> None:
+    """Put a new master key into the file of [store] key; it writes from the nodes' next start.
+
+    The next backup of each volume is full. With several nodes: rotate --later, copy the file
+    to all nodes and restart them, so that all can read what any of them will write; then `use`
+    the new key, and copy and restart again.
+    """
+    path, found = _file(context)
+    new = secrets.token_bytes(KEY_SIZE)
+    _write(path, (*found, new) if later else (new, *found))
+    show({"id": master_id(new), "writes": not later})
+
+
+@key.command()
+@click.argument("id")
+@command
+def use(context: Context, id: str) -> None:
+    """Let the master key ID write, from the nodes' next start."""
+    path, found = _file(context)
+    master = _named(path, found, id)
+    _write(path, (master, *(other for other in found if other != master)))
+    show({"id": id, "writes": True})
+
+
+@key.command()
+@click.argument("id")
+@command
+def drop(context: Context, id: str) -> None:
+    """Remove the master key ID from the file, if no backup needs it and it does not write."""
+    path, found = _file(context)
+    master = _named(path, found, id)
+    if master == found[0]:
+        raise KeyNeeded(id=id, reason="it writes. Let another one write first.")
+    if saves := catalog.running(context.conf.store.url, configured.store_options(context.conf)):
+        raise KeyNeeded(id=id, reason=f"backup {saves[0]} is being saved, perhaps with it.")
+    count = _uses(context, found)[master]
+    if count:
+        raise KeyNeeded(id=id, reason=f"{count} backups can't be read without it.")
+    _write(path, tuple(other for other in found if other != master))
+    show({"id": id, "dropped": True})
+
+
+def _file(context: Context) -> tuple[Path, masters.Masters]:
+    path = path_of(context)
+    if path is None:
+        raise NotAFile(source=context.conf.store.key)
+    return path, masters.load(path)
+
+
+def _named(path: Path, found: masters.Masters, id: str) -> bytes:
+    for master in found:
+        if master_id(master) == id:
+            return master
+    raise NoSuchKey(id=id, path=path)
+
+
+def _write(path: Path, found: masters.Masters) -> None:
+    write_private(path, masters.text(found))
+
+
+def _uses(context: Context, found: masters.Masters) -> Counter[bytes | None]:
+    """How many backups need each of the master keys; None: one that is not there.
+
+    Raises:
+        errors.LunrError: a root can't be read, so that nobody knows.
+    """
+    uses: Counter[bytes | None] = Counter()
+    known = context.services.records.known()
+    options = configured.store_options(context.conf)
+    for repository, key_id in catalog.key_ids(context.conf.store.url, options, known):
+        names = {derive(master, repository).id: master for master in found}
+        uses[names.get(key_id)] += 1
+    return uses

@@ -1,0 +1,129 @@
+"""``lunr-manage rebuild`` and ``lunr-manage record``: records of backups from the store."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from typing import Any, TextIO
+
+import click
+
+from lunr.api.services.records import Stored
+from lunr.backup import catalog, configured
+from lunr.backup.format.roots import Root
+from lunr.common import errors, ids
+from lunr.common.units import GIB
+from lunr.manage.context import Context, command, show
+
+
+class NotARecord(errors.BadRequest):
+    """It is not a record as `record export` prints it: {reason}"""
+
+    code = "not_a_record"
+
+
+@click.command()
+@click.option(
+    "--from-store", "_", is_flag=True, required=True, help="Read the roots in [store] url."
+)
+@click.option("--account", help="Of this account only.")
+@command
+def rebuild(context: Context, _: bool, account: str | None) -> None:
+    """Make the records of all backups that are in the store and in no record.
+
+    For a database that is lost or too old: every root in the store tells of one backup.
+    Accounts that are not there are made, with the default quotas; volumes are not, but new ones
+    can be made from the backups. Names and metadata are not in the store. What has a record is
+    left as it is, so it can be done again. What can't be recorded is told with the reason, and
+    the exit code is 1.
+    """
+    made = there = 0
+    failed: list[dict[str, Any]] = []
+    for repository, backup_id, found in _roots(context, account):
+        try:
+            if isinstance(found, errors.LunrError):
+                raise found
+            context.services.accounts.ensure(repository)
+            if context.services.records.put(_stored(repository, found)):
+                made += 1
+            else:
+                there += 1
+        except errors.Unavailable:
+            raise
+        except errors.LunrError as error:
+            failed.append({"account_id": repository, "id": backup_id, **error.as_dict()})
+    show({"made": made, "there": there, "failed": failed})
+    if failed:
+        raise SystemExit(1)
+
+
+def _roots(
+    context: Context, account: str | None
+) -> Iterator[tuple[str, str, Root | errors.LunrError]]:
+    conf = context.conf
+    masters = configured.open_masters(conf)
+    options = configured.store_options(conf)
+    return catalog.backups(conf.store.url, options, masters, account)
+
+
+def _stored(account_id: str, root: Root, name: str = "", metadata: Any = None) -> Stored:
+    created = datetime.fromisoformat(root.created_at).astimezone(UTC).replace(tzinfo=None)
+    did = root.statistics
+    return Stored(
+        id=root.backup_id,
+        account_id=account_id,
+        volume_id=root.volume_id,
+        parent_id=root.parent_id,
+        size=-(-root.size_bytes // GIB),
+        created_at=created,
+        bytes_read=did.bytes_read,
+        bytes_stored=did.bytes_stored,
+        objects_stored=did.objects_stored,
+        name=name,
+        metadata=metadata or {},
+    )
+
+
+@click.group()
+def record() -> None:
+    """Records of single backups, to carry them to another lunr with the same store and key."""
+
+
+@record.command("export")
+@click.argument("id")
+@command
+def export(context: Context, id: str) -> None:
+    """Print the record of the backup ID as JSON."""
+    show(context.services.records.export(id))
+
+
+@record.command("import")
+@click.argument("file", type=click.File())
+@command
+def import_(context: Context, file: TextIO) -> None:
+    """Make the record that FILE (-: standard input) holds. Its backup must be in the store."""
+    told = _parse(file)
+    conf = context.conf
+    masters = configured.open_masters(conf)
+    options = configured.store_options(conf)
+    with catalog.opened(conf.store.url, options, told["account_id"], masters) as repository:
+        root = repository.load_root(told["id"])
+    context.services.accounts.ensure(told["account_id"])
+    stored = _stored(told["account_id"], root, told.get("name", ""), told.get("metadata"))
+    show({"id": stored.id, "made": context.services.records.put(stored)})
+
+
+def _parse(file: TextIO) -> dict[str, Any]:
+    try:
+        told = json.load(file)
+        id, account_id = told["id"], told["account_id"]
+        name, metadata = told.get("name", ""), told.get("metadata", {})
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise NotARecord(reason=f"{type(error).__name__}: {error}.") from error
+    ids.check(id)
+    ids.check(account_id, "account_id")
+    texts = [name, *metadata, *metadata.values()] if isinstance(metadata, dict) else [None]
+    if not all(isinstance(text, str) for text in texts):
+        raise NotARecord(reason="name and metadata are strings.")
+    return {"id": id, "account_id": account_id, "name": name, "metadata": metadata}

@@ -22,7 +22,7 @@ import requests
 from rich.console import Console
 
 from lunr.client import Client
-from lunr.up import Service, Settings
+from lunr.up import NODE, Service, Settings
 from tests.support.initiator import sh
 from tests.support.services import CHECKOUT
 from tests.support.volume_groups import volume_group
@@ -96,6 +96,13 @@ class World:
         #: (kind, step, what the step was): where the node was killed.
         self.deaths: list[tuple[str, int, str]] = []
 
+    def start(self) -> None:
+        """Start the node, and wait until volumes can be placed on it."""
+        self.node.start()
+        wait_until(
+            lambda: self.client.admin.nodes.get(NODE).status == "ACTIVE", LONG, "the node", 0.2
+        )
+
     def do(self, kind: str, step: int, begin: Callable[[], object]) -> bool:
         """Have the node killed at that step of the job that `begin` begins; whether it was."""
         self.node.doom(kind, step)
@@ -121,14 +128,11 @@ class World:
         assert {v.export_status for v in volumes} <= {None, "ATTACHED"}, f"{where}: {volumes}"
         assert {s.status for s in snapshots} <= {"AVAILABLE"}, f"{where}: {snapshots}"
         assert {b.status for b in self.client.backups.list()} <= {"AVAILABLE"}, where
-        expected = {f"volume-{v.id}" for v in volumes} | {f"snapshot-{s.id}" for s in snapshots}
-        found: set[str] = set()
+        expected = {f"volume {v.id}" for v in volumes} | {f"snapshot {s.id}" for s in snapshots}
         deadline = time.monotonic() + 30  # what was half made is wiped in the background
-        while (found := logical_volumes()) != expected and time.monotonic() < deadline:
+        while (found := roles()) != expected and time.monotonic() < deadline:
             time.sleep(0.5)
-        assert found == expected, (
-            f"{where}: too much {found - expected}, missing {expected - found}"
-        )
+        assert found == expected, f"{where}: {found - expected} too much, no {expected - found}"
         assert stray_mappings() == [], where
         assert self.exported() == exported, where
         assert sh("losetup", "-a") == ""
@@ -157,19 +161,30 @@ class World:
         }
 
 
-def logical_volumes() -> set[str]:
-    report = sh("lvs", "--reportformat", "json", "-o", "lv_name", GROUP)
+def logical_volumes() -> dict[str, frozenset[str]]:
+    """The names of all, with their tags."""
+    report = sh("lvs", "-a", "--reportformat", "json", "-o", "lv_name,lv_tags", GROUP)
     rows = json.loads(report[report.index("{") :])["report"][0]["lv"]
-    return {row["lv_name"] for row in rows} - {"pool"}
+    return {row["lv_name"].strip("[]"): frozenset(row["lv_tags"].split(",")) for row in rows}
+
+
+def roles() -> set[str]:
+    """What each logical volume of lunr's is, as ``ROLE ID``."""
+    found = set()
+    for tags in logical_volumes().values():
+        told = dict(tag.removeprefix("lunr.").split("=") for tag in tags if "lunr." in tag)
+        if told:
+            found.add(f"{told['role']} {told['id']}")
+    return found
 
 
 def stray_mappings() -> list[str]:
     """Device-mapper's devices that LVM does not know."""
-    known = {name.replace("-", "--") for name in logical_volumes()} | {"pool"}
+    known = {name.replace("-", "--") for name in logical_volumes()}
     found = []
     for line in sh("dmsetup", "info", "-c", "--noheadings", "-o", "name").splitlines():
         name = line.removeprefix(GROUP.replace("-", "--") + "-")
-        for suffix in ("-cow", "-real", "-tpool", "_tdata", "_tmeta"):
+        for suffix in ("-cow", "-real", "-tpool"):
             name = name.removesuffix(suffix)
         if name not in known and "No devices" not in line:
             found.append(line)
@@ -201,9 +216,10 @@ def world(request: pytest.FixtureRequest, disk: Path, tmp_path: Path) -> Iterato
             node = Node(service, tmp_path)
             lines = (root / "openrc").read_text().splitlines()
             env = dict(line.removeprefix("export ").split("=", 1) for line in lines)
-            node.start()
+            world = World(service, node, Client.from_env(env))
             try:
-                yield World(service, node, Client.from_env(env))
+                world.start()
+                yield world
             finally:
                 node.stop()
         finally:
@@ -255,7 +271,8 @@ class Life:
         self.volume = self.client.volumes.create(size=1).id
 
     def _save(self) -> None:
-        with Path(f"/dev/{GROUP}/volume-{self.volume}").open("r+b") as file:
+        device = Path(f"/dev/{GROUP}/volume-{self.volume}")
+        with device.open("r+b") as file:
             file.write(self.rng.randbytes(4 * MIB))
             os.fsync(file.fileno())
         self.backup = self.client.backups.create(self.volume).id

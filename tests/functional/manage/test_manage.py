@@ -8,41 +8,12 @@ from datetime import timedelta
 from pathlib import Path
 
 import pytest
-from click.testing import CliRunner, Result
+from click.testing import CliRunner
 
 from lunr.api import orbit
-from lunr.manage.main import main
-from lunr.api.services import Services
 from lunr.common import config, times
-
-
-class Manage:
-    """lunr-manage with a configuration of its own."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.file = folder / "lunr.conf"
-        self.file.write_text(
-            f"[database]\nconnection = sqlite:///{folder}/lunr.db\n"
-            f"[api]\nsecret_key_file = {folder}/secret.key\n"
-            f"[node]\ntoken_file = {folder}/node.token\n"
-            f"[store]\nkey = file:{folder}/master.key\n"
-        )
-
-    def __call__(self, *args: str) -> Result:
-        return CliRunner().invoke(main, ["--config-file", str(self.file), *args])
-
-    def bootstrap(self) -> Result:
-        files = ("--openrc", str(self.folder / "openrc"), "--url", "http://127.0.0.1:1")
-        return self("bootstrap", "--account", "a", "--node", "n", *files)
-
-    def services(self) -> Services:
-        return Services.of(config.load(["--config-file", str(self.file)]))
-
-
-@pytest.fixture
-def manage(tmp_path: Path) -> Manage:
-    return Manage(tmp_path)
+from lunr.manage.main import main
+from tests.functional.manage.conftest import Manage
 
 
 def test_bootstrap_makes_all_that_a_first_start_needs(manage: Manage) -> None:

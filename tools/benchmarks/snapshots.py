@@ -167,10 +167,9 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=5, help="rounds that count  [5]")
     rounds = parser.parse_args().rounds
     if "LUNR_VM" not in os.environ:
-        vm = [TOP / "tools" / "vm", "run", "--disk", "1536M", "--"]
-        return subprocess.run(
-            [*vm, sys.executable, __file__, *sys.argv[1:]], check=False
-        ).returncode
+        vm = [f"{TOP}/tools/vm", "run", "--disk", "1536M", "--"]
+        argv: list[str] = [*vm, sys.executable, __file__, *sys.argv[1:]]
+        return subprocess.run(argv, check=False).returncode
     prepare(Path("/dev/vda"))
     times = measure(rounds)
     run("vgremove", "-qqffy", GROUP)

@@ -128,10 +128,11 @@ def test_a_full_pool_loses_nothing_and_shows_nothing_old(
     """What writers see of it, what was acknowledged, and what the next volumes see of it."""
     NO_SPACE_TIMEOUT.write_text("3")
     pool.create("small", SIZE)
-    write(pool.path("small"), 0, b"kept")
     pool.create("big", 2 * POOL_SIZE)
+    small, big = pool.path("small"), pool.path("big")
+    write(small, 0, b"kept")
     secret = random.Random(5).randbytes(MIB)
-    written = fill(pool.path("big"), secret)
+    written = fill(big, secret)
     assert POOL_SIZE - 2 * MIB < written < POOL_SIZE
     assert kernel().mode is Mode.OUT_OF_DATA
 
@@ -150,15 +151,15 @@ def test_a_full_pool_loses_nothing_and_shows_nothing_old(
         with pytest.raises(PoolFull, match="thin pool lunr-thin/po-ol"):
             attempt()
     with pytest.raises(OSError, match=r"No space|Input/output"):
-        write(pool.path("small"), BLOCK, b"lost, and the writer knows")
-    write(pool.path("small"), 4, b" also")  # a block that it has
+        write(small, BLOCK, b"lost, and the writer knows")
+    write(small, 4, b" also")  # a block that it has
     for start in range(0, written, MIB):
-        assert read(pool.path("big"), start, MIB) == secret
+        assert read(big, start, MIB) == secret
 
     # Enlarged, it takes writes again.
     sh("lvextend", "-qqy", "-L", f"+{16 * MIB}b", NAME)
-    write(pool.path("small"), BLOCK, b"taken")
-    assert read(pool.path("small"), 0, 9) == b"kept also"
+    write(small, BLOCK, b"taken")
+    assert read(small, 0, 9) == b"kept also"
     with caplog.at_level(logging.INFO):
         pool.delete("big")
         pool.watch()
@@ -167,12 +168,13 @@ def test_a_full_pool_loses_nothing_and_shows_nothing_old(
 
     # Every block held the secret; a few bytes into each show only themselves.
     pool.create("next", SIZE)
-    with pool.path("next").open("r+b") as file:
+    path = pool.path("next")
+    with path.open("r+b") as file:
         for start in range(0, SIZE, BLOCK):
             file.seek(start + 5000)
             file.write(b"x")
     wanted = (bytes(5000) + b"x" + bytes(BLOCK - 5001)) * (SIZE // BLOCK)
-    assert pool.path("next").read_bytes() == wanted
+    assert path.read_bytes() == wanted
 
 
 def test_a_writer_waits_while_a_full_pool_is_enlarged(pool: ThinPool) -> None:
@@ -225,11 +227,12 @@ def test_what_is_deleted_or_discarded_comes_back(pool: ThinPool) -> None:
     free = pool.capacity().free_bytes
     write(pool.path("v1"), 0, b"x" * SIZE)
     assert pool.capacity().free_bytes < free
-    sh("blkdiscard", "-o", str(MIB), "-l", str(SIZE - MIB), pool.path("v1"))
+    path = pool.path("v1")
+    sh("blkdiscard", "-o", str(MIB), "-l", str(SIZE - MIB), path)
     extents = pool.allocated("v1")
     assert extents is not None
     assert list(extents) == [Extent(0, MIB)]
-    assert read(pool.path("v1"), MIB, SIZE) == bytes(SIZE - MIB)
+    assert read(path, MIB, SIZE) == bytes(SIZE - MIB)
     pool.delete("v1")
     assert pool.capacity().free_bytes == free
 
@@ -242,6 +245,7 @@ def test_maps_agree_with_a_random_walk(pool: ThinPool) -> None:
     print("seed", seed)
     chance = random.Random(seed)
     pool.create("v1", SIZE)
+    path = pool.path("v1")
     shadow = bytearray(SIZE)
     last = Snapshot("v1", "s0")
     pool.snapshot(last)
@@ -254,11 +258,11 @@ def test_maps_agree_with_a_random_walk(pool: ThinPool) -> None:
             touched.update(range(start // BLOCK, -(-end // BLOCK)))
             if chance.random() < 0.3:
                 start, end = start // BLOCK * BLOCK, -(-end // BLOCK) * BLOCK
-                sh("blkdiscard", "-o", str(start), "-l", str(end - start), pool.path("v1"))
+                sh("blkdiscard", "-o", str(start), "-l", str(end - start), path)
                 shadow[start:end] = bytes(end - start)
             else:
                 data = chance.randbytes(end - start)
-                write(pool.path("v1"), start, data)
+                write(path, start, data)
                 shadow[start:end] = data
         if chance.random() < 0.5:
             pool.extend("v1", len(shadow) + SIZE)

@@ -22,6 +22,7 @@ from enum import StrEnum
 from lunr.backup.image.filling import FillingVolume
 from lunr.backup.image.presence import ABSENT
 from lunr.backup.image.source import Report
+from lunr.common.errors import LunrError
 
 logger = logging.getLogger(__name__)
 
@@ -127,8 +128,7 @@ class Fill:
                 self._sync()
                 checkpoint = time.monotonic() + _CHECKPOINT
         while not self._stopped and not self._sync():
-            with self._changed:
-                self._changed.wait(_PAUSE)
+            self._pause()
         if self._stopped:
             return False
         self.stop()
@@ -246,11 +246,18 @@ class Fill:
             self._tell(None)
         except TimeoutError:
             pass  # the source tells of it; the chunk is found again
+        except LunrError as error:
+            self._tell(str(error))
+            self._pause()
         except OSError as error:
             full = error.errno in (errno.ENOSPC, errno.EDQUOT)
             where = "There is no room for" if full else "Writing failed for"
             self._tell(f"{where} what is fetched: {error.strerror}.")
-            with self._changed:
+            self._pause()
+
+    def _pause(self) -> None:
+        with self._changed:
+            if not self._stopped:
                 self._changed.wait(_PAUSE)
 
     def _rest(self, took: float) -> None:
@@ -308,7 +315,7 @@ class _Rate:
 
     def __init__(self, present: int) -> None:
         self._seen = present
-        self._when = time.monotonic()
+        self._when = self._started = time.monotonic()
         self._rate = 0.0
 
     def of(self, present: int) -> float:
@@ -316,7 +323,7 @@ class _Rate:
         now = time.monotonic()
         passed = now - self._when
         if passed > 0:
-            weight = min(1.0, passed / _SMOOTH)
+            weight = min(1.0, passed / min(_SMOOTH, now - self._started))
             self._rate += weight * ((present - self._seen) / passed - self._rate)
             self._seen, self._when = present, now
         return self._rate

@@ -27,6 +27,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import mmap
 import os
 import secrets
@@ -61,6 +62,14 @@ class MapMismatch(LunrError):
     """The map {path} belongs to another volume: {reason}"""
 
     code = "map_mismatch"
+
+
+class MapInUse(LunrError):
+    """The map {path} is in use: another process still serves the volume."""
+
+    code = "map_in_use"
+    status = 409
+    retry = True
 
 
 @dataclass(frozen=True)
@@ -194,23 +203,31 @@ class Maps:
     def __init__(self, file: Local, live: Path) -> None:
         """Open the disk map in `file`, and the live map at `live`, which is made if need be.
 
+        `file` is locked until it is closed: two processes with the same volume would
+        overwrite what the other one wrote.
+
         Raises:
+            MapInUse: another process has it open.
             MapCorrupt: the disk map can't be trusted.
             OSError: there is no room for the live map.
         """
+        try:
+            fcntl.flock(file.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise MapInUse(path=file.path) from error
         self._disk = DiskMap(file)
         header = self._disk.header
         self._shape = header.shape
         self._live, self.survived = self._open_live(live, header)
         try:
-            size = _PAGE + self._shape.area
+            size = _live_size(self._shape)
             self._mapped = mmap.mmap(self._live, size)
         except BaseException:
             os.close(self._live)
             raise
         self._dirty: set[int] = set()
         #: Pages of the area that have room: a fault without would kill the process.
-        self._roomy = bytearray(-(-size // _PAGE))
+        self._roomy = bytearray(size // _PAGE)
         self.presence = Presence(self._shape, self._mapped, _PAGE, self._changing)
         if self.survived:
             self._dirty.update(self._used_sectors())
@@ -224,14 +241,14 @@ class Maps:
         wanted = _live_header(header.id)
         with contextlib.suppress(FileNotFoundError):
             fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
-            right_size = os.fstat(fd).st_size == _PAGE + self._shape.area
+            right_size = os.fstat(fd).st_size == _live_size(self._shape)
             if right_size and os.pread(fd, len(wanted), 0) == wanted:
                 return fd, True
             os.close(fd)  # of an earlier boot, or of another volume
         new = path.with_name(path.name + ".new")
         fd = os.open(new, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
         try:
-            os.truncate(fd, _PAGE + self._shape.area)
+            os.truncate(fd, _live_size(self._shape))
             os.posix_fallocate(fd, 0, _PAGE + self._shape.chunks)
             self._fill_live(fd)
             os.pwrite(fd, wanted, 0)
@@ -268,7 +285,8 @@ class Maps:
 
     def _used_sectors(self) -> Iterator[int]:
         for start, end in _data(self._live, _PAGE):
-            yield from range(1 + (start - _PAGE) // CONTENT, 1 + -(-(end - _PAGE) // CONTENT))
+            last = min(-(-(end - _PAGE) // CONTENT), _sectors(self._shape) - 1)
+            yield from range(1 + (start - _PAGE) // CONTENT, 1 + last)
 
     def _changing(self, start: int, end: int) -> None:
         """Give the live map room there, and remember which sectors of the disk map change."""
@@ -308,6 +326,11 @@ class Maps:
         """Close the live map. It stays, for whoever comes next in this boot."""
         self._mapped.close()
         os.close(self._live)
+
+
+def _live_size(shape: Shape) -> int:
+    """Bytes of a live map: whole pages, so that giving one room changes no size."""
+    return _PAGE + -(-shape.area // _PAGE) * _PAGE
 
 
 def _live_header(map_id: bytes) -> bytes:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import errno
 import os
@@ -40,8 +39,10 @@ def mount(point: Path, max_io: int, read_only: bool) -> int:
     Raises:
         MountFailed: the kernel can't, or the caller may not.
     """
+    detach_dead(point)
     try:
-        detach_dead(point)
+        if point.stat().st_dev != point.parent.stat().st_dev:
+            raise MountFailed(path=point, reason="something is mounted there.")
         fd = os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC)
     except OSError as error:
         raise MountFailed(path=point, reason=f"{error.filename}: {error.strerror}.") from error
@@ -77,21 +78,17 @@ def unmount(point: Path, lazy: bool = False) -> bool:
 
 
 def detach_dead(point: Path) -> None:
-    """Take away mounts on `point` whose process is dead.
+    """Take away mounts on `point` whose process is dead, and no other.
 
     Raises:
-        MountFailed: a live one is there, or the caller may not.
-        OSError: there is no such folder.
+        MountFailed: the caller may not.
     """
     while True:
         try:
-            here, above = point.stat(), point.parent.stat()
+            point.stat()
         except OSError as error:
             if error.errno not in (errno.ENOTCONN, errno.ECONNABORTED):
-                raise
-            with contextlib.suppress(FileNotFoundError):
-                unmount(point, lazy=True)
-            continue
-        if here.st_dev != above.st_dev:
-            raise MountFailed(path=point, reason="something else is mounted there.")
-        return
+                return
+            unmount(point, lazy=True)
+        else:
+            return

@@ -8,8 +8,8 @@ whose size never changes.
 
 Threads read requests and answer at once whatever needs no waiting. What does
 (the file says so by BlockingIOError) is handed to a pool, so that a file which
-waits for something far away still answers the rest. What may take its time
-without waiting for anything far away (syncs) has a pool of its own.
+waits for something far away still answers the rest. What takes its time
+without waiting for anything far away (syncs, discards) has a pool of its own.
 """
 
 from __future__ import annotations
@@ -259,7 +259,7 @@ class Session:
         elif op == Op.INTERRUPT:
             self._interrupt(INTERRUPT_IN.unpack_from(request.body)[0])
             return
-        elif op == Op.FSYNC:
+        elif op == Op.FSYNC or op == Op.FALLOCATE:
             self._syncers.submit(self._finish, request.kept(0.0))
             return
         try:
@@ -301,6 +301,8 @@ class Session:
     def _finish(self, request: _Request) -> None:
         try:
             answer = self._result(request)
+        except BlockingIOError:
+            self._defer(request)
         except OSError as error:
             if self._still_wanted(request):
                 self._refuse(request.unique, error)

@@ -29,10 +29,10 @@ order
 fill MODE          fill so from now on, and try damaged chunks again
 limit BYTES        the limit from now on
 status             tell ``progress`` again
-still              hold everything that makes absent blocks present, and tell
-                   ``unfetched`` (extents: ``[[offset, length], …]``): take a snapshot
-                   now. It ends with ``go``, with the connection, or after 30 s,
-                   which is told (``gone``, in_time)
+still              let absent blocks stay absent, and tell ``unfetched`` (extents:
+                   ``[[offset, length], …]``): take a snapshot of the target now.
+                   Writes to absent blocks wait until ``go``, or for 10 s; how it
+                   ended is told (``gone``, in_time: what was snapshot can be used)
 go                 end that
 unmount            unmount and end; told ``busy`` when the file is open
 detach             out of sight now, and the end when the last one closes the file
@@ -77,8 +77,7 @@ NAME = "volume"
 PATIENCE = 25.0
 #: Seconds that one request to Swift may stand still; the pauses between tries are ours.
 _REQUEST_TIMEOUT = 15.0
-_STILL_AT_MOST = 30.0
-_CHECKPOINT = 10.0
+_STILL_AT_MOST = 10.0
 
 
 class Worker:
@@ -94,6 +93,7 @@ class Worker:
         self._progress: dict[str, Any] = {}
         self._go = threading.Event()
         self._filled = False
+        self._mounted = False
 
     def _field(self, name: str) -> Any:
         try:
@@ -109,7 +109,8 @@ class Worker:
 
     def detach(self) -> None:
         """Unmount, and end when nobody has the file open any more."""
-        mounting.unmount(self._point, lazy=True)
+        if self._mounted:
+            mounting.unmount(self._point, lazy=True)
 
     def run(self) -> dict[str, Any]:
         """Mount, serve until it is unmounted, and return the result.
@@ -127,15 +128,19 @@ class Worker:
             session = protocol.Session(fd, file, NAME, patience)
             serving = threading.Thread(target=session.serve, name="serve")
             serving.start()
+            self._mounted = True
             path = self._point / NAME
             try:
                 path.stat()  # answered by ourselves: it works
-                self.report("mounted", path=str(path), seconds=round(time.monotonic() - started, 3))
-                self._control.listen(self._order)
-                behind = self._go_on_behind()
-                serving.join()
-            finally:
-                mounting.unmount(self._point, lazy=True)
+            except OSError as error:
+                self.detach()
+                raise mounting.MountFailed(path=path, reason=f"{error.strerror}.") from error
+            self.report("mounted", path=str(path), seconds=round(time.monotonic() - started, 3))
+            self._control.listen(self._order)
+            behind = self._go_on_behind()
+            serving.join()
+            self._mounted = False  # by now another may be there
+            mounting.detach_dead(self._point)
             if self._fill is not None:
                 self._fill.stop()
                 behind.join()

@@ -1,0 +1,140 @@
+"""``lunr image``: look into backups, as files."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import threading
+import time
+from pathlib import Path
+
+import click
+
+from lunr.backup import keys, masters
+from lunr.backup.image import mounting, protocol
+from lunr.backup.image.image import Image
+from lunr.backup.image.source import Source
+from lunr.backup.image.worker import NAME, PATIENCE
+from lunr.backup.repository import Repository
+from lunr.backup.stores import open_store
+from lunr.common import ids, log
+from lunr.common.errors import LunrError
+
+
+@click.group()
+def image() -> None:
+    """Look into backups, as files.
+
+    A backup is a file of the size of its volume, read-only. What is read of it is
+    fetched and checked then, and nothing else.
+
+    \b
+      export LUNR_STORE=files:/srv/backups
+      lunr image mount monday /mnt &        # /mnt/volume
+      losetup -rfP --show /mnt/volume       # its partitions: /dev/loop0p1 …
+      mount -o ro,norecovery /dev/loop0p1 /media
+      umount /media; losetup -d /dev/loop0
+      lunr image umount /mnt
+    """
+
+
+@image.command()
+@click.argument("backup_id", metavar="ID")
+@click.argument("folder", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.option("--store", envvar="LUNR_STORE", required=True, help="files:/PATH or swift:PREFIX.")
+@click.option("--repository", default="default", show_default=True, help="Whose backups.")
+@click.option(
+    "--key-file",
+    envvar="LUNR_KEY_FILE",
+    type=click.Path(path_type=Path),
+    help="The master keys, one a line; mode 0600.  [a public one]",
+)
+@click.option(
+    "--patience",
+    type=click.FloatRange(min=0),
+    default=PATIENCE,
+    show_default=True,
+    help="Seconds a read waits for a store that does not answer.",
+)
+def mount(
+    backup_id: str,
+    folder: Path,
+    store: str,
+    repository: str,
+    key_file: Path | None,
+    patience: float,
+) -> None:
+    """Show the backup ID as the file FOLDER/volume, until Ctrl-C or `umount`.
+
+    Only root can mount, and only the same user sees what is mounted.
+    """
+    if not logging.getLogger().handlers:
+        log.setup("WARNING")
+    try:
+        _mount(ids.check(backup_id, "ID"), folder, store, repository, key_file, patience)
+    except LunrError as error:
+        raise click.ClickException(str(error)) from error
+
+
+def _mount(
+    backup_id: str,
+    folder: Path,
+    url: str,
+    repository: str,
+    key_file: Path | None,
+    patience: float,
+) -> None:
+    found = (keys.PUBLIC_MASTER,) if key_file is None else masters.load(key_file)
+    own, *older = masters.keyring(found, repository)
+    cancel = threading.Event()
+    store = open_store(url, repository, cancel=cancel)
+    source = Source(Repository(store, own, older=older), backup_id, _ignore)
+    file = Image(source)
+    fd = mounting.mount(folder, protocol.MAX_IO, read_only=True)
+    session = protocol.Session(fd, file, NAME, patience)
+    serving = threading.Thread(target=session.serve)
+    serving.start()
+    click.echo(f"{folder / NAME} is backup {backup_id}. Ctrl-C ends it.", err=True)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: _leave(folder))
+    while serving.is_alive():
+        serving.join(1.0)
+    cancel.set()
+    source.close()
+    store.close()
+
+
+def _ignore(event: str, **fields: object) -> None:
+    """The log tells it too."""
+
+
+def _leave(folder: Path) -> None:
+    try:
+        mounting.unmount(folder)
+    except mounting.MountBusy as error:
+        click.echo(str(error), err=True)
+
+
+@image.command()
+@click.argument("folder", type=click.Path(path_type=Path))
+@click.option("--wait", default=10.0, show_default=True, help="Seconds to wait while it is in use.")
+def umount(folder: Path, wait: float) -> None:
+    """End what `mount` shows in FOLDER."""
+    deadline = time.monotonic() + wait
+    while True:
+        try:
+            there = mounting.unmount(folder)
+        except mounting.MountBusy as error:
+            if time.monotonic() > deadline:
+                raise click.ClickException(str(error)) from error
+            time.sleep(0.1)
+        except LunrError as error:
+            raise click.ClickException(str(error)) from error
+        else:
+            break
+    if not there:
+        raise click.ClickException(f"nothing is mounted at {folder}")
+
+
+if __name__ == "__main__":
+    image(prog_name="lunr image")

@@ -96,6 +96,7 @@ class CowAreas:
     def _grow(self, names: set[str]) -> None:
         lvs = self._group.volumes()
         sizes = {lv.name: lv.size for lv in lvs}
+        trouble = ""
         for lv in lvs:
             if lv.name not in names or lv.origin not in sizes:
                 continue
@@ -107,11 +108,10 @@ class CowAreas:
             try:
                 self._group.extend(lv.name, size, self._where)
             except (PoolFull, system.CommandFailed, system.CommandTimeout) as error:
-                self._retry_at = time.monotonic() + _RETRY
                 trouble = f"the snapshot {lv.name} fills up and can't be enlarged: {error}"
-                if not self.trouble:
-                    _log.error("%s", trouble)
-                self.trouble = trouble
-                return
-            _log.info("%s: room for what is overwritten: %s", lv.name, units.human(size))
-        self.trouble = ""
+                self._retry_at = time.monotonic() + _RETRY
+            else:
+                _log.info("%s: room for what is overwritten: %s", lv.name, units.human(size))
+        if trouble and not self.trouble:
+            _log.error("%s", trouble)
+        self.trouble = trouble

@@ -11,7 +11,9 @@ The output of ``thin_dump --dev-id N --format xml`` (thin_dump(8)) is::
 
 A block that two devices share is written to only after one of them got a copy
 of its own. So two devices differ at most where their maps lead to different
-blocks of the pool.
+blocks of the pool. (thin_delta(8) would say so too, but it holds both maps in
+memory, and up to its version 1.0.5 calls some changed blocks the same: its
+CHANGES tell of 1.0.6, "Fix range mappings preprocessing in thin_delta".)
 """
 
 from __future__ import annotations

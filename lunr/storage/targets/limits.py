@@ -64,7 +64,7 @@ class Limits:
             self.clear(export.path)
             return
         device = _number(export.path)
-        line = f"{device} riops={export.read_iops or 'max'} wiops={export.write_iops or 'max'}"
+        line = f"{device} riops={_most(export.read_iops)} wiops={_most(export.write_iops)}"
         with self._lock:
             try:
                 (self._enter() / "io.max").write_text(line)
@@ -129,6 +129,11 @@ def _enable(group: Path) -> None:
         group.mkdir(exist_ok=True)
         for parent in reversed(group.relative_to(CGROUPS).parents):
             (CGROUPS / parent / "cgroup.subtree_control").write_text("+io")
+
+
+def _most(iops: int) -> str:
+    """`iops` for io.max, which refuses 1."""
+    return str(max(iops, 2)) if iops else "max"
 
 
 def _number(path: Path) -> str:

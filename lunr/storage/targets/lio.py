@@ -37,8 +37,8 @@ T = TypeVar("T")
 _MODULES = ("target_core_mod", "target_core_iblock", "target_core_file", "iscsi_target_mod")
 #: The kernel's threads that receive commands and submit their I/O, one a connection.
 _RECEIVER = "iscsi_trx"
-#: Seconds that a session which is just ending is given to be gone.
-_END_TIMEOUT = 3.0
+#: Seconds that sessions which are just ending are given to be gone.
+_END_TIMEOUT = 1.0
 
 
 class NameNeeded(errors.LunrError):
@@ -144,8 +144,7 @@ class LioTarget(Target):
         action = f"remove the export of volume {volume_id}"
         name = _do(action, _close, volume_id)
         deadline = time.monotonic() + _END_TIMEOUT
-        # One that is ending is still counted, but no more described.
-        while _unknown(who := _do(action, _sessions, volume_id)) and time.monotonic() < deadline:
+        while (who := _do(action, _sessions, volume_id)) and time.monotonic() < deadline:
             time.sleep(0.05)
         if who:
             _do(action, _reopen, volume_id, name)

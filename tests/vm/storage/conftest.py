@@ -1,0 +1,93 @@
+"""Targets on block devices, for the tests of targets."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from lunr.storage.targets import lio_tree
+from lunr.storage.targets.base import Export, Target
+from lunr.storage.targets.lio import LioTarget
+from lunr.storage.targets.tgt import TgtTarget
+from tests.support.initiator import Initiator
+from tests.support.services import Tgtd
+from tests.support.slices import SLICES, Slices
+from tests.support.waiting import free_port
+from tests.system.storage import iscsi
+from tests.vm.conftest import DISK
+
+
+@pytest.fixture(scope="module")
+def slices() -> Iterator[Slices]:
+    slices = Slices(DISK)
+    yield slices
+    slices.close()
+
+
+@pytest.fixture(scope="module")
+def lio_portal() -> str:
+    return f"127.0.0.1:{free_port()}"
+
+
+@pytest.fixture
+def lio(slices: Slices, lio_portal: str) -> Iterator[LioTarget]:
+    """LIO on devices; when a test is over, the kernel's target is empty."""
+    target = LioTarget(lio_portal, SLICES)
+    target.check()
+    yield target
+    for volume_id in target.exports():
+        target.remove(volume_id, force=True)
+    assert lio_left_over() == []
+
+
+def lio_left_over() -> list[Path]:
+    """What there is in the kernel's target, of anybody's."""
+    return [*lio_tree.ROOT.glob("core/*_*"), *lio_tree.TARGETS.glob("*:*")]
+
+
+@pytest.fixture
+def tgt(slices: Slices, tgtd: Tgtd) -> TgtTarget:
+    """tgtd on devices."""
+    return TgtTarget(tgtd.socket, SLICES)
+
+
+class Driver(NamedTuple):
+    """A target, where it listens, and how it is made by another process."""
+
+    target: Target
+    portal: str
+    again: Callable[[], Target]
+
+
+@pytest.fixture(params=["lio", "tgt"])
+def driver(request: pytest.FixtureRequest) -> Driver:
+    """One after the other."""
+    target: Target = request.getfixturevalue(request.param)
+    if request.param == "lio":
+        portal = request.getfixturevalue("lio_portal")
+        return Driver(target, portal, lambda: LioTarget(portal, SLICES))
+    tgtd: Tgtd = request.getfixturevalue("tgtd")
+    return Driver(target, tgtd.portal, lambda: TgtTarget(tgtd.socket, SLICES))
+
+
+class Offered(NamedTuple):
+    """An export as the kernel's initiator is told of it."""
+
+    target_iqn: str
+    target_portal: str
+    auth_username: str | None
+    auth_password: str | None
+
+
+def offered(export: Export, portal: str) -> Offered:
+    return Offered(export.iqn, portal, export.username, export.password)
+
+
+@pytest.fixture(scope="module")
+def initiator() -> Iterator[Initiator]:
+    initiator = Initiator(iscsi.INITIATOR)
+    yield initiator
+    initiator.close()

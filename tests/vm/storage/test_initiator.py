@@ -1,0 +1,170 @@
+"""What the kernel's initiator sees while it works: a larger disk, and a node that starts anew."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from lunr.storage.exports import Exports
+from lunr.storage.pools.lvm import LvmPool
+from lunr.storage.targets import lio_tree
+from lunr.storage.targets.lio import LioTarget
+from tests.support.initiator import Initiator, sh
+from tests.support.slices import Slices
+from tests.support.target_contract import export_of
+from tests.support.volume_groups import volume_group
+from tests.vm.storage.conftest import Driver, lio_left_over, offered
+
+MIB = 1 << 20
+
+#: Writes to the device from its beginning on, each time another number, until its input ends;
+#: then says how many writes were acknowledged.
+WRITER = """
+import mmap, os, select, sys
+file = os.open(sys.argv[1], os.O_WRONLY | os.O_DIRECT | os.O_SYNC)
+page = mmap.mmap(-1, 4096)
+count = 0
+print("writing", flush=True)
+while not select.select([0], [], [], 0)[0]:
+    page[:8] = (count + 1).to_bytes(8, "big")
+    os.pwrite(file, page, count % 256 * 4096)
+    count += 1
+print(count, flush=True)
+"""
+
+
+@contextlib.contextmanager
+def writing(device: Path) -> Iterator[list[int]]:
+    """Synchronous writes go on meanwhile; after, how many there were."""
+    counted: list[int] = []
+    with subprocess.Popen(
+        [sys.executable, "-S", "-c", WRITER, device],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdin is not None
+        try:
+            process.stdout.readline()
+            yield counted
+            process.stdin.close()
+            counted.append(int(process.stdout.readline()))
+        finally:
+            process.kill()
+
+
+def assert_written(path: Path, count: int) -> None:
+    """The volume itself has what was acknowledged last."""
+    file = os.open(path, os.O_RDONLY)
+    try:
+        os.posix_fadvise(file, 0, 0, os.POSIX_FADV_DONTNEED)
+        for number in range(max(0, count - 256), count):
+            read = os.pread(file, 8, number % 256 * 4096)
+            assert int.from_bytes(read, "big") == number + 1
+    finally:
+        os.close(file)
+
+
+def test_a_disk_grows_under_writes(driver: Driver, initiator: Initiator, slices: Slices) -> None:
+    export = export_of(slices.make("v1", 8 * MIB))
+    driver.target.ensure(export)
+    offer = offered(export, driver.portal)
+    device = initiator.login(offer)
+    before = session_of(driver)
+    try:
+        with writing(device) as counted:
+            slices.resize(export.path, 16 * MIB)
+            driver.target.resize("v1")
+            # What has been cut is there again when it has answered.
+            sh("dd", f"if={device}", "of=/dev/null", "bs=4k", "count=1", "iflag=direct")
+            initiator.rescan(offer)
+            assert int(sh("blockdev", "--getsize64", device)) == 16 * MIB
+        assert initiator.devices(offer) == [device]
+        assert session_of(driver) == before
+        assert_written(export.path, counted[0])
+    finally:
+        initiator.logout(offer)
+        driver.target.remove("v1", force=True)
+
+
+def session_of(driver: Driver) -> str:
+    """What LIO calls the session: it must stay. tgtd's is made anew."""
+    if not isinstance(driver.target, LioTarget):
+        return ""
+    acl = lio_tree.acl_of(lio_tree.disks()["v1"])
+    assert acl is not None
+    lines = (acl / "info").read_text().splitlines()
+    return next(line for line in lines if "LIO Session ID" in line)
+
+
+def test_discards_and_identity(
+    lio: LioTarget, lio_portal: str, initiator: Initiator, slices: Slices
+) -> None:
+    """Ids that differ in their last digit only are two disks also to udev and multipath."""
+    exports = [
+        export_of(
+            slices.make(f"d{number}", 8 * MIB), f"11111111-aaaa-4aaa-8aaa-00000000000{number}"
+        )
+        for number in range(2)
+    ]
+    names = set()
+    for export in exports:
+        lio.ensure(export)
+        offer = offered(export, lio_portal)
+        device = initiator.login(offer)
+        names.add(Path("/sys/block", device.name, "device/wwid").read_text().strip())
+        serial = Path("/sys/block", device.name, "device/vpd_pg80").read_bytes()[4:]
+        assert serial.decode().endswith(export.volume_id)
+        sh("dd", "if=/dev/urandom", f"of={device}", "bs=1M", "count=4", "oflag=direct")
+        sh("blkdiscard", device)
+        zeros = subprocess.run(
+            ["cmp", "-n", str(4 * MIB), export.path, "/dev/zero"], capture_output=True, check=False
+        )
+        assert zeros.returncode == 0, "the disk below is one that discards to zeros"
+        initiator.logout(offer)
+    assert len(names) == 2
+    assert all(name.startswith("naa.6001405") for name in names)
+
+
+def test_a_node_starts_anew(
+    lio: LioTarget, lio_portal: str, initiator: Initiator, small_disk: Path
+) -> None:
+    """All is gone from the kernel; what restores it lets the initiator go on where it was."""
+    with volume_group("lunr-exports", small_disk) as group:
+        pool = LvmPool(group)
+        pool.check()
+        try:
+            pool.create("v1", 8 * MIB)
+            export = export_of(pool.path("v1"))
+            wanted = {
+                "volume_id": "v1",
+                "iqn": export.iqn,
+                "lun": export.lun,
+                "username": export.username,
+                "password": export.password,
+                "serial": export.serial,
+                "initiator": export.initiator,
+                "ip": "127.0.0.1",
+            }
+            Exports(pool, lio).attach("v1", wanted)
+            offer = offered(export, lio_portal)
+            device = initiator.login(offer)
+            with writing(device) as counted:
+                lio_tree.take_down(lio_tree.disks()["v1"])
+                assert lio_left_over() == []
+                target = LioTarget(lio_portal, Path("/dev", group))
+                target.check()
+                Exports(pool, target).restore(lambda: [wanted])
+                sh("dd", f"if={device}", "of=/dev/null", "bs=4k", "count=1", "iflag=direct")
+            assert_written(export.path, counted[0])
+            assert target.exports() == {"v1": [{"initiator": export.initiator, "ip": "127.0.0.1"}]}
+            initiator.logout(offer)
+            target.remove("v1")
+        finally:
+            lio.remove("v1", force=True)
+            pool.close()

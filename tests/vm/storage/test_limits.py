@@ -1,0 +1,111 @@
+"""Limits of I/O hold for who they are for, and for nobody else: measured."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import mmap
+import os
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from lunr.storage.targets import limits
+from lunr.storage.targets.base import Export
+from tests.support.initiator import Initiator
+from tests.support.slices import Slices
+from tests.support.target_contract import export_of
+from tests.vm.storage.conftest import Driver, offered
+
+READS, WRITES = 20, 12
+#: Seconds of one measurement.
+LONG = 2.0
+
+
+def rate(device: Path, write: bool) -> float:
+    """Operations of 4 KiB in a second, one after the other, that do not end in the page cache."""
+    file = os.open(device, os.O_RDWR | os.O_DIRECT)
+    try:
+        with mmap.mmap(-1, 4096) as page:
+            started = time.monotonic()
+            count = 0
+            while (passed := time.monotonic() - started) < LONG:
+                if write:
+                    os.pwrite(file, page, count % 1024 * 4096)
+                else:
+                    os.preadv(file, [page], count % 1024 * 4096)
+                count += 1
+            return count / passed
+    finally:
+        os.close(file)
+
+
+@contextlib.contextmanager
+def exported(driver: Driver, initiator: Initiator, *exports: Export) -> Iterator[list[Path]]:
+    """The initiator's disks."""
+    for export in exports:
+        driver.target.ensure(export)
+    try:
+        yield [initiator.login(offered(export, driver.portal)) for export in exports]
+    finally:
+        for export in exports:
+            initiator.logout(offered(export, driver.portal))
+            driver.target.remove(export.volume_id, force=True)
+
+
+def in_force() -> str:
+    """All limits of the machine."""
+    return "".join(path.read_text() for path in limits.CGROUPS.rglob("io.max"))
+
+
+def test_limits_hold(driver: Driver, initiator: Initiator, slices: Slices) -> None:
+    target = driver.target
+    assert target.limits_io()
+    free = export_of(slices.make("v1", 8 << 20), "v1")
+    other = export_of(slices.make("v2", 8 << 20), "v2")
+    with exported(driver, initiator, free, dataclasses.replace(other, username="u2")) as disks:
+        disk, another = disks
+        unlimited = rate(disk, write=False), rate(disk, write=True)
+        limited = dataclasses.replace(free, read_iops=READS, write_iops=WRITES)
+        target.ensure(limited)  # while it is used
+        alone = rate(disk, write=False), rate(disk, write=True)
+        beside: list[float] = []
+        thread = threading.Thread(target=lambda: beside.append(rate(another, write=False)))
+        thread.start()
+        together = rate(disk, write=False)
+        thread.join()
+        target.ensure(free)
+        again = rate(disk, write=False)
+    print(
+        f"reads {unlimited[0]:.0f}/s, limited to {READS}: {alone[0]:.1f}; "
+        f"writes {unlimited[1]:.0f}/s, limited to {WRITES}: {alone[1]:.1f}; beside each other: "
+        f"limited {together:.1f}, unlimited {beside[0]:.0f}; limits gone: {again:.0f}"
+    )
+    for measured, limit in ((alone[0], READS), (alone[1], WRITES), (together, READS)):
+        assert 0.5 * limit <= measured <= 1.4 * limit
+    assert min(*unlimited, again) > 3 * READS
+    assert beside[0] > unlimited[0] / 3
+    assert in_force() == ""
+
+
+def test_who_logs_in_later_is_limited(driver: Driver, initiator: Initiator, slices: Slices) -> None:
+    export = dataclasses.replace(export_of(slices.make("v1", 8 << 20)), read_iops=READS)
+    with exported(driver, initiator, export) as disks:
+        driver.target.exports()  # as each second
+        assert rate(disks[0], write=False) <= 1.4 * READS
+        assert rate(disks[0], write=True) > 3 * READS
+
+
+@pytest.mark.parametrize("read_iops", [0, READS])
+def test_limits_of_a_killed_agent_are_found(driver: Driver, slices: Slices, read_iops: int) -> None:
+    """The next process knows nothing of them: it makes them what they must be."""
+    export = export_of(slices.make("v1", 8 << 20))
+    driver.target.ensure(dataclasses.replace(export, read_iops=1, write_iops=1))
+    driver.again().ensure(dataclasses.replace(export, read_iops=read_iops))
+    said = in_force()
+    assert said == "" if read_iops == 0 else f"riops={READS} wiops=max" in said
+    driver.again().remove("v1")
+    assert in_force() == ""

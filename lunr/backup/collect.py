@@ -255,9 +255,8 @@ def _needed(
     def mark(segment: tuple[Repository, Ref, int]) -> None:
         owner, ref, chunks = segment
         needed.add(hash(ref.name(Kind.SEGMENT)))
-        for entry in owner.load_segment(ref, chunks):
-            for name in objects_of(entry):
-                needed.add(hash(name))
+        for name in objects_of(*owner.load_segment(ref, chunks)):
+            needed.add(hash(name))
 
     parallel.each(segments(), mark, threads, cancel)
     return needed

@@ -2,6 +2,10 @@
 
 Each thread takes one chunk through all of it, in a buffer of its own: while
 one waits for the disk, another hashes and a third waits for the store.
+
+A chunk of which a few blocks differ from the parent's is not stored: only these
+blocks are, in patches. Which ones differ is told by the hashes in the indexes of
+the parent's objects, so that none of its bytes are fetched.
 """
 
 from __future__ import annotations
@@ -11,17 +15,24 @@ import mmap
 import os
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 from lunr.backup import errors, parallel
 from lunr.backup.condemned import load_names
+from lunr.backup.draft import Draft
+from lunr.backup.extents import Extents
 from lunr.backup.format import blocks, segments
 from lunr.backup.format.blocks import Compression, ObjectKind
 from lunr.backup.format.names import Buffer, Geometry, Kind, Ref
 from lunr.backup.format.roots import Root, Statistics
-from lunr.backup.format.segments import Entry, Patched, objects_of
+from lunr.backup.format.segments import Entry, Place, places_of
+from lunr.backup.indexes import Indexes
+from lunr.backup.packing import Loose, Packer
+from lunr.backup.parent import UNUSABLE, Before, KnownChunks, Parent, load_parent
 from lunr.backup.repository import Repository
+from lunr.backup.rewriting import is_written_whole
 from lunr.backup.sessions import Writer
 from lunr.backup.sources import Source
 from lunr.common.errors import IdInUse
@@ -31,19 +42,7 @@ logger = logging.getLogger(__name__)
 #: Called with the bytes done and the bytes in all; from any thread.
 Progress = Callable[[int, int], None]
 
-#: How many chunks a save remembers so as not to store them twice (2 TiB's
-#: worth): beyond, equal chunks are only noticed where they were before.
-_REMEMBERED = 1 << 19
 _ZEROS = bytes(64 << 10)
-
-#: With a parent that fails like this, a save costs more but is none the worse.
-_UNUSABLE = (
-    errors.BackupMissing,
-    errors.ObjectMissing,
-    errors.CorruptObject,
-    errors.UnsupportedFormat,
-    errors.WrongKey,
-)
 
 
 @dataclass(frozen=True)
@@ -56,6 +55,9 @@ class Backup:
         created_at: ISO 8601 in UTC.
         parent_id: a backup to compare with, likely of the same volume; or None.
         condemned: collections that may not be listed yet.
+        changed: the ranges (first byte, end), in order and apart, outside of which the source
+            reads as the parent; None: nobody knows. Without a parent that can be used, it is
+            not heeded.
         consistency_group: see :class:`Root`.
         geometry: the sizes to cut it by.
     """
@@ -65,6 +67,7 @@ class Backup:
     created_at: str
     parent_id: str | None = None
     condemned: tuple[str, ...] = ()
+    changed: Sequence[Sequence[int]] | None = None
     consistency_group: str | None = None
     geometry: Geometry = field(default_factory=Geometry)
 
@@ -95,6 +98,7 @@ def save(
         errors.StoreUnavailable, errors.StoreFull, errors.StoreRefused: not all was stored.
         errors.SessionLost: it took too long between two signs of life; start again.
         IdInUse: the id is taken by a backup of another volume.
+        ValueError: `backup.changed` is not in order.
     """
     try:
         there = repository.load_root(backup.backup_id)
@@ -113,18 +117,6 @@ def save(
         writer.renew()
         repository.store_root(root)
         return root
-
-
-class _Segment:
-    """A segment under way: done when all its chunks are."""
-
-    def __init__(self, number: int, chunks: range, ref: Ref | None, parent: list[Entry]) -> None:
-        self.number = number
-        self.first = chunks.start
-        self.entries: list[Entry] = [None] * len(chunks)
-        self.parent_ref = ref
-        self.parent = parent
-        self.missing = 0
 
 
 class _Save:
@@ -149,7 +141,8 @@ class _Save:
         self._slots = threading.Semaphore(concurrency)
         self._lock = threading.Lock()
         self._local = threading.local()
-        self._known: dict[bytes, bytes] = {}
+        self._known = KnownChunks()
+        self._most = self._geometry.chunk // self._geometry.block
         self._segments: list[Ref | None] = [None] * self._geometry.segments(source.size)
         self._bytes_read = self._bytes_stored = self._objects = self._zeros = self._done = 0
 
@@ -158,11 +151,11 @@ class _Save:
         parent = self._load_parent(cancel)
         size = self._source.size
         self._progress = progress or (lambda _done, _total: None)
-        parallel.each(self._chunks(parent), self._save_chunk, self._threads, cancel)
+        parallel.each(self._steps(parent), lambda step: step(), self._threads, cancel)
         return Root(
             backup_id=self._backup.backup_id,
             volume_id=self._backup.volume_id,
-            parent_id=parent.backup_id if parent else None,
+            parent_id=parent.root.backup_id if parent else None,
             size_bytes=size,
             created_at=self._backup.created_at,
             geometry=self._geometry,
@@ -179,136 +172,251 @@ class _Save:
             ),
         )
 
-    # --- the parent --------------------------------------------------------------
-
-    def _load_parent(self, cancel: threading.Event | None) -> Root | None:
-        """The parent's root, if it is of use; what it holds is then known."""
-        parent_id = self._backup.parent_id
-        if parent_id is None:
+    def _load_parent(self, cancel: threading.Event | None) -> Parent | None:
+        """The parent, if it is of use; what it holds is then known."""
+        backup = self._backup
+        if backup.parent_id is None:
             return None
+        parent = load_parent(self._repository, backup.parent_id, self._geometry, self._condemned)
+        if parent is None or backup.changed is not None:
+            return parent
         try:
-            parent = self._repository.load_root(parent_id)
-            if parent.geometry != self._geometry:
-                logger.warning("Parent %s is cut by other sizes: saving in full.", parent_id)
-                return None
-            if parent.key_id != self._repository.keys.id:
-                logger.warning("Parent %s has another master key: saving in full.", parent_id)
-                return None
-            parallel.each(self._repository.segments_of(parent), self._learn, self._threads, cancel)
-        except _UNUSABLE as error:
-            logger.warning("Parent %s can't be used, saving in full: %s", parent_id, error)
-            self._known.clear()
+            parent.learn(self._known, self._threads, cancel)
+        except UNUSABLE as error:
+            logger.warning("Parent %s can't be used, saving in full: %s", backup.parent_id, error)
+            self._known = KnownChunks()
             return None
         return parent
 
-    def _learn(self, segment: tuple[range, Ref | None]) -> None:
-        chunks, ref = segment
-        if ref is None or len(self._known) >= _REMEMBERED:
-            return
-        for entry in self._repository.load_segment(ref, len(chunks)):
-            if isinstance(entry, Ref) and self._may_use(entry):
-                self._known.setdefault(entry.hash, entry.token)
-
-    def _may_use(self, entry: Ref | Patched) -> bool:
-        return not self._condemned or self._condemned.isdisjoint(objects_of(entry))
-
     # --- what there is to do -------------------------------------------------------
 
-    def _chunks(self, parent: Root | None) -> Iterator[tuple[_Segment, int]]:
-        """The chunks that may hold data, segment after segment. One thread at a time is here."""
+    def _steps(self, parent: Parent | None) -> Iterator[Callable[[], None]]:
+        """What there is to do, segment after segment. One thread at a time is here."""
         size, unit = self._source.size, self._geometry.chunk
-        before = dict(enumerate(self._repository.segments_of(parent))) if parent else {}
+        changes = None
+        if parent is not None and self._backup.changed is not None:
+            changes = parent.changes(self._backup.changed, size)
         for number in range(len(self._segments)):
             chunks = self._geometry.chunks_in(number, size)
-            wanted: list[int] = []
-            for start, end in self._source.data(chunks.start * unit, min(chunks.stop * unit, size)):
-                first = max(start // unit, wanted[-1] + 1 if wanted else 0)
-                wanted.extend(range(first, -(-end // unit)))
-            self._count_holes(chunks, wanted)
-            if not wanted:
+            start, end = chunks.start * unit, min(chunks.stop * unit, size)
+            is_same = changes is not None and not any(changes.within(start, end))
+            if is_same and parent is not None and parent.can_share(number, chunks):
+                self._segments[number] = parent.root.segments[number]
+                self._advance(end - start)
                 continue
-            there, ref = before.get(number, (range(0), None))
-            entries: list[Entry] = []
-            if ref is not None:
-                try:
-                    entries = self._repository.load_segment(ref, len(there))
-                except _UNUSABLE as error:
-                    logger.warning("A segment of the parent can't be used: %s", error)
-            segment = _Segment(number, chunks, ref, entries)
-            segment.missing = len(wanted)
-            for chunk in wanted:
-                yield segment, chunk
+            wanted: list[int] = []
+            for begin, stop in self._source.data(start, end):
+                first = max(begin // unit, wanted[-1] + 1 if wanted else 0)
+                wanted.extend(range(first, -(-stop // unit)))
+            self._count_holes(chunks, wanted)
+            if wanted:
+                draft = Draft(
+                    number,
+                    chunks,
+                    Before() if parent is None else parent.segment(number, chunks),
+                    Indexes(self._repository, self._geometry, self._slots),
+                    Packer(self._most, partial(self._store_object, ObjectKind.PATCH)),
+                )
+                yield from self._steps_of(draft, wanted, changes)
+
+    def _steps_of(
+        self, draft: Draft, wanted: Iterable[int], changes: Extents | None
+    ) -> Iterator[Callable[[], None]]:
+        todo: list[Callable[[], None]] = []
+        for chunk in wanted:
+            start = chunk * self._geometry.chunk
+            end = start + self._geometry.chunk_length(chunk, self._source.size)
+            if changes is None or chunk not in draft.before.usable:
+                todo.append(partial(self._save_chunk, draft, chunk, None))
+            elif ranges := list(changes.within(start, end)):
+                todo.append(partial(self._save_chunk, draft, chunk, ranges))
+            else:
+                draft.settle(chunk, draft.before.usable[chunk])
+                self._advance(end - start)
+        draft.missing = len(todo)
+        yield from todo or [partial(self._store_segment, draft)]
 
     def _count_holes(self, chunks: range, wanted: list[int]) -> None:
         holes = len(chunks) - len(wanted)
         with self._lock:
             self._zeros += holes
-            self._done += holes * self._geometry.chunk
+        self._advance(holes * self._geometry.chunk)
+
+    def _advance(self, length: int) -> None:
+        with self._lock:
+            self._done += length
             done = min(self._done, self._source.size)
         self._progress(done, self._source.size)
 
     # --- one chunk -------------------------------------------------------------------
 
-    def _save_chunk(self, item: tuple[_Segment, int]) -> None:
-        segment, chunk = item
-        length = self._geometry.chunk_length(chunk, self._source.size)
-        data = self._source.read(self._buffer(), chunk * self._geometry.chunk, length)
-        entry = None if _is_zero(data) else self._store_chunk(segment, chunk, data)
-        with self._lock:
-            segment.entries[chunk - segment.first] = entry
-            segment.missing -= 1
-            complete = segment.missing == 0
-            self._zeros += entry is None
-            self._bytes_read += length
-            self._done += length
-            done = min(self._done, self._source.size)
-        self._progress(done, self._source.size)
-        if complete:
-            self._store_segment(segment)
+    def _save_chunk(
+        self, draft: Draft, chunk: int, ranges: Sequence[tuple[int, int]] | None
+    ) -> None:
+        """Save a chunk of which only `ranges` may differ from the parent's; None: all of it."""
+        if ranges is None:
+            self._save_all(draft, chunk)
+        else:
+            try:
+                self._save_ranges(draft, chunk, ranges)
+            except UNUSABLE as error:
+                logger.warning("A chunk of the parent can't be used, reading all of it: %s", error)
+                self._save_all(draft, chunk)
+        self._advance(self._geometry.chunk_length(chunk, self._source.size))
+        if draft.done():
+            self._store_segment(draft)
 
-    def _buffer(self) -> mmap.mmap:
+    def _save_all(self, draft: Draft, chunk: int) -> None:
+        keys = self._repository.keys
+        length = self._geometry.chunk_length(chunk, self._source.size)
+        data = self._read(chunk * self._geometry.chunk, length)
+        if _is_zero(data):
+            self._settle(draft, chunk, None)
+            return
+        hashes = blocks.hash_blocks(data, self._geometry.block, keys)
+        digest = blocks.content_hash(hashes, keys)
+        if self._is_known(draft, chunk, digest):
+            return
+        before = self._hashes_before(draft, chunk, length)
+        if before is not None:
+            unit = self._geometry.block
+            fresh = [
+                Loose(chunk, block, digest_, bytes(data[block * unit : (block + 1) * unit]))
+                for block, digest_ in enumerate(hashes)
+                if digest_ != before[block]
+            ]
+            if self._patch(draft, chunk, digest, fresh):
+                return
+        self._settle(draft, chunk, self._store_chunk(digest, hashes, data))
+
+    def _hashes_before(self, draft: Draft, chunk: int, length: int) -> list[bytes | None] | None:
+        """The hashes of the blocks that the parent's chunk has; None: it is of no use."""
+        if chunk not in draft.before.usable:
+            return None
+        try:
+            return draft.indexes.hashes_of(draft.before.usable[chunk], length)
+        except UNUSABLE as error:
+            logger.warning("A chunk of the parent can't be used, storing all of it: %s", error)
+            return None
+
+    def _save_ranges(self, draft: Draft, chunk: int, ranges: Sequence[tuple[int, int]]) -> None:
+        """Save a chunk of which only the blocks in `ranges` are read.
+
+        Raises:
+            errors of UNUSABLE: it takes the parent's objects to know the others.
+        """
+        geometry, keys = self._geometry, self._repository.keys
+        length = geometry.chunk_length(chunk, self._source.size)
+        start = chunk * geometry.chunk
+        hashes = draft.indexes.hashes_of(draft.before.usable[chunk], length)
+        wanted = {block for block, digest in enumerate(hashes) if digest is None}
+        for begin, end in ranges:
+            first, stop = begin - start, -(-(end - start) // geometry.block)
+            wanted.update(range(first // geometry.block, stop))
+        fresh: list[Loose] = []
+        for first, stop in _runs(wanted):
+            at, end = first * geometry.block, min(stop * geometry.block, length)
+            data = self._read(start + at, end - at)
+            for block, digest in enumerate(
+                blocks.hash_blocks(data, geometry.block, keys), start=first
+            ):
+                if digest != hashes[block]:
+                    hashes[block] = digest
+                    offset = block * geometry.block - at
+                    piece = bytes(data[offset : offset + geometry.block])
+                    fresh.append(Loose(chunk, block, digest, piece))
+        known = [digest for digest in hashes if digest is not None]
+        if all(map(self._is_zero_hash, known)):
+            self._settle(draft, chunk, None)
+            return
+        digest = blocks.content_hash(known, keys)
+        if self._is_known(draft, chunk, digest) or self._patch(draft, chunk, digest, fresh):
+            return
+        self._save_all(draft, chunk)
+
+    def _is_zero_hash(self, digest: bytes) -> bool:
+        tail = self._source.size % self._geometry.block
+        lengths = (self._geometry.block, tail) if tail else (self._geometry.block,)
+        return any(digest == self._repository.zero_hash(length) for length in lengths)
+
+    def _is_known(self, draft: Draft, chunk: int, digest: bytes) -> bool:
+        """Settle a chunk that is what it was in the parent, or that is stored already."""
+        entry = draft.before.usable.get(chunk)
+        if entry is None or entry.hash != digest:
+            entry = self._known.find(digest)
+            if entry is None:
+                return False
+        self._settle(draft, chunk, entry)
+        return True
+
+    def _patch(self, draft: Draft, chunk: int, digest: bytes, fresh: Sequence[Loose]) -> bool:
+        """Store the `fresh` blocks of a chunk in a patch, unless it should be written whole."""
+        length = self._geometry.chunk_length(chunk, self._source.size)
+        count = -(-length // self._geometry.block)
+        places: dict[int, Place] = {
+            block: place
+            for block, place in places_of(draft.before.usable[chunk]).items()
+            if block < count
+        }
+        places.update((block.block, None) for block in fresh)
+        if is_written_whole(len(places), count):
+            return False
+        stored = [block for block in fresh if not self._is_zero_hash(block.hash)]
+        draft.patch(chunk, digest, places, stored)
+        return True
+
+    def _settle(self, draft: Draft, chunk: int, entry: Entry) -> None:
+        with self._lock:
+            self._zeros += entry is None
+        draft.settle(chunk, entry)
+
+    # --- reading and storing -----------------------------------------------------------
+
+    def _read(self, offset: int, length: int) -> memoryview:
+        """Bytes of the source, until this thread reads again."""
         buffer: mmap.mmap | None = getattr(self._local, "buffer", None)
         if buffer is None:  # aligned to a page, as reading past the page cache needs it
             buffer = self._local.buffer = mmap.mmap(-1, self._geometry.chunk)
-        return buffer
-
-    def _store_chunk(self, segment: _Segment, chunk: int, data: memoryview) -> Entry:
-        keys = self._repository.keys
-        hashes = blocks.hash_blocks(data, self._geometry.block, keys)
-        digest = blocks.content_hash(hashes, keys)
-        position = chunk - segment.first
-        if position < len(segment.parent):
-            before = segment.parent[position]
-            if before is not None and before.hash == digest and self._may_use(before):
-                return before
+        data = self._source.read(buffer, offset, length)
         with self._lock:
-            token = self._known.get(digest)
-            if token is not None:
-                return Ref(digest, token)
-            # Another thread that meets the same chunk need not wait: if this
-            # one fails to store it, there will be no backup.
-            if len(self._known) < _REMEMBERED:
-                self._known[digest] = self._token
-        ref = Ref(digest, self._token)
+            self._bytes_read += length
+        return data
+
+    def _read_block(self, chunk: int, block: int) -> Loose | None:
+        """A block of the source, or None if it is zeros."""
+        geometry = self._geometry
+        offset = block * geometry.block
+        length = min(geometry.block, geometry.chunk_length(chunk, self._source.size) - offset)
+        data = self._read(chunk * geometry.chunk + offset, length)
+        (digest,) = blocks.hash_blocks(data, geometry.block, self._repository.keys)
+        if self._is_zero_hash(digest):
+            return None
+        return Loose(chunk, block, digest, bytes(data))
+
+    def _store_chunk(self, digest: bytes, hashes: Sequence[bytes], data: memoryview) -> Ref:
+        known = self._known.claim(Ref(digest, self._token))
+        return known or self._store_object(ObjectKind.CHUNK, hashes, data)
+
+    def _store_object(self, kind: ObjectKind, hashes: Sequence[bytes], data: memoryview) -> Ref:
+        keys = self._repository.keys
+        ref = Ref(blocks.content_hash(hashes, keys), self._token)
         self._put(
-            ref.name(Kind.CHUNK),
-            blocks.encode(
-                ObjectKind.CHUNK, ref, data, hashes, self._geometry.block, self._compression, keys
-            ),
+            ref.name(Kind.CHUNK if kind is ObjectKind.CHUNK else Kind.PATCH),
+            blocks.encode(kind, ref, data, hashes, self._geometry.block, self._compression, keys),
         )
         return ref
 
-    def _store_segment(self, segment: _Segment) -> None:
-        if not any(segment.entries):
-            return
-        if segment.entries == segment.parent and segment.parent_ref is not None:
-            name = segment.parent_ref.name(Kind.SEGMENT)
+    def _store_segment(self, draft: Draft) -> None:
+        if draft.is_as_before and draft.before.ref is not None:
+            name = draft.before.ref.name(Kind.SEGMENT)
             if name not in self._condemned:
-                self._segments[segment.number] = segment.parent_ref
+                self._segments[draft.number] = draft.before.ref
                 return
-        ref, raw = segments.encode(segment.entries, self._token, self._repository.keys)
-        self._put(ref.name(Kind.SEGMENT), [raw])
-        self._segments[segment.number] = ref
+        entries = draft.finish(self._most, self._read_block)
+        if any(entries):
+            ref, raw = segments.encode(entries, self._token, self._repository.keys)
+            self._put(ref.name(Kind.SEGMENT), [raw])
+            self._segments[draft.number] = ref
 
     def _put(self, name: str, buffers: Iterable[Buffer]) -> None:
         parts = list(buffers)
@@ -327,3 +435,17 @@ def _is_zero(data: memoryview) -> bool:
         if piece != _ZEROS[: len(piece)]:
             return False
     return True
+
+
+def _runs(numbers: Iterable[int]) -> Iterator[tuple[int, int]]:
+    """The runs (first, end) of neighbours in `numbers`."""
+    run: tuple[int, int] | None = None
+    for number in sorted(numbers):
+        if run is not None and run[1] == number:
+            run = run[0], number + 1
+            continue
+        if run is not None:
+            yield run
+        run = number, number + 1
+    if run is not None:
+        yield run

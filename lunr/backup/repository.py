@@ -9,8 +9,9 @@ from lunr.backup import errors
 from lunr.backup.format import blocks, roots, segments
 from lunr.backup.format.names import Buffer, Geometry, Kind, Ref, root_name
 from lunr.backup.format.roots import Root
-from lunr.backup.format.segments import Entry, Patched
+from lunr.backup.format.segments import Entry
 from lunr.backup.keys import Keys
+from lunr.backup.reading import load_range
 from lunr.backup.stores.base import Store
 from lunr.common import ids
 
@@ -36,6 +37,7 @@ class Repository:
         self.keys = keys
         self.older = tuple(older)
         self.clock = clock
+        self._zero_hashes: dict[int, bytes] = {}
 
     def of(self, root: Root) -> Repository:
         """This repository with the keys that `root`, and so all it needs, was written with."""
@@ -102,95 +104,107 @@ class Repository:
         for number, ref in enumerate(root.segments):
             yield root.geometry.chunks_in(number, root.size_bytes), ref
 
-    # --- chunks ----------------------------------------------------------------
+    # --- chunks and patches -------------------------------------------------------
 
-    def load_object(self, ref: Ref, kind: Kind) -> tuple[blocks.Index, Buffer]:
-        """Index and plain bytes of a whole chunk or patch object."""
-        name = ref.name(kind)
-        raw = memoryview(self.store.get(name))
-        index = self._index(raw, ref, kind, name)
-        data = blocks.read_blocks(
-            raw[index.ends[0] :], index, 0, len(index.hashes), name, self.keys
-        )
-        return index, data
+    def open(self, ref: Ref, kind: Kind, *, whole: bool, expect: int = 128) -> StoredObject:
+        """A chunk or patch object, to read blocks of it.
 
-    def load_blocks(
-        self, ref: Ref, kind: Kind, first: int, count: int, expect: int = 128
-    ) -> tuple[blocks.Index, Buffer]:
-        """Index and the plain bytes of `count` blocks from `first` on, and no more than that.
+        Args:
+            ref: which.
+            kind: chunk or patch.
+            whole: fetch all of it now, in one request. Else only its index is fetched now, and
+                each range of blocks when it is read.
+            expect: how many blocks it likely has; more cost one more request.
 
-        `expect` is how many blocks the object likely has; more cost one more request.
+        Raises:
+            errors.CorruptObject, errors.UnsupportedFormat: it can't be used.
+            errors.ObjectMissing: the store has lost it.
         """
         name = ref.name(kind)
-        raw = self.store.get(name, 0, blocks.index_size(expect))
-        needed = blocks.read_header(raw, name)
-        if needed > len(raw):
-            raw = self.store.get(name, 0, needed)
-        index = self._index(raw, ref, kind, name)
-        if first + count > len(index.hashes):
-            raise errors.CorruptObject(
-                name=name,
-                reason=f"blocks {first} to {first + count} of {len(index.hashes)} were wanted.",
-            )
-        start, end = index.ends[first], index.ends[first + count]
-        frames = self.store.get(name, start, end - start)
-        return index, blocks.read_blocks(frames, index, first, count, name, self.keys)
-
-    def _index(self, raw: Buffer, ref: Ref, kind: Kind, name: str) -> blocks.Index:
+        raw = memoryview(self.store.get(name, 0, None if whole else blocks.index_size(expect)))
+        if not whole and (needed := blocks.read_header(raw, name)) > len(raw):
+            raw = memoryview(self.store.get(name, 0, needed))
         index = blocks.read_index(raw, ref, name, self.keys)
         wanted = blocks.ObjectKind.CHUNK if kind is Kind.CHUNK else blocks.ObjectKind.PATCH
         if index.kind != wanted:
             raise errors.CorruptObject(name=name, reason="it is of another kind than its name.")
-        return index
+        if whole and len(raw) != index.ends[-1]:
+            raise errors.CorruptObject(
+                name=name, reason=f"it has {len(raw)} bytes where its index says {index.ends[-1]}."
+            )
+        return StoredObject(self, name, index, raw if whole else None)
 
-    def load_chunk(self, entry: Ref | Patched, length: int, geometry: Geometry) -> Buffer:
+    def load_blocks(
+        self, ref: Ref, kind: Kind, first: int, count: int, expect: int = 128
+    ) -> tuple[blocks.Index, Buffer]:
+        """Index and the plain bytes of `count` blocks from `first` on, and no more than that."""
+        opened = self.open(ref, kind, whole=False, expect=expect)
+        return opened.index, opened.read(first, count)
+
+    def load_chunk(self, entry: Entry, length: int, geometry: Geometry) -> Buffer:
         """The plain bytes of a chunk of `length` bytes, every one checked.
 
         Raises:
             errors.CorruptObject: the bytes are not those that were stored; it names the object.
             errors.ObjectMissing: the store has lost it.
         """
-        if isinstance(entry, Patched):
-            return self._load_patched(entry, length, geometry)
-        name = entry.name(Kind.CHUNK)
-        index, data = self.load_object(entry, Kind.CHUNK)
-        if index.block_size != geometry.block or index.plain_size != length:
-            raise errors.CorruptObject(name=name, reason="it has another size than its chunk.")
-        return data
+        return self.load_range(entry, length, geometry, range(-(-length // geometry.block)))
 
-    def _load_patched(self, entry: Patched, length: int, geometry: Geometry) -> Buffer:
-        size = geometry.block
-        count = -(-length // size)
-        if entry.base is None:
-            data = bytearray(length)
-            hashes = blocks.hash_blocks(memoryview(data), size, self.keys)
+    def load_range(self, entry: Entry, length: int, geometry: Geometry, wanted: range) -> Buffer:
+        """The plain bytes of the blocks `wanted` of a chunk; only what they need is fetched.
+
+        Raises:
+            errors.CorruptObject, errors.ObjectMissing: see :meth:`load_chunk`.
+        """
+        return load_range(self, entry, length, geometry, wanted)
+
+    def zero_hash(self, length: int) -> bytes:
+        """The hash of a block of `length` zeros."""
+        if length not in self._zero_hashes:
+            (self._zero_hashes[length],) = blocks.hash_blocks(
+                memoryview(bytes(length)), length, self.keys
+            )
+        return self._zero_hashes[length]
+
+
+class StoredObject:
+    """A chunk or patch object, of which blocks can be read; see :meth:`Repository.open`.
+
+    Attributes:
+        name: in the store.
+        index: what it holds.
+    """
+
+    def __init__(
+        self, repository: Repository, name: str, index: blocks.Index, raw: memoryview | None
+    ) -> None:
+        self.name = name
+        self.index = index
+        self._repository = repository
+        self._raw = raw
+
+    def read(self, first: int, count: int) -> Buffer:
+        """The plain bytes of `count` blocks from `first` on, every one checked.
+
+        Raises:
+            errors.CorruptObject: a block is not what its hash says, or is not there at all.
+            errors.ObjectMissing: the store has lost the object meanwhile.
+        """
+        self.check(first, count)
+        start, end = self.index.ends[first], self.index.ends[first + count]
+        if self._raw is None:
+            frames = self._repository.store.get(self.name, start, end - start)
         else:
-            base, plain = self.load_object(entry.base, Kind.CHUNK)
-            if base.block_size != size:
-                raise errors.CorruptObject(
-                    name=entry.base.name(Kind.CHUNK), reason="its blocks have another size."
-                )
-            # The volume, and with it its last chunk, may have grown since.
-            data = bytearray(plain)[:length].ljust(length, b"\0")
-            hashes = list(base.hashes[:count])
-            whole = min(base.plain_size, length) // size
-            hashes[whole:] = blocks.hash_blocks(memoryview(data)[whole * size :], size, self.keys)
-        for piece in entry.pieces:
-            index, plain = self.load_blocks(
-                piece.patch, Kind.PATCH, piece.first_in_patch, piece.blocks
-            )
-            start, end = piece.first * size, min((piece.first + piece.blocks) * size, length)
-            if end - start != len(plain) or index.block_size != size:
-                raise errors.CorruptObject(
-                    name=piece.patch.name(Kind.PATCH), reason="its blocks do not fit their chunk."
-                )
-            data[start:end] = plain
-            hashes[piece.first : piece.first + piece.blocks] = index.hashes[
-                piece.first_in_patch : piece.first_in_patch + piece.blocks
-            ]
-        if blocks.content_hash(hashes, self.keys) != entry.hash:
+            frames = self._raw[start:end]
+        return blocks.read_blocks(
+            frames, self.index, first, count, self.name, self._repository.keys
+        )
+
+    def check(self, first: int, count: int) -> None:
+        """Raise errors.CorruptObject unless it has `count` blocks from `first` on."""
+        if first + count > len(self.index.hashes):
             raise errors.CorruptObject(
-                name=", ".join(dict.fromkeys(segments.objects_of(entry))),
-                reason="put together they are not the chunk that was stored.",
+                name=self.name,
+                reason=f"it has {len(self.index.hashes)} blocks, and its blocks {first} to "
+                f"{first + count} are needed.",
             )
-        return data

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from lunr.backup import parallel
-from lunr.backup.format.names import Ref
 from lunr.backup.format.roots import Root
-from lunr.backup.format.segments import Patched
 from lunr.backup.pipeline import Progress
+from lunr.backup.reading import Fetch, Reading
 from lunr.backup.repository import Repository
 from lunr.backup.targets import FileTarget
 
@@ -61,7 +61,7 @@ def restore(
     out = FileTarget(target, max(root.size_bytes, size_bytes or 0), create)
     try:
         run = _Restore(repository, root, out, target_is_zero or out.is_new, progress)
-        parallel.each(run.ranges(), run.restore, max(2, concurrency), cancel)
+        parallel.each(run.steps(), lambda step: step(), max(2, concurrency), cancel)
         out.sync()
     except BaseException:
         out.abandon()
@@ -88,44 +88,44 @@ class _Restore:
         self._lock = threading.Lock()
         self._done = 0
 
-    def ranges(self) -> Iterator[tuple[int, int, Ref | Patched | None]]:
-        """Ranges of the target (offset, length) and what they hold; None: zeros."""
+    def steps(self) -> Iterator[Callable[[], None]]:
+        """What there is to do, in the order of the volume; each step may be done by any thread."""
         size, geometry = self._root.size_bytes, self._root.geometry
-        hole = 0  # bytes of zeros right before `offset`
-        offset = 0
+        hole = 0  # where the zeros begin that reach to `offset`
         for chunks, ref in self._repository.segments_of(self._root):
             if ref is None:
-                end = min(chunks.stop * geometry.chunk, size)
-                hole += end - offset
-                offset = end
                 continue
-            for chunk, entry in zip(
-                chunks, self._repository.load_segment(ref, len(chunks)), strict=True
-            ):
-                length = geometry.chunk_length(chunk, size)
-                if entry is None:
-                    hole += length
-                else:
-                    if hole:
-                        yield offset - hole, hole, None
-                        hole = 0
-                    yield offset, length, entry
-                offset += length
-        if hole:
-            yield offset - hole, hole, None
-        if self._out.size > size:
-            yield size, self._out.size - size, None
+            entries = self._repository.load_segment(ref, len(chunks))
+            held = {chunk: e for chunk, e in zip(chunks, entries, strict=True) if e is not None}
+            for chunk in held:
+                offset = chunk * geometry.chunk
+                if hole < offset:
+                    yield partial(self._zero, hole, offset - hole)
+                hole = offset + geometry.chunk_length(chunk, size)
+            reading = Reading(self._repository, held, size, geometry)
+            for fetch in reading.fetches:
+                yield partial(self._fetch, reading, fetch)
+        if hole < self._out.size:
+            yield partial(self._zero, hole, self._out.size - hole)
 
-    def restore(self, item: tuple[int, int, Ref | Patched | None]) -> None:
-        """Write one range."""
-        offset, length, entry = item
-        if entry is not None:
-            data = self._repository.load_chunk(entry, length, self._root.geometry)
-            self._out.write(data, offset)
-        elif not self._is_zero:
+    def _fetch(self, reading: Reading, fetch: Fetch) -> None:
+        done = 0
+        for offset, data, length in reading.read(fetch):
+            if data is not None:
+                self._out.write(data, offset)
+            elif not self._is_zero:
+                self._out.zero(offset, length)
+            done += length
+        self._advance(done, done)
+
+    def _zero(self, offset: int, length: int) -> None:
+        if not self._is_zero:
             self._out.zero(offset, length)
+        self._advance(length, 0)
+
+    def _advance(self, done: int, read: int) -> None:
         with self._lock:
-            self.bytes_read += length if entry is not None else 0
-            self._done += length
-            done = min(self._done, self._root.size_bytes)
-        self._progress(done, self._root.size_bytes)
+            self.bytes_read += read
+            self._done += done
+            shown = min(self._done, self._root.size_bytes)
+        self._progress(shown, self._root.size_bytes)

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import itertools
 import mmap
 import os
-from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Protocol
 
 from lunr.backup import errors
+from lunr.backup.extents import Extents
 
 #: What every disk counts in, and nothing smaller can be read past the page cache.
 SECTOR = 512
@@ -70,7 +69,7 @@ class FileSource:
             errors.SourceError: it can't be opened, or is shorter than `size`.
         """
         self._path = path
-        self._allocated = None if allocated is None else _checked(allocated)
+        self._allocated = None if allocated is None else Extents(allocated)
         self._direct = None
         self._cached = getattr(os, "RWF_NOWAIT", 0)
         try:
@@ -108,11 +107,8 @@ class FileSource:
         if self._allocated is None:
             yield from self._data(start, end)
             return
-        first = bisect_right(self._allocated, start, key=lambda extent: extent[1])
-        for begin, stop in itertools.islice(self._allocated, first, None):
-            if begin >= end:
-                return
-            yield from self._data(max(begin, start), min(stop, end))
+        for begin, stop in self._allocated.within(start, end):
+            yield from self._data(begin, stop)
 
     def _data(self, start: int, end: int) -> Iterator[tuple[int, int]]:
         at = start
@@ -186,14 +182,3 @@ class FileSource:
                 if error.errno != errno.EINVAL:  # not in the multiples that this device has
                     raise
         return os.preadv(self._fd, [view], offset)
-
-
-def _checked(allocated: Sequence[Sequence[int]]) -> list[tuple[int, int]]:
-    """`allocated` as pairs, or ValueError: out of order, bytes would be taken for zeros."""
-    extents = [(start, end) for start, end in allocated]
-    last = 0
-    for start, end in extents:
-        if not last <= start < end:
-            raise ValueError(f"the extent {start} to {end} is out of order")
-        last = end
-    return extents

@@ -5,25 +5,31 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import lru_cache, partial
+from itertools import zip_longest
 
 from lunr.backup import errors, parallel
-from lunr.backup.format.names import Geometry, Ref
-from lunr.backup.format.segments import Patched
+from lunr.backup.format.names import Ref
+from lunr.backup.format.roots import Root
+from lunr.backup.format.segments import Entry
 from lunr.backup.pipeline import Progress
+from lunr.backup.reading import Fetch, Reading
 from lunr.backup.repository import Repository
 from lunr.common.errors import LunrError
 
 logger = logging.getLogger(__name__)
 
 _SHOWN = 5
+#: Indexes of objects that are kept, for the backups of a chain that share them: 14 KiB each.
+_INDEXES = 2048
 _BAD = (errors.CorruptObject, errors.ObjectMissing, errors.UnsupportedFormat)
 
 
 @dataclass(frozen=True)
 class Verified:
-    """What was checked: backups, distinct chunks, their plain bytes, and the seconds it took."""
+    """What was checked: backups, distinct chunks, plain bytes, and the seconds it took."""
 
     backups: int
     chunks: int
@@ -52,7 +58,7 @@ def verify(
     started = time.monotonic()
     run = _Verify(repository, progress)
     chosen = list(repository.backup_ids() if backup_ids is None else backup_ids)
-    parallel.each(run.chunks(chosen), run.check, max(2, concurrency), cancel)
+    parallel.each(run.steps(chosen), lambda step: step(), max(2, concurrency), cancel)
     if len(run.bad) == 1:
         raise next(iter(run.bad.values()))
     if run.bad:
@@ -69,6 +75,7 @@ class _Verify:
         self._progress = progress or (lambda _done, _total: None)
         self._lock = threading.Lock()
         self._done = self._total = 0
+        self._open = lru_cache(_INDEXES)(Repository.open)
 
     def _report(self, error: LunrError) -> None:
         with self._lock:
@@ -76,10 +83,8 @@ class _Verify:
                 logger.error("%s", error)
                 self.bad[str(error)] = error
 
-    def chunks(self, backup_ids: list[str]) -> Iterator[tuple[Ref | Patched, int, Geometry]]:
-        """Each distinct chunk of the backups, its length and how it is cut."""
-        seen: set[int] = set()  # hashes: a set of the entries would be many times as big
-        segments: set[Ref] = set()
+    def steps(self, backup_ids: list[str]) -> Iterator[Callable[[], None]]:
+        """What there is to do; each step may be done by any thread."""
         roots = []
         for backup_id in backup_ids:
             try:
@@ -87,37 +92,67 @@ class _Verify:
             except _BAD as error:
                 self._report(error)
         self._total = sum(root.size_bytes for root in roots)
-        for root in roots:
-            size, unit = root.size_bytes, root.geometry.chunk
-            for chunks, ref in self._repository.segments_of(root):
-                if ref is None or ref in segments:
-                    self._advance(min(chunks.stop * unit, size) - chunks.start * unit)
+        owners = [self._repository.of(root) for root in roots]
+        # Hashes: sets of the things themselves would be many times as big.
+        segments: set[Ref] = set()
+        entries: set[int] = set()
+        objects: set[int] = set()
+        # The same part of all backups, then the next: they share most of their objects.
+        for column in zip_longest(*map(Repository.segments_of, owners, roots)):
+            for owner, root, segment in zip(owners, roots, column, strict=True):
+                if segment is None:
                     continue
-                segments.add(ref)
-                try:
-                    entries = self._repository.load_segment(ref, len(chunks))
-                except _BAD as error:
-                    self._report(error)
-                    continue
-                for chunk, entry in zip(chunks, entries, strict=True):
-                    length = root.geometry.chunk_length(chunk, size)
-                    if entry is None or hash(entry) in seen:
-                        self._advance(length)
-                    else:
-                        seen.add(hash(entry))
-                        yield entry, length, root.geometry
+                chunks, ref = segment
+                held = self._held(owner, root, chunks, ref, segments, entries)
+                reading = Reading(owner, held, root.size_bytes, root.geometry)
+                for fetch in reading.fetches:
+                    key = hash((fetch.kind, fetch.ref))
+                    yield partial(self._check, owner, reading, fetch, key not in objects)
+                    objects.add(key)
 
-    def check(self, item: tuple[Ref | Patched, int, Geometry]) -> None:
-        """Read one chunk and check it."""
-        entry, length, geometry = item
+    def _held(
+        self,
+        owner: Repository,
+        root: Root,
+        chunks: range,
+        ref: Ref | None,
+        segments: set[Ref],
+        entries: set[int],
+    ) -> dict[int, Entry]:
+        """The chunks of a segment that were not checked yet."""
+        held: dict[int, Entry] = {}
+        if ref is not None and ref not in segments:
+            segments.add(ref)
+            try:
+                found = owner.load_segment(ref, len(chunks))
+            except _BAD as error:
+                self._report(error)
+                found = []
+            for chunk, entry in zip(chunks, found, strict=False):
+                if entry is not None and hash(entry) not in entries:
+                    entries.add(hash(entry))
+                    held[chunk] = entry
+        start, end = chunks.start * root.geometry.chunk, chunks.stop * root.geometry.chunk
+        self.checked += len(held)
+        self._advance(min(end, root.size_bytes) - start)
+        return held
+
+    def _check(self, owner: Repository, reading: Reading, fetch: Fetch, is_new: bool) -> None:
+        """Check an object, unless that was done, and the chunks that were put together with it."""
+        opened = None
+        read = 0
         try:
-            self._repository.load_chunk(entry, length, geometry)
+            if fetch.ref is not None and is_new:
+                opened = owner.open(fetch.ref, fetch.kind, whole=True)
+                opened.read(0, len(opened.index.hashes))
+                read = opened.index.plain_size
+            elif fetch.ref is not None:
+                opened = self._open(owner, fetch.ref, fetch.kind, whole=False)
+            reading.check(fetch, opened)
         except _BAD as error:
             self._report(error)
         with self._lock:
-            self.checked += 1
-            self.bytes_read += length
-        self._advance(length)
+            self.bytes_read += read
 
     def _advance(self, length: int) -> None:
         with self._lock:

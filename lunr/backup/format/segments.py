@@ -8,7 +8,7 @@ patch objects.
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import zstandard
@@ -33,13 +33,22 @@ _COUNT = struct.Struct("<H")
 
 _ZERO, _WHOLE, _PATCHED_BASE, _PATCHED_ZERO = range(4)
 
+#: Instead of the number of a patch: the blocks are zeros.
+_NO_PATCH = 0xFFFF
+
+#: Where a block of a patched chunk is: a patch object and the block there; None: it is zeros.
+Place = tuple[Ref, int] | None
+
 
 class Piece(NamedTuple):
-    """Of a chunk, `blocks` blocks from `first` on are those of `patch` from `first_in_patch` on."""
+    """Of a chunk, `blocks` blocks from `first` on are those of `patch` from `first_in_patch` on.
+
+    Without a `patch` they are zeros, and `first_in_patch` is 0.
+    """
 
     first: int
     blocks: int
-    patch: Ref
+    patch: Ref | None
     first_in_patch: int
 
 
@@ -54,15 +63,44 @@ class Patched(NamedTuple):
 Entry = Ref | Patched | None
 
 
-def objects_of(entry: Entry) -> Iterator[str]:
-    """The names of the objects that a chunk needs."""
-    if isinstance(entry, Ref):
-        yield entry.name(Kind.CHUNK)
-    elif entry is not None:
-        if entry.base is not None:
-            yield entry.base.name(Kind.CHUNK)
-        for piece in entry.pieces:
-            yield piece.patch.name(Kind.PATCH)
+def objects_of(*entries: Entry) -> Iterator[str]:
+    """The names of the objects that these chunks need, each once."""
+    found: set[tuple[Kind, Ref]] = set()
+    for entry in entries:
+        if isinstance(entry, Ref):
+            found.add((Kind.CHUNK, entry))
+        elif entry is not None:
+            if entry.base is not None:
+                found.add((Kind.CHUNK, entry.base))
+            found.update((Kind.PATCH, piece.patch) for piece in entry.pieces if piece.patch)
+    for kind, ref in found:
+        yield ref.name(kind)
+
+
+def places_of(entry: Entry) -> dict[int, Place]:
+    """Where the blocks of a chunk are that are not those of its base, by their number in it."""
+    places: dict[int, Place] = {}
+    if isinstance(entry, Patched):
+        for first, blocks, patch, start in entry.pieces:
+            for number in range(blocks):
+                places[first + number] = None if patch is None else (patch, start + number)
+    return places
+
+
+def pieces_of(places: Mapping[int, Place]) -> tuple[Piece, ...]:
+    """The inverse of :func:`places_of`: neighbours that are neighbours in a patch are one piece."""
+    pieces: list[Piece] = []
+    for block in sorted(places):
+        place = places[block]
+        patch, start = (None, 0) if place is None else place
+        if pieces:
+            last = pieces[-1]
+            follows = patch is None or start == last.first_in_patch + last.blocks
+            if block == last.first + last.blocks and patch == last.patch and follows:
+                pieces[-1] = last._replace(blocks=last.blocks + 1)
+                continue
+        pieces.append(Piece(block, 1, patch, start))
+    return tuple(pieces)
 
 
 def encode(entries: Sequence[Entry], token: bytes, keys: Keys) -> tuple[Ref, bytes]:
@@ -101,11 +139,11 @@ def _body(entries: Sequence[Entry]) -> bytes:
             else:
                 parts.append(bytes([_PATCHED_BASE]) + entry.hash + pack(entry.base))
             parts.append(_COUNT.pack(len(entry.pieces)))
-            for piece in entry.pieces:
-                number = patches.setdefault(piece.patch, len(patches))
-                parts.append(_PIECE.pack(piece.first, piece.blocks, number, piece.first_in_patch))
+            for first, blocks, patch, start in entry.pieces:
+                number = _NO_PATCH if patch is None else patches.setdefault(patch, len(patches))
+                parts.append(_PIECE.pack(first, blocks, number, start))
     table = [pack(ref) for ref in patches]
-    if len(tokens) > 0xFFFF or len(patches) > 0xFFFF:
+    if len(tokens) > 0xFFFF or len(patches) > _NO_PATCH:
         raise ValueError("a segment can't name more than 65535 sessions or patches")
     return b"".join(
         [_COUNTS.pack(len(entries), len(tokens), len(patches)), *tokens, *table, *parts]
@@ -184,6 +222,8 @@ def _entries(body: bytes) -> list[Entry]:
 
 
 def _pieces(body: bytes, at: int, count: int, patches: Sequence[Ref]) -> Iterator[Piece]:
-    for number in range(count):
-        first, blocks, patch, index = _PIECE.unpack_from(body, at + number * _PIECE.size)
-        yield Piece(first, blocks, patches[patch], index)
+    raw = body[at : at + count * _PIECE.size]
+    if len(raw) != count * _PIECE.size:
+        raise IndexError("it ends within a chunk")
+    for first, blocks, patch, start in _PIECE.iter_unpack(raw):
+        yield Piece(first, blocks, None if patch == _NO_PATCH else patches[patch], start)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import mmap
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 from lunr.backup import errors, keys
 from lunr.backup.format import blocks, segments
@@ -109,6 +109,7 @@ def save_bytes(
     concurrency: int = 1,
     condemned: tuple[str, ...] = (),
     compression: Compression = Compression.ZSTD,
+    changed: Sequence[tuple[int, int]] | None = None,
 ) -> Root:
     return save(
         repo,
@@ -119,6 +120,7 @@ def save_bytes(
             "2026-11-23T00:00:00Z",
             parent_id,
             condemned=condemned,
+            changed=changed,
             geometry=geometry,
         ),
         concurrency=concurrency,
@@ -150,8 +152,9 @@ def block(number: int, length: int = SMALL.block) -> bytes:
 def build_patched(repo: Repository) -> bytes:
     """Write, by hand, the backup ``patched`` as later writers will; its content.
 
-    Its chunks: one with pieces of two patches over a base, one with a piece
-    over zeros, a whole one, zeros, and a short last one with a patched tail.
+    Its chunks: one with pieces of two patches and a block of zeros over a base,
+    one with a piece over zeros, a whole one, zeros, and a short last one with a
+    patched tail.
     """
     token = b"\x01\x02\x03\x04\x05\x06\x07\x08"
     keys_ = repo.keys
@@ -173,7 +176,7 @@ def build_patched(repo: Repository) -> bytes:
     first = put(ObjectKind.PATCH, b"".join(map(block, (11, 12, 13, 14, 15))))
     second = put(ObjectKind.PATCH, block(21) + block(22, 10))
     chunks = [
-        block(1) + block(12) + block(13) + block(21),
+        bytes(64) + block(12) + block(13) + block(21),
         bytes(128) + block(15) + bytes(64),
         base,
         bytes(256),
@@ -182,7 +185,11 @@ def build_patched(repo: Repository) -> bytes:
     whole = put(ObjectKind.CHUNK, base)
     short = put(ObjectKind.CHUNK, block(1) + block(9, 10))
     entries: list[Entry] = [
-        Patched(digest(chunks[0]), whole, (Piece(1, 2, first, 1), Piece(3, 1, second, 0))),
+        Patched(
+            digest(chunks[0]),
+            whole,
+            (Piece(0, 1, None, 0), Piece(1, 2, first, 1), Piece(3, 1, second, 0)),
+        ),
         Patched(digest(chunks[1]), None, (Piece(2, 1, first, 4),)),
         whole,
         None,

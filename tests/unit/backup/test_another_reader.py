@@ -110,9 +110,11 @@ class Reader:
                 at += 2
                 for _ in range(pieces):
                     first, count = number(body, at, 2), number(body, at + 2, 2)
-                    start = number(body, at + 6, 4)
-                    plain = self.blocks("patches", *patches[number(body, at + 4, 2)])
-                    piece = b"".join(plain[start : start + count])
+                    patch, start = number(body, at + 4, 2), number(body, at + 6, 4)
+                    piece = bytes(count * block)
+                    if patch != 0xFFFF:
+                        plain = self.blocks("patches", *patches[patch])
+                        piece = b"".join(plain[start : start + count])
                     data[first * block : first * block + len(piece)] = piece
                     at += 10
                 found.append(bytes(data))

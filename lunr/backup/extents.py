@@ -1,0 +1,31 @@
+"""Ranges of bytes, in order and apart."""
+
+from __future__ import annotations
+
+import itertools
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
+
+
+class Extents:
+    """Ranges (first byte, end) of a volume."""
+
+    def __init__(self, ranges: Sequence[Sequence[int]]) -> None:
+        """Raise ValueError if `ranges` are anything but pairs in order and apart.
+
+        Out of order, some of them would be overlooked, and bytes taken for what they are not.
+        """
+        self._ranges = [(start, end) for start, end in ranges]
+        last = 0
+        for start, end in self._ranges:
+            if not last <= start < end:
+                raise ValueError(f"the extent {start} to {end} is out of order")
+            last = end
+
+    def within(self, start: int, end: int) -> Iterator[tuple[int, int]]:
+        """What of them lies in `start` to `end`."""
+        first = bisect_right(self._ranges, start, key=lambda extent: extent[1])
+        for begin, stop in itertools.islice(self._ranges, first, None):
+            if begin >= end:
+                return
+            yield max(begin, start), min(stop, end)

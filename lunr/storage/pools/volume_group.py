@@ -261,7 +261,7 @@ class VolumeGroup:
             return system.run([command, "-y", "-qq", *words], timeout=timeout)
         except system.CommandFailed as error:
             if _NO_ROOM.search(str(error.fields["stderr"])):
-                tags = {word[1:] for word in map(os.fspath, words) if word.startswith("@")}
+                tags = {str(word)[1:] for word in words if str(word).startswith("@")}
                 disks = [disk for disk in self.disks() if disk.allocatable and tags <= disk.tags]
                 free = sum(disk.free for disk in disks)
                 raise PoolFull(place=self, free=units.human(free)) from error

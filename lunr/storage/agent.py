@@ -94,11 +94,14 @@ class Agent:
                 self._start(f"{name}-{number}", self._claims, kinds)
         _log.info("the node is ready")
 
-    def stop(self) -> None:
+    def stop(self, detach: bool = False) -> None:
         """Claim nothing more, let short jobs end, and stop the others where they are.
 
         Their jobs are queued again when the agent is started next. Targets and
         mounts stay: initiators go on.
+
+        Args:
+            detach: cut initiators off and take the targets down; the next start puts them back.
         """
         self._stopping.set()
         self._beat_now.set()
@@ -108,6 +111,8 @@ class Agent:
         self.supervisor.wait_idle(STOP_TIMEOUT, lambda job: job.kind in self._lanes.data)
         if self._removing is not None:
             self._removing.join(STOP_TIMEOUT)
+        if detach:
+            self.node.exports.detach_all()
         self.node.pool.close()
 
     # --- agreeing with the API ---------------------------------------------------

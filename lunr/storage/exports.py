@@ -66,6 +66,14 @@ class Exports:
         with self._lock:
             self._target.resize(volume_id)
 
+    def detach_all(self) -> None:
+        """Stop exporting every volume, whoever is logged in; log what can't be stopped."""
+        for volume_id in self.present():
+            try:
+                self.detach(volume_id, force=True)
+            except errors.LunrError as error:
+                _log.error("volume %s is still exported: %s", volume_id, error)
+
     def restore(self, ask: Callable[[], Iterable[Mapping[str, Any]]]) -> None:
         """Export all that `ask` says, as far as possible; log what is not.
 

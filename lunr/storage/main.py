@@ -104,8 +104,9 @@ def _run(conf: config.ConfigOpts) -> None:
         serving.start()
         while not told and not failed:
             time.sleep(_SIGNAL_INTERVAL)
-        _log.info("stopping; exports and mounts stay as they are")
-        agent.stop()
+        detach = conf.node.detach_at_stop
+        _log.info("stopping; exports %s", "are taken down" if detach else "stay as they are")
+        agent.stop(detach)
     if failed:
         raise failed[0]
 

@@ -166,6 +166,24 @@ def test_a_whole_life(storage: Storage, api: ContractApi, xfs_mount: Path, tgtd:
         assert secret not in said
 
 
+def test_a_stop_leaves_exports_unless_told_to_take_them_down(
+    storage: Storage, api: ContractApi, xfs_mount: Path, tgtd: Tgtd
+) -> None:
+    storage.start()
+    api.do("volume.create", "v1", "v1", size_bytes=SIZE)
+    payload = export_payload("v1")
+    api.do("export.create", "v1", "v1", **payload)
+    export = iscsi.Export(volume_id="v1", path=xfs_mount / "volumes/v1", **payload)
+    assert storage.end(signal.SIGTERM) == 0
+    assert iscsi.admits(tgtd.portal, export)
+    with (storage.folder / "lunr.conf").open("a") as conf:
+        conf.write("[node]\ndetach_at_stop = true\n")
+    storage.start()
+    wait_until(lambda: storage.get("/status").ok, what="the node")
+    assert storage.end(signal.SIGTERM) == 0
+    assert not iscsi.admits(tgtd.portal, export)
+
+
 @pytest.mark.parametrize("kind", ["backup.save", "volume.restore"])
 @pytest.mark.parametrize("sig", [signal.SIGKILL, signal.SIGTERM])
 def test_ended_in_the_middle_of_moving_data(

@@ -40,14 +40,14 @@ class Barbican:
         """The bytes of the secret `secret_id`.
 
         Raises:
-            errors.BadKey: there is no such secret for us, or we are not let in.
-            errors.KeyManagerUnavailable: nobody answers.
+            errors.BadKey: there is no such secret.
+            errors.KeyManagerUnavailable: nobody answers, or not to us.
         """
         try:
             context = credential_factory(self._conf)
             payload = key_manager.API(self._conf).get(context, secret_id).get_encoded()
-        except (exception.ManagedObjectNotFoundError, exception.Forbidden) as error:
-            raise errors.BadKey(source=f"secret {secret_id}", reason=f"{error}.") from error
+        except exception.ManagedObjectNotFoundError as error:
+            raise errors.BadKey(source=f"secret {secret_id}", reason=f"{error}") from error
         except exception.CastellanException as error:
-            raise errors.KeyManagerUnavailable(manager="Barbican", reason=f"{error}.") from error
+            raise errors.KeyManagerUnavailable(manager="Barbican", reason=f"{error}") from error
         return payload if isinstance(payload, bytes) else str(payload).encode()

@@ -67,7 +67,7 @@ class BadKey(LunrError):
 
 
 class KeyManagerUnavailable(Unavailable):
-    """The key manager {manager} can't be asked for the master key: {reason}"""
+    """{manager} does not give the master key: {reason}"""
 
     code = "key_manager_unavailable"
 

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from lunr.backup import errors, keys
+from lunr.common import ids
 
 #: The master keys of a node, the one that writes first.
 Masters = tuple[bytes, ...]
@@ -38,10 +39,10 @@ def open_masters(source: str, fetch: Fetch) -> Masters:
     scheme, _, place = source.partition(":")
     if scheme == "file" and place.startswith("/"):
         return load(Path(place))
-    if scheme == "barbican" and place:
+    secrets = place.split(",")
+    if scheme == "barbican" and all(map(ids.is_valid, secrets)):
         return _distinct(
-            (master for id in place.split(",") for master in _secret(fetch(id), f"secret {id}")),
-            source,
+            (master for id in secrets for master in _secret(fetch(id), f"secret {id}")), source
         )
     raise errors.BadKey(source=repr(source), reason="use file:/PATH or barbican:SECRET_ID.")
 

@@ -60,6 +60,6 @@ def setup(level: str = "INFO", style: str = "text", stream: TextIO | None = None
     root.setLevel(level.upper())
     for chatty in (
         *("swiftclient", "urllib3", "alembic", "requests"),
-        *("keystoneauth", "keystoneclient", "keystonemiddleware"),
+        *("keystoneauth", "keystoneclient", "keystonemiddleware", "castellan", "barbicanclient"),
     ):
         logging.getLogger(chatty).setLevel(max(logging.WARNING, root.level))

@@ -59,7 +59,7 @@ def test_secrets_are_asked_for_by_id() -> None:
         masters.open_masters("barbican:one", lambda _: b"password")
 
 
-@pytest.mark.parametrize("source", ["", "/etc/key", "file:key", "barbican:", "vault:x"])
+@pytest.mark.parametrize("source", ["", "/etc/key", "file:key", "barbican:", "barbican:a,../b", "vault:x"])
 def test_what_is_no_place_for_keys_is_told(source: str) -> None:
     with pytest.raises(errors.BadKey, match="use file:/PATH or barbican:SECRET_ID"):
         masters.open_masters(source, nobody)

@@ -8,7 +8,7 @@ from typing import Any
 from sqlalchemy import exists, select
 from sqlalchemy.orm import Session
 
-from lunr.api.services import accounts, queue, views, volumes
+from lunr.api.services import accounts, queue, sources, views, volumes
 from lunr.api.services.core import Core
 from lunr.api.services.listing import Listing, Query
 from lunr.common import errors, ids
@@ -97,9 +97,7 @@ class Backups:
         volumes.require_idle(volume, "back it up")
         saved: Volume | Snapshot = volume
         if "snapshot" in request:
-            saved = volumes.lock_source(
-                session, account_id, Snapshot, request["snapshot"], "back it up"
-            )
+            saved = sources.lock(session, account_id, Snapshot, request["snapshot"], "back it up")
             if saved.volume_id != volume_id:
                 raise errors.NotFound(
                     kind=f"snapshot of volume {volume_id} with the id", id=saved.id
@@ -140,7 +138,7 @@ class Backups:
                 id=id,
                 reason=f"the job {backup.job_id} is at work on it; cancel that first",
             )
-        if session.scalar(select(volumes.being_made(Volume.backup_id == id))):
+        if session.scalar(select(sources.being_made(Volume.backup_id == id))):
             raise errors.InUse(kind="backup", id=id, reason="it is being restored")
         child = exists().where(Backup.parent_id == id, Backup.status == State.SAVING)
         if session.scalar(select(child)):

@@ -7,7 +7,7 @@ from typing import Any
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from lunr.api.services import accounts, queue, views, volumes
+from lunr.api.services import accounts, queue, sources, views, volumes
 from lunr.api.services.core import Core
 from lunr.api.services.listing import Listing, Query
 from lunr.common import errors, ids
@@ -113,9 +113,9 @@ class Snapshots:
                 id=id,
                 reason=f"the job {snapshot.job_id} makes it; cancel that first",
             )
-        if session.scalar(select(volumes.being_cloned(Volume.snapshot_id == id))):
+        if session.scalar(select(sources.being_cloned(Volume.snapshot_id == id))):
             raise errors.InUse(kind="snapshot", id=id, reason="a volume is being made from it")
-        if session.scalar(select(volumes.being_saved(Backup.snapshot_id == id))):
+        if session.scalar(select(sources.being_saved(Backup.snapshot_id == id))):
             raise errors.InUse(kind="snapshot", id=id, reason="a backup of it is running")
         if snapshot.status == State.NEW and snapshot.job_id is not None:
             queue.drop(session, snapshot.job_id)

@@ -4,22 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, and_, bindparam, exists, select
+from sqlalchemy import Connection, and_, bindparam, exists, select
 from sqlalchemy.orm import Session
 
-from lunr.api.services import accounts, placement, queue, transfers, views, volume_types
+from lunr.api.services import (
+    accounts,
+    placement,
+    queue,
+    sources,
+    transfers,
+    views,
+    volume_types,
+)
 from lunr.api.services.core import Core
 from lunr.api.services.listing import Listing, Query
 from lunr.common import errors, ids
-from lunr.common.states import Backup as BackupState
 from lunr.common.states import Export as ExportState
 from lunr.common.states import Volume as State
 from lunr.db.models import Backup, Export, Node, Snapshot, Volume, VolumeType, columns
 from lunr.db.transitions import move
-
-Saved = TypeVar("Saved", Snapshot, Backup)
 
 _ROWS = select(*columns(Volume), Export.status.label("export_status")).outerjoin_from(
     Volume, Export, and_(Export.volume_id == Volume.id, Export.status != "DELETED")
@@ -214,8 +219,12 @@ class Volumes:
             "it has snapshots",
             exists().where(Snapshot.volume_id == id, Snapshot.status != "DELETED"),
         )
-        _refuse_if(session, id, "a backup of it is running", being_saved(Backup.volume_id == id))
-        _refuse_if(session, id, "it is being cloned", being_cloned(Volume.source_volume_id == id))
+        _refuse_if(
+            session, id, "a backup of it is running", sources.being_saved(Backup.volume_id == id)
+        )
+        _refuse_if(
+            session, id, "it is being cloned", sources.being_cloned(Volume.source_volume_id == id)
+        )
         if volume.status == State.NEW and volume.job_id is not None:
             queue.drop(session, volume.job_id)
         move(session, Volume, id, State.DELETING, "delete it", reason=None, progress=0)
@@ -307,22 +316,6 @@ def same_request(kind: str, known: Any, account_id: str, request: dict[str, Any]
         raise errors.IdInUse(kind=kind, id=known.id, differs=", ".join(differs))
 
 
-def being_made(source: ColumnElement[bool]) -> Any:
-    """Whether there are volumes still being made from `source` (a condition)."""
-    making = (State.NEW, State.BUILDING, State.RESTORING)
-    return exists().where(source, Volume.status.in_(making))
-
-
-def being_cloned(source: ColumnElement[bool]) -> Any:
-    """As :func:`being_made`, but for those that need only the backup that copies `source`."""
-    return being_made(source & Volume.transfer_id.is_(None))
-
-
-def being_saved(saved: ColumnElement[bool]) -> Any:
-    """Whether backups of `saved` are to be made, or are being made (a condition)."""
-    return exists().where(saved, Backup.status.in_((BackupState.NEW, BackupState.SAVING)))
-
-
 def _exported(id: str) -> Any:
     return exists().where(Export.volume_id == id, Export.status != "DELETED")
 
@@ -348,40 +341,11 @@ def _source(session: Session, account_id: str, request: dict[str, Any]) -> _Sour
         require_idle(volume, "clone it")
         return _Source(volume.size, "volume.clone", volume)
     if given[0] == "snapshot":
-        snapshot = lock_source(session, account_id, Snapshot, id, "make a volume from it")
+        snapshot = sources.lock(session, account_id, Snapshot, id, "make a volume from it")
         volume = session.get_one(Volume, snapshot.volume_id)
         return _Source(snapshot.size, "volume.clone", volume, snapshot.id)
-    backup = lock_source(session, account_id, Backup, id, "make a volume from it")
+    backup = sources.lock(session, account_id, Backup, id, "make a volume from it")
     return _Source(backup.size, "volume.restore")
-
-
-def lock_source(
-    session: Session, account_id: str, model: type[Saved], id: str, action: str
-) -> Saved:
-    """The AVAILABLE snapshot or backup, locked: nobody deletes it before something needs it.
-
-    Raises:
-        errors.NotFound: the account has none of that id.
-        errors.WrongState: it is not AVAILABLE.
-    """
-    wanted = select(model).where(
-        model.id == id, model.account_id == account_id, model.status != "DELETED"
-    )
-    if model is Backup:
-        wanted = wanted.where(Backup.internal.is_(False))
-    record = session.scalar(wanted.with_for_update(key_share=True))
-    kind = model.__name__.lower()
-    if record is None:
-        raise errors.NotFound(kind=kind, id=id)
-    if record.status != BackupState.AVAILABLE:
-        raise errors.WrongState(
-            kind=kind,
-            id=id,
-            state=record.status,
-            action=action,
-            needed=BackupState.AVAILABLE,
-        )
-    return record
 
 
 def _check_size(session: Session, size: int, type_name: str, source: _Source | None) -> VolumeType:

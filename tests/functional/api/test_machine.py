@@ -291,7 +291,7 @@ class Service(RuleBasedStateMachine):
 
 
 TestService = Service.TestCase
-TestService.settings = settings(max_examples=40, stateful_step_count=50, deadline=None)
+TestService.settings = settings(max_examples=30, stateful_step_count=50, deadline=None)
 
 
 def test_refusals_are_errors_of_lunr(world: World) -> None:

@@ -179,7 +179,7 @@ def test_a_stop_leaves_exports_unless_told_to_take_them_down(
     with (storage.folder / "lunr.conf").open("a") as conf:
         conf.write("[node]\ndetach_at_stop = true\n")
     storage.start()
-    wait_until(lambda: storage.get("/status").ok, what="the node")
+    wait_until(lambda: storage.log.read_text().count("the node is ready") == 2, what="the node")
     assert storage.end(signal.SIGTERM) == 0
     assert not iscsi.admits(tgtd.portal, export)
 

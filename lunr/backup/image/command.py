@@ -80,15 +80,16 @@ def _mount(
     backup_id: str,
     folder: Path,
     url: str,
-    repository: str,
+    name: str,
     key_file: Path | None,
     patience: float,
 ) -> None:
     found = (keys.PUBLIC_MASTER,) if key_file is None else masters.load(key_file)
-    own, *older = masters.keyring(found, repository)
+    own, *older = masters.keyring(found, name)
     cancel = threading.Event()
-    store = open_store(url, repository, cancel=cancel)
-    source = Source(Repository(store, own, older=older), backup_id, _ignore)
+    store = open_store(url, name, cancel=cancel)
+    repository = Repository(store, own, older=older)
+    source = Source(repository, repository.load_root(backup_id), _ignore)
     file = Image(source)
     fd = mounting.mount(folder, protocol.MAX_IO, read_only=True)
     session = protocol.Session(fd, file, NAME, patience)

@@ -12,13 +12,17 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable
+from pathlib import Path
 from typing import Protocol, TypeVar
 
 from lunr.backup import errors
+from lunr.backup.format import roots
 from lunr.backup.format.names import Buffer
+from lunr.backup.format.roots import Root
 from lunr.backup.format.segments import Entry
 from lunr.backup.image.once import Once
 from lunr.backup.repository import Repository
+from lunr.common import private
 from lunr.common.errors import LunrError
 
 logger = logging.getLogger(__name__)
@@ -40,6 +44,23 @@ class Report(Protocol):
         """Tell `event`."""
 
 
+def kept_root(repository: Repository, backup_id: str, path: Path) -> Root:
+    """The root of a backup from the file `path`, or else from the store, and then it is kept there.
+
+    So a volume can be served again while the store is away.
+
+    Raises:
+        errors.BackupMissing, errors.CorruptObject and others of Repository.load_root.
+    """
+    try:
+        raw = path.read_bytes()
+    except FileNotFoundError:
+        root = repository.load_root(backup_id)
+        private.write(path, roots.encode(root, repository.of(root).keys).decode())
+        return root
+    return roots.decode(raw, backup_id, str(path), repository.keys, *repository.older)
+
+
 class Source:
     """One backup.
 
@@ -49,17 +70,14 @@ class Source:
         damaged: how many objects were found that can't be used.
     """
 
-    def __init__(self, repository: Repository, backup_id: str, report: Report) -> None:
-        """Load the root.
+    def __init__(self, repository: Repository, root: Root, report: Report) -> None:
+        """Read the backup `root`.
 
         Events that are reported: ``store`` (reason: why requests fail, None: they
         don't any more), ``damaged`` (object, offset, length, reason).
-
-        Raises:
-            errors.BackupMissing, errors.CorruptObject and others of Repository.load_root.
         """
-        self._root = repository.load_root(backup_id)
-        self._repository = repository.of(self._root)
+        self._root = root
+        self._repository = repository.of(root)
         self.size = self._root.size_bytes
         self.geometry = self._root.geometry
         self.damaged = 0

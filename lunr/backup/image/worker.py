@@ -16,7 +16,8 @@ target         the local file or block device
 size_bytes     of the volume; at least the backup's
 target_is_zero whether it reads as zeros where nothing was written by an earlier
                run of this task
-map            the disk map; made when it is not there
+map            the disk map; made when it is not there. The backup's root is kept
+               beside it, as the same name with ``.root``
 live           the live map, good for this boot; best below /run
 fill           eager, lazy or never
 concurrency    chunks fetched at once (4)
@@ -66,10 +67,10 @@ from lunr.backup.image.filling import FillingVolume
 from lunr.backup.image.image import Image
 from lunr.backup.image.local import Local
 from lunr.backup.image.presence import UNIT, Shape
-from lunr.backup.image.source import Source
+from lunr.backup.image.source import Source, kept_root
 from lunr.backup.repository import Repository
 from lunr.backup.stores import open_store
-from lunr.common import errors, log
+from lunr.common import errors, ids, log
 
 logger = logging.getLogger(__name__)
 
@@ -164,7 +165,13 @@ class Worker:
         kind = self._field("task")
         if kind not in ("image", "volume"):
             raise errors.BadRequest(reason=f"there is no task {kind!r}.")
-        source = Source(self._repository(), self._field("backup_id"), self.report)
+        repository, backup_id = self._repository(), ids.check(self._field("backup_id"))
+        if kind == "image":
+            root = repository.load_root(backup_id)
+        else:
+            path = Path(self._field("map"))
+            root = kept_root(repository, backup_id, path.with_name(f"{path.name}.root"))
+        source = Source(repository, root, self.report)
         self._closing.callback(source.close)
         return Image(source) if kind == "image" else self._open_volume(source)
 

@@ -15,7 +15,7 @@ from lunr.backup.image import maps
 from lunr.backup.image.filling import FillingVolume
 from lunr.backup.image.local import Local
 from lunr.backup.image.presence import UNIT, Shape
-from lunr.backup.image.source import Source
+from lunr.backup.image.source import Source, kept_root
 from lunr.backup.stores.base import Store
 from lunr.backup.stores.memory import MemoryStore
 from tests.unit.backup.support import Faulty, repository, save_bytes
@@ -94,7 +94,9 @@ class World:
                 file.truncate(self.size)
             else:
                 file.write(b"\xee" * self.size)
-        source = Source(self.repository, "b1", self.report)
+        source = Source(self.repository, self.repository.load_root("b1"), self.report)
+        self.root = self.map.with_name("map.root")
+        self.root.unlink(missing_ok=True)
         zeros = source.zero_ranges(self.size) if self.is_zero else []
         maps.create(self.map, Shape(self.size, CHUNK), "b1", zeros)
         self.live.unlink(missing_ok=True)
@@ -103,7 +105,8 @@ class World:
         self.events.append((event, fields))
 
     def open(self) -> FillingVolume:
-        self.source = Source(self.repository, "b1", self.report)
+        root = kept_root(self.repository, "b1", self.root)
+        self.source = Source(self.repository, root, self.report)
         data, file = self._local(self.target), self._local(self.map)
         opened = maps.Maps(file, self.live)
         self.volume = FillingVolume(self.source, data, opened, self.is_zero)

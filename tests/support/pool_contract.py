@@ -36,6 +36,8 @@ class PoolContract:
     unit: ClassVar[int] = 4096
     #: Whether a volume can be deleted while it has snapshots.
     snapshots_outlive: ClassVar[bool] = True
+    #: How many volumes are written full to see whether their bytes come back.
+    crowd: ClassVar[int] = 8
     #: How much random work is tried: examples, steps of each.
     examples: ClassVar[int] = 40
     steps: ClassVar[int] = 25
@@ -141,16 +143,16 @@ class PoolContract:
 
     def test_deleted_bytes_are_never_seen_again(self, pool: Pool) -> None:
         secret = random.Random(1).randbytes(4096)
-        for number in range(8):  # most of the pool has held the secret
+        for number in range(self.crowd):  # most of the pool has held the secret
             pool.create(f"old{number}", self.size)
             with pool.path(f"old{number}").open("r+b") as file:
                 file.write(secret * (self.size // len(secret)))
                 os.fsync(file.fileno())
-        for number in range(8):
+        for number in range(self.crowd):
             pool.delete(f"old{number}")
         pool.create("new", self.size)
-        pool.extend("new", 8 * self.size)
-        assert pool.path("new").read_bytes() == bytes(8 * self.size)
+        pool.extend("new", self.crowd * self.size)
+        assert pool.path("new").read_bytes() == bytes(self.crowd * self.size)
 
     @pytest.mark.parametrize("bad", ["", ".", "..", "a/b", "a.b", "-x", "x\n", "x" * 65])
     def test_no_id_leads_out_of_the_pool(self, pool: Pool, bad: str) -> None:

@@ -8,11 +8,11 @@ numbers were found.
 A chunk is written whole when more than 9/16 of its blocks would come from
 patches.
 
-The patch objects of a segment are at most 4/5 as many as its chunks that hold
+The patch objects of a segment are at most 9/10 as many as its chunks that hold
 anything. One more, and the emptiest are emptied: what still lives in them goes
 into this save's patches, from the volume, which is at hand. So many that the
 next saves need not do it again. As no object is larger than a chunk, a restore
-reads at most 1.8 times what the backup holds, in at most 1.8 times as many
+reads at most 1.9 times what the backup holds, in at most 1.9 times as many
 requests as there are chunks, whatever was written where and for however long.
 """
 
@@ -25,7 +25,7 @@ from typing import TypeVar
 T = TypeVar("T")
 
 _WHOLE = Fraction(9, 16)
-_PATCHES = Fraction(4, 5)
+_PATCHES = Fraction(9, 10)
 #: What is left of the allowed objects when there were too many.
 _LEFT = Fraction(7, 8)
 #: Patch objects that a segment may have in any case: small ones would be written

@@ -32,6 +32,7 @@ from dataclasses import dataclass, replace
 from lunr.backup import condemned as lists
 from lunr.backup import errors, parallel, sessions
 from lunr.backup.condemned import Condemned
+from lunr.backup.damage import subject_of
 from lunr.backup.format.names import Kind, Ref, condemned_name, root_name, session_name, token_of
 from lunr.backup.format.segments import objects_of
 from lunr.backup.repository import Repository
@@ -91,7 +92,7 @@ def collect(
         if name in swept:
             listed.add(name)
         if (
-            hash(name) not in needed
+            hash(subject_of(name)) not in needed
             and name not in already
             and token_of(name) not in writers.running
             and not _is_kept_by_kind(name)
@@ -146,7 +147,7 @@ def sweep(
     # Only now, when nothing can refer to a condemned name any more:
     saves = [*keep, *writers.saves, *condemned.saves]
     needed = _needed(repository, saves, required, threads, cancel)
-    doomed = {n: size for n, size in condemned.objects.items() if hash(n) not in needed}
+    doomed = {n: size for n, size in condemned.objects.items() if hash(subject_of(n)) not in needed}
     parallel.each(doomed, repository.store.delete, threads, cancel)
     repository.store.sync()
     rescued = {name: size for name, size in condemned.objects.items() if name not in doomed}

@@ -29,6 +29,7 @@ from lunr.backup.repository import Repository
 from lunr.backup.restore import restore as restore_backup
 from lunr.backup.sources import FileSource
 from lunr.backup.stores import open_store
+from lunr.backup.verify import Share
 from lunr.backup.verify import verify as verify_backups
 from lunr.common import ids, log, units
 from lunr.common.errors import LunrError
@@ -282,21 +283,36 @@ def restore(tools: Tools, backup_id: str, target: Path) -> None:
 
 @_command
 @click.argument("backup_id", metavar="[ID]", type=ID, required=False)
-def verify(tools: Tools, backup_id: str | None) -> None:
-    """Read and check every object of the backup ID, or of all backups."""
+@click.option(
+    "--share",
+    metavar="N",
+    type=click.IntRange(min=1),
+    default=1,
+    help="Read only one N-th of the objects, each day another one.",
+)
+def verify(tools: Tools, backup_id: str | None, share: int) -> None:
+    """Read and check every object of the backup ID, or of all backups.
+
+    What is bad is set aside: the next backup of a volume that still has the data stores it
+    again. The exit code is 1 when a backup is damaged.
+    """
     with tools.progress("verify") as progress:
         done = verify_backups(
             tools.repository,
             None if backup_id is None else [backup_id],
+            share=None if share == 1 else Share(int(time.time() // 86400), share),
             concurrency=tools.jobs,
             progress=progress,
             cancel=tools.cancel,
         )
+    bad = [f"{one}: {reason}" for one, reason in sorted(done.damaged.items())]
     tools.show(
         asdict(done),
-        f"{done.backups} backups are good: {done.chunks} chunks, "
-        f"{units.human(done.bytes_read)}, {done.seconds:.1f} s.",
+        f"Looked at {done.backups} backups: read {done.objects} objects, "
+        f"{units.human(done.bytes_read)}, in {done.seconds:.1f} s.",
     )
+    if bad:
+        raise errors.DamagedBackups(count=len(bad), reasons="\n".join(["", *bad]))
 
 
 @_command

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import zstandard
 
-from lunr.backup import errors
+from lunr.backup import damage, errors
 from lunr.backup.format.names import VERSION, Kind, condemned_name
 from lunr.backup.repository import Repository
 from lunr.common import ids
@@ -83,8 +83,12 @@ def listed(repository: Repository) -> list[str]:
 def load_names(
     repository: Repository, collections: Iterable[str]
 ) -> tuple[frozenset[str], tuple[str, ...]]:
-    """All names condemned by `collections` and those that the store lists, and which these are."""
-    names: set[str] = set()
+    """The names that a writer must not refer to, and the collections that condemn them.
+
+    These are `collections` and those that the store lists; objects that are set aside come
+    to their names.
+    """
+    names: set[str] = set(damage.names(repository))
     known = []
     for collection in dict.fromkeys([*collections, *listed(repository)]):
         condemned = load(repository, collection)

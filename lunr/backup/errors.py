@@ -52,7 +52,7 @@ class UnsupportedFormat(LunrError):
 
 
 class DamagedBackups(LunrError):
-    """{count} objects can't be used. {reasons}"""
+    """{count} backups are damaged. {reasons}"""
 
     code = "corrupt_object"
 

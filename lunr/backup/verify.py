@@ -1,17 +1,17 @@
-"""Verify: read and check every object that backups need, each once."""
+"""Verify: read and check every object that backups need, or a share of them, each once."""
 
 from __future__ import annotations
 
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from itertools import zip_longest
 
-from lunr.backup import errors, parallel
-from lunr.backup.format.names import Ref
+from lunr.backup import damage, errors, parallel
+from lunr.backup.format.names import Kind, Ref
 from lunr.backup.format.roots import Root
 from lunr.backup.format.segments import Entry
 from lunr.backup.pipeline import Progress
@@ -21,19 +21,40 @@ from lunr.common.errors import LunrError
 
 logger = logging.getLogger(__name__)
 
-_SHOWN = 5
 #: Indexes of objects that are kept, for the backups of a chain that share them: 14 KiB each.
 _INDEXES = 2048
 _BAD = (errors.CorruptObject, errors.ObjectMissing, errors.UnsupportedFormat)
 
 
 @dataclass(frozen=True)
+class Share:
+    """One of `of` shares of a store's objects: of several days, each reads another share."""
+
+    number: int
+    of: int
+
+    def has(self, ref: Ref) -> bool:
+        """Whether an object is in it."""
+        return int.from_bytes(ref.hash[:8]) % self.of == self.number % self.of
+
+
+@dataclass(frozen=True)
 class Verified:
-    """What was checked: backups, distinct chunks, plain bytes, and the seconds it took."""
+    """What was checked.
+
+    Attributes:
+        backups: how many were looked at.
+        objects: how many chunk and patch objects were read.
+        bytes_read: the plain bytes in them.
+        damaged: what is lost, by the id of the backup that needs it; also of backups that
+            nobody asked for but that need the same objects.
+        seconds: how long it took.
+    """
 
     backups: int
-    chunks: int
+    objects: int
     bytes_read: int
+    damaged: dict[str, str]
     seconds: float
 
 
@@ -41,56 +62,103 @@ def verify(
     repository: Repository,
     backup_ids: Iterable[str] | None = None,
     *,
+    share: Share | None = None,
     concurrency: int = 4,
     progress: Progress | None = None,
     cancel: threading.Event | None = None,
 ) -> Verified:
     """Check the backups `backup_ids`, or all that the store lists.
 
-    Goes on after a bad object, logs each, and raises in the end.
+    A bad object is set aside (:mod:`lunr.backup.damage`); one that was and is good, is not any
+    more. A store that can't be asked ends all, as it says nothing about the objects.
+
+    Args:
+        repository: whose backups.
+        backup_ids: which; those that are not there are damaged.
+        share: read only these of the chunk and patch objects. Roots and segments are read always.
+        concurrency: requests to the store at once.
+        progress: told what is done.
+        cancel: set to give up within a second, with Cancelled.
 
     Raises:
-        errors.BackupMissing: one of `backup_ids` is not there.
-        errors.WrongKey: a backup is not readable with these keys.
-        errors.CorruptObject, errors.ObjectMissing, errors.UnsupportedFormat: the one bad object.
-        errors.DamagedBackups: several; it names the first few.
+        errors.StoreUnavailable, errors.StoreRefused: see above.
     """
     started = time.monotonic()
-    run = _Verify(repository, progress)
-    chosen = list(repository.backup_ids() if backup_ids is None else backup_ids)
-    parallel.each(run.steps(chosen), lambda step: step(), max(2, concurrency), cancel)
-    if len(run.bad) == 1:
-        raise next(iter(run.bad.values()))
-    if run.bad:
-        shown = " ".join(list(run.bad)[:_SHOWN])
-        raise errors.DamagedBackups(count=len(run.bad), reasons=shown)
-    return Verified(len(chosen), run.checked, run.bytes_read, round(time.monotonic() - started, 3))
+    threads = max(2, concurrency)
+    listed = frozenset(repository.backup_ids())
+    chosen = sorted(listed) if backup_ids is None else list(dict.fromkeys(backup_ids))
+    noted = damage.names(repository)
+    run = _Verify(repository, share, noted, progress)
+    roots = run.load_roots(chosen, listed)
+    parallel.each(run.steps(roots), lambda step: step(), threads, cancel)
+    for name in noted & run.good - run.bad.keys():
+        logger.info("%s is good again", name)
+        damage.forget(repository, name)
+    for name in run.bad.keys() - noted:
+        damage.set_aside(repository, name, run.bad[name])
+    bad = {name: f"The object {name} was found bad before." for name in noted - run.good} | run.bad
+    if bad:
+        others = run.load_roots(sorted(listed.difference(chosen)), listed)
+        run.damaged |= damage.needing(repository, [*roots, *others], bad, threads, cancel)
+    return Verified(
+        len(chosen),
+        run.objects,
+        run.bytes_read,
+        run.damaged,
+        round(time.monotonic() - started, 3),
+    )
 
 
 class _Verify:
-    def __init__(self, repository: Repository, progress: Progress | None) -> None:
-        self.bad: dict[str, LunrError] = {}
-        self.checked = self.bytes_read = 0
+    """A run: names that are bad and what is wrong, names that were bad and are good."""
+
+    def __init__(
+        self,
+        repository: Repository,
+        share: Share | None,
+        noted: Collection[str],
+        progress: Progress | None,
+    ) -> None:
+        self.bad: dict[str, str] = {}
+        self.good: set[str] = set()
+        self.damaged: dict[str, str] = {}
+        self.objects = self.bytes_read = 0
         self._repository = repository
+        self._share = share
+        self._noted = noted
         self._progress = progress or (lambda _done, _total: None)
         self._lock = threading.Lock()
         self._done = self._total = 0
         self._open = lru_cache(_INDEXES)(Repository.open)
 
     def _report(self, error: LunrError) -> None:
+        logger.error("%s", error)
         with self._lock:
-            if str(error) not in self.bad:
-                logger.error("%s", error)
-                self.bad[str(error)] = error
+            for name in damage.names_in(error):
+                self.bad.setdefault(name, str(error))
 
-    def steps(self, backup_ids: list[str]) -> Iterator[Callable[[], None]]:
-        """What there is to do; each step may be done by any thread."""
+    def load_roots(self, backup_ids: Iterable[str], listed: Collection[str]) -> list[Root]:
+        """The roots that can be read; the others' backups are damaged.
+
+        What was `listed` and is gone was deleted just now.
+        """
         roots = []
         for backup_id in backup_ids:
             try:
                 roots.append(self._repository.load_root(backup_id))
-            except _BAD as error:
-                self._report(error)
+            except errors.BackupMissing as error:
+                if backup_id not in listed:
+                    self._lose(backup_id, error)
+            except (*_BAD, errors.WrongKey) as error:
+                self._lose(backup_id, error)
+        return roots
+
+    def _lose(self, backup_id: str, error: LunrError) -> None:
+        logger.error("%s", error)
+        self.damaged[backup_id] = str(error)
+
+    def steps(self, roots: list[Root]) -> Iterator[Callable[[], None]]:
+        """What there is to do; each step may be done by any thread."""
         self._total = sum(root.size_bytes for root in roots)
         owners = [self._repository.of(root) for root in roots]
         # Hashes: sets of the things themselves would be many times as big.
@@ -107,7 +175,11 @@ class _Verify:
                 reading = Reading(owner, held, root.size_bytes, root.geometry)
                 for fetch in reading.fetches:
                     key = hash((fetch.kind, fetch.ref))
-                    yield partial(self._check, owner, reading, fetch, key not in objects)
+                    is_new = key not in objects
+                    if self._share is None:
+                        yield partial(self._check, owner, reading, fetch, is_new)
+                    elif is_new and self._is_due(fetch):
+                        yield partial(self._check, owner, None, fetch, is_new)
                     objects.add(key)
 
     def _held(
@@ -123,36 +195,51 @@ class _Verify:
         held: dict[int, Entry] = {}
         if ref is not None and ref not in segments:
             segments.add(ref)
+            found: list[Entry] = []
             try:
                 found = owner.load_segment(ref, len(chunks))
             except _BAD as error:
                 self._report(error)
-                found = []
+            else:
+                self._note_good(ref.name(Kind.SEGMENT))
             for chunk, entry in zip(chunks, found, strict=False):
                 if entry is not None and hash(entry) not in entries:
                     entries.add(hash(entry))
                     held[chunk] = entry
         start, end = chunks.start * root.geometry.chunk, chunks.stop * root.geometry.chunk
-        self.checked += len(held)
         self._advance(min(end, root.size_bytes) - start)
         return held
 
-    def _check(self, owner: Repository, reading: Reading, fetch: Fetch, is_new: bool) -> None:
+    def _is_due(self, fetch: Fetch) -> bool:
+        ref = fetch.ref
+        return ref is not None and (
+            self._share is None or self._share.has(ref) or ref.name(fetch.kind) in self._noted
+        )
+
+    def _check(
+        self, owner: Repository, reading: Reading | None, fetch: Fetch, is_new: bool
+    ) -> None:
         """Check an object, unless that was done, and the chunks that were put together with it."""
         opened = None
-        read = 0
         try:
             if fetch.ref is not None and is_new:
                 opened = owner.open(fetch.ref, fetch.kind, whole=True)
                 opened.read(0, len(opened.index.hashes))
-                read = opened.index.plain_size
+                with self._lock:
+                    self.objects += 1
+                    self.bytes_read += opened.index.plain_size
+                self._note_good(opened.name)
             elif fetch.ref is not None:
                 opened = self._open(owner, fetch.ref, fetch.kind, whole=False)
-            reading.check(fetch, opened)
+            if reading is not None:
+                reading.check(fetch, opened)
         except _BAD as error:
             self._report(error)
-        with self._lock:
-            self.bytes_read += read
+
+    def _note_good(self, name: str) -> None:
+        if name in self._noted:
+            with self._lock:
+                self.good.add(name)
 
     def _advance(self, length: int) -> None:
         with self._lock:

@@ -17,7 +17,8 @@ save      source, size_bytes, backup_id, volume_id, parent_id, condemned, create
           allocated (``[[first byte, end], …]``, in order: there is nothing but
           zeros elsewhere; null or absent: nobody knows)
 restore   backup_id, target, size_bytes, target_is_zero
-verify    backup_id
+verify    backup_ids, share (``[number, of]``: only that share of the objects; null or
+          absent: all)
 delete    backup_id
 collect   keep, required
 sweep     keep, required, collection
@@ -46,7 +47,7 @@ from lunr.backup.repository import Repository
 from lunr.backup.restore import restore
 from lunr.backup.sources import FileSource
 from lunr.backup.stores import open_store
-from lunr.backup.verify import verify
+from lunr.backup.verify import Share, verify
 from lunr.common import errors, log
 
 logger = logging.getLogger(__name__)
@@ -122,10 +123,12 @@ def _restore(job: Job) -> dict[str, Any]:
 
 
 def _verify(job: Job) -> dict[str, Any]:
+    share = job.task.get("share")
     return asdict(
         verify(
             job.repository,
-            [job["backup_id"]],
+            job["backup_ids"],
+            share=None if share is None else Share(*share),
             concurrency=job.concurrency,
             progress=job.progress,
             cancel=job.cancel,

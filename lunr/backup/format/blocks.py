@@ -280,7 +280,7 @@ def read_blocks(
             frame = index.cipher.decrypt(block, frame, name)
         if index.compressed[block]:
             stored = False
-            frame = memoryview(_decompress(frame, length, f"{name} (block {block})"))
+            frame = memoryview(_decompress(frame, length, block, name))
         if blake3(frame, key=key).digest() != index.hashes[block]:
             raise errors.CorruptObject(
                 name=name, reason=f"the bytes of block {block} do not match their hash."
@@ -289,11 +289,11 @@ def read_blocks(
     return view if stored else b"".join(plain)
 
 
-def _decompress(frame: memoryview, length: int, name: str) -> bytes:
+def _decompress(frame: memoryview, length: int, block: int, name: str) -> bytes:
     try:
         # Ask first: the library would allocate whatever a forged frame claims.
         if zstandard.frame_content_size(frame) != length:
-            raise errors.CorruptObject(name=name, reason="a frame has the wrong length.")
+            raise errors.CorruptObject(name=name, reason=f"block {block} has the wrong length.")
         return decompressor().decompress(frame, max_output_size=length)
     except zstandard.ZstdError as error:
-        raise errors.CorruptObject(name=name, reason=f"{error}.") from error
+        raise errors.CorruptObject(name=name, reason=f"block {block}: {error}.") from error

@@ -27,6 +27,7 @@ class Kind(StrEnum):
     ROOT = "roots"
     SESSION = "sessions"
     CONDEMNED = "condemned"
+    BAD = "bad"
 
 
 class Ref(NamedTuple):

@@ -105,15 +105,13 @@ def _allocated(pool: Pool, job: Job, snapshot: Snapshot, size: int) -> list[Exte
 
 def verify(node: Node, job: Job) -> dict[str, Any]:
     """Every byte of the backup, read and checked."""
-    return _on_backup(node, job, "verify")
+    return node.engine.run(
+        job, "verify", repository=job.id_of("repository"), backup_ids=[job.id_of("backup_id")]
+    )
 
 
 def delete(node: Node, job: Job) -> dict[str, Any]:
     """No backup; what only it needed is left for the collector."""
-    return _on_backup(node, job, "delete")
-
-
-def _on_backup(node: Node, job: Job, task: str) -> dict[str, Any]:
     return node.engine.run(
-        job, task, repository=job.id_of("repository"), backup_id=job.id_of("backup_id")
+        job, "delete", repository=job.id_of("repository"), backup_id=job.id_of("backup_id")
     )

@@ -132,3 +132,57 @@ def test_two_repositories_share_nothing(cli: Cli, tmp_path: Path) -> None:
         name.partition(".")[0] for name in names[1]
     }
     assert cli.run("delete", "b", "--repository", "three").exit_code == 1
+
+
+def test_verify_names_what_is_damaged_and_the_next_backup_is_whole(
+    cli: Cli, tmp_path: Path
+) -> None:
+    disk = tmp_path / "disk"
+    disk.write_bytes(b"x" * 5000)
+    cli.ok("save", disk, "--id", "monday")
+    (chunk,) = (tmp_path / "store").rglob("chunks/*/*")
+    chunk.write_bytes(chunk.read_bytes()[:-1])
+    for arguments in ([], ["monday"], ["--share", "1000"]):  # it is read again as it was bad
+        result = cli.run("verify", *arguments)
+        assert result.exit_code == 1
+        assert "1 backups are damaged" in result.stderr
+        assert f"monday: The object chunks/{chunk.parent.name}/{chunk.name}" in result.stderr
+    cli.ok("save", disk, "--id", "tuesday", "--parent", "monday")
+    cli.ok("restore", "tuesday", tmp_path / "copy")
+    assert (tmp_path / "copy").read_bytes() == disk.read_bytes()
+    cli.ok("delete", "monday")
+    cli.ok("collect")
+    assert cli.json("verify")["damaged"] == {}
+
+
+def test_a_backup_can_be_left_plain(cli: Cli, tmp_path: Path) -> None:
+    disk = tmp_path / "disk"
+    disk.write_bytes(b"for all to read")
+    plain = ("--encryption", "none", "--compression", "none")
+
+    def shown() -> bool:
+        chunks = (tmp_path / "store").rglob("chunks/*/*")
+        return any(b"for all to read" in path.read_bytes() for path in chunks)
+
+    cli.ok("save", disk, "--id", "secret")
+    cli.ok("save", disk, "--id", "same", "--parent", "secret", *plain)  # it uses what is there
+    assert not shown()
+    cli.ok("save", disk, "--id", "plain", *plain)
+    assert shown()
+
+
+def test_backups_of_an_older_key_are_read(cli: Cli, tmp_path: Path) -> None:
+    disk, key = tmp_path / "disk", tmp_path / "key"
+    disk.write_bytes(b"x" * 5000)
+    key.write_text("11" * 32)
+    key.chmod(0o600)
+    keyed = ("--key-file", str(key))
+    cli.ok("save", disk, "--id", "old", *keyed)
+    key.write_text("22" * 32 + "\n" + "11" * 32)
+    cli.ok("save", disk, "--id", "new", "--parent", "latest", *keyed)
+    for backup in ("old", "new"):
+        cli.ok("restore", backup, tmp_path / backup, *keyed)
+        assert (tmp_path / backup).read_bytes() == disk.read_bytes()
+    key.write_text("22" * 32)
+    assert "another master key" in cli.run("restore", "old", tmp_path / "x", *keyed).stderr
+    cli.ok("restore", "new", tmp_path / "y", *keyed)

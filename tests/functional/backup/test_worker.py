@@ -130,14 +130,14 @@ def test_the_life_of_two_backups(place: Place) -> None:
         )
         assert done.keys() == {"bytes_read", "seconds"}
         assert place.target.read_bytes() == data
-        assert place.do("verify", backup_id=backup_id)["bytes_read"] == (12 << 20) + patched
+        assert place.do("verify", backup_ids=[backup_id])["bytes_read"] == (12 << 20) + patched
     assert place.do("delete", backup_id="b1") == {"deleted": True}
     assert place.do("delete", backup_id="b1") == {"deleted": False}
     found = place.do("collect", required=["b2"])
     assert found["condemned"] == 1  # the segment: its chunks are the bases of b2's
     swept = place.do("sweep", required=["b2"], collection=found["collection"])
     assert swept["deleted"] == 1
-    assert place.do("verify", backup_id="b2")["bytes_read"] == (12 << 20) + patched
+    assert place.do("verify", backup_ids=["b2"])["bytes_read"] == (12 << 20) + patched
     place.do("delete", backup_id="b2")
     found = place.do("collect", keep=[])
     place.do("sweep", keep=[], collection=found["collection"])
@@ -153,12 +153,12 @@ def test_failures_tell_their_code(place: Place) -> None:
     place.target.write_bytes(b"")
     fields = {"backup_id": "b1", "target": str(place.target), "size_bytes": 1000}
     assert place.fail("restore", **fields)["code"] == "target_too_small"
-    assert place.fail("verify", backup_id="none")["code"] == "backup_missing"
-    assert place.fail("verify", backup_id="../x")["code"] == "invalid_field"
+    assert place.fail("restore", backup_id="none", target="t")["code"] == "backup_missing"
+    assert place.fail("verify", backup_ids=["../x"])["code"] == "invalid_field"
     assert place.fail("verify") == {
         "event": "failed",
         "code": "bad_request",
-        "reason": "The request can't be understood: the task has no backup_id.",
+        "reason": "The request can't be understood: the task has no backup_ids.",
         "retry": False,
     }
     assert place.fail("mow")["code"] == "bad_request"
@@ -169,14 +169,15 @@ def test_failures_tell_their_code(place: Place) -> None:
         store={"url": place.url},
         key="00" * 32,
         repository="account",
-        backup_id="b1",
+        backup_ids=["b1"],
     )
-    assert wrong.end()[1][-1]["code"] == "wrong_key"
+    assert "another master key" in wrong.end()[1][-1]["result"]["damaged"]["b1"]
     (chunk,) = (path for path in place.files() if path.parts[-3] == "chunks")
     chunk.write_bytes(chunk.read_bytes()[:-1] + b"!")
-    failed = place.fail("verify", backup_id="b1")
-    assert failed["code"] == "corrupt_object"
-    assert chunk.name in failed["reason"]
+    done = place.do("verify", backup_ids=["b1", "none"])
+    assert done["damaged"].keys() == {"b1", "none"}
+    assert chunk.name in done["damaged"]["b1"]
+    assert place.do("verify", backup_ids=["b1"], share=[1, 2])["damaged"].keys() == {"b1"}
 
 
 def slow_save(place: Place) -> Worker:

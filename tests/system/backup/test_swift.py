@@ -47,7 +47,7 @@ def test_the_life_of_a_backup(swift_cluster: SwiftAccess, place: str) -> None:
     assert did.statistics.objects_stored == 2
     assert load_bytes(repo, "b1") == data
     assert load_bytes(repo, "b2") == changed
-    verify(repo, concurrency=4)
+    assert verify(repo, concurrency=4).damaged == {}
     repo.delete_root("b1")
     repo.delete_root("b2")
     found = collect(repo)

@@ -190,7 +190,7 @@ class Chain(RuleBasedStateMachine):
                         assert all(number < count for number in patched)
 
     def finish(self) -> None:
-        verify(self.repo, concurrency=2)
+        assert verify(self.repo, concurrency=2).damaged == {}
         for _ in range(2):
             self.sweep()
             self.condemn()

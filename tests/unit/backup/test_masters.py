@@ -12,6 +12,7 @@ from lunr.backup.keys import Cipher
 from lunr.backup.repository import Repository
 from lunr.backup.stores.base import Store
 from lunr.backup.stores.memory import MemoryStore
+from lunr.backup.verify import verify
 from tests.unit.backup.support import load_bytes, save_bytes
 
 OLD, NEW = b"\xab" * 32, b"\xcd" * 32
@@ -59,7 +60,9 @@ def test_secrets_are_asked_for_by_id() -> None:
         masters.open_masters("barbican:one", lambda _: b"password")
 
 
-@pytest.mark.parametrize("source", ["", "/etc/key", "file:key", "barbican:", "barbican:a,../b", "vault:x"])
+@pytest.mark.parametrize(
+    "source", ["", "/etc/key", "file:key", "barbican:", "barbican:a,../b", "vault:x"]
+)
 def test_what_is_no_place_for_keys_is_told(source: str) -> None:
     with pytest.raises(errors.BadKey, match="use file:/PATH or barbican:SECRET_ID"):
         masters.open_masters(source, nobody)
@@ -91,6 +94,7 @@ def test_backups_of_all_keys_are_read_and_the_newest_writes() -> None:
     assert again.statistics.objects_stored == 0
     for backup in ("b1", "b2", "b3"):
         assert load_bytes(both.of(both.load_root(backup)), backup) == DATA
+    assert verify(both).damaged == {}
     assert {both.load_root(b).key_id for b in ("b2", "b3")} == {keys.derive(NEW, "account").id}
 
 

@@ -23,6 +23,7 @@ from lunr.storage.pools import thin_status
 from lunr.storage.pools.base import Extent, PoolFull, PoolUnusable, Purpose, Snapshot
 from lunr.storage.pools.thin import ThinPool
 from lunr.storage.pools.thin_status import Mode
+from lunr.storage.pools.volume_group import Role, tags_for
 from tests.support.initiator import sh
 from tests.support.pool_contract import PoolContract
 from tests.support.volume_groups import volume_group
@@ -250,9 +251,9 @@ def test_maps_agree_with_a_random_walk(pool: ThinPool) -> None:
     last = Snapshot("v1", "s0")
     pool.snapshot(last)
     before = bytes(shadow)
-    for number in range(1, 5):
+    for number in range(1, 4):
         touched: set[int] = set()
-        for _ in range(chance.randrange(1, 30)):
+        for _ in range(chance.randrange(1, 20)):
             start, length = chance.randrange(len(shadow)), chance.randrange(1, 4 * BLOCK)
             end = min(start + length, len(shadow))
             touched.update(range(start // BLOCK, -(-end // BLOCK)))
@@ -488,41 +489,29 @@ def test_a_killed_clone_is_no_volume(alone: ThinPool, tmp_path: Path) -> None:
     assert len(lvs.split()) == 3, lvs
 
 
-def test_what_a_killed_lvm_left_is_finished_or_not_there(pool: ThinPool) -> None:
+def test_what_a_killed_lvm_left_is_finished(pool: ThinPool) -> None:
+    """LVM writes its metadata before it makes a device: killed between, this is what there is."""
     pool.create("v1", SIZE)
     write(pool.path("v1"), 0, b"kept")
-    left = set()
-    for number in range(8):
-        snapshot = Snapshot("v1", f"s{number}")
-        dying = threading.Timer(0.1 + 0.04 * number, kill_lvcreate)
-        dying.start()
-        try:
-            pool.snapshot(snapshot)
-            left.add("done")
-        except system.CommandFailed:
-            left.add("inactive" if snapshot in pool.snapshots() else "nothing")
-        dying.join()
-        pool.snapshot(snapshot)
-        assert read(pool.path(snapshot), 0, 4) == b"kept"
-        write(pool.path("v1"), 4, b"goes on")
-    print(left)
+    snapshot = Snapshot("v1", "s1")
+    for words in (
+        ["-n", "snap-s1", *tags_for(Role.SNAPSHOT, "s1", "v1"), "-s", "-pr", f"{GROUP}/volume-v1"],
+        ["-n", "volume-v2", *tags_for(Role.VOLUME, "v2", "v2"), "-V", f"{SIZE}b", "-T", NAME],
+    ):
+        sh("lvcreate", "-qqy", "-an", "-kn", *words)
+    assert not pool.path(snapshot).exists()
+    pool.snapshot(snapshot)
+    pool.create("v2", SIZE)
+    assert read(pool.path(snapshot), 0, 4) == b"kept"
+    assert read(pool.path("v2"), 0, SIZE) == bytes(SIZE)
 
 
-def kill_lvcreate() -> None:
-    for process in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError):
-            if (process / "comm").read_text() == "lvcreate\n":
-                os.kill(int(process.name), signal.SIGKILL)
-
-
-def test_a_volume_that_lvm_left_suspended_goes_on(alone: ThinPool) -> None:
+def test_a_volume_that_a_killed_lvm_left_suspended_goes_on(alone: ThinPool) -> None:
     alone.create("v1", SIZE)
-    device = alone.path("v1").resolve().name
-    sh("dmsetup", "suspend", f"/dev/{device}")
+    sh("dmsetup", "suspend", "lunr--thin-volume--v1")
     alone.close()
     alone.check()
-    alone.clean()
-    assert "SUSPENDED" not in sh("dmsetup", "info", f"/dev/{device}")
+    assert "SUSPENDED" not in sh("dmsetup", "info", "lunr--thin-volume--v1")
     write(alone.path("v1"), 0, b"goes on")
 
 

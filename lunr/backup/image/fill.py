@@ -83,6 +83,7 @@ class Fill:
         self._working: set[int] = set()
         self._damaged: set[int] = set()
         self._free_at = 0.0
+        self._orders = 0
         self._trouble: str | None = None
         self._usage = _Usage(volume)
         self._threads = [
@@ -102,6 +103,7 @@ class Fill:
             self._mode = self._mode if mode is None else mode
             self._limit = self._limit if limit is None else limit
             self._free_at = 0.0
+            self._orders += 1
             self._damaged.clear()
             self._changed.notify_all()
 
@@ -147,11 +149,10 @@ class Fill:
     def _progress(self, rate: _Rate) -> None:
         present, chunk = self._volume.presence.present, self._shape.chunk
         speed = rate.of(present) * chunk
-        done = min(present * chunk, self._shape.size)
-        left = self._shape.size - done
+        left = min((self._shape.chunks - present) * chunk, self._shape.size)
         self._report(
             "progress",
-            done=done,
+            done=self._shape.size - left,
             total=self._shape.size,
             rate=round(speed),
             remaining=round(left / speed) if speed else None,
@@ -220,13 +221,12 @@ class Fill:
                 self._working.add(chunk)
             started = time.monotonic()
             try:
-                self._fill(chunk)
+                fetched = self._fill(chunk)
             finally:
                 with self._lock:
                     self._working.discard(chunk)
-            if not is_wanted:
-                took = time.monotonic() - started
-                self._rest(took)
+            if fetched:
+                self._rest(fetched, 0.0 if is_wanted else time.monotonic() - started)
 
     def _must_wait(self, number: int) -> bool:
         """Whether thread `number` should leave the store to others now."""
@@ -238,14 +238,13 @@ class Fill:
             return number > 0 or self._usage.quiet() < _QUIET
         return number > 0 and self._usage.rate() > _USED
 
-    def _fill(self, chunk: int) -> None:
+    def _fill(self, chunk: int) -> int:
+        """Fill `chunk`, and return how many bytes were fetched for it."""
+        fetched: int | None = 0
         try:
-            if not self._volume.fill(chunk, time.monotonic() + _PATIENCE):
-                with self._lock:
-                    self._damaged.add(chunk)
-            self._tell(None)
+            fetched = self._volume.fill(chunk, time.monotonic() + _PATIENCE)
         except TimeoutError:
-            pass  # the source tells of it; the chunk is found again
+            return 0  # the source tells of it; the chunk is found again
         except LunrError as error:
             self._tell(str(error))
             self._pause()
@@ -254,24 +253,32 @@ class Fill:
             where = "There is no room for" if full else "Writing failed for"
             self._tell(f"{where} what is fetched: {error.strerror}.")
             self._pause()
+        else:
+            self._tell(None)
+        if fetched is None:
+            with self._lock:
+                self._damaged.add(chunk)
+        return fetched or 0
 
     def _pause(self) -> None:
         with self._changed:
             if not self._stopped:
                 self._changed.wait(_PAUSE)
 
-    def _rest(self, took: float) -> None:
+    def _rest(self, fetched: int, took: float) -> None:
         """Keep to the limit, and leave half of the time to a volume that is used."""
         pause = took if self._usage.rate() > _USED else 0.0
         with self._changed:
+            orders, now = self._orders, time.monotonic()
             if self._limit:
-                now = time.monotonic()
-                self._free_at = max(self._free_at, now) + self._shape.chunk / self._limit
+                self._free_at = max(self._free_at, now) + fetched / self._limit
                 pause = max(pause, self._free_at - now)
-            until = time.monotonic() + pause
-            while not self._stopped and (left := until - time.monotonic()) > 0:
-                if not self._changed.wait(left) and self._free_at == 0.0:
-                    return  # the limit was changed
+            until = now + pause
+            while not self._stopped and orders == self._orders:
+                left = until - time.monotonic()
+                if left <= 0:
+                    return
+                self._changed.wait(left)
 
     def _tell(self, reason: str | None) -> None:
         with self._lock:

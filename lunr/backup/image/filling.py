@@ -41,6 +41,7 @@ import os
 import threading
 from collections.abc import Callable, Iterator
 
+from lunr.backup.format.names import Buffer
 from lunr.backup.image.local import Local
 from lunr.backup.image.maps import Maps
 from lunr.backup.image.once import Once
@@ -87,7 +88,7 @@ class FillingVolume:
         self._is_zero = data_is_zero
         self._chunk = maps.header.shape.chunk
         self._locks = [threading.Lock() for _ in range(_LOCKS)]
-        self._fetching: Once[int, None] = Once()
+        self._fetching: Once[int, int] = Once()
         self._syncing = threading.Lock()
         self._counting = threading.Lock()
         self._lost: OSError | None = None
@@ -229,33 +230,35 @@ class FillingVolume:
             with self._counting:
                 self.waiting -= 1
 
-    def fill(self, chunk: int, until: float) -> bool:
-        """Fetch what of `chunk` is absent; False when some of that is damaged.
+    def fill(self, chunk: int, until: float) -> int | None:
+        """Fetch what of `chunk` is absent; how many bytes that were, or None when some is damaged.
 
         Raises:
             TimeoutError: the store was away until `until` (of time.monotonic).
             OSError: the local storage failed.
         """
         try:
-            self._fetch(chunk, until)
+            return self._fetch(chunk, until)
         except DAMAGE:
-            return not self._salvage(chunk, 0, self.presence.shape.units(chunk), until)
-        return True
+            lost = self._salvage(chunk, 0, self.presence.shape.units(chunk), until)
+            return None if lost else self._chunk
 
-    def _fetch(self, chunk: int, until: float) -> None:
-        self._fetching.do(chunk, lambda: self._bring(chunk, until), until)
+    def _fetch(self, chunk: int, until: float) -> int:
+        return self._fetching.do(chunk, lambda: self._bring(chunk, until), until)
 
-    def _bring(self, chunk: int, until: float) -> None:
+    def _bring(self, chunk: int, until: float) -> int:
         absent = self.presence.absent(chunk, 0, self.presence.shape.units(chunk))
         if not absent:
-            return
+            return 0
         block, size = self._source.geometry.block, self._chunk
         first, last = absent[0][0] * UNIT // block, -(-absent[-1][1] * UNIT // block)
         if (last - first) * block * _SMALL_PART <= size:
             data = self._source.blocks(chunk, first, last - first, until)
             self._store(chunk, first * block, min(last * block, size), data)
         else:
-            self._store(chunk, 0, size, self._source.chunk(chunk, until))
+            data = self._source.chunk(chunk, until)
+            self._store(chunk, 0, size, data)
+        return 0 if data is None else len(data)
 
     def _salvage(self, chunk: int, first: int, last: int, until: float) -> bool:
         """Fetch the absent units of a damaged chunk block by block; whether some can't be."""
@@ -274,12 +277,12 @@ class FillingVolume:
                 self._store(chunk, start, end, data)
         return lost
 
-    def _store(self, chunk: int, start: int, end: int, data: object) -> None:
+    def _store(self, chunk: int, start: int, end: int, data: Buffer | None) -> None:
         """Write the absent units between bytes `start` and `end` of a chunk, and note them.
 
         `data`: the bytes from `start` on; where it is shorter, or None, there are zeros.
         """
-        view = memoryview(data) if data is not None else memoryview(b"")  # type: ignore[arg-type]
+        view = memoryview(data) if data is not None else memoryview(b"")
         base = chunk * self._chunk
         end = min(end, self.size - base)
         first, last = -(-start // UNIT), -(-end // UNIT)

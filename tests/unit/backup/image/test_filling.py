@@ -71,7 +71,7 @@ class Volume(RuleBasedStateMachine):
     @rule(data=st.data())
     def fill_one(self, data: st.DataObject) -> None:
         chunk = data.draw(st.integers(0, self.world.volume.presence.shape.chunks - 1))
-        assert self.world.volume.fill(chunk, time.monotonic() + 5)
+        assert self.world.volume.fill(chunk, time.monotonic() + 5) is not None
 
     @rule()
     def sync(self) -> None:
@@ -220,14 +220,14 @@ def test_damage_is_an_error_on_its_blocks_alone(world: World) -> None:
     assert world.read(bad + block, block) == world.data[bad + block :][:block]
     with pytest.raises(OSError, match="damaged"):
         world.write(bad + 5, b"half a unit")
-    assert not world.volume.fill(2, time.monotonic() + 1)
+    assert world.volume.fill(2, time.monotonic() + 1) is None
     events = [fields for event, fields in world.events if event == "damaged"]
     assert [event["object"] for event in events] == [name]
     assert (events[0]["offset"], events[0]["length"]) == (bad, block)
     # What is written over it is good again.
     world.write(bad, b"n" * block)
     assert world.read(bad, block) == b"n" * block
-    assert world.volume.fill(2, time.monotonic() + 1)
+    assert world.volume.fill(2, time.monotonic() + 1) == 0
 
 
 def test_a_lost_object_is_damage(world: World) -> None:

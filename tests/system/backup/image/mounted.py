@@ -84,14 +84,16 @@ class Place:
     @contextlib.contextmanager
     def away(self) -> Iterator[None]:
         """The store is away."""
-        hidden = self.store.with_name("hidden")
-        self.store.rename(hidden)
-        self.store.write_text("no folder")
+        there = [self.store / "account" / kind for kind in ("chunks", "segments", "roots")]
+        for folder in there:
+            folder.rename(folder.with_suffix(".hidden"))
+            folder.write_text("no folder")
         try:
             yield
         finally:
-            self.store.unlink()
-            hidden.rename(self.store)
+            for folder in there:
+                folder.unlink()
+                folder.with_suffix(".hidden").rename(folder)
 
     def clean(self) -> None:
         with contextlib.suppress(subprocess.CalledProcessError):

@@ -216,6 +216,23 @@ def test_the_copies_of_a_lost_snapshot_are_not_seen_again(small_areas: LvmPool) 
     check_free(pool)
 
 
+def test_only_what_was_used_of_an_area_is_wiped(pool: LvmPool) -> None:
+    size = 150 * MIB
+    pool.wiper.stop()
+    pool.create("v1", size)
+    fill(pool.path("v1"), 4 * MIB)
+    pool.snapshot(SNAPSHOT)
+    fill(pool.path("v1"), 4 * MIB)  # the secret goes to the area
+    pool.delete_snapshot(SNAPSHOT)
+    area = next(lv for lv in pool.group.volumes() if lv.role is Role.WIPING_COW)
+    totals: set[int] = set()
+    pool.wiper.wipe(area.name, lambda _done, total: totals.add(total))
+    (wiped,) = totals
+    assert 4 * MIB < wiped < area.size
+    pool.wiper.start()
+    check_free(pool)
+
+
 # --- wiping ----------------------------------------------------------------------------
 
 

@@ -78,7 +78,8 @@ class Fill:
         self._stopped = False
         self._cursor = 0
         self._ahead: deque[int] = deque(maxlen=4 * _WINDOW)
-        #: For each reader, the chunk that it will miss next, and how far it is read ahead of.
+        #: For each reader: the chunk that it will miss next if it goes on, and how far it was
+        #: read ahead of.
         self._streams: dict[int, int] = {}
         self._working: set[int] = set()
         self._damaged: set[int] = set()
@@ -165,13 +166,11 @@ class Fill:
     def _missed(self, chunk: int) -> None:
         """Somebody waits for `chunk`."""
         with self._changed:
-            window = min(max(1, self._streams.pop(chunk, 0) * 2), _WINDOW)
-            known = window > 1 or chunk - 1 in self._streams
+            window = min(2 * self._streams.pop(chunk, 0), _WINDOW) or 1
             following = chunk + 1
-            if known:
-                end = min(chunk + 1 + window, self._shape.chunks)
-                self._ahead.extend(range(chunk + 1, end))
-                following = end
+            if window > 1:  # whoever missed the chunk before this one goes on
+                following = min(chunk + 1 + window, self._shape.chunks)
+                self._ahead.extend(range(chunk + 1, following))
             self._streams[following] = window
             while len(self._streams) > _STREAMS:
                 del self._streams[next(iter(self._streams))]

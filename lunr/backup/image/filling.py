@@ -110,14 +110,16 @@ class FillingVolume:
         if self.presence.has(offset, end):
             self._data.write(offset, data)
             return
-        self._need_halves(offset, end, until)
-        done = 0
-        for chunk, first, last in self.presence.shape.pieces(offset, end):
-            piece = data[done : (chunk + 1) * self._chunk - offset]
+        if offset % UNIT or end % UNIT:
+            self._need_halves(offset, end, until)
+        while data:
+            chunk, start = divmod(offset, self._chunk)
+            piece = data[: self._chunk - start]
             with self._locks[chunk % _LOCKS]:
-                self._data.write(offset + done, piece)
-                self.presence.add(chunk, first, last)
-            done += len(piece)
+                self._data.write(offset, piece)
+                self.presence.add(chunk, start // UNIT, -(-(start + len(piece)) // UNIT))
+            data = data[len(piece) :]
+            offset += len(piece)
 
     def zero(self, offset: int, length: int, until: float) -> None:
         """See :meth:`protocol.File.zero`. What was discarded counts as written."""

@@ -290,11 +290,14 @@ class Maps:
 
     def _changing(self, start: int, end: int) -> None:
         """Give the live map room there, and remember which sectors of the disk map change."""
-        for page in range((_PAGE + start) // _PAGE, (_PAGE + end - 1) // _PAGE + 1):
+        for page in range(1 + start // _PAGE, 1 + (end - 1) // _PAGE + 1):
             if not self._roomy[page]:
                 os.posix_fallocate(self._live, page * _PAGE, _PAGE)
                 self._roomy[page] = 1
-        self._dirty.update(range(1 + start // CONTENT, 1 + (end - 1) // CONTENT + 1))
+        first, last = 1 + start // CONTENT, 1 + (end - 1) // CONTENT
+        self._dirty.add(first)
+        if last > first:
+            self._dirty.update(range(first + 1, last + 1))
 
     def flush(self, sync_data: Callable[[], None]) -> None:
         """Let the disk map claim what is there now, after `sync_data` has put that on disk.

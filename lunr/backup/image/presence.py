@@ -88,6 +88,7 @@ class Presence:
         self._area = area
         self._base = base
         self._bits_base = base + shape.chunks
+        self._chunks, self._bits = shape.chunks, shape.bits  # properties, and asked for often
         self._changed = changed
         self.present = area[base : base + shape.chunks].count(PRESENT)
 
@@ -142,15 +143,21 @@ class Presence:
             if first == 0 and end >= self.shape.units(chunk):
                 self._finish(chunk)
                 return
-            start = chunk * self.shape.bits
+            start = chunk * self._bits
             low, high = start + (first >> 3), start + ((end + 7) >> 3)
-            offset = self.shape.chunks
-            self._changed(offset + low, offset + high)
+            self._changed(self._chunks + low, self._chunks + high)
             area[at] = PARTIAL  # first, so that bits never stand where nobody looks
-            low, high = self._bits_base + low, self._bits_base + high
-            more = ((1 << (end - first)) - 1) << (first & 7)
-            bits = int.from_bytes(area[low:high], "little") | more
-            area[low:high] = bits.to_bytes(high - low, "little")
+            base = self._bits_base
+            low, high = base + low, base + high
+            if high - low == 1:  # nearly always: a few units
+                bits = area[low] | (((1 << (end - first)) - 1) << (first & 7))
+                area[low] = bits
+                if bits != 0xFF and end < self.shape.units(chunk) & ~7:
+                    return
+            else:
+                more = ((1 << (end - first)) - 1) << (first & 7)
+                merged = int.from_bytes(area[low:high], "little") | more
+                area[low:high] = merged.to_bytes(high - low, "little")
             if not self._missing(chunk, 0, self.shape.units(chunk)):
                 self._finish(chunk)
 

@@ -30,16 +30,16 @@ from lunr.storage.pools import cow
 
 TOP = Path(__file__).parents[2]
 GROUP = "lunr-bench"
-VOLUME = 128 * MIB
+VOLUME = 64 * MIB
 
 #: Pattern, bytes of a write, writes, bytes that they are spread over. Each has its own part.
 WORK = [
     (pattern, size, count, region)
     for pattern in ("sequential", "random")
     for size, count, region in (
-        (4 * KIB, 512, 8 * MIB),
-        (32 * KIB, 256, 16 * MIB),
-        (MIB, 32, 32 * MIB),
+        (4 * KIB, 256, 4 * MIB),
+        (32 * KIB, 128, 8 * MIB),
+        (MIB, 16, 16 * MIB),
     )
 ]
 
@@ -167,7 +167,7 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=5, help="rounds that count  [5]")
     rounds = parser.parse_args().rounds
     if "LUNR_VM" not in os.environ:
-        vm = [f"{TOP}/tools/vm", "run", "--disk", "1536M", "--"]
+        vm = [f"{TOP}/tools/vm", "run", "--disk", "640M", "--"]
         argv: list[str] = [*vm, sys.executable, __file__, *sys.argv[1:]]
         return subprocess.run(argv, check=False).returncode
     prepare(Path("/dev/vda"))

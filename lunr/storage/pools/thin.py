@@ -7,7 +7,8 @@ zeroed by the kernel first, unless the write covers all of it: no volume ever
 shows what another one held (``check`` insists on that).
 
 What differs between two of them is read from the pool's metadata. That takes
-about ten seconds for each million of blocks, and no byte of theirs is read.
+some ten seconds for a million of blocks that lie scattered, and no byte of
+theirs is read.
 """
 
 from __future__ import annotations

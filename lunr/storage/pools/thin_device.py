@@ -16,7 +16,7 @@ from lunr.storage.pools.thin_maps import Run
 from lunr.storage.pools.thin_status import ThinStatus
 from lunr.storage.pools.volume_group import VolumeGroup
 
-#: Seconds to read the maps of two devices: some ten for each million of mapped blocks.
+#: Seconds to read the maps of two devices: some ten for a million of scattered blocks.
 _MAP_TIMEOUT = 3600.0
 
 _EXTENT = struct.Struct("<QQ")

@@ -2,7 +2,8 @@
 
 Each round it gives jobs out again whose node fell silent, marks such nodes
 DOWN, repairs and purges records, deletes what copies between nodes left over,
-and collects the garbage of the accounts that are due. Several may run against
+collects the garbage of the accounts that are due, and verifies a share of their
+backups. Several may run against
 one database: every duty can be done twice.
 """
 
@@ -22,6 +23,9 @@ from lunr.db import migrate
 logger = logging.getLogger(__name__)
 
 
+_DAY = 86400
+
+
 class Housekeeper:
     """The duties, done again every `[orbit] interval` seconds."""
 
@@ -29,6 +33,7 @@ class Housekeeper:
         self._services = services
         self._interval: int = options.orbit.interval
         self._collect_interval: int = options.orbit.collect_interval
+        self._verify_days: int = options.orbit.verify_days
         self._keep_records: int = options.orbit.keep_records
         self._duties = (
             self._leases,
@@ -36,6 +41,7 @@ class Housekeeper:
             self._repair,
             self._transfers,
             self._collect,
+            self._verify,
             self._purge,
         )
 
@@ -76,6 +82,13 @@ class Housekeeper:
         for account in self._services.collect.due(times.now(), self._collect_interval):
             job = self._services.collect.request(account)
             yield f"garbage collection of account {account} is job {job['id']}"
+
+    def _verify(self) -> Iterator[str]:
+        if self._verify_days == 0:
+            return
+        for account in self._services.verification.due(times.now(), _DAY):
+            job = self._services.verification.request(account, self._verify_days)
+            yield f"a share of account {account}'s backups is verified by job {job['id']}"
 
     def _purge(self) -> Iterator[str]:
         if count := self._services.upkeep.purge(times.now(), self._keep_records):

@@ -124,16 +124,20 @@ def _restore(job: Job) -> dict[str, Any]:
 
 def _verify(job: Job) -> dict[str, Any]:
     share = job.task.get("share")
-    return asdict(
-        verify(
-            job.repository,
-            job["backup_ids"],
-            share=None if share is None else Share(*share),
-            concurrency=job.concurrency,
-            progress=job.progress,
-            cancel=job.cancel,
-        )
+    done = verify(
+        job.repository,
+        job["backup_ids"],
+        share=None if share is None else Share(*share),
+        concurrency=job.concurrency,
+        progress=job.progress,
+        cancel=job.cancel,
     )
+    # By reason: a chain of thousands that shares a bad object would not fit into one request.
+    groups: dict[str, list[str]] = {}
+    for backup_id, reason in sorted(done.damaged.items()):
+        groups.setdefault(reason, []).append(backup_id)
+    damaged = [{"reason": reason, "backup_ids": found} for reason, found in groups.items()]
+    return {**asdict(done), "damaged": damaged}
 
 
 def _delete(job: Job) -> dict[str, Any]:

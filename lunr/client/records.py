@@ -107,6 +107,8 @@ class Backup(Work):
     bytes_stored: int = 0
     objects_stored: int = 0
     verified_at: str | None = None
+    #: What of it is lost, as far as somebody looked; None: nothing.
+    damaged: str | None = None
     deleted_at: str | None = None
 
 

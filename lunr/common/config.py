@@ -330,6 +330,12 @@ ORBIT = [
         help="Seconds between two garbage collections of an account's backups.",
     ),
     cfg.IntOpt(
+        "verify_days",
+        default=30,
+        min=0,
+        help="In how many days every object of an account's backups is read and checked, a share a day; 0: never.",
+    ),
+    cfg.IntOpt(
         "keep_records",
         default=30 * 86400,
         min=0,

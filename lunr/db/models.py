@@ -65,6 +65,9 @@ class Account(Base):
     quota_backups: Mapped[int | None]
     #: When its garbage was last asked to be collected.
     collected_at: Mapped[datetime | None]
+    #: When a share of its objects was last asked to be verified, and how many shares were.
+    verify_asked_at: Mapped[datetime | None]
+    shares_verified: Mapped[int] = mapped_column(default=0, server_default=text("0"))
     created_at: Mapped[datetime] = mapped_column(default=times.now)
     deleted_at: Mapped[datetime | None]
 
@@ -214,6 +217,8 @@ class Backup(Base):
     bytes_stored: Mapped[int] = mapped_column(BigInteger, default=0)
     objects_stored: Mapped[int] = mapped_column(BigInteger, default=0)
     verified_at: Mapped[datetime | None]
+    #: What of it is lost, as far as somebody looked; None: nothing.
+    damaged: Mapped[str | None] = mapped_column(Text)
     job_id: Mapped[str | None] = mapped_column(ID)
     created_at: Mapped[datetime] = mapped_column(default=times.now)
     updated_at: Mapped[datetime] = mapped_column(default=times.now, onupdate=times.now)

@@ -15,6 +15,7 @@ from lunr.api.services.snapshots import Snapshots
 from lunr.api.services.tokens import Tokens
 from lunr.api.services.upkeep import Upkeep
 from lunr.api.services.vault import Vault
+from lunr.api.services.verification import Verification
 from lunr.api.services.volume_types import VolumeTypes
 from lunr.api.services.volumes import Volumes
 from lunr.common.config import ConfigOpts
@@ -43,6 +44,7 @@ class Services:
         self.collect = Collect(core)
         self.upkeep = Upkeep(core)
         self.records = Records(core)
+        self.verification = Verification(core)
 
     @classmethod
     def of(cls, conf: ConfigOpts) -> Services:

@@ -12,7 +12,7 @@ from typing import Any
 from sqlalchemy import select, update
 from sqlalchemy.orm import Session
 
-from lunr.api.services import collect, transfers
+from lunr.api.services import collect, transfers, verification
 from lunr.api.services.core import Core
 from lunr.api.services.kinds import KINDS, ROVING
 from lunr.common import errors, ids, times
@@ -57,6 +57,10 @@ def end(
         errors.WrongState: the job is over already.
         errors.InvalidField: the result is not what a job of this kind results in.
     """
+    if status is State.DONE and job.kind in ("backup.verify", "repository.verify"):
+        damage = verification.verified(session, job, result or {})
+        if damage is not None:  # who waits for the verify must not take it for good news
+            status, error = State.FAILED, damage.as_dict()
     values = _result_values(job, result or {}) if status is State.DONE else {}
     reason = None if error is None else error["reason"]
     move(

@@ -23,7 +23,8 @@ class Kind:
 
     Attributes:
         model: the subject's, None for an account's repository.
-        lane: what the lane is named after: "volume", "export", "backup", "repository".
+        lane: what the lane is named after: "volume", "export", "backup", "repository",
+            "repository.verify" (it reads for hours, and no collection need wait for it).
         begins: the state the subject moves to when a node claims the job.
         done: the state it moves to when the job is DONE; None: it stays where it is.
         failed: the same for FAILED and CANCELLED.
@@ -58,6 +59,7 @@ KINDS: dict[str, Kind] = {
     "backup.verify": Kind(Backup, "backup", roving=True),
     "repository.collect": Kind(None, "repository", roving=True),
     "repository.sweep": Kind(None, "repository", roving=True),
+    "repository.verify": Kind(None, "repository.verify", roving=True),
 }
 
 ROVING = tuple(name for name, kind in KINDS.items() if kind.roving)

@@ -12,7 +12,7 @@ from typing import Any
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from lunr.api.services import collect, exports
+from lunr.api.services import collect, exports, verification
 from lunr.api.services.core import Core
 from lunr.common.states import Backup as BackupState
 from lunr.common.times import iso
@@ -131,6 +131,10 @@ def _repository(session: Session, _core: Core, job: Job) -> Payload:
     return {"repository": job.account_id, "keep": ids(*_KEPT), "required": required, **job.data}
 
 
+def _repository_verify(session: Session, _core: Core, job: Job) -> Payload:
+    return {"repository": job.account_id, **verification.payload(session, job)}
+
+
 _PAYLOADS: dict[str, Callable[[Session, Core, Job], Payload]] = {
     "volume.create": _volume_create,
     "volume.clone": _volume_clone,
@@ -146,4 +150,5 @@ _PAYLOADS: dict[str, Callable[[Session, Core, Job], Payload]] = {
     "backup.verify": _stored,
     "repository.collect": _repository,
     "repository.sweep": _repository,
+    "repository.verify": _repository_verify,
 }

@@ -40,6 +40,7 @@ def backup(row: Any) -> View:
         "bytes_stored": row.bytes_stored,
         "objects_stored": row.objects_stored,
         "verified_at": iso(row.verified_at),
+        "damaged": row.damaged,
         **_tail(row),
     }
 

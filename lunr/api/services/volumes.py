@@ -20,6 +20,7 @@ from lunr.api.services import (
 )
 from lunr.api.services.core import Core
 from lunr.api.services.listing import Listing, Query
+from lunr.api.services.verification import BackupDamaged
 from lunr.common import errors, ids
 from lunr.common.states import Export as ExportState
 from lunr.common.states import Volume as State
@@ -345,6 +346,8 @@ def _source(session: Session, account_id: str, request: dict[str, Any]) -> _Sour
         volume = session.get_one(Volume, snapshot.volume_id)
         return _Source(snapshot.size, "volume.clone", volume, snapshot.id)
     backup = sources.lock(session, account_id, Backup, id, "make a volume from it")
+    if backup.damaged is not None:
+        raise BackupDamaged(id=id, reason=backup.damaged)
     return _Source(backup.size, "volume.restore")
 
 

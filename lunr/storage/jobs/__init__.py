@@ -29,6 +29,7 @@ HANDLERS: Mapping[str, Handler] = {
     "backup.delete": backups.delete,
     "repository.collect": repositories.collect,
     "repository.sweep": repositories.sweep,
+    "repository.verify": repositories.verify,
 }
 
 #: Done by an engine worker, which takes its time.

@@ -1,4 +1,4 @@
-"""Jobs on a whole repository: garbage collection in two steps."""
+"""Jobs on a whole repository: garbage collection in two steps, and the daily verify."""
 
 from __future__ import annotations
 
@@ -28,4 +28,15 @@ def sweep(node: Node, job: Job) -> dict[str, Any]:
         keep=job.payload["keep"],
         required=job.payload["required"],
         collection=job.id_of("collection"),
+    )
+
+
+def verify(node: Node, job: Job) -> dict[str, Any]:
+    """A share of all objects that the backups need, read and checked."""
+    return node.engine.run(
+        job,
+        "verify",
+        repository=job.id_of("repository"),
+        backup_ids=job.payload["backup_ids"],
+        share=job.payload["share"],
     )

@@ -171,13 +171,16 @@ def test_failures_tell_their_code(place: Place) -> None:
         repository="account",
         backup_ids=["b1"],
     )
-    assert "another master key" in wrong.end()[1][-1]["result"]["damaged"]["b1"]
+    (damaged,) = wrong.end()[1][-1]["result"]["damaged"]
+    assert damaged["backup_ids"] == ["b1"]
+    assert "another master key" in damaged["reason"]
     (chunk,) = (path for path in place.files() if path.parts[-3] == "chunks")
     chunk.write_bytes(chunk.read_bytes()[:-1] + b"!")
-    done = place.do("verify", backup_ids=["b1", "none"])
-    assert done["damaged"].keys() == {"b1", "none"}
-    assert chunk.name in done["damaged"]["b1"]
-    assert place.do("verify", backup_ids=["b1"], share=[1, 2])["damaged"].keys() == {"b1"}
+    damaged = place.do("verify", backup_ids=["b1", "none"])["damaged"]
+    assert [group["backup_ids"] for group in damaged] == [["b1"], ["none"]]
+    assert chunk.name in damaged[0]["reason"]
+    damaged = place.do("verify", backup_ids=["b1"], share=[1, 2])["damaged"]
+    assert [group["backup_ids"] for group in damaged] == [["b1"]]
 
 
 def slow_save(place: Place) -> Worker:

@@ -229,10 +229,11 @@ def _acl(volume_id: str) -> Path | None:
 def _take_down(volume_id: str) -> Path | None:
     """Remove the export; returns what the volume is."""
     disk = tree.disks().get(volume_id)
-    if disk is None:
-        return None
-    path = tree.backing(disk)
-    tree.take_down(disk)
+    path = None
+    if disk is not None:
+        path = tree.backing(disk)
+        tree.take_down(disk)
+    tree.sweep()
     return path
 
 

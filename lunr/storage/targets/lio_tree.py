@@ -118,8 +118,13 @@ def take_down(disk: Path) -> None:
             group.rmdir()
         (TARGETS / iqn).rmdir()
     disk.rmdir()
-    with contextlib.suppress(OSError):  # there are other disks
-        disk.parent.rmdir()
+
+
+def sweep() -> None:
+    """Remove the adapters that have no disk."""
+    for adapter in (_IBLOCK, _FILEIO):
+        with contextlib.suppress(OSError):  # it has some, or is not there
+            adapter.rmdir()
 
 
 def resize(disk: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -84,6 +85,16 @@ class Offered(NamedTuple):
 
 def offered(export: Export, portal: str) -> Offered:
     return Offered(export.iqn, portal, export.username, export.password)
+
+
+@contextlib.contextmanager
+def logged_in(initiator: Initiator, offer: Offered) -> Iterator[Path]:
+    """The disk; no session is left, which commands that look at all disks would wait for."""
+    device = initiator.login(offer)
+    try:
+        yield device
+    finally:
+        initiator.logout(offer)
 
 
 @pytest.fixture(scope="module")

@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import pytest
+
 from lunr.storage.exports import Exports
-from lunr.storage.pools.lvm import LvmPool
+from lunr.storage.pools.files import FilesPool
 from lunr.storage.targets import lio_tree
 from lunr.storage.targets.lio import LioTarget
 from tests.support.initiator import Initiator, sh
+from tests.support.services import XFS_MINIMUM
 from tests.support.slices import Slices
 from tests.support.target_contract import export_of
-from tests.support.volume_groups import volume_group
-from tests.vm.storage.conftest import Driver, lio_left_over, offered
+from tests.vm.storage.conftest import Driver, lio_left_over, logged_in, offered
 
 MIB = 1 << 20
 
@@ -74,22 +77,23 @@ def test_a_disk_grows_under_writes(driver: Driver, initiator: Initiator, slices:
     export = export_of(slices.make("v1", 8 * MIB))
     driver.target.ensure(export)
     offer = offered(export, driver.portal)
-    device = initiator.login(offer)
-    before = session_of(driver)
-    try:
+    with logged_in(initiator, offer) as device:
+        before = session_of(driver)
         with writing(device) as counted:
             slices.resize(export.path, 16 * MIB)
             driver.target.resize("v1")
-            # What has been cut is there again when it has answered.
-            sh("dd", f"if={device}", "of=/dev/null", "bs=4k", "count=1", "iflag=direct")
+            wait_for_answer(device)
             initiator.rescan(offer)
             assert int(sh("blockdev", "--getsize64", device)) == 16 * MIB
         assert initiator.devices(offer) == [device]
         assert session_of(driver) == before
         assert_written(export.path, counted[0])
-    finally:
-        initiator.logout(offer)
-        driver.target.remove("v1", force=True)
+    driver.target.remove("v1")
+
+
+def wait_for_answer(device: Path) -> None:
+    """A session that was cut is there again when the disk has answered."""
+    sh("dd", f"if={device}", "of=/dev/null", "bs=4k", "count=1", "iflag=direct")
 
 
 def session_of(driver: Driver) -> str:
@@ -115,56 +119,52 @@ def test_discards_and_identity(
     names = set()
     for export in exports:
         lio.ensure(export)
-        offer = offered(export, lio_portal)
-        device = initiator.login(offer)
-        names.add(Path("/sys/block", device.name, "device/wwid").read_text().strip())
-        serial = Path("/sys/block", device.name, "device/vpd_pg80").read_bytes()[4:]
-        assert serial.decode().endswith(export.volume_id)
-        sh("dd", "if=/dev/urandom", f"of={device}", "bs=1M", "count=4", "oflag=direct")
-        sh("blkdiscard", device)
+        with logged_in(initiator, offered(export, lio_portal)) as device:
+            names.add(Path("/sys/block", device.name, "device/wwid").read_text().strip())
+            serial = Path("/sys/block", device.name, "device/vpd_pg80").read_bytes()[4:]
+            assert serial.decode().strip("\0").endswith(export.volume_id)
+            sh("dd", "if=/dev/urandom", f"of={device}", "bs=1M", "count=4", "oflag=direct")
+            sh("blkdiscard", device)
         zeros = subprocess.run(
             ["cmp", "-n", str(4 * MIB), export.path, "/dev/zero"], capture_output=True, check=False
         )
         assert zeros.returncode == 0, "the disk below is one that discards to zeros"
-        initiator.logout(offer)
     assert len(names) == 2
     assert all(name.startswith("naa.6001405") for name in names)
 
 
+@pytest.fixture
+def loop_devices() -> None:
+    sh("modprobe", "loop")
+
+
 def test_a_node_starts_anew(
-    lio: LioTarget, lio_portal: str, initiator: Initiator, small_disk: Path
+    lio: LioTarget,
+    lio_portal: str,
+    initiator: Initiator,
+    loop_devices: None,
+    make_xfs: Callable[[int], Path],
 ) -> None:
     """All is gone from the kernel; what restores it lets the initiator go on where it was."""
-    with volume_group("lunr-exports", small_disk) as group:
-        pool = LvmPool(group)
-        pool.check()
-        try:
-            pool.create("v1", 8 * MIB)
-            export = export_of(pool.path("v1"))
-            wanted = {
-                "volume_id": "v1",
-                "iqn": export.iqn,
-                "lun": export.lun,
-                "username": export.username,
-                "password": export.password,
-                "serial": export.serial,
-                "initiator": export.initiator,
-                "ip": "127.0.0.1",
-            }
-            Exports(pool, lio).attach("v1", wanted)
-            offer = offered(export, lio_portal)
-            device = initiator.login(offer)
-            with writing(device) as counted:
-                lio_tree.take_down(lio_tree.disks()["v1"])
-                assert lio_left_over() == []
-                target = LioTarget(lio_portal, Path("/dev", group))
-                target.check()
-                Exports(pool, target).restore(lambda: [wanted])
-                sh("dd", f"if={device}", "of=/dev/null", "bs=4k", "count=1", "iflag=direct")
-            assert_written(export.path, counted[0])
-            assert target.exports() == {"v1": [{"initiator": export.initiator, "ip": "127.0.0.1"}]}
-            initiator.logout(offer)
-            target.remove("v1")
-        finally:
-            lio.remove("v1", force=True)
-            pool.close()
+    pool = FilesPool(make_xfs(XFS_MINIMUM), image_gib=1)
+    pool.check()
+    pool.create("v1", 8 * MIB)
+    export = dataclasses.replace(export_of(pool.path("v1")), ip="127.0.0.1")
+    names = ("volume_id", "iqn", "lun", "username", "password", "serial", "initiator", "ip")
+    wanted = {name: getattr(export, name) for name in names}
+    Exports(pool, lio).attach("v1", wanted)
+    with (
+        logged_in(initiator, offered(export, lio_portal)) as device,
+        writing(device) as counted,
+    ):
+        lio_tree.take_down(lio_tree.disks()["v1"])
+        lio_tree.sweep()
+        assert lio_left_over() == []
+        target = LioTarget(lio_portal, pool.folder)
+        target.check()
+        Exports(pool, target).restore(lambda: [wanted])
+        wait_for_answer(device)
+        assert target.exports() == {"v1": [{"initiator": export.initiator, "ip": export.ip}]}
+    assert_written(export.path, counted[0])
+    target.remove("v1")
+    pool.close()

@@ -18,9 +18,10 @@ from lunr.storage.targets.base import Export
 from tests.support.initiator import Initiator
 from tests.support.slices import Slices
 from tests.support.target_contract import export_of
-from tests.vm.storage.conftest import Driver, offered
+from tests.vm.storage.conftest import Driver, logged_in, offered
 
-READS, WRITES = 20, 12
+#: Operations in a second, fewer than any machine does.
+FEW = 5
 #: Seconds of one measurement.
 LONG = 2.0
 
@@ -49,10 +50,11 @@ def exported(driver: Driver, initiator: Initiator, *exports: Export) -> Iterator
     for export in exports:
         driver.target.ensure(export)
     try:
-        yield [initiator.login(offered(export, driver.portal)) for export in exports]
+        with contextlib.ExitStack() as stack:
+            offers = [offered(export, driver.portal) for export in exports]
+            yield [stack.enter_context(logged_in(initiator, offer)) for offer in offers]
     finally:
         for export in exports:
-            initiator.logout(offered(export, driver.portal))
             driver.target.remove(export.volume_id, force=True)
 
 
@@ -69,8 +71,9 @@ def test_limits_hold(driver: Driver, initiator: Initiator, slices: Slices) -> No
     with exported(driver, initiator, free, dataclasses.replace(other, username="u2")) as disks:
         disk, another = disks
         unlimited = rate(disk, write=False), rate(disk, write=True)
-        limited = dataclasses.replace(free, read_iops=READS, write_iops=WRITES)
-        target.ensure(limited)  # while it is used
+        # A share of what the machine can do now: how fast that is depends on who else is on it.
+        reads, writes = (max(4, int(one / 5)) for one in unlimited)
+        target.ensure(dataclasses.replace(free, read_iops=reads, write_iops=writes))
         alone = rate(disk, write=False), rate(disk, write=True)
         beside: list[float] = []
         thread = threading.Thread(target=lambda: beside.append(rate(another, write=False)))
@@ -80,32 +83,32 @@ def test_limits_hold(driver: Driver, initiator: Initiator, slices: Slices) -> No
         target.ensure(free)
         again = rate(disk, write=False)
     print(
-        f"reads {unlimited[0]:.0f}/s, limited to {READS}: {alone[0]:.1f}; "
-        f"writes {unlimited[1]:.0f}/s, limited to {WRITES}: {alone[1]:.1f}; beside each other: "
+        f"reads {unlimited[0]:.0f}/s, limited to {reads}: {alone[0]:.1f}; "
+        f"writes {unlimited[1]:.0f}/s, limited to {writes}: {alone[1]:.1f}; beside each other: "
         f"limited {together:.1f}, unlimited {beside[0]:.0f}; limits gone: {again:.0f}"
     )
-    for measured, limit in ((alone[0], READS), (alone[1], WRITES), (together, READS)):
+    for measured, limit in ((alone[0], reads), (alone[1], writes)):
         assert 0.5 * limit <= measured <= 1.4 * limit
-    assert min(*unlimited, again) > 3 * READS
-    assert beside[0] > unlimited[0] / 3
+    assert together <= 1.4 * reads
+    assert min(beside[0], again) > 1.5 * reads
     assert in_force() == ""
 
 
 def test_who_logs_in_later_is_limited(driver: Driver, initiator: Initiator, slices: Slices) -> None:
-    export = dataclasses.replace(export_of(slices.make("v1", 8 << 20)), read_iops=READS)
+    export = dataclasses.replace(export_of(slices.make("v1", 8 << 20)), read_iops=FEW)
     with exported(driver, initiator, export) as disks:
         driver.target.exports()  # as each second
-        assert rate(disks[0], write=False) <= 1.4 * READS
-        assert rate(disks[0], write=True) > 3 * READS
+        assert rate(disks[0], write=False) <= 1.4 * FEW
+        assert rate(disks[0], write=True) > 2 * FEW
 
 
-@pytest.mark.parametrize("read_iops", [0, READS])
+@pytest.mark.parametrize("read_iops", [0, FEW])
 def test_limits_of_a_killed_agent_are_found(driver: Driver, slices: Slices, read_iops: int) -> None:
     """The next process knows nothing of them: it makes them what they must be."""
     export = export_of(slices.make("v1", 8 << 20))
     driver.target.ensure(dataclasses.replace(export, read_iops=1, write_iops=1))
     driver.again().ensure(dataclasses.replace(export, read_iops=read_iops))
     said = in_force()
-    assert said == "" if read_iops == 0 else f"riops={READS} wiops=max" in said
+    assert said == "" if read_iops == 0 else f"riops={FEW} wiops=max" in said
     driver.again().remove("v1")
     assert in_force() == ""

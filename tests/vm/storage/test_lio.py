@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
-import subprocess
+import socket
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -240,29 +240,21 @@ def test_a_volume_that_is_a_file(lio: LioTarget, lio_portal: str, tmp_path: Path
 
 
 def test_what_is_missing_is_said(lio: LioTarget, monkeypatch: pytest.MonkeyPatch) -> None:
-    sh("umount", lio_tree.CONFIGFS)
-    try:
+    with monkeypatch.context() as patch:
+        patch.setattr(lio_tree, "ROOT", Path("/sys/kernel/config/nothing"))
         with pytest.raises(TargetUnavailable, match="mount -t configfs"):
             lio.check()
-    finally:
-        sh("mount", "-t", "configfs", "configfs", lio_tree.CONFIGFS)
-    lio.check()
     monkeypatch.setattr("lunr.storage.targets.lio._MODULES", ("no_such_module",))
     with pytest.raises(TargetUnavailable, match="no_such_module"):
         lio.check()
 
 
 def test_a_busy_portal_is_named(slices: Slices, lio: LioTarget, export: Export) -> None:
-    with subprocess.Popen(
-        ["busybox", "nc", "-l", "-s", "127.0.0.1", "-p", str(port := free_port())]
-    ) as process:
-        time.sleep(0.5)
-        try:
-            target = LioTarget(f"127.0.0.1:{port}", SLICES)
-            with pytest.raises(TargetFailed, match=f"127.0.0.1:{port}"):
-                target.ensure(export)
-        finally:
-            process.kill()
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        where = f"127.0.0.1:{listening.getsockname()[1]}"
+        target = LioTarget(where, SLICES)
+        with pytest.raises(TargetFailed, match=where):
+            target.ensure(export)
     target.ensure(export)
 
 

@@ -13,6 +13,7 @@ import logging
 import signal
 import threading
 from collections.abc import Iterator, Sequence
+from datetime import datetime, timedelta
 
 import click
 
@@ -24,6 +25,8 @@ logger = logging.getLogger(__name__)
 
 
 _DAY = 86400
+#: How long a transaction may take.
+_LATE = timedelta(minutes=5)
 
 
 class Housekeeper:
@@ -35,11 +38,16 @@ class Housekeeper:
         self._collect_interval: int = options.orbit.collect_interval
         self._verify_days: int = options.orbit.verify_days
         self._keep_records: int = options.orbit.keep_records
+        #: When it last pruned at all, and when all volumes.
+        self._pruned: datetime | None = None
+        self._all_pruned: datetime | None = None
         self._duties = (
             self._leases,
             self._nodes,
             self._repair,
             self._transfers,
+            self._schedules,
+            self._retention,
             self._collect,
             self._verify,
             self._purge,
@@ -77,6 +85,30 @@ class Housekeeper:
     def _transfers(self) -> Iterator[str]:
         for id in self._services.upkeep.let_go(times.now()):
             yield f"internal backup {id} is of no use any more and deleted again"
+
+    def _schedules(self) -> Iterator[str]:
+        if count := self._services.scheduling.forget():
+            yield f"{count} schedules of deleted volumes are gone"
+        now = times.now()
+        while self._services.scheduling.plan(now):
+            pass
+        while (ran := self._services.scheduling.run(now)) is not None:
+            yield f"volume {ran.volume_id}: {ran.reason or f'its schedule began {ran.backup_id}'}"
+
+    def _retention(self) -> Iterator[str]:
+        """Prune the volumes whose backups changed; once a day, and at first, all."""
+        now = times.now()
+        daily = self._all_pruned is None or now - self._all_pruned > timedelta(seconds=_DAY)
+        # What was committed late has an earlier time than it was seen; twice does no harm.
+        since = None if daily or self._pruned is None else self._pruned - _LATE
+        for account_id, volume_id in self._services.retention.due(since):
+            told = self._services.retention.prune(account_id, volume_id)
+            for backup in told["backups"]:
+                if backup["status"] == "DELETING":
+                    yield f"backup {backup['id']} of volume {volume_id} is pruned"
+        self._pruned = now
+        if daily:
+            self._all_pruned = now
 
     def _collect(self) -> Iterator[str]:
         for account in self._services.collect.due(times.now(), self._collect_interval):

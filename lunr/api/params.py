@@ -10,7 +10,7 @@ from lunr.api.fields import Loose
 from lunr.common import errors
 
 #: Names of fields that are objects: ``metadata.color=red`` is ``{"metadata": {"color": "red"}}``.
-_DOTTED = ("metadata.", "quotas.")
+_DOTTED = ("metadata.", "quotas.", "retention.")
 _MAX_FIELDS = 1000
 
 #: name -> value, as :mod:`lunr.api.fields` takes them

@@ -123,6 +123,8 @@ class VolumeType(Base):
     max_size: Mapped[int] = mapped_column(default=65536)
     read_iops: Mapped[int] = mapped_column(default=0)
     write_iops: Mapped[int] = mapped_column(default=0)
+    #: Which backups of its volumes are kept (lunr.api.services.keeping); None: all.
+    retention: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
     created_at: Mapped[datetime] = mapped_column(default=times.now)
 
 
@@ -150,6 +152,8 @@ class Volume(Base):
     source_volume_id: Mapped[str | None] = mapped_column(ID, index=True)
     #: The internal backup that brings its bytes here, where the source is on another node.
     transfer_id: Mapped[str | None] = mapped_column(ID, index=True)
+    #: Which of its backups are kept; None: as its type says.
+    retention: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
     job_id: Mapped[str | None] = mapped_column(ID)
     created_at: Mapped[datetime] = mapped_column(default=times.now)
     updated_at: Mapped[datetime] = mapped_column(default=times.now, onupdate=times.now)
@@ -203,6 +207,10 @@ class Backup(Base):
     snapshot_id: Mapped[str | None] = mapped_column(ID, index=True)
     #: Made and deleted by lunr itself (lunr.api.services.transfers); no tenant sees it.
     internal: Mapped[bool] = mapped_column(default=False, server_default=false())
+    #: Neither deleted nor pruned until somebody takes this back.
+    protected: Mapped[bool] = mapped_column(default=False, server_default=false())
+    #: The schedule that asked for it, which may be gone; None: somebody did.
+    schedule_id: Mapped[str | None] = mapped_column(ID)
     name: Mapped[str] = mapped_column(String(255), default="")
     size: Mapped[int]
     status: Mapped[str] = mapped_column(STATUS, default=states.Backup.NEW.value)
@@ -230,7 +238,58 @@ class Backup(Base):
         Index("ix_backups_volume", "volume_id", "status", "created_at"),
         Index("ix_backups_quota", "account_id", "status"),
         Index("ix_backups_internal", "internal", "status"),
+        Index("ix_backups_changed", "status", "updated_at"),
     )
+
+
+class Schedule(Base):
+    """When a volume, or (without `volume_id`) each volume of a type, is backed up."""
+
+    __tablename__ = "schedules"
+
+    id: Mapped[str] = mapped_column(ID, primary_key=True)
+    #: The volume's; None: a type's, which is nobody's.
+    account_id: Mapped[str | None] = mapped_column(ForeignKey("accounts.id"))
+    volume_id: Mapped[str | None] = mapped_column(
+        ForeignKey("volumes.id", ondelete="CASCADE"), unique=True
+    )
+    volume_type_name: Mapped[str | None] = mapped_column(
+        ForeignKey("volume_types.name", ondelete="CASCADE"), unique=True
+    )
+    name: Mapped[str] = mapped_column(String(255), default="")
+    #: See lunr.api.services.timing.
+    every: Mapped[str] = mapped_column(String(8))
+    at: Mapped[str] = mapped_column(String(16))
+    spread: Mapped[int]
+    created_at: Mapped[datetime] = mapped_column(default=times.now)
+    updated_at: Mapped[datetime] = mapped_column(default=times.now, onupdate=times.now)
+
+    __table_args__ = (
+        Index("ix_schedules_page", "account_id", "created_at", "id"),
+        Index("ix_schedules_page_all", "created_at", "id"),
+    )
+
+
+class ScheduleRun(Base):
+    """How far a volume is with its schedule."""
+
+    __tablename__ = "schedule_runs"
+
+    volume_id: Mapped[str] = mapped_column(
+        ForeignKey("volumes.id", ondelete="CASCADE"), primary_key=True
+    )
+    #: The schedule that `next_run` was reckoned by; None: reckon it again.
+    schedule_id: Mapped[str | None] = mapped_column(
+        ForeignKey("schedules.id", ondelete="SET NULL"), index=True
+    )
+    #: In the past: it is due, and made up for once. None: never (`every` is none).
+    next_run: Mapped[datetime | None] = mapped_column(index=True)
+    #: When what is due could not be begun, it is tried again then.
+    not_before: Mapped[datetime | None]
+    last_run: Mapped[datetime | None]
+    last_backup_id: Mapped[str | None] = mapped_column(ID)
+    #: Why the last run made no backup.
+    last_error: Mapped[str | None] = mapped_column(Text)
 
 
 class Export(Base):

@@ -3,6 +3,8 @@
 - ``lunr_api_requests_total`` by method, route and status;
 - ``lunr_api_request_seconds`` by method and route (claims wait on purpose);
 - ``lunr_jobs``, ``lunr_volumes``, ``lunr_backups`` by status;
+- ``lunr_schedules_overdue`` (volumes whose backup is due for half an hour and not begun) and
+  ``lunr_schedules_failing`` (volumes whose schedule's last run gave no backup);
 - ``lunr_node_capacity_bytes``, ``lunr_node_free_bytes``, ``lunr_node_allocated_bytes``,
   ``lunr_node_full`` (1: it takes no new volumes) by node, and ``lunr_nodes`` by status.
 
@@ -22,7 +24,8 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 from prometheus_client.registry import Collector
 from sqlalchemy import func, select
 
-from lunr.api.services import Services, placement
+from lunr.api.services import Services, placement, scheduling
+from lunr.common import times
 from lunr.common.concurrency import WSGIApp
 from lunr.db.models import Backup, Job, Node, Volume
 
@@ -91,6 +94,17 @@ class _Records(Collector):
                 ):
                     gauge.add_metric((status,), count)
                 yield gauge
+            overdue, failing = scheduling.trouble(connection, times.now())
+            yield GaugeMetricFamily(
+                "lunr_schedules_overdue",
+                "Volumes whose backup is due for half an hour and not begun.",
+                overdue,
+            )
+            yield GaugeMetricFamily(
+                "lunr_schedules_failing",
+                "Volumes whose schedule's last run gave no backup.",
+                failing,
+            )
             promised = placement.allocated(connection)
             capacity = GaugeMetricFamily(
                 "lunr_node_capacity_bytes", "May be promised to volumes.", labels=("node",)

@@ -11,6 +11,9 @@ from lunr.api.services.exports import Exports
 from lunr.api.services.jobs import Jobs
 from lunr.api.services.nodes import Nodes
 from lunr.api.services.records import Records
+from lunr.api.services.retention import Retention
+from lunr.api.services.schedules import Schedules
+from lunr.api.services.scheduling import Scheduling
 from lunr.api.services.snapshots import Snapshots
 from lunr.api.services.tokens import Tokens
 from lunr.api.services.upkeep import Upkeep
@@ -44,6 +47,9 @@ class Services:
         self.collect = Collect(core)
         self.upkeep = Upkeep(core)
         self.records = Records(core)
+        self.retention = Retention(core)
+        self.schedules = Schedules(core)
+        self.scheduling = Scheduling(core)
         self.verification = Verification(core)
 
     @classmethod

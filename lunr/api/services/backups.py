@@ -14,7 +14,7 @@ from lunr.api.services.listing import Listing, Query
 from lunr.common import errors, ids
 from lunr.common.states import Backup as State
 from lunr.common.states import Volume as VolumeState
-from lunr.db.models import Backup, Snapshot, Volume, columns
+from lunr.db.models import Account, Backup, Snapshot, Volume, columns
 from lunr.db.transitions import move
 
 EVERY = Listing(
@@ -27,6 +27,12 @@ EVERY = Listing(
 )
 #: Those that are their account's own; what lunr makes for itself is not there for callers.
 LISTING = replace(EVERY, statement=EVERY.statement.where(Backup.internal.is_(False)))
+
+
+class BackupProtected(errors.Conflict):
+    """The backup {id} is protected: set protected to false first."""
+
+    code = "backup_protected"
 
 
 class Backups:
@@ -62,8 +68,8 @@ class Backups:
         """Make a backup; the second of the answer is False if the same request made it before.
 
         Args:
-            request: ``name``, ``metadata``, ``full``, ``snapshot`` (of the volume: save
-                that instead of the volume as it is).
+            request: ``name``, ``metadata``, ``protected``, ``full``, ``snapshot`` (of the
+                volume: save that instead of the volume as it is).
             id: the caller's id; the same request may then come again.
 
         Raises:
@@ -94,29 +100,27 @@ class Backups:
         volume = volumes.lock(session, account_id, volume_id)
         if known is not None:
             volumes.same_request("backup", known, account_id, request)
-        volumes.require_idle(volume, "back it up")
-        saved: Volume | Snapshot = volume
-        if "snapshot" in request:
-            saved = sources.lock(session, account_id, Snapshot, request["snapshot"], "back it up")
-            if saved.volume_id != volume_id:
-                raise errors.NotFound(
-                    kind=f"snapshot of volume {volume_id} with the id", id=saved.id
-                )
-        accounts.check_quota(session, self._core, account, Backup)
-        backup = Backup(
-            id=id or ids.new(),
-            account_id=account_id,
-            volume_id=volume_id,
-            name=request.get("name", ""),
-            snapshot_id=request.get("snapshot"),
-            size=saved.size,
-            full=request.get("full", False),
-            meta=request.get("metadata", {}),
-            request=request,
-        )
-        session.add(backup)
-        self._queue(session, "backup.save", backup, volume.node_id)
+        backup = start(session, self._core, account, volume, request, id)
         return views.backup(backup), True
+
+    def update(self, account_id: str, id: str, changes: dict[str, Any]) -> Any:
+        """Change ``name``, ``metadata`` (replaced as a whole) or ``protected``.
+
+        Raises:
+            errors.NotFound: the account has no such backup, or it is deleted.
+            errors.InUse: it is being deleted.
+        """
+        return self._core.db.write(self._update, account_id, id, changes)
+
+    def _update(self, session: Session, account_id: str, id: str, changes: dict[str, Any]) -> Any:
+        backup = _lock(session, account_id, id, None)
+        if backup.status == State.DELETING:
+            raise errors.InUse(kind="backup", id=id, reason="it is being deleted")
+        backup.name = changes.get("name", backup.name)
+        backup.meta = changes.get("metadata", backup.meta)
+        backup.protected = changes.get("protected", backup.protected)
+        session.flush()
+        return views.backup(backup)
 
     def delete(self, account_id: str, id: str, volume_id: str | None = None) -> Any:
         """Delete a backup; one that is being deleted is answered as it is.
@@ -125,6 +129,7 @@ class Backups:
             errors.NotFound: the account has no such backup, or it is deleted.
             errors.InUse: it is being saved, restored or verified, or is the parent
                 of one that is being saved.
+            BackupProtected: it is protected.
         """
         return self._core.db.write(self._delete, account_id, id, volume_id)
 
@@ -132,21 +137,7 @@ class Backups:
         backup = _lock(session, account_id, id, volume_id)
         if backup.status == State.DELETING:
             return views.backup(backup)
-        if backup.job_id is not None and backup.status != State.NEW:
-            raise errors.InUse(
-                kind="backup",
-                id=id,
-                reason=f"the job {backup.job_id} is at work on it; cancel that first",
-            )
-        if session.scalar(select(sources.being_made(Volume.backup_id == id))):
-            raise errors.InUse(kind="backup", id=id, reason="it is being restored")
-        child = exists().where(Backup.parent_id == id, Backup.status == State.SAVING)
-        if session.scalar(select(child)):
-            raise errors.InUse(kind="backup", id=id, reason="it is the parent of a running backup")
-        if backup.status == State.NEW and backup.job_id is not None:
-            queue.drop(session, backup.job_id)
-        move(session, Backup, id, State.DELETING, "delete it", reason=None)
-        self._queue(session, "backup.delete", backup, _node_of(session, backup))
+        discard(session, self._core, backup)
         return views.backup(backup)
 
     def restores(self, account_id: str, id: str) -> Any:
@@ -189,21 +180,96 @@ class Backups:
             raise errors.InUse(
                 kind="backup", id=id, reason=f"the job {backup.job_id} is verifying it"
             )
-        return views.job(self._queue(session, "backup.verify", backup, _node_of(session, backup)))
+        return views.job(_queue(session, self._core, "backup.verify", backup))
 
-    def _queue(self, session: Session, kind: str, backup: Backup, node_id: str | None) -> Any:
-        job = queue.add(
-            session,
-            self._core,
-            kind,
-            account_id=backup.account_id,
-            subject_id=backup.id,
-            volume_id=backup.volume_id,
-            node_id=node_id,
+
+def start(
+    session: Session,
+    core: Core,
+    account: Account,
+    volume: Volume,
+    request: dict[str, Any],
+    id: str | None = None,
+    schedule_id: str | None = None,
+) -> Backup:
+    """Have the `volume` backed up; it and its `account` are locked.
+
+    Args:
+        request: as for :meth:`Backups.create`.
+        schedule_id: the schedule that asks for it.
+
+    Raises:
+        errors.NotFound: the volume has no such snapshot.
+        errors.WrongState, errors.InUse: the volume is not ACTIVE (the snapshot not
+            AVAILABLE), or a job is at work on it.
+        errors.QuotaExceeded: the account has all the backups it may have.
+    """
+    volumes.require_idle(volume, "back it up")
+    saved: Volume | Snapshot = volume
+    if "snapshot" in request:
+        saved = sources.lock(session, account.id, Snapshot, request["snapshot"], "back it up")
+        if saved.volume_id != volume.id:
+            raise errors.NotFound(kind=f"snapshot of volume {volume.id} with the id", id=saved.id)
+    accounts.check_quota(session, core, account, Backup)
+    backup = Backup(
+        id=id or ids.new(),
+        account_id=account.id,
+        volume_id=volume.id,
+        name=request.get("name", ""),
+        snapshot_id=request.get("snapshot"),
+        size=saved.size,
+        full=request.get("full", False),
+        protected=request.get("protected", False),
+        schedule_id=schedule_id,
+        meta=request.get("metadata", {}),
+        request=request,
+    )
+    session.add(backup)
+    _queue(session, core, "backup.save", backup)
+    return backup
+
+
+def discard(session: Session, core: Core, backup: Backup) -> None:
+    """Begin to delete the `backup`, whose row is locked.
+
+    Raises:
+        errors.InUse: something is at work on it, or needs it.
+        BackupProtected: it is protected.
+    """
+    id = backup.id
+    if backup.protected:
+        raise BackupProtected(id=id)
+    if backup.job_id is not None and backup.status != State.NEW:
+        raise errors.InUse(
+            kind="backup",
+            id=id,
+            reason=f"the job {backup.job_id} is at work on it; cancel that first",
         )
-        backup.job_id = job.id
-        session.flush()
-        return job
+    if session.scalar(select(sources.being_made(Volume.backup_id == id))):
+        raise errors.InUse(kind="backup", id=id, reason="it is being restored")
+    child = exists().where(Backup.parent_id == id, Backup.status == State.SAVING)
+    if session.scalar(select(child)):
+        raise errors.InUse(kind="backup", id=id, reason="it is the parent of a running backup")
+    if backup.status == State.NEW and backup.job_id is not None:
+        queue.drop(session, backup.job_id)
+    move(session, Backup, id, State.DELETING, "delete it", reason=None)
+    _queue(session, core, "backup.delete", backup)
+
+
+def _queue(session: Session, core: Core, kind: str, backup: Backup) -> Any:
+    node_id = session.scalar(select(Volume.node_id).where(Volume.id == backup.volume_id))
+    job = queue.add(
+        session,
+        core,
+        kind,
+        account_id=backup.account_id,
+        subject_id=backup.id,
+        volume_id=backup.volume_id,
+        node_id=node_id,
+    )
+    backup.job_id = job.id
+    session.flush()
+    return job
 
 
 def _lock(session: Session, account_id: str, id: str, volume_id: str | None) -> Backup:
@@ -219,7 +285,3 @@ def _lock(session: Session, account_id: str, id: str, volume_id: str | None) -> 
     if backup is None:
         raise errors.NotFound(kind="backup", id=id)
     return backup
-
-
-def _node_of(session: Session, backup: Backup) -> str | None:
-    return session.scalar(select(Volume.node_id).where(Volume.id == backup.volume_id))

@@ -35,6 +35,8 @@ def backup(row: Any) -> View:
         "volume_id": row.volume_id,
         "snapshot": row.snapshot_id,
         "internal": row.internal,
+        "protected": row.protected,
+        "schedule": row.schedule_id,
         "parent_id": row.parent_id,
         "bytes_read": row.bytes_read,
         "bytes_stored": row.bytes_stored,
@@ -121,7 +123,29 @@ def volume_type(row: Any) -> View:
         "max_size": row.max_size,
         "read_iops": row.read_iops,
         "write_iops": row.write_iops,
+        "retention": row.retention or {},
         "created_at": iso(row.created_at),
+    }
+
+
+def schedule(row: Any) -> View:
+    """A schedule, and how far its volumes are with it (lunr.api.services.schedules)."""
+    return {
+        "id": row.id,
+        "account_id": row.account_id,
+        "volume_id": row.volume_id,
+        "volume_type_name": row.volume_type_name,
+        "name": row.name,
+        "every": row.every,
+        "at": row.at,
+        "spread": row.spread,
+        "volumes": row.volumes,
+        "last_run": iso(row.last_run),
+        "next_run": iso(row.next_run),
+        "last_backup": row.last_backup,
+        "last_error": row.last_error,
+        "created_at": iso(row.created_at),
+        "updated_at": iso(row.updated_at),
     }
 
 

@@ -39,8 +39,12 @@ class VolumeTypes:
             raise errors.NotFound(kind="volume type", id=name)
         return views.volume_type(row)
 
-    def create(self, name: str, **limits: int) -> Any:
-        """Make a type; `limits` are ``min_size``, ``max_size``, ``read_iops``, ``write_iops``.
+    def create(self, name: str, **limits: Any) -> Any:
+        """Make a type.
+
+        Args:
+            limits: ``min_size``, ``max_size``, ``read_iops``, ``write_iops``, and ``retention``:
+                the rules for the volumes that have none of their own.
 
         Raises:
             errors.IdInUse: there is one of that name.
@@ -48,12 +52,12 @@ class VolumeTypes:
         """
         return self._core.db.write(self._create, ids.check(name, "name"), limits)
 
-    def _create(self, session: Session, name: str, limits: dict[str, int]) -> Any:
+    def _create(self, session: Session, name: str, limits: dict[str, Any]) -> Any:
         if session.get(VolumeType, name) is not None:
             raise errors.IdInUse(kind="volume type", id=name, differs="it is taken")
         return self._save(session, VolumeType(name=name, **limits))
 
-    def update(self, name: str, **limits: int) -> Any:
+    def update(self, name: str, **limits: Any) -> Any:
         """Change some limits; volumes that are there keep their size.
 
         Raises:
@@ -62,7 +66,7 @@ class VolumeTypes:
         """
         return self._core.db.write(self._update, name, limits)
 
-    def _update(self, session: Session, name: str, limits: dict[str, int]) -> Any:
+    def _update(self, session: Session, name: str, limits: dict[str, Any]) -> Any:
         kind = require(session, name)
         for limit, value in limits.items():
             setattr(kind, limit, value)

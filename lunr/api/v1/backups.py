@@ -7,7 +7,8 @@ from lunr.api.fields import Boolean, Id, Schema
 from lunr.api.v1.schemas import NAMED, THINGS
 
 LIST: Schema = {**THINGS, "volume_id": Id()}
-CREATE: Schema = {**NAMED, "full": Boolean(), "snapshot": Id()}
+UPDATE: Schema = {**NAMED, "protected": Boolean()}
+CREATE: Schema = {**UPDATE, "full": Boolean(), "snapshot": Id()}
 
 
 def index(call: Call) -> Reply:
@@ -43,6 +44,13 @@ def show(call: Call) -> Reply:
     return Reply(
         200,
         call.services.backups.get(call.account, call.path["backup_id"], call.path.get("id")),
+    )
+
+
+def update(call: Call) -> Reply:
+    """Change name or metadata, or protect a backup."""
+    return Reply(
+        200, call.services.backups.update(call.account, call.path["backup_id"], call.fields)
     )
 
 

@@ -7,6 +7,7 @@ from lunr.api.fields import Id, Schema
 from lunr.api.services.listing import Query
 from lunr.api.v1 import backups as own_backups
 from lunr.api.v1 import jobs as own_jobs
+from lunr.api.v1 import schedules as own_schedules
 from lunr.api.v1 import snapshots as own_snapshots
 from lunr.api.v1 import volumes as own_volumes
 from lunr.api.v1.schemas import PAGE, THINGS
@@ -16,6 +17,7 @@ VOLUMES: Schema = {**own_volumes.LIST, **_ACCOUNT}
 SNAPSHOTS: Schema = {**own_snapshots.LIST, **_ACCOUNT}
 BACKUPS: Schema = {**own_backups.LIST, **_ACCOUNT}
 EXPORTS: Schema = {**PAGE, **_ACCOUNT, "status": THINGS["status"]}
+SCHEDULES: Schema = {**own_schedules.LIST, **_ACCOUNT, "volume_type_name": Id()}
 JOBS: Schema = {**own_jobs.LIST, **_ACCOUNT}
 
 
@@ -41,6 +43,11 @@ def backups(call: Call) -> Reply:
 def exports(call: Call) -> Reply:
     """List exports, without their secrets."""
     return Reply(200, call.services.exports.list(_query(call)))
+
+
+def schedules(call: Call) -> Reply:
+    """List schedules, also those of volume types."""
+    return Reply(200, call.services.schedules.list(_query(call)))
 
 
 def jobs(call: Call) -> Reply:

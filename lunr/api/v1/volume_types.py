@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from lunr.api.call import Call, Reply
-from lunr.api.fields import MAX_SIZE, Id, Integer, Schema
+from lunr.api.fields import MAX_SIZE, Fields, Id, Integer, Schema
+from lunr.api.v1.retention import RULES
 
 UPDATE: Schema = {
     "min_size": Integer(1, MAX_SIZE),
     "max_size": Integer(1, MAX_SIZE),
     "read_iops": Integer(0, MAX_SIZE),
     "write_iops": Integer(0, MAX_SIZE),
+    "retention": Fields(RULES),
 }
 CREATE: Schema = {**UPDATE, "name": Id(required=True)}
 

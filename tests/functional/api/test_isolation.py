@@ -21,6 +21,13 @@ BODIES: dict[tuple[str, str], Any] = {
     ("POST", "/v1.0/{account}/volumes/{id}"): {"name": "stolen"},
     ("POST", "/v1.0/{account}/volumes/{id}/extend"): {"size": 2},
     ("PUT", "/v1.0/{account}/volumes/{id}/export"): {"ip": "10.0.0.1"},
+    ("PUT", "/v1.0/{account}/volumes/{id}/retention"): {"keep_last": 1},
+    ("POST", "/v1.0/{account}/volumes/{id}/prune"): {"keep_last": 1, "all": True},
+    ("POST", "/v1.0/{account}/backups/{backup_id}"): {"protected": True},
+    ("POST", "/v1.0/{account}/schedules"): {"volume_id": "v1", "every": "1d"},
+    ("POST", "/v1.0/{account}/schedules/{id}"): {"every": "none"},
+    ("POST", "/v1.0/admin/schedules"): {"volume_type_name": "default", "every": "1d"},
+    ("POST", "/v1.0/admin/schedules/{id}"): {"every": "none"},
     ("POST", "/v1.0/admin/nodes"): {"id": "n9"},
     ("POST", "/v1.0/admin/volume_types"): {"name": "t9"},
     ("POST", "/v1.0/nodes/{node}/jobs/claim"): {"kinds": ["volume.create"]},
@@ -38,6 +45,7 @@ def full(world: World) -> Iterator[World]:
     world.services.exports.create("acme", "v1", None, "10.0.0.1")
     world.work()
     world.services.backups.create("acme", "v2", {}, "b2")
+    world.services.schedules.create("acme", "v1", {"every": "1d"})
     world.services.accounts.create("rival")
     return world
 
@@ -55,7 +63,14 @@ def _state(world: World) -> dict[str, list[Any]]:
 def _path(world: World, route: Route, account: str, node: str = "n1") -> str:
     snapshot = world.call("GET", "/v1.0/acme/snapshots").json["snapshots"][0]["id"]
     job = world.call("GET", "/v1.0/acme/jobs").json["jobs"][0]["id"]
-    id = {"snapshots": snapshot, "jobs": job, "accounts": "acme", "nodes": "n1"}
+    schedule = world.call("GET", "/v1.0/acme/schedules").json["schedules"][0]["id"]
+    id = {
+        "snapshots": snapshot,
+        "schedules": schedule,
+        "jobs": job,
+        "accounts": "acme",
+        "nodes": "n1",
+    }
     kind = re.findall(r"/(\w+)/\{id\}", route.path)
     values = {
         "account": account,
@@ -129,9 +144,19 @@ def test_another_tenants_things_can_not_be_made_use_of(full: World, request_: An
     assert _state(full) == before
 
 
+def test_another_tenants_volume_gets_no_schedule(full: World) -> None:
+    token = full.services.tokens.create("rival")["token"]
+    before = _state(full)
+    for volume_id in ("v1", "v2"):
+        body = {"volume_id": volume_id, "every": "1d"}
+        answer = full.call("POST", "/v1.0/rival/schedules", body, token)
+        assert (answer.status_int, answer.json["code"]) == (404, "not_found")
+    assert _state(full) == before
+
+
 def test_lists_hold_only_the_own(full: World) -> None:
     token = full.services.tokens.create("rival")["token"]
-    for things in ("volumes", "snapshots", "backups", "jobs"):
+    for things in ("volumes", "snapshots", "backups", "schedules", "jobs"):
         assert full.call("GET", f"/v1.0/rival/{things}", token=token).json[things] == []
         assert full.call("GET", f"/v1.0/acme/{things}").json[things] != []
     marked = full.call("GET", "/v1.0/rival/volumes?marker=v1", token=token)

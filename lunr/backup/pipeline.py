@@ -29,6 +29,7 @@ from lunr.backup.format.names import Buffer, Geometry, Kind, Ref
 from lunr.backup.format.roots import Root, Statistics
 from lunr.backup.format.segments import Entry, Place, places_of
 from lunr.backup.indexes import Indexes
+from lunr.backup.linux import reuse_memory
 from lunr.backup.packing import Loose, Packer
 from lunr.backup.parent import UNUSABLE, Before, KnownChunks, Parent, load_parent
 from lunr.backup.repository import Repository
@@ -100,6 +101,7 @@ def save(
         IdInUse: the id is taken by a backup of another volume.
         ValueError: `backup.changed` is not in order.
     """
+    reuse_memory()
     try:
         there = repository.load_root(backup.backup_id)
     except errors.BackupMissing:

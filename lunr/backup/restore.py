@@ -11,6 +11,7 @@ from pathlib import Path
 
 from lunr.backup import parallel
 from lunr.backup.format.roots import Root
+from lunr.backup.linux import reuse_memory
 from lunr.backup.pipeline import Progress
 from lunr.backup.reading import Fetch, Reading
 from lunr.backup.repository import Repository
@@ -55,6 +56,7 @@ def restore(
         errors.TargetTooSmall, errors.TargetError: the target does not do.
         errors.CorruptObject, errors.ObjectMissing: the named object can't be used.
     """
+    reuse_memory()
     started = time.monotonic()
     root = repository.load_root(backup_id)
     repository = repository.of(root)

@@ -22,6 +22,7 @@ RUNS = int(os.environ.get("LUNR_INTERLEAVINGS", "50"))
 SEED = int(os.environ.get("LUNR_SEED", "0")) or random.SystemRandom().randrange(1 << 32)
 LAG = 1800.0
 _CHUNKS = 6
+_BLOCKS = 4  # of a chunk
 
 
 class Run:
@@ -33,7 +34,7 @@ class Run:
         self.scheduler = Scheduler(self.world)
         self.grace = grace
         self.service = service
-        self.volumes = [[0] * _CHUNKS, [0] * _CHUNKS]
+        self.volumes = [[0] * _CHUNKS * _BLOCKS, [0] * _CHUNKS * _BLOCKS]
         self.serial = 0
         self.saved: dict[str, bytes] = {}  # acknowledged, and not being deleted
         self.content: dict[str, bytes] = {}  # whatever was ever begun
@@ -52,8 +53,11 @@ class Run:
         number = self.chance.randrange(2)
         volume = self.volumes[number]
         for _ in range(self.chance.randrange(4)):
-            volume[self.chance.randrange(_CHUNKS)] = self.chance.randrange(9)
-        data = b"".join(bytes([value]) * 256 for value in volume)
+            # A whole chunk, or one block, which goes into a patch.
+            first = self.chance.randrange(_CHUNKS) * _BLOCKS
+            count = self.chance.choice((1, _BLOCKS))
+            volume[first : first + count] = [self.chance.randrange(9)] * count
+        data = b"".join(bytes([value]) * 64 for value in volume)
         parents = [*self.saved, None]
         parent = self.chance.choice(parents)
         known = tuple(self.collections) if self.service else ()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import random
+import sys
 import tempfile
 import threading
 import time
@@ -17,6 +18,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from lunr.backup.format.segments import objects_of
+from lunr.backup.image.local import Local
 from lunr.backup.image.presence import UNIT
 from tests.unit.backup.image.support import CHUNK, World, content
 
@@ -278,6 +280,48 @@ def test_still_means_that_nothing_becomes_present(world: World) -> None:
     assert world.read(4 * CHUNK, UNIT) == b"y" * UNIT
 
 
+class Gated(Local):
+    """Local storage whose writes of `size` bytes, once told to, wait for `gate`."""
+
+    size_of_interest = 0
+    entered = threading.Event()
+    gate = threading.Event()
+
+    def write(self, offset: int, data: memoryview) -> None:
+        if len(data) == self.size_of_interest:
+            self.entered.set()
+            assert self.gate.wait(10)
+        super().write(offset, data)
+
+
+@pytest.mark.parametrize("first", ["store", "write"])
+def test_a_store_and_a_write_of_one_block_take_turns(tmp_path: Path, first: str) -> None:
+    """Whoever comes second waits, and it is what was written that stays."""
+    Gated.entered, Gated.gate = threading.Event(), threading.Event()
+    world = World(tmp_path, random.Random(4).randbytes(3 * CHUNK), local=Gated)
+    world.open()
+    new = b"n" * (2 * UNIT)
+    work = {
+        "store": threading.Thread(target=world.volume.fill, args=(1, time.monotonic() + 10)),
+        "write": threading.Thread(target=world.write, args=(CHUNK + UNIT, new)),
+    }
+    Gated.size_of_interest = CHUNK if first == "store" else len(new)
+    work[first].start()
+    assert Gated.entered.wait(5)
+    Gated.size_of_interest = 0
+    second = "write" if first == "store" else "store"
+    work[second].start()
+    work[second].join(0.3)
+    assert work[second].is_alive()
+    Gated.gate.set()
+    for thread in work.values():
+        thread.join()
+    expected = bytearray(world.data)
+    expected[CHUNK + UNIT : CHUNK + 3 * UNIT] = new
+    assert world.all() == expected
+    world.close()
+
+
 @pytest.mark.parametrize("seed", range(3))
 def test_writers_readers_and_the_fill_at_once(tmp_path: Path, seed: int) -> None:
     """Each writer has units of its own; what it wrote last is what is there."""
@@ -311,10 +355,15 @@ def test_writers_readers_and_the_fill_at_once(tmp_path: Path, seed: int) -> None
 
     threads = [threading.Thread(target=work, args=(number,)) for number in range(4)]
     threads += [threading.Thread(target=fill) for _ in range(2)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    usual = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    finally:
+        sys.setswitchinterval(usual)
     assert failures == []
     assert world.all() == model
     assert world.target.read_bytes() == model

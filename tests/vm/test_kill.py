@@ -111,6 +111,7 @@ class World:
         if not self.node.is_dead():
             return False
         self.deaths.append((kind, step, self.node.bury()))
+        print("killed", *self.deaths[-1], flush=True)
         self.node.start()
         wait_until(self.is_idle, LONG, f"the end of {kind}, killed before step {step}", 0.2)
         return True

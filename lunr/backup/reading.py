@@ -229,14 +229,7 @@ def _uses(chunk: int, entry: Entry, count: int) -> Iterator[tuple[Kind, Ref | No
 def load_range(
     repository: Repository, entry: Entry, length: int, geometry: Geometry, blocks: range
 ) -> bytearray:
-    """The plain bytes of `blocks` of a chunk of `length` bytes, every block checked.
-
-    No more than these is fetched, where that is not dearer.
-
-    Raises:
-        errors.CorruptObject: the bytes are not those that were stored; it names the object.
-        errors.ObjectMissing: the store has lost it.
-    """
+    """See :meth:`lunr.backup.repository.Repository.load_range`."""
     start, end = blocks.start * geometry.block, min(blocks.stop * geometry.block, length)
     data = bytearray(end - start)
     reading = Reading(repository, {0: entry}, length, geometry)

@@ -134,27 +134,15 @@ class Repository:
             )
         return StoredObject(self, name, index, raw if whole else None)
 
-    def load_blocks(
-        self, ref: Ref, kind: Kind, first: int, count: int, expect: int = 128
-    ) -> tuple[blocks.Index, Buffer]:
-        """Index and the plain bytes of `count` blocks from `first` on, and no more than that."""
-        opened = self.open(ref, kind, whole=False, expect=expect)
-        return opened.index, opened.read(first, count)
+    def load_range(self, entry: Entry, length: int, geometry: Geometry, wanted: range) -> Buffer:
+        """The plain bytes of the blocks `wanted` of a chunk of `length` bytes, every one checked.
 
-    def load_chunk(self, entry: Entry, length: int, geometry: Geometry) -> Buffer:
-        """The plain bytes of a chunk of `length` bytes, every one checked.
+        Only what they need is fetched, where that is not dearer. All blocks of a chunk are
+        checked together, too.
 
         Raises:
             errors.CorruptObject: the bytes are not those that were stored; it names the object.
             errors.ObjectMissing: the store has lost it.
-        """
-        return self.load_range(entry, length, geometry, range(-(-length // geometry.block)))
-
-    def load_range(self, entry: Entry, length: int, geometry: Geometry, wanted: range) -> Buffer:
-        """The plain bytes of the blocks `wanted` of a chunk; only what they need is fetched.
-
-        Raises:
-            errors.CorruptObject, errors.ObjectMissing: see :meth:`load_chunk`.
         """
         return load_range(self, entry, length, geometry, wanted)
 

@@ -128,6 +128,11 @@ def save_bytes(
     )
 
 
+def load_chunk(repo: Repository, entry: Entry, length: int, geometry: Geometry) -> bytes:
+    """All of a chunk."""
+    return bytes(repo.load_range(entry, length, geometry, range(-(-length // geometry.block))))
+
+
 def load_bytes(repo: Repository, backup_id: str) -> bytes:
     """The content of a backup, read chunk by chunk."""
     root = repo.load_root(backup_id)
@@ -137,9 +142,7 @@ def load_bytes(repo: Repository, backup_id: str) -> bytes:
         for chunk, entry in zip(chunks, entries, strict=True):
             length = root.geometry.chunk_length(chunk, root.size_bytes)
             parts.append(
-                bytes(length)
-                if entry is None
-                else bytes(repo.load_chunk(entry, length, root.geometry))
+                bytes(length) if entry is None else load_chunk(repo, entry, length, root.geometry)
             )
     return b"".join(parts)
 

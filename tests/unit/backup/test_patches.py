@@ -30,7 +30,14 @@ from lunr.backup.restore import restore
 from lunr.backup.rewriting import is_written_whole, taken_along
 from lunr.backup.stores.memory import MemoryStore
 from lunr.backup.verify import verify
-from tests.unit.backup.support import FailAfter, Faulty, load_bytes, repository, save_bytes
+from tests.unit.backup.support import (
+    FailAfter,
+    Faulty,
+    load_bytes,
+    load_chunk,
+    repository,
+    save_bytes,
+)
 
 #: 16 blocks a chunk, four chunks a segment.
 GEOMETRY = Geometry(block=64, chunk=1024, segment_chunks=4)
@@ -397,10 +404,10 @@ def test_pieces_that_do_not_fit_are_corrupt() -> None:
         good._replace(base=None),
         good._replace(pieces=(piece, Piece(3, 1, None, 0))),
     ]
-    assert volume.repo.load_chunk(good, GEOMETRY.chunk, GEOMETRY) == volume.data[: GEOMETRY.chunk]
+    assert load_chunk(volume.repo, good, GEOMETRY.chunk, GEOMETRY) == volume.data[: GEOMETRY.chunk]
     for entry in wrong:
         with pytest.raises(errors.CorruptObject) as caught:
-            volume.repo.load_chunk(entry, GEOMETRY.chunk, GEOMETRY)
+            load_chunk(volume.repo, entry, GEOMETRY.chunk, GEOMETRY)
         assert any(name in str(caught.value) for name in objects_of(good))
 
 

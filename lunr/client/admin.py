@@ -18,6 +18,7 @@ from lunr.client.records import (
     VolumeType,
 )
 from lunr.client.resources import Jobs
+from lunr.client.schedules import AllSchedules
 from lunr.client.transport import Transport
 
 R = TypeVar("R", bound=Record)
@@ -155,10 +156,15 @@ class VolumeTypes(_Records[VolumeType]):
         max_size: int | None = None,
         read_iops: int | None = None,
         write_iops: int | None = None,
+        retention: Mapping[str, int] | None = None,
     ) -> VolumeType:
-        """Make a type; sizes in GiB, IOPS of 0 have no limit."""
+        """Make a type; sizes in GiB, IOPS of 0 have no limit.
+
+        Args:
+            retention: the rules for its volumes that have none of their own, all at once.
+        """
         limits = _limits(min_size, max_size, read_iops, write_iops)
-        return self._create({"name": name, **limits})
+        return self._create({"name": name, **limits, "retention": retention})
 
     def update(
         self,
@@ -168,9 +174,11 @@ class VolumeTypes(_Records[VolumeType]):
         max_size: int | None = None,
         read_iops: int | None = None,
         write_iops: int | None = None,
+        retention: Mapping[str, int] | None = None,
     ) -> VolumeType:
         """Change a type; volumes that are there keep their size."""
-        return self._update(name, _limits(min_size, max_size, read_iops, write_iops))
+        limits = _limits(min_size, max_size, read_iops, write_iops)
+        return self._update(name, {**limits, "retention": retention})
 
 
 def _limits(
@@ -193,6 +201,7 @@ class Admin:
         self.tokens = Tokens(transport)
         self.nodes = Nodes(transport)
         self.volume_types = VolumeTypes(transport)
+        self.schedules = AllSchedules(transport)
 
     def collect(
         self,

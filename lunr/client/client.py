@@ -10,6 +10,8 @@ from typing import Self
 from lunr.client.admin import Admin
 from lunr.client.records import VolumeType
 from lunr.client.resources import Backups, Exports, Jobs, Snapshots, Volumes
+from lunr.client.retention import Retentions
+from lunr.client.schedules import Schedules
 from lunr.client.transport import Transport
 from lunr.common import ids
 from lunr.common.errors import ConfigError
@@ -48,6 +50,8 @@ class Client:
         self.backups = Backups(self._http, account)
         self.exports = Exports(self._http, account)
         self.jobs = Jobs(self._http, account)
+        self.schedules = Schedules(self._http, account)
+        self.retention = Retentions(self._http, account)
         self.admin = Admin(self._http)
 
     @classmethod

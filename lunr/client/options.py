@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 import sys
 from collections.abc import Callable, Iterable
@@ -94,6 +95,38 @@ def wait_options(command: F) -> F:
         "--wait/--no-wait", default=True, help="Return when the work is over, or at once.  [wait]"
     )
     return wait(timeout_option(command))
+
+
+#: The words of the rules, and what each counts; ``--keep-daily`` is ``keep_daily`` of the API.
+_RULES = {
+    "last": "Keep the newest N.",
+    **{
+        word: f"Keep the newest of each of the last N {period} that have one."
+        for word, period in {
+            "hourly": "hours",
+            "daily": "days",
+            "weekly": "weeks",
+            "monthly": "months",
+            "yearly": "years",
+        }.items()
+    },
+}
+
+
+def rules_options(command: F) -> F:
+    """Add ``--keep-last`` … ``--keep-yearly``; the command is given `rules`, None without any."""
+
+    @functools.wraps(command)
+    def with_rules(*args: Any, **given: Any) -> Any:
+        rules = {f"keep_{word}": given.pop(f"keep_{word}") for word in _RULES}
+        found = {rule: count for rule, count in rules.items() if count is not None}
+        return command(*args, rules=found or None, **given)
+
+    told: Any = with_rules
+    count = click.IntRange(0, 10000)
+    for word, what in reversed(_RULES.items()):
+        told = click.option(f"--keep-{word}", type=count, metavar="N", help=what)(told)
+    return told  # type: ignore[no-any-return]
 
 
 def as_dict(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any] | None:

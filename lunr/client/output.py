@@ -77,7 +77,7 @@ def shown(name: str, value: Any) -> str:
             return units.human(value)
         if name == "progress":
             return f"{value} %"
-    if name.endswith(("_at", "last_seen")) and isinstance(value, str):
+    if name.endswith(("_at", "_run", "last_seen")) and isinstance(value, str):
         return clean(value.partition(".")[0].removesuffix("Z").replace("T", " "))
     return clean(str(value))
 

@@ -98,6 +98,10 @@ class Backup(Work):
     snapshot: str | None = None
     #: Made and deleted by lunr itself, to copy a volume to another node; only admins see it.
     internal: bool = False
+    #: Neither deleted nor pruned until this is taken back.
+    protected: bool = False
+    #: The id of the schedule that made it; None: somebody did.
+    schedule: str | None = None
     name: str = ""
     size: int = 0
     progress: int = 0
@@ -211,4 +215,60 @@ class VolumeType(Record):
     max_size: int = 0
     read_iops: int = 0
     write_iops: int = 0
+    #: The rules for volumes that have none of their own.
+    retention: Mapping[str, int] = field(default_factory=dict)
     created_at: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Schedule(Record):
+    """When a volume, or each volume of a type, is backed up. Times are UTC, `spread` is minutes."""
+
+    id: str
+    every: str
+    at: str = ""
+    spread: int = 0
+    name: str = ""
+    #: None: a volume type's.
+    account_id: str | None = None
+    volume_id: str | None = None
+    volume_type_name: str | None = None
+    #: How many volumes it is good for; what follows is about all of them.
+    volumes: int = 0
+    last_run: str | None = None
+    next_run: str | None = None
+    last_backup: str | None = None
+    #: Why the last run gave no backup.
+    last_error: str | None = None
+    created_at: str | None = None
+    updated_at: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verdict(Record):
+    """Whether the rules keep a backup, and which of them."""
+
+    id: str
+    keep: bool
+    reasons: Sequence[str] = ()
+    name: str = ""
+    status: str = ""
+    created_at: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Retention(Record):
+    """The rules of a volume, and what they come to."""
+
+    volume_id: str
+    #: ``keep_last``, ``keep_hourly``, … -> a number; empty: all backups are kept.
+    rules: Mapping[str, int] = field(default_factory=dict)
+    #: ``volume``, ``volume_type``, ``request``; None: there are none.
+    rules_of: str | None = None
+    #: Newest first, as :attr:`verdicts` has them.
+    backups: Sequence[Mapping[str, Any]] = ()
+
+    @property
+    def verdicts(self) -> list[Verdict]:
+        """What becomes of each backup, newest first."""
+        return [Verdict.parse(backup) for backup in self.backups]

@@ -229,6 +229,7 @@ class Backups(_Things[Backup]):
         *,
         name: str | None = None,
         metadata: Mapping[str, str] | None = None,
+        protected: bool | None = None,
         full: bool | None = None,
         snapshot: str | None = None,
         id: str | None = None,
@@ -236,11 +237,18 @@ class Backups(_Things[Backup]):
         """Begin to back a volume up. Sent again it is the same backup.
 
         Args:
+            protected: True: it is neither deleted nor pruned until that is taken back.
             snapshot: save this snapshot of the volume instead of the volume as it is now.
             full: True: read and store all, without a parent.
             id: the caller's choice; by default a new one.
         """
-        body = {"name": name, "metadata": metadata, "full": full, "snapshot": snapshot}
+        body = {
+            "name": name,
+            "metadata": metadata,
+            "protected": protected,
+            "full": full,
+            "snapshot": snapshot,
+        }
         path = (self._account, "volumes", volume_id, "backups", ids.new() if id is None else id)
         return self._request("PUT", *path, body=body)
 
@@ -255,6 +263,18 @@ class Backups(_Things[Backup]):
         """Backups, newest first; `limit`: at most so many."""
         params = {"status": status, "name": name, "volume_id": volume_id}
         return self._list(params, limit)
+
+    def update(
+        self,
+        id: str,
+        *,
+        name: str | None = None,
+        metadata: Mapping[str, str] | None = None,
+        protected: bool | None = None,
+    ) -> Backup:
+        """Change the name, replace the metadata as a whole, protect it or take that back."""
+        body = {"name": name, "metadata": metadata, "protected": protected}
+        return self._request("POST", *self._path(id), body=body)
 
     def verify(self, id: str) -> Job:
         """Begin to read and check all of a backup; the job tells how it went."""

@@ -8,6 +8,7 @@ from lunr.client.commands.completion import completion
 from lunr.client.commands.export import export
 from lunr.client.commands.job import job
 from lunr.client.commands.node import node
+from lunr.client.commands.schedule import schedule
 from lunr.client.commands.snapshot import snapshot
 from lunr.client.commands.types import type_
 from lunr.client.commands.volume import volume
@@ -16,6 +17,7 @@ ALL: tuple[click.Command, ...] = (
     volume,
     snapshot,
     backup,
+    schedule,
     export,
     job,
     node,

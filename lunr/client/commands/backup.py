@@ -7,6 +7,7 @@ from typing import Any
 import click
 
 from lunr.client.commands import deleting
+from lunr.client.commands.retention import prune
 from lunr.client.options import (
     ID,
     SIZE,
@@ -84,6 +85,9 @@ def show(session: Session, backup_id: str, as_json: bool) -> None:
 @name_option
 @metadata_option
 @click.option("--snapshot", type=ID, help="Save this snapshot of it, not the volume as it is now.")
+@click.option(
+    "--protect", "protected", is_flag=True, default=None, help="Never delete or prune it."
+)
 @click.option("--full", is_flag=True, default=None, help="Read and store all, not what changed.")
 @click.option("--id", "id", type=ID, help="The backup's id.  [a new one]")
 @wait_options
@@ -104,6 +108,20 @@ def create(
     if wait:
         record = finished(backups, "backup", record.id, timeout)
     print_record(record, as_json)
+
+
+@backup.command()
+@click.argument("backup_id", metavar="BACKUP", type=ID)
+@name_option
+@metadata_option
+@click.option("--protect/--unprotect", "protected", default=None, help="Never delete or prune it.")
+@json_option
+@click.pass_obj
+def update(session: Session, /, backup_id: str, as_json: bool, **given: Any) -> None:
+    """Change a backup's name, replace all its metadata, or protect it."""
+    if all(value is None for value in given.values()):
+        raise click.UsageError("Nothing to change: give --name, -m, --protect or --unprotect.")
+    print_record(session.client.backups.update(backup_id, **given), as_json)
 
 
 @backup.command()
@@ -186,3 +204,6 @@ def restore(
 def wait_(session: Session, backup_id: str, timeout: float | None, as_json: bool) -> None:
     """Wait until a backup is AVAILABLE."""
     print_record(finished(session.client.backups, "backup", backup_id, timeout), as_json)
+
+
+backup.add_command(prune)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from lunr.client.options import ID, SIZE, confirm, json_option, yes_option
+from lunr.client.options import ID, SIZE, confirm, json_option, rules_options, yes_option
 from lunr.client.output import print_gone, print_list, print_record
 from lunr.client.session import Session
 
@@ -51,11 +51,20 @@ def show(session: Session, name: str, as_json: bool) -> None:
 @_max_size
 @_read_iops
 @_write_iops
+@rules_options
 @json_option
 @click.pass_obj
-def create(session: Session, /, name: str, as_json: bool, **limits: int | None) -> None:
-    """Make a volume type."""
-    print_record(session.client.admin.volume_types.create(name, **limits), as_json)
+def create(
+    session: Session,
+    /,
+    name: str,
+    rules: dict[str, int] | None,
+    as_json: bool,
+    **limits: int | None,
+) -> None:
+    """Make a volume type. The rules are for volumes that have none of their own."""
+    types = session.client.admin.volume_types
+    print_record(types.create(name, **limits, retention=rules), as_json)
 
 
 @type_.command()
@@ -64,13 +73,31 @@ def create(session: Session, /, name: str, as_json: bool, **limits: int | None) 
 @_max_size
 @_read_iops
 @_write_iops
+@rules_options
+@click.option("--keep-all", is_flag=True, help="No rules: keep all backups.")
 @json_option
 @click.pass_obj
-def update(session: Session, /, name: str, as_json: bool, **limits: int | None) -> None:
-    """Change a volume type; volumes that are there keep their size."""
-    if all(limit is None for limit in limits.values()):
-        raise click.UsageError("Nothing to change: give a size or a number of IOPS.")
-    print_record(session.client.admin.volume_types.update(name, **limits), as_json)
+def update(
+    session: Session,
+    /,
+    name: str,
+    rules: dict[str, int] | None,
+    keep_all: bool,
+    as_json: bool,
+    **limits: int | None,
+) -> None:
+    """Change a volume type; volumes that are there keep their size.
+
+    If any rule is given, those that are not are none. They are for volumes that have
+    none of their own: the housekeeper soon deletes what they don't keep.
+    """
+    if keep_all and rules is not None:
+        raise click.UsageError("Give rules, or --keep-all.")
+    retention = {} if keep_all else rules
+    if retention is None and all(limit is None for limit in limits.values()):
+        raise click.UsageError("Nothing to change: give a size, a number of IOPS or rules.")
+    types = session.client.admin.volume_types
+    print_record(types.update(name, **limits, retention=retention), as_json)
 
 
 @type_.command()

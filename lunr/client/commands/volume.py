@@ -7,6 +7,7 @@ from typing import Any
 import click
 
 from lunr.client.commands import deleting
+from lunr.client.commands.retention import retention
 from lunr.client.options import (
     ID,
     SIZE,
@@ -193,3 +194,6 @@ def delete(
 def wait_(session: Session, volume_id: str, timeout: float | None, as_json: bool) -> None:
     """Wait until a volume is ACTIVE and nothing works on it any more."""
     print_record(finished(session.client.volumes, "volume", volume_id, timeout), as_json)
+
+
+volume.add_command(retention)

@@ -18,7 +18,13 @@ KINDS = [
     and issubclass(kind, records.Record)
     and kind not in (records.Record, records.Work)
 ]
-NEEDED = {"id": "x1", "volume_id": "x1", "name": "x1", "status": "ACTIVE", "kind": "backup.save"}
+NEEDED = {
+    **dict.fromkeys(("id", "volume_id", "name"), "x1"),
+    "status": "ACTIVE",
+    "kind": "backup.save",
+    "every": "1d",
+    "keep": True,
+}
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.text(),
     lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),

@@ -1,0 +1,164 @@
+"""``lunr schedule``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from lunr.client.options import (
+    ID,
+    all_accounts_option,
+    confirm,
+    json_option,
+    limit_option,
+    name_option,
+    yes_option,
+)
+from lunr.client.output import print_gone, print_list, print_record
+from lunr.client.session import Session
+
+_COLUMNS: tuple[str, ...] = (
+    "id",
+    "name",
+    "volume_id",
+    "every",
+    "at",
+    "spread",
+    "last_run",
+    "next_run",
+    "last_error",
+)
+_EVERY = ("15m", "30m", "1h", "2h", "3h", "4h", "6h", "8h", "12h", "1d", "1w", "none")
+_HELP = "How often; none: never, whatever the schedule of its type says."
+
+_at = click.option(
+    "--at", metavar="TIME", help="HH:MM in UTC; for 1w with a day: 'sun 03:30'.  [midnight]"
+)
+_spread = click.option(
+    "--spread",
+    type=click.IntRange(min=0),
+    metavar="MINUTES",
+    help="Begin within so many minutes after that, each volume at its own time.",
+)
+
+
+@click.group()
+def schedule() -> None:
+    """Have volumes backed up regularly.
+
+    A volume has one schedule of its own, or else the one of its type. Which of
+    the backups are kept, `lunr volume retention` says.
+
+    \b
+    Examples:
+      lunr schedule create --volume VOLUME --every 1d --at 03:30 --name nightly
+      lunr schedule create --type default --every 6h
+      lunr schedule show --volume VOLUME
+    """
+
+
+@schedule.command("list")
+@click.option("--name", help="Only with this name.")
+@click.option("--volume", "volume_id", type=ID, help="Only of this volume.")
+@limit_option
+@all_accounts_option
+@json_option
+@click.pass_obj
+def list_(session: Session, /, all_accounts: bool, as_json: bool, **filters: Any) -> None:
+    """List schedules; those of volume types only with --all-accounts."""
+    client = session.client
+    if all_accounts:
+        found = client.admin.schedules.list(**filters)
+        columns = ("account_id", "volume_type_name", *_COLUMNS)
+    else:
+        found, columns = client.schedules.list(**filters), _COLUMNS
+    print_list(found, columns, as_json)
+
+
+@schedule.command()
+@click.argument("schedule_id", metavar="[SCHEDULE]", type=ID, required=False)
+@click.option("--volume", "volume_id", type=ID, help="The one that is good for this volume.")
+@all_accounts_option
+@json_option
+@click.pass_obj
+def show(
+    session: Session,
+    schedule_id: str | None,
+    volume_id: str | None,
+    all_accounts: bool,
+    as_json: bool,
+) -> None:
+    """Show a schedule, or the one that is good for a volume: its own, or its type's."""
+    client = session.client
+    if (schedule_id is None) == (volume_id is None):
+        raise click.UsageError("Name a schedule, or give --volume.")
+    if volume_id is not None:
+        print_record(client.schedules.of_volume(volume_id), as_json)
+    elif schedule_id is not None:
+        print_record(_schedules(session, all_accounts).get(schedule_id), as_json)
+
+
+@schedule.command()
+@click.option("--volume", "volume_id", type=ID, help="The volume.")
+@click.option("--type", "volume_type_name", type=ID, help="All of a type (needs the role admin).")
+@click.option("--every", type=click.Choice(_EVERY), required=True, help=_HELP)
+@_at
+@_spread
+@name_option
+@json_option
+@click.pass_obj
+def create(
+    session: Session,
+    /,
+    volume_id: str | None,
+    volume_type_name: str | None,
+    as_json: bool,
+    **given: Any,
+) -> None:
+    """Have a volume, or the volumes of a type, backed up regularly."""
+    if (volume_id is None) == (volume_type_name is None):
+        raise click.UsageError("Give --volume or --type.")
+    client = session.client
+    if volume_id is not None:
+        print_record(client.schedules.create(volume_id, **given), as_json)
+    elif volume_type_name is not None:
+        print_record(client.admin.schedules.create(volume_type_name, **given), as_json)
+
+
+@schedule.command()
+@click.argument("schedule_id", metavar="SCHEDULE", type=ID)
+@click.option("--every", type=click.Choice(_EVERY), help=_HELP)
+@_at
+@_spread
+@name_option
+@all_accounts_option
+@json_option
+@click.pass_obj
+def update(
+    session: Session, /, schedule_id: str, all_accounts: bool, as_json: bool, **given: Any
+) -> None:
+    """Change a schedule. With another --every, what is not given has its default again."""
+    if all(value is None for value in given.values()):
+        raise click.UsageError("Nothing to change: give --every, --at, --spread or --name.")
+    print_record(_schedules(session, all_accounts).update(schedule_id, **given), as_json)
+
+
+@schedule.command()
+@click.argument("schedule_id", metavar="SCHEDULE", type=ID)
+@all_accounts_option
+@yes_option
+@json_option
+@click.pass_obj
+def delete(
+    session: Session, schedule_id: str, all_accounts: bool, yes: bool, as_json: bool
+) -> None:
+    """Delete a schedule. The backups that it made stay."""
+    confirm(f"Delete schedule {schedule_id}?", yes)
+    _schedules(session, all_accounts).delete(schedule_id)
+    print_gone("schedule", schedule_id, as_json)
+
+
+def _schedules(session: Session, all_accounts: bool) -> Any:
+    client = session.client
+    return client.admin.schedules if all_accounts else client.schedules

@@ -1,0 +1,55 @@
+"""Which backups of a volume are kept. Errors are those of :mod:`lunr.client.resources`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from lunr.client.records import Retention
+from lunr.client.transport import Transport
+
+
+class Retentions:
+    """The rules of an account's volumes, by the volume's id.
+
+    Rules are ``keep_last``, ``keep_hourly``, ``keep_daily``, ``keep_weekly``, ``keep_monthly`` and
+    ``keep_yearly``, each with a number; docs/api.md tells what they mean.
+    """
+
+    def __init__(self, transport: Transport, account: str) -> None:
+        self._http = transport
+        self._account = account
+
+    def get(self, volume_id: str) -> Retention:
+        """The rules of a volume, and what a prune would do now."""
+        return self._request("GET", volume_id, "retention")
+
+    def set(self, volume_id: str, rules: Mapping[str, int]) -> Retention:
+        """Give a volume rules of its own, all at once; none: everything is kept."""
+        return self._request("PUT", volume_id, "retention", body=rules)
+
+    def reset(self, volume_id: str) -> Retention:
+        """Take a volume's own rules away: those of its type are good for it again."""
+        return self._request("DELETE", volume_id, "retention")
+
+    def prune(
+        self,
+        volume_id: str,
+        rules: Mapping[str, int] | None = None,
+        *,
+        all: bool = False,
+        dry_run: bool = False,
+    ) -> Retention:
+        """Begin to delete the backups of a volume that no rule keeps.
+
+        Args:
+            rules: these for once, not the volume's.
+            all: backups that no schedule made count too.
+            dry_run: only say what would be done.
+        """
+        body = {**(rules or {}), "all": all, "dry_run": dry_run}
+        return self._request("POST", volume_id, "prune", body=body)
+
+    def _request(self, method: str, *path: str, **options: Any) -> Retention:
+        answer = self._http.request(method, self._account, "volumes", *path, **options)
+        return Retention.parse(answer)

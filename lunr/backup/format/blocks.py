@@ -137,17 +137,26 @@ def encode(
         len(hashes) * ENTRY_SIZE + tag,
         0,
     )
-    index: Buffer = b"".join(
+    index = b"".join(
         digest + (len(frame) + tag | mark).to_bytes(4, "little")
         for digest, frame, mark in zip(hashes, frames, marks, strict=True)
     )
     if tag:
-        cipher = ObjectCipher(header, ref, keys)
-        index = cipher.encrypt(INDEX, index)
-        frames = [cipher.encrypt(number, frame) for number, frame in enumerate(frames)]
-    elif not any(marks):
+        return [header, _encrypted(ObjectCipher(header, ref, keys), index, frames)]
+    if not any(marks):
         frames = [data]  # all at once: one buffer to write instead of many
     return [header, index, *frames]
+
+
+def _encrypted(cipher: ObjectCipher, index: bytes, frames: Sequence[Buffer]) -> Buffer:
+    out = memoryview(bytearray(len(index) + sum(map(len, frames)) + TAG_SIZE * (1 + len(frames))))
+    at = len(index) + TAG_SIZE
+    cipher.encrypt(INDEX, index, out[:at])
+    for number, frame in enumerate(frames):
+        end = at + len(frame) + TAG_SIZE
+        cipher.encrypt(number, frame, out[at:end])
+        at = end
+    return out
 
 
 def _frames(
@@ -270,23 +279,32 @@ def read_blocks(
             reason=f"it has {len(view)} bytes of frames where its index says "
             f"{index.ends[first + count] - base}.",
         )
-    plain: list[Buffer] = []
-    stored = index.cipher is None
+    if index.cipher is None and not any(index.compressed[first : first + count]):
+        out = view
+    else:
+        out = memoryview(bytearray(sum(map(index.block_length, blocks))))
+    at = 0
     key = keys.block
     for block in blocks:
         frame = view[index.ends[block] - base : index.ends[block + 1] - base]
         length = index.block_length(block)
-        if index.cipher is not None:
-            frame = index.cipher.decrypt(block, frame, name)
+        plain = out[at : at + length]
+        at += length
         if index.compressed[block]:
-            stored = False
-            frame = memoryview(_decompress(frame, length, block, name))
-        if blake3(frame, key=key).digest() != index.hashes[block]:
+            if index.cipher is not None:
+                frame = index.cipher.decrypt(block, frame, name)
+            plain[:] = _decompress(frame, length, block, name)
+        elif index.cipher is not None:
+            index.cipher.decrypt(block, frame, name, plain)
+        elif len(frame) != length:
+            raise errors.CorruptObject(name=name, reason=f"block {block} has the wrong length.")
+        elif out is not view:
+            plain[:] = frame
+        if blake3(plain, key=key).digest() != index.hashes[block]:
             raise errors.CorruptObject(
                 name=name, reason=f"the bytes of block {block} do not match their hash."
             )
-        plain.append(frame)
-    return view if stored else b"".join(plain)
+    return out
 
 
 def _decompress(frame: memoryview, length: int, block: int, name: str) -> bytes:

@@ -32,22 +32,23 @@ class ObjectCipher:
         """Of the object `ref`, which begins with `header`."""
         self._aead = AESGCM(blake3(header + ref.hash + ref.token, key=keys.cipher).digest())
 
-    def encrypt(self, number: int, plain: Buffer) -> memoryview:
-        """Part `number`: the encrypted bytes of `plain`, and a tag of 16."""
-        out = memoryview(bytearray(len(plain) + TAG_SIZE))
+    def encrypt(self, number: int, plain: Buffer, out: memoryview) -> None:
+        """Write part `number` to `out`: the encrypted bytes of `plain`, and a tag of 16."""
         self._aead.encrypt_into(_nonce(number), memoryview(plain), None, out)
-        return out
 
-    def decrypt(self, number: int, part: Buffer, name: str) -> memoryview:
-        """What part `number` holds.
+    def decrypt(
+        self, number: int, part: Buffer, name: str, out: memoryview | None = None
+    ) -> memoryview:
+        """What part `number` holds, written to `out` if that is given.
 
         Raises:
             errors.CorruptObject: it is not what was written there; `name` is the object's.
         """
         try:
-            out = memoryview(bytearray(len(part) - TAG_SIZE))
+            if out is None:
+                out = memoryview(bytearray(len(part) - TAG_SIZE))
             self._aead.decrypt_into(_nonce(number), memoryview(part), None, out)
-        except (InvalidTag, ValueError) as error:  # ValueError: it is shorter than its tag
+        except (InvalidTag, ValueError) as error:  # ValueError: it has another length
             what = "its index" if number == INDEX else f"part {number}"
             raise errors.CorruptObject(
                 name=name, reason=f"{what} is not what was encrypted there."

@@ -16,7 +16,7 @@ from blake3 import blake3
 
 from lunr.backup import errors
 from lunr.backup.format.blocks import compressor, decompressor
-from lunr.backup.format.cipher import ObjectCipher
+from lunr.backup.format.cipher import TAG_SIZE, ObjectCipher
 from lunr.backup.format.names import HASH_SIZE, TOKEN_SIZE, VERSION, Buffer, Kind, Ref
 from lunr.backup.keys import Cipher, Keys
 
@@ -116,7 +116,9 @@ def encode(entries: Sequence[Entry], token: bytes, keys: Keys) -> tuple[Ref, byt
     header = HEADER.pack(MAGIC, VERSION, ZSTD, keys.writes, 0, len(body))
     frame = compressor().compress(body)
     if keys.writes is Cipher.AES_256_GCM:
-        return ref, header + ObjectCipher(header, ref, keys).encrypt(0, frame)
+        out = memoryview(bytearray(len(frame) + TAG_SIZE))
+        ObjectCipher(header, ref, keys).encrypt(0, frame, out)
+        return ref, header + out
     return ref, header + frame
 
 

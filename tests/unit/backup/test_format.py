@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -122,6 +123,26 @@ def test_no_changed_bit_of_a_plain_object_gets_through(data: bytes, draw: st.Dat
     else:  # a bit that says nothing: zstd may be named where no frame is compressed
         assert got == data
         assert position // 8 < blocks.HEADER.size or Compression.ZSTD in raw[7:8]
+
+
+@given(contents, st.data())
+def test_lengths_that_changed_places_are_seen_or_do_not_matter(
+    data: bytes, draw: st.DataObject
+) -> None:
+    ref, raw = encode(data, cipher=Cipher.NONE)
+    index = blocks.read_index(raw, ref, "it", KEYS)
+    lengths = [end - start for start, end in pairwise(index.ends)]
+    first, second = (draw.draw(st.integers(0, len(lengths) - 1)) for _ in range(2))
+    change = draw.draw(st.integers(-lengths[first], 40))
+    changed = bytearray(raw)
+    for block, by in ((first, change), (second, -change)):
+        at = blocks.HEADER.size + block * blocks.ENTRY_SIZE + 32
+        length = int.from_bytes(changed[at : at + 4], "little")
+        changed[at : at + 4] = max(0, length + by).to_bytes(4, "little")
+    try:
+        assert decode(bytes(changed), ref) == data
+    except errors.CorruptObject as error:
+        assert "it" in str(error)
 
 
 @given(contents, st.sampled_from(Compression))

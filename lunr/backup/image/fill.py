@@ -34,6 +34,7 @@ _QUIET = 1.0  # seconds without use before a lazy fill does a chunk
 _PATIENCE = 3600.0
 _PAUSE = 5.0  # seconds after an error, and before damaged chunks are looked at again
 _CHECKPOINT = 10.0
+_END = 1.0  # seconds that chunks under way have to end
 _REPORTS_EVERY = 0.5
 _SMOOTH = 5.0  # seconds over which the rate is averaged
 
@@ -109,7 +110,7 @@ class Fill:
             self._changed.notify_all()
 
     def stop(self) -> None:
-        """End; chunks under way are not waited for."""
+        """End, soon. A chunk whose object does not come is left behind."""
         with self._changed:
             self._stopped = True
             self._changed.notify_all()
@@ -132,12 +133,15 @@ class Fill:
                 checkpoint = time.monotonic() + _CHECKPOINT
         while not self._stopped and not self._sync():
             self._pause()
-        if self._stopped:
-            return False
+        is_complete = not self._stopped
         self.stop()
-        self._progress(rate)
-        self._report("filled")
-        return True
+        deadline = time.monotonic() + _END
+        for thread in self._threads:
+            thread.join(max(0.0, deadline - time.monotonic()))
+        if is_complete:
+            self._progress(rate)
+            self._report("filled")
+        return is_complete
 
     def _sync(self) -> bool:
         try:
@@ -295,8 +299,7 @@ class _Usage:
     def __init__(self, volume: FillingVolume) -> None:
         self._volume = volume
         self._seen = volume.requests
-        self._when = time.monotonic()
-        self._last = 0.0
+        self._when = self._last = time.monotonic()
         self._rate = 0.0
 
     def rate(self) -> float:

@@ -82,7 +82,11 @@ _STILL_AT_MOST = 10.0
 
 
 class Worker:
-    """One mount, from its task to its end."""
+    """One mount, from its task to its end.
+
+    The files of a volume are never closed: a thread that is late must not write to
+    another file under the same number. The end of the process closes them.
+    """
 
     def __init__(self, task: Mapping[str, Any], control: Control) -> None:
         self._task = task
@@ -199,7 +203,7 @@ class Worker:
             )
         if geometry.block % UNIT:
             raise errors.BadRequest(reason=f"blocks of {geometry.block} bytes can't be filled in.")
-        target = self._opened(Path(self._field("target")))
+        target = _opened(Path(self._field("target")))
         if target.size < size:
             raise errors.BadRequest(reason=f"{target.path} has {target.size} bytes, not {size}.")
         is_zero = bool(self._task.get("target_is_zero", False))
@@ -220,20 +224,11 @@ class Worker:
             zeros = source.zero_ranges(shape.size) if is_zero else []
             target.sync()  # the zeros that the map will claim
             maps.create(path, shape, backup_id, zeros)
-        opened = maps.Maps(self._opened(path), Path(self._field("live")))
-        self._closing.callback(opened.close)
+        opened = maps.Maps(_opened(path), Path(self._field("live")))
         header = opened.header
         if (header.shape, header.backup_id) != (shape, backup_id):
             raise maps.MapMismatch(path=path, reason=f"{header.backup_id}, {header.shape}.")
         return opened
-
-    def _opened(self, path: Path) -> Local:
-        try:
-            local = Local(path)
-        except OSError as error:
-            raise errors.BadRequest(reason=f"{path}: {error.strerror}.") from error
-        self._closing.callback(local.close)
-        return local
 
     # --- orders ------------------------------------------------------------------------
 
@@ -274,6 +269,13 @@ class Worker:
 
         self._go.clear()
         threading.Thread(target=hold, name="still", daemon=True).start()
+
+
+def _opened(path: Path) -> Local:
+    try:
+        return Local(path)
+    except OSError as error:
+        raise errors.BadRequest(reason=f"{path}: {error.strerror}.") from error
 
 
 def _mode(text: str) -> Mode:

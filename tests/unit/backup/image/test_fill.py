@@ -1,0 +1,180 @@
+"""The background fill: when it works, when it does not, and what it tells."""
+
+from __future__ import annotations
+
+import random
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from lunr.backup.image.fill import Fill, Mode
+from lunr.backup.image.presence import UNIT
+from tests.support.waiting import wait_until
+from tests.unit.backup.image.support import CHUNK, World
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> Iterator[World]:
+    world = World(tmp_path, random.Random(5).randbytes(40 * CHUNK))
+    world.open()
+    yield world
+    world.close()
+
+
+class Running:
+    """A fill in a thread."""
+
+    def __init__(self, world: World, mode: Mode, **options: int) -> None:
+        self.fill = Fill(world.volume, world.report, mode, **options)
+        self.result: list[bool] = []
+        self.thread = threading.Thread(target=lambda: self.result.append(self.fill.run()))
+
+    def __enter__(self) -> Fill:
+        self.thread.start()
+        return self.fill
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.fill.stop()
+        self.thread.join(10)
+        assert not self.thread.is_alive()
+
+
+def told(world: World, event: str) -> list[dict[str, object]]:
+    return [fields for name, fields in world.events if name == event]
+
+
+def present(world: World) -> int:
+    return world.volume.presence.present
+
+
+def test_eager_fills_and_ends(world: World) -> None:
+    running = Running(world, Mode.EAGER)
+    with running:
+        running.thread.join(10)
+    assert running.result == [True]
+    assert world.target.read_bytes() == world.data
+    last = told(world, "progress")[-1]
+    assert last["done"] == last["total"] == world.size
+    assert last["remaining"] in (0, None)
+    assert world.events[-1][0] == "filled"
+    world.live.unlink()  # and it is on disk
+    assert world.reopen().presence.complete
+
+
+def test_never_waits_to_be_told(world: World) -> None:
+    with Running(world, Mode.NEVER) as fill:
+        world.read(7 * CHUNK, 1)
+        time.sleep(0.3)
+        assert present(world) == 1
+        fill.set(mode=Mode.EAGER)
+        wait_until(lambda: told(world, "filled"))
+
+
+def test_stopped_it_says_that_it_is_not_done(world: World) -> None:
+    running = Running(world, Mode.NEVER)
+    with running:
+        time.sleep(0.1)
+    assert running.result == [False]
+    assert not told(world, "filled")
+
+
+def test_lazy_leaves_a_volume_alone_that_is_used(world: World) -> None:
+    world.write(0, bytes(UNIT))
+    with Running(world, Mode.LAZY):
+        until = time.monotonic() + 1.5
+        while time.monotonic() < until:
+            world.read(0, 1)
+            time.sleep(0.02)
+        assert present(world) == 0
+        wait_until(lambda: told(world, "filled"))
+
+
+def test_the_limit_is_kept_and_can_be_lifted(world: World) -> None:
+    started = time.monotonic()
+    with Running(world, Mode.EAGER, concurrency=2, limit=10 * CHUNK) as fill:
+        wait_until(lambda: present(world) >= 12)
+        assert time.monotonic() - started > 0.8  # two chunks come at once
+        fill.set(limit=0)
+        started = time.monotonic()
+        wait_until(lambda: told(world, "filled"))
+        assert time.monotonic() - started < 1.5
+
+
+def test_nothing_is_begun_while_somebody_waits(world: World) -> None:
+    world.read(0, 1)  # the segment is there
+    world.weather.names.clear()
+    world.weather.gate = threading.Event()
+    reader = threading.Thread(target=world.read, args=(20 * CHUNK, 1))
+    reader.start()
+    wait_until(lambda: world.weather.names and world.volume.waiting)
+    world.weather.names.clear()
+    with Running(world, Mode.EAGER):
+        time.sleep(0.3)
+        assert world.weather.names == []
+        world.weather.gate.set()
+        reader.join()
+        wait_until(lambda: told(world, "filled"))
+
+
+def test_a_reader_that_goes_on_is_read_ahead_of(world: World) -> None:
+    with Running(world, Mode.NEVER):
+        for chunk in (10, 11):
+            world.read(chunk * CHUNK, CHUNK)
+        wait_until(lambda: present(world) == 4)  # 12 and 13 too
+        world.read(14 * CHUNK, 1)
+        wait_until(lambda: present(world) == 9)  # and 15 to 18
+        for chunk in (30, 5, 25):  # one that jumps is not
+            world.read(chunk * CHUNK, 1)
+        time.sleep(0.2)
+        assert present(world) == 12
+
+
+def test_the_eager_fill_goes_on_where_it_is_read(world: World) -> None:
+    world.weather.delay = 0.02
+    with Running(world, Mode.EAGER, concurrency=1):
+        world.read(30 * CHUNK, 1)
+        wait_until(lambda: world.volume.presence.has(30 * CHUNK, 36 * CHUNK))
+        assert not world.volume.presence.has(0, 30 * CHUNK)
+
+
+def test_it_goes_on_when_the_store_is_back(world: World) -> None:
+    world.weather.away = True
+    with Running(world, Mode.EAGER):
+        wait_until(lambda: told(world, "store"))
+        time.sleep(0.2)
+        assert present(world) == 0
+        world.weather.away = False
+        wait_until(lambda: told(world, "filled"))
+    assert [fields["reason"] is None for fields in told(world, "store")] == [False, True]
+
+
+def test_a_full_disk_is_told_and_waited_out(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(_offset: int, _data: memoryview) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("lunr.backup.image.fill._PAUSE", 0.05)
+    real = world.volume._data.write
+    monkeypatch.setattr(world.volume._data, "write", full)
+    with Running(world, Mode.EAGER):
+        wait_until(lambda: told(world, "trouble"))
+        assert "no room" in str(told(world, "trouble")[0]["reason"])
+        monkeypatch.setattr(world.volume._data, "write", real)
+        wait_until(lambda: told(world, "filled"))
+    assert told(world, "trouble")[-1]["reason"] is None
+    assert world.target.read_bytes() == world.data
+
+
+def test_what_is_damaged_is_left_and_tried_again_when_told(world: World) -> None:
+    entry = world.source.entry(3, 1.0)
+    name = entry.name("chunks")  # type: ignore[union-attr, arg-type]
+    kept = world.objects.objects.pop(name)  # type: ignore[attr-defined]
+    with Running(world, Mode.EAGER) as fill:
+        wait_until(lambda: present(world) == 39)
+        wait_until(lambda: told(world, "progress")[-1]["damaged"] == 1)
+        assert told(world, "damaged")[0]["object"] == name
+        world.objects.objects[name] = kept  # type: ignore[attr-defined]
+        fill.set(mode=Mode.EAGER)
+        wait_until(lambda: told(world, "filled"))

@@ -10,7 +10,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from datetime import timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from sqlalchemy import func, select
 
 from lunr.api.services import Services
 from lunr.common import errors, times
-from lunr.db.models import Backup, Job, Volume
+from lunr.db.models import Backup, Job, ScheduleRun, Volume
 from tests.functional.api.world import ALL, Outcome, World, outcome
 
 THREADS = 16
@@ -290,3 +290,73 @@ class Races:
             world.done(save.value)
             sweep = sweep or world.claim(kinds=["repository.sweep"])
             world.done(sweep)
+
+    def test_housekeepers_that_run_at_once_make_one_backup_of_each_volume(
+        self, world: World, processes: list[Services]
+    ) -> None:
+        ids = [f"v{i}" for i in range(12)]
+        for id in ids:
+            world.volume(id)
+        world.services.schedules.create_for_type("default", {"every": "1h"})
+        now = times.now()
+        planned = at_once([lambda p=p: p.scheduling.plan(now) for p in processes])
+        assert {result.error for result in planned} == {None}
+        while world.services.scheduling.plan(now):
+            pass
+
+        def run(services: Services, later: datetime) -> list[str]:
+            ran = iter(lambda: services.scheduling.run(later), None)
+            return [one.volume_id for one in ran if one.backup_id is not None]
+
+        for hours in (1, 30):
+            later = now + timedelta(hours=hours)
+            results = at_once([lambda p=p, t=later: run(p, t) for p in processes])
+            assert {result.error for result in results} == {None}
+            assert sorted(id for result in results for id in result.value) == sorted(ids)
+            world.work()
+
+    def test_the_volumes_own_schedule_is_good_whoever_plans_at_that_moment(
+        self, world: World, processes: list[Services]
+    ) -> None:
+        world.services.schedules.create_for_type("default", {"every": "1h"})
+        now = times.now()
+        for i in range(8):
+            id = f"v{i}"
+            world.volume(id)
+            results = at_once(
+                [
+                    lambda: processes[0].scheduling.plan(now),
+                    lambda id=id: processes[1].schedules.create("acme", id, {"every": "none"}),
+                    lambda: processes[2].scheduling.run(now + timedelta(hours=2)),
+                ]
+            )
+            assert {result.error for result in results} == {None}
+            with world.services.core.db.read() as connection:
+                good = connection.scalar(
+                    select(ScheduleRun.schedule_id).where(ScheduleRun.volume_id == id)
+                )
+            assert good == results[1].value["id"]
+        assert world.services.scheduling.run(now + timedelta(days=9)) is None
+
+    def test_a_backup_is_protected_or_pruned_never_both(
+        self, world: World, processes: list[Services]
+    ) -> None:
+        world.volume()
+        for i in range(8):
+            old, new = f"old{i}", f"new{i}"
+            world.backup(old)
+            world.backup(new)
+            pruned, protected = at_once(
+                [
+                    lambda: processes[1].retention.prune(
+                        "acme", "v1", {"keep_last": 1}, by_hand=True
+                    ),
+                    lambda old=old: processes[2].backups.update("acme", old, {"protected": True}),
+                ]
+            )
+            assert pruned.error is None
+            status = world.services.backups.get("acme", old)["status"]
+            assert protected.error in (None, errors.InUse)
+            assert status == ("AVAILABLE" if protected.error is None else "DELETING")
+            world.services.backups.update("acme", new, {"protected": True})
+            world.work()

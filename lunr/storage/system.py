@@ -80,7 +80,8 @@ class Result:
 
 def environment() -> dict[str, str]:
     """The environment commands run in: this one's, with the C locale and a full PATH."""
-    return {**os.environ, "LC_ALL": "C", "PATH": _PATH}
+    # LVM complains of descriptors that it is given on purpose.
+    return {**os.environ, "LC_ALL": "C", "PATH": _PATH, "LVM_SUPPRESS_FD_WARNINGS": "1"}
 
 
 def missing(program: str) -> CommandMissing:
@@ -104,6 +105,7 @@ def run(
     data: bytes = b"",
     timeout: float = 60.0,
     accept: Collection[int] = (0,),
+    inherit: Sequence[int] = (),
 ) -> Result:
     """Run `argv` to its end and return what it said; it gets `data` on standard input.
 
@@ -112,6 +114,7 @@ def run(
         data: its standard input; empty is ``/dev/null``.
         timeout: seconds after which it and its children are killed.
         accept: exit codes that are not a failure.
+        inherit: descriptors that it shares with this process; all others are closed for it.
 
     Raises:
         CommandFailed: its exit code is not in `accept`.
@@ -123,7 +126,13 @@ def run(
     with _memory("stdin") as given, _memory("stdout") as out, _memory("stderr") as err:
         given.write(data)
         given.seek(0)
-        process = _start(argv, stdin=given if data else subprocess.DEVNULL, stdout=out, stderr=err)
+        process = _start(
+            argv,
+            stdin=given if data else subprocess.DEVNULL,
+            stdout=out,
+            stderr=err,
+            inherit=inherit,
+        )
         try:
             process.wait(timeout)
         except subprocess.TimeoutExpired as error:
@@ -184,6 +193,7 @@ def _start(
     stdin: int | BinaryIO,
     stdout: int | BinaryIO,
     stderr: BinaryIO,
+    inherit: Sequence[int] = (),
 ) -> subprocess.Popen[bytes]:
     _log.debug("+ %s", _command(argv))
     try:
@@ -194,6 +204,7 @@ def _start(
             stderr=stderr,
             env=environment(),
             start_new_session=True,
+            pass_fds=inherit,
         )
     except FileNotFoundError as error:
         raise missing(os.fspath(argv[0])) from error

@@ -86,7 +86,7 @@ class Doom:
         if event == "subprocess.Popen":
             self.step(" ".join(str(word) for word in args[1])[:200])
         elif event == "open" and isinstance(args[2], int) and args[2] & _WRITING:
-            if str(args[0]).startswith("/"):  # not the pipes of a child
+            if str(args[0]).startswith("/") and args[0] != os.devnull:  # not a child's pipes
                 self.step(f"write to {args[0]}")
         elif event == "socket.connect" and isinstance(args[1], str):
             self.step(f"ask {args[1]}")

@@ -75,7 +75,7 @@ class LvmPool(Pool):
         self._reserve = reserve_percent / 100
         self.areas = CowAreas(self.group, _WHERE, snapshot_percent, snapshot_grow_at / 100)
         self.wiper = Wiper(self.group, wipe_mib_per_second * units.MIB)
-        self._lock: int | None = None
+        self._checked = False
         self._checking = threading.Lock()
 
     # --- making it ready -----------------------------------------------------------
@@ -83,15 +83,15 @@ class LvmPool(Pool):
     def check(self) -> None:
         """Make sure of the group, its disks and the kernel; make the devices of what is there."""
         with self._checking:
-            if self._lock is not None:
+            if self._checked:
                 return
-            lock = self.group.lock()
+            self.group.lock()
             try:
                 self._check()
             except BaseException:
-                os.close(lock)
+                self.group.unlock()
                 raise
-            self._lock = lock
+            self._checked = True
             self.wiper.start()
 
     def _check(self) -> None:
@@ -135,9 +135,8 @@ class LvmPool(Pool):
         """Let others have the group; its devices stay."""
         self.wiper.stop()
         with self._checking:
-            if self._lock is not None:
-                os.close(self._lock)
-            self._lock = None
+            self.group.unlock()
+            self._checked = False
 
     # --- what is there -------------------------------------------------------------
 
@@ -349,7 +348,7 @@ class LvmPool(Pool):
 
     def _lvs(self) -> list[LogicalVolume]:
         """All in the group, also what is not lunr's, but what is in thin pools."""
-        if self._lock is None:
+        if not self._checked:
             raise self.group.unusable("it was not checked yet")
         return [lv for lv in self.group.volumes() if not lv.pool]
 

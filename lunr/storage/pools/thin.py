@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
 import shutil
 import threading
 import time
@@ -73,7 +72,7 @@ class ThinPool(Pool):
         self._device = PoolDevice(self._group, thin_pool)
         self._full_at = full_percent / 100
         self._overcommit = overcommit
-        self._lock: int | None = None
+        self._checked = False
         self._checking = threading.Lock()
         self._seen: ThinStatus | None = None
         self._seen_at = 0.0
@@ -84,21 +83,21 @@ class ThinPool(Pool):
     def check(self) -> None:
         """Make sure that group, pool, tools and module are there, and activate what is lunr's."""
         with self._checking:
-            if self._lock is not None:
+            if self._checked:
                 return
             for program in ("thin_check", "thin_dump"):
                 if shutil.which(program, path=system.environment()["PATH"]) is None:
                     raise system.missing(program)
             self._group.check(f"vgcreate {self._group.name} DISK…; {self._how_to_make()}")
-            lock = self._group.lock()
+            self._group.lock()
             try:
                 self._group.need_target("thin-pool", "dm_thin_pool")
                 self._check_settings()
                 self._activate()
             except BaseException:
-                os.close(lock)
+                self._group.unlock()
                 raise
-            self._lock = lock
+            self._checked = True
 
     def _how_to_make(self) -> str:
         return f"lvcreate --type thin-pool -Zy -l 90%FREE -n {self._thin_pool} {self._group.name}"
@@ -163,9 +162,8 @@ class ThinPool(Pool):
     def close(self) -> None:
         """Let other processes use the group; all devices stay."""
         with self._checking:
-            if self._lock is not None:
-                os.close(self._lock)
-            self._lock = None
+            self._group.unlock()
+            self._checked = False
 
     # --- how it is -----------------------------------------------------------------
 

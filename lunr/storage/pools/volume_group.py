@@ -21,6 +21,7 @@ import hashlib
 import json
 import os
 import re
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
@@ -149,12 +150,16 @@ class PhysicalVolume:
 class VolumeGroup:
     """The volume group `name`. Any thread may use it: LVM locks the group for each command."""
 
+    #: Seconds that `lock` waits for commands of a process that was killed.
+    patience = 20.0
+
     def __init__(self, name: str) -> None:
         if not _GROUP_NAME.fullmatch(name):
             raise errors.ConfigError(
                 reason=f"lvm.group: {name!r} is not a volume group's name of at most 32 characters"
             )
         self.name = name
+        self._lock: int | None = None
         self._extent = 0
 
     def __str__(self) -> str:
@@ -205,8 +210,11 @@ class VolumeGroup:
                 f"the module {module} ({error.fields['stderr']})"
             ) from error
 
-    def lock(self) -> int:
-        """Keep other agents away from the group; returns a descriptor whose close(2) lets them in.
+    def lock(self) -> None:
+        """Keep other agents away from the group, until `unlock` or the end of this process.
+
+        Commands that change the group share the lock: an agent that is started
+        after one was killed waits for those that the killed one left running.
 
         Raises:
             PoolUnusable: another has it.
@@ -216,12 +224,24 @@ class VolumeGroup:
             lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         except OSError as error:
             raise self.unusable(f"its lock can't be made: {error}") from error
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            os.close(lock)
-            raise self.unusable("another process uses it") from error
-        return lock
+        deadline = time.monotonic() + self.patience
+        while True:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                if time.monotonic() > deadline:
+                    os.close(lock)
+                    raise self.unusable("another process uses it") from error
+                time.sleep(0.1)
+            else:
+                self._lock = lock
+                return
+
+    def unlock(self) -> None:
+        """Let other agents have the group."""
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
 
     # --- what is there -------------------------------------------------------------
 
@@ -258,7 +278,8 @@ class VolumeGroup:
             CommandFailed: it did not work for another reason.
         """
         try:
-            return system.run([command, "-y", "-qq", *words], timeout=timeout)
+            shared = [] if self._lock is None else [self._lock]
+            return system.run([command, "-y", "-qq", *words], timeout=timeout, inherit=shared)
         except system.CommandFailed as error:
             if _NO_ROOM.search(str(error.fields["stderr"])):
                 tags = {str(word)[1:] for word in words if str(word).startswith("@")}

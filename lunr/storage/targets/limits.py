@@ -13,7 +13,7 @@ import threading
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from lunr.storage.targets.base import Export, LimitsUnavailable
+from lunr.storage.targets.base import Export, LimitsUnavailable, TargetFailed
 
 CGROUPS = Path("/sys/fs/cgroup")
 #: The cgroup for those that are in the root cgroup.
@@ -73,15 +73,24 @@ class Limits:
             self._lines[device] = line
 
     def clear(self, path: Path) -> None:
-        """Let no limits hold for the device `path`, also none that an earlier process set."""
+        """Let no limits hold for the device `path`, also none that an earlier process set.
+
+        Raises:
+            TargetFailed: the kernel refuses.
+        """
         if not path.is_block_device() or not available():
             return
         device = _number(path)
         with self._lock:
             self._lines.pop(device, None)
             limits = self._group() / "io.max"
-            if limits.exists() and _line(limits, device):
-                limits.write_text(f"{device} riops=max wiops=max")
+            try:
+                if limits.exists() and _line(limits, device):
+                    limits.write_text(f"{device} riops=max wiops=max")
+            except OSError as error:
+                raise TargetFailed(
+                    action=f"clear the I/O limits of {path}", reason=str(error)
+                ) from error
 
     def keep(self) -> None:
         """Bring threads that are new under the limits, and put back what somebody removed.

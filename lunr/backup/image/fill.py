@@ -6,8 +6,8 @@ them a reader that goes on from one chunk to the next is read ahead of, twice as
 far each time, and the eager fill goes on from there.
 
 It gives way: while somebody waits for the store, no chunk is begun, and while the
-volume is used one thread at a time works, and rests after each chunk for as
-long as that took.
+volume is used one thread at a time works, and rests after each chunk for three
+times as long as that took.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ _WINDOW = 8  # chunks read ahead at most
 _STREAMS = 16  # readers remembered
 #: Requests a second from which on a volume counts as used.
 _USED = 20.0
+_REST = 3.0  # times what a chunk took, where the volume is used
 _QUIET = 1.0  # seconds without use before a lazy fill does a chunk
 _PATIENCE = 3600.0
 _PAUSE = 5.0  # seconds after an error, and before damaged chunks are looked at again
@@ -269,8 +270,8 @@ class Fill:
                 self._changed.wait(_PAUSE)
 
     def _rest(self, fetched: int, took: float) -> None:
-        """Keep to the limit, and leave half of the time to a volume that is used."""
-        pause = took if self._usage.rate() > _USED else 0.0
+        """Keep to the limit, and leave most of the time to a volume that is used."""
+        pause = took * _REST if self._usage.rate() > _USED else 0.0
         with self._changed:
             orders, now = self._orders, time.monotonic()
             if self._limit:

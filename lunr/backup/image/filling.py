@@ -45,14 +45,14 @@ from lunr.backup.format.names import Buffer
 from lunr.backup.image.local import Local
 from lunr.backup.image.maps import Maps
 from lunr.backup.image.once import Once
-from lunr.backup.image.presence import PRESENT, UNIT
+from lunr.backup.image.presence import ABSENT, PRESENT, UNIT
 from lunr.backup.image.source import DAMAGE, Source
 from lunr.common.errors import LunrError
 
 logger = logging.getLogger(__name__)
 
 _LOCKS = 64
-#: When no more than this part of a chunk is missing, only that is fetched.
+#: Of a chunk of which no more than this part is missing, or asked for, only that is fetched.
 _SMALL_PART = 8
 
 
@@ -89,6 +89,7 @@ class FillingVolume:
         self._chunk = maps.header.shape.chunk
         self._locks = [threading.Lock() for _ in range(_LOCKS)]
         self._fetching: Once[int, int] = Once()
+        self._fetching_parts: Once[tuple[int, int, int], None] = Once()
         self._syncing = threading.Lock()
         self._counting = threading.Lock()
         self._lost: OSError | None = None
@@ -222,7 +223,11 @@ class FillingVolume:
             self.waiting += 1
         try:
             self.missed(chunk)
-            self._fetch(chunk, until)
+            is_small = (last - first) * UNIT * _SMALL_PART <= self._chunk
+            if is_small and self.presence.state(chunk) == ABSENT and chunk not in self._fetching:
+                self._fetch_part(chunk, first, last, until)
+            else:
+                self._fetch(chunk, until)
         except DAMAGE:
             if self._salvage(chunk, first, last, until):
                 raise OSError(errno.EIO, "the backup is damaged here") from None
@@ -244,6 +249,20 @@ class FillingVolume:
         except DAMAGE:
             lost = self._salvage(chunk, 0, self.presence.shape.units(chunk), until)
             return None if lost else self._chunk
+
+    def _fetch_part(self, chunk: int, first: int, last: int, until: float) -> None:
+        """Fetch the blocks of some units: at the first touch of a chunk, for a short wait.
+
+        The second fetches all of it.
+        """
+        block = self._source.geometry.block
+        low, high = first * UNIT // block, -(-last * UNIT // block)
+
+        def bring() -> None:
+            data = self._source.blocks(chunk, low, high - low, until)
+            self._store(chunk, low * block, min(high * block, self._chunk), data)
+
+        self._fetching_parts.do((chunk, low, high), bring, until)
 
     def _fetch(self, chunk: int, until: float) -> int:
         return self._fetching.do(chunk, lambda: self._bring(chunk, until), until)

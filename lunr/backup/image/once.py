@@ -42,6 +42,7 @@ class Once(Generic[K, V]):
         return result
 
     def __contains__(self, key: K) -> bool:
+        """Whether somebody does it now."""
         return key in self._running
 
     def _end(self, key: K) -> None:

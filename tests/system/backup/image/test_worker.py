@@ -260,7 +260,7 @@ def test_the_store_away(place: Place, content: bytes) -> None:
     worker = place.volume(patience=1.0)
     worker.wait_for("mounted")
     with opened(place.file) as fd:
-        os.pread(fd, 512, 0)
+        os.pread(fd, CHUNK, 0)
         with place.away():
             readers = [threading.Thread(target=_fails, args=(fd, 20 * MIB)) for _ in range(12)]
             for reader in readers:
@@ -328,7 +328,7 @@ def test_unfetched_extents_and_a_snapshot(place: Place, content: bytes) -> None:
     worker.wait_for("mounted")
     with opened(place.file) as fd:
         os.pwrite(fd, b"w" * 4096, 8 * MIB)
-        os.pread(fd, 1, 0)
+        os.pread(fd, 4 * MIB, 0)
         worker.tell("still")
         extents = worker.wait_for("unfetched")["extents"]
         assert extents == [[4 * MIB, 4 * MIB], [8 * MIB + 4096, len(content) - 8 * MIB - 4096]]

@@ -66,9 +66,11 @@ def test_eager_fills_and_ends(world: World) -> None:
 
 def test_never_waits_to_be_told(world: World) -> None:
     with Running(world, Mode.NEVER) as fill:
-        world.read(7 * CHUNK, 1)
+        world.read(7 * CHUNK, 1)  # only its block is fetched
+        world.read(9 * CHUNK, CHUNK)
         time.sleep(0.3)
         assert present(world) == 1
+        assert list(world.volume.presence.absent_extents())[1][0] == 7 * CHUNK + 2 * UNIT
         fill.set(mode=Mode.EAGER)
         wait_until(lambda: told(world, "filled"))
 
@@ -124,10 +126,10 @@ def test_a_reader_that_goes_on_is_read_ahead_of(world: World) -> None:
         for chunk in (10, 11):
             world.read(chunk * CHUNK, CHUNK)
         wait_until(lambda: present(world) == 4)  # 12 and 13 too
-        world.read(14 * CHUNK, 1)
+        world.read(14 * CHUNK, CHUNK)
         wait_until(lambda: present(world) == 9)  # and 15 to 18
         for chunk in (30, 5, 25):  # one that jumps is not
-            world.read(chunk * CHUNK, 1)
+            world.read(chunk * CHUNK, CHUNK)
         time.sleep(0.2)
         assert present(world) == 12
 
@@ -135,7 +137,7 @@ def test_a_reader_that_goes_on_is_read_ahead_of(world: World) -> None:
 def test_the_eager_fill_goes_on_where_it_is_read(world: World) -> None:
     world.weather.delay = 0.02
     with Running(world, Mode.EAGER, concurrency=1):
-        world.read(30 * CHUNK, 1)
+        world.read(30 * CHUNK, CHUNK)
         wait_until(lambda: world.volume.presence.has(30 * CHUNK, 36 * CHUNK))
         assert not world.volume.presence.has(0, 30 * CHUNK)
 

@@ -290,8 +290,9 @@ class Maps:
 
     def _changing(self, start: int, end: int) -> None:
         """Give the live map room there, and remember which sectors of the disk map change."""
-        for page in range(1 + start // _PAGE, 1 + (end - 1) // _PAGE + 1):
-            if not self._roomy[page]:
+        first, last = 1 + start // _PAGE, 1 + (end - 1) // _PAGE
+        if not (first == last and self._roomy[first]):
+            for page in range(first, last + 1):
                 os.posix_fallocate(self._live, page * _PAGE, _PAGE)
                 self._roomy[page] = 1
         first, last = 1 + start // CONTENT, 1 + (end - 1) // CONTENT

@@ -88,7 +88,8 @@ class Presence:
         self._area = area
         self._base = base
         self._bits_base = base + shape.chunks
-        self._chunks, self._bits = shape.chunks, shape.bits  # properties, and asked for often
+        # What is asked for at every write.
+        self._chunks, self._bits, self._units = shape.chunks, shape.bits, shape.chunk // UNIT
         self._changed = changed
         self.present = area[base : base + shape.chunks].count(PRESENT)
 
@@ -136,29 +137,28 @@ class Presence:
         Raises:
             OSError: there is no room to note it; nothing is noted.
         """
+        units = self._units if chunk < self._chunks - 1 else self.shape.units(chunk)
         with self.lock:
             area, at = self._area, self._base + chunk
             if area[at] == PRESENT:
                 return
-            if first == 0 and end >= self.shape.units(chunk):
+            if first == 0 and end >= units:
                 self._finish(chunk)
                 return
-            start = chunk * self._bits
+            start = self._chunks + chunk * self._bits
             low, high = start + (first >> 3), start + ((end + 7) >> 3)
-            self._changed(self._chunks + low, self._chunks + high)
+            self._changed(low, high)
             area[at] = PARTIAL  # first, so that bits never stand where nobody looks
-            base = self._bits_base
-            low, high = base + low, base + high
+            low, high = self._base + low, self._base + high
+            more = ((1 << (end - first)) - 1) << (first & 7)
             if high - low == 1:  # nearly always: a few units
-                bits = area[low] | (((1 << (end - first)) - 1) << (first & 7))
-                area[low] = bits
-                if bits != 0xFF and end < self.shape.units(chunk) & ~7:
+                area[low] = bits = area[low] | more
+                if bits != 0xFF and end < units & ~7:
                     return
             else:
-                more = ((1 << (end - first)) - 1) << (first & 7)
                 merged = int.from_bytes(area[low:high], "little") | more
                 area[low:high] = merged.to_bytes(high - low, "little")
-            if not self._missing(chunk, 0, self.shape.units(chunk)):
+            if not self._missing(chunk, 0, units):
                 self._finish(chunk)
 
     def _finish(self, chunk: int) -> None:

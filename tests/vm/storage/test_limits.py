@@ -23,7 +23,7 @@ from tests.vm.storage.conftest import Driver, logged_in, offered
 #: Operations in a second, fewer than any machine does.
 FEW = 5
 #: Seconds of one measurement.
-LONG = 2.0
+LONG = 1.5
 
 
 def rate(device: Path, write: bool) -> float:

@@ -51,7 +51,7 @@ def mount(point: Path, max_io: int, read_only: bool) -> int:
         f"default_permissions,max_read={max_io}"
     )
     flags = _NOSUID | _NODEV | _NOEXEC | (_RDONLY if read_only else 0)
-    if _libc.mount(b"lunr", os.fsencode(point), b"fuse.lunr", flags, options.encode()):
+    if _libc.mount(b"lunr-image", os.fsencode(point), b"fuse.lunr", flags, options.encode()):
         number = ctypes.get_errno()
         os.close(fd)
         raise MountFailed(path=point, reason=f"{os.strerror(number)}.")

@@ -2,9 +2,9 @@
 
 Each round it gives jobs out again whose node fell silent, marks such nodes
 DOWN, repairs and purges records, deletes what copies between nodes left over,
+makes the backups that schedules ask for and prunes those that no rule keeps,
 collects the garbage of the accounts that are due, and verifies a share of their
-backups. Several may run against
-one database: every duty can be done twice.
+backups. Several may run against one database: every duty can be done twice.
 """
 
 from __future__ import annotations
@@ -137,7 +137,7 @@ class Housekeeper:
 )
 @click.option("--once", is_flag=True, help="Do one round and end, for a timer instead of a daemon.")
 def main(files: Sequence[str], once: bool) -> None:
-    """Run lunr's housekeeper: leases, silent nodes, garbage collection, old records."""
+    """Run lunr's housekeeper: leases, silent nodes, schedules, retention, garbage, old records."""
     try:
         options = config.load([f"--config-file={file}" for file in files], "lunr-orbit")
         log.setup(options.log_level, options.log_style)

@@ -323,9 +323,72 @@ def test_volume_types(client: Client, member: Client) -> None:
         member.volumes.create(size=1, volume_type_name=name)
     with pytest.raises(errors.NoRoom):
         member.volumes.create(size=2, volume_type_name=name)  # no node takes it
+    assert types.update(name, retention={"keep_daily": 7}).retention == {"keep_daily": 7}
+    assert types.update(name, min_size=1).retention == {"keep_daily": 7}
+    assert types.update(name, retention={}).retention == {}
+
+    schedules = client.admin.schedules
+    of_type = schedules.create(name, "1w", at="sun 03:30", name="weekly")
+    assert (of_type.volume_type_name, of_type.account_id, of_type.extra) == (name, None, {})
+    assert [s.id for s in schedules.list(volume_type_name=name)] == [of_type.id]
+    assert schedules.update(of_type.id, every="none").every == "none"
+    assert schedules.get(of_type.id).spread == 0
+    with pytest.raises(errors.NotFound):
+        member.schedules.get(of_type.id)
+    with pytest.raises(errors.Conflict):
+        schedules.create(name, "1d")
+    schedules.delete(of_type.id)
     types.delete(name)
     with pytest.raises(errors.NotFound):
         types.get(name)
+
+
+def test_schedules(client: Client, member: Client, account: str) -> None:
+    source = volume(member)
+    made = member.schedules.create(source, "1d", at="03:30", spread=10, name="nightly")
+    assert (made.volume_id, made.every, made.at, made.spread) == (source, "1d", "03:30", 10)
+    assert (made.account_id, made.volumes, made.last_run, made.extra) == (account, 1, None, {})
+    assert (made.next_run or "") > (made.created_at or "")
+    assert member.schedules.get(made.id) == made == member.schedules.of_volume(source)
+    assert list(member.schedules.list(volume_id=source, name="nightly")) == [made]
+    assert list(client.admin.schedules.list(account_id=account)) == [made]
+    with pytest.raises(errors.Conflict):
+        member.schedules.create(source, "1h")
+    changed = member.schedules.update(made.id, every="6h", name="often")
+    assert (changed.every, changed.at, changed.spread, changed.name) == ("6h", "00:00", 60, "often")
+    with pytest.raises(errors.BadRequest):
+        member.schedules.update(made.id, at="sun 03:30")
+    member.schedules.delete(made.id)
+    with pytest.raises(errors.NotFound):
+        member.schedules.of_volume(source)
+
+
+def test_retention_and_protection(member: Client) -> None:
+    source = volume(member)
+    saved = [backup(member, source) for _ in range(3)]
+    told = member.retention.get(source)
+    assert (told.rules, told.rules_of, told.extra) == ({}, None, {})
+    assert [v.id for v in told.verdicts] == saved[::-1]
+    assert {tuple(v.reasons) for v in told.verdicts} == {("made by hand",)}
+    assert member.retention.set(source, {"keep_daily": 7}).rules_of == "volume"
+    assert member.retention.get(source).rules == {"keep_daily": 7}
+    assert member.retention.reset(source).rules_of is None
+
+    assert member.backups.update(saved[0], protected=True, name="first").name == "first"
+    with pytest.raises(errors.Conflict):
+        member.backups.delete(saved[0])
+    rules = {"keep_last": 1}
+    told = member.retention.prune(source, rules, all=True, dry_run=True)
+    assert [v.keep for v in told.verdicts] == [True, False, True]
+    assert told.verdicts[2].reasons == ["protected"]
+    assert member.backups.get(saved[1]).status == "AVAILABLE"
+    told = member.retention.prune(source, rules, all=True)
+    assert [v.status for v in told.verdicts] == ["AVAILABLE", "DELETING", "AVAILABLE"]
+    member.backups.wait_deleted(saved[1], timeout=WAIT)
+    member.backups.update(saved[0], protected=False)
+    member.backups.delete(saved[0])
+    kept = member.backups.create(source, protected=True)
+    assert (kept.protected, kept.schedule) == (True, None)
 
 
 def test_where_a_volume_goes(client: Client) -> None:

@@ -303,3 +303,62 @@ def test_every_command_speaks_json() -> None:
         leaf = not isinstance(command, click.Group)
         if leaf and path[-1] not in ("completion", "password"):
             assert "as_json" in {param.name for param in command.params}, path
+
+
+RETENTION = {
+    "volume_id": ID,
+    "rules": {"keep_daily": 7},
+    "rules_of": "volume",
+    "backups": [
+        {"id": "b2", "name": "n", "status": "AVAILABLE", "keep": True, "reasons": ["daily 1"]},
+        {"id": "b1", "name": "n", "status": "AVAILABLE", "keep": False, "reasons": []},
+    ],
+}
+
+
+def test_what_rules_keep_is_shown_with_the_reasons(server: ScriptedServer, run: Run) -> None:
+    server.script(Reply(200, RETENTION))
+    result = run("volume", "retention", "show", ID)
+    assert result.exit_code == 0
+    whose, _, kept, gone = result.stdout.splitlines()
+    assert whose == "its own rules: keep_daily=7"
+    assert kept.split()[-3:] == ["True", "daily", "1"]
+    assert gone.split()[-2:] == ["False", "-"]
+
+
+def test_rules_are_sent_all_at_once(server: ScriptedServer, run: Run) -> None:
+    server.script(Reply(200, RETENTION), Reply(200, RETENTION))
+    assert run("volume", "retention", "set", ID, "--keep-daily", "7").exit_code == 0
+    assert run("volume", "retention", "set", ID, "--keep-all").exit_code == 0
+    assert [seen.body for seen in server.requests] == [{"keep_daily": 7}, {}]
+    for wrong in ([], ["--keep-all", "--keep-last", "1"]):
+        assert run("volume", "retention", "set", ID, *wrong).exit_code == 2
+    assert len(server.requests) == 2
+
+
+def test_prune_asks_the_server_twice_and_a_dry_run_only_once(
+    server: ScriptedServer, run: Run
+) -> None:
+    server.script(Reply(200, RETENTION), Reply(200, RETENTION), Reply(202, RETENTION))
+    assert run("backup", "prune", ID, "--dry-run", "--keep-last", "1").exit_code == 0
+    assert run("backup", "prune", ID, "--yes", "--json").exit_code == 0
+    dry = {"all": False, "dry_run": True}
+    assert [seen.body for seen in server.requests] == [
+        {"keep_last": 1, **dry},
+        dry,
+        {**dry, "dry_run": False},
+    ]
+
+
+def test_a_schedule_is_for_one_volume_or_one_type(server: ScriptedServer, run: Run) -> None:
+    answer = {"id": "s1", "every": "1d", "next_run": "2026-11-24T03:30:00.000000Z"}
+    server.script(Reply(200, answer), Reply(200, answer))
+    result = run("schedule", "create", "--volume", ID, "--every", "1d", "--at", "03:30")
+    assert "2026-11-24 03:30:00" in result.stdout
+    assert run("schedule", "create", "--type", "fast", "--every", "6h").exit_code == 0
+    assert [(seen.path, seen.body) for seen in server.requests] == [
+        ("/v1.0/acme/schedules", {"volume_id": ID, "every": "1d", "at": "03:30"}),
+        ("/v1.0/admin/schedules", {"volume_type_name": "fast", "every": "6h"}),
+    ]
+    for wrong in ([], ["--volume", ID, "--type", "fast"]):
+        assert run("schedule", "create", "--every", "1d", *wrong).exit_code == 2

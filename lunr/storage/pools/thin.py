@@ -47,6 +47,9 @@ from lunr.storage.pools.volume_group import (
 
 _log = logging.getLogger(__name__)
 
+#: Role, id, volume's id.
+_Key = tuple[Role, str, str]
+
 #: Seconds that `watch`'s look at the pool is good for.
 _FRESH = 5.0
 
@@ -228,12 +231,13 @@ class ThinPool(Pool):
         It has its name from the beginning, but is tagged as half made as long
         as it has not its size.
         """
+        wanted, of = _key(volume_id), _key(source)
         lvs = self._ours()
-        if (there := _pick(lvs, volume_id)) is not None:
+        if (there := _pick(lvs, wanted)) is not None:
             self._finish(there)
             self._need_size(there, size)
             return
-        if (origin := _pick(lvs, source)) is None:
+        if (origin := _pick(lvs, of)) is None:
             raise _not_found(source)
         size = self._group.rounded(size)
         if origin.size > size:
@@ -327,7 +331,8 @@ class ThinPool(Pool):
         ]
 
     def _find(self, subject: str | Snapshot) -> LogicalVolume | None:
-        return _pick(self._ours(), subject)
+        key = _key(subject)  # first: what is no id costs no command
+        return _pick(self._ours(), key)
 
     def _need(self, subject: str | Snapshot) -> LogicalVolume:
         if (lv := self._find(subject)) is None:
@@ -380,13 +385,15 @@ class ThinPool(Pool):
         return thin_status.why_full(status, self._full_at, self._pool)
 
 
-def _pick(lvs: Iterable[LogicalVolume], subject: str | Snapshot) -> LogicalVolume | None:
-    """The one of `lvs` that is the volume or snapshot."""
+def _key(subject: str | Snapshot) -> _Key:
+    """What tells the thin volume of a volume or snapshot from all others."""
     if isinstance(subject, Snapshot):
-        wanted = (ROLES[subject.purpose], ids.check(subject.id), ids.check(subject.volume_id))
-    else:
-        wanted = (Role.VOLUME, ids.check(subject), subject)
-    return next((lv for lv in lvs if (lv.role, lv.id, lv.volume_id) == wanted), None)
+        return ROLES[subject.purpose], ids.check(subject.id), ids.check(subject.volume_id)
+    return Role.VOLUME, ids.check(subject), subject
+
+
+def _pick(lvs: Iterable[LogicalVolume], key: _Key) -> LogicalVolume | None:
+    return next((lv for lv in lvs if (lv.role, lv.id, lv.volume_id) == key), None)
 
 
 def _half_made(

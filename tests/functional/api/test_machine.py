@@ -109,6 +109,30 @@ class Service(RuleBasedStateMachine):
     def do_to_backup(self, pick: int, what: str) -> None:
         self.ask(getattr(self.services.backups, what), "acme", self.backup(pick))
 
+    @rule(pick=PICK, protected=st.booleans())
+    def protect(self, pick: int, protected: bool) -> None:
+        change = {"protected": protected}
+        self.ask(self.services.backups.update, "acme", self.backup(pick), change)
+
+    @rule(pick=PICK, count=st.integers(1, 2))
+    def prune(self, pick: int, count: int) -> None:
+        rules = {"keep_last": count}
+        self.ask(self.services.retention.prune, "acme", self.volume(pick), rules, by_hand=True)
+
+    @rule(pick=PICK, every=st.sampled_from(["15m", "1d", "none"]))
+    def schedule(self, pick: int, every: str) -> None:
+        self.ask(self.services.schedules.create, "acme", self.volume(pick), {"every": every})
+
+    @rule(hours=st.integers(0, 30))
+    def schedules_run(self, hours: int) -> None:
+        """As if it were some hours later."""
+        now = times.now() + timedelta(hours=hours)
+        self.services.scheduling.forget()
+        self.services.scheduling.plan(now)
+        while (ran := self.services.scheduling.run(now)) is not None:
+            if ran.backup_id is not None:
+                self.backups.append(ran.backup_id)
+
     @rule(pick=PICK)
     def snapshot(self, pick: int) -> None:
         self.ask(self.services.snapshots.create, "acme", self.volume(pick))
@@ -231,6 +255,14 @@ class Service(RuleBasedStateMachine):
                 .where(Job.kind == "volume.restore", Job.status == "RUNNING")
             )
             assert set(statuses) <= {"AVAILABLE"}
+
+    @invariant()
+    def what_is_protected_stays(self) -> None:
+        if not hasattr(self, "world"):
+            return
+        with self.services.core.db.read() as connection:
+            statuses = connection.scalars(select(Backup.status).where(Backup.protected))
+            assert not {"DELETING", "DELETED"} & set(statuses)
 
     @invariant()
     def nothing_waits_for_a_job_that_is_not_there(self) -> None:

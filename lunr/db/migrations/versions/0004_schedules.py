@@ -16,6 +16,10 @@ def upgrade() -> None:
         "backups", sa.Column("protected", sa.Boolean(), server_default=sa.false(), nullable=False)
     )
     op.add_column("backups", sa.Column("schedule_id", sa.String(64), nullable=True))
+    op.drop_index("ix_backups_volume", "backups")
+    op.create_index(
+        "ix_backups_volume", "backups", ["volume_id", "account_id", "status", "created_at"]
+    )
     op.create_index("ix_backups_changed", "backups", ["status", "updated_at"])
     op.create_table(
         "schedules",

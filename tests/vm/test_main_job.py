@@ -23,14 +23,16 @@ NAME = "iqn.2026-11.io.lunr.test:initiator"
 #: Emulated machines are slow.
 LONG = 240.0
 
-#: Appends to a file, synchronously, until its input ends: what goes on during a backup.
+#: Writes to a file of 4 MiB, synchronously, until its input ends: what goes on during a backup.
 WRITER = """
-import os, select, sys
+import itertools, os, select, sys
 file = os.open(sys.argv[1], os.O_WRONLY | os.O_CREAT, 0o600)
 print("writing", flush=True)
-while not select.select([0], [], [], 0.01)[0]:
-    os.write(file, os.urandom(65536))
+for number in itertools.count():
+    os.pwrite(file, os.urandom(65536), number % 64 * 65536)
     os.fsync(file)
+    if select.select([0], [], [], 0.01)[0]:
+        break
 """
 
 

@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import func, select
+from sqlalchemy import func, select, update
+from sqlalchemy.orm import Session
 
 from lunr.api.services import Services
 from lunr.common import errors, times
@@ -304,15 +305,17 @@ class Races:
         while world.services.scheduling.plan(now):
             pass
 
-        def run(services: Services, later: datetime) -> list[str]:
-            ran = iter(lambda: services.scheduling.run(later), None)
-            return [one.volume_id for one in ran if one.backup_id is not None]
+        def run(services: Services, later: datetime) -> list[Any]:
+            return list(iter(lambda: services.scheduling.run(later), None))
 
-        for hours in (1, 30):
+        for hours in (1, 30, 60):
             later = now + timedelta(hours=hours)
             results = at_once([lambda p=p, t=later: run(p, t) for p in processes])
             assert {result.error for result in results} == {None}
-            assert sorted(id for result in results for id in result.value) == sorted(ids)
+            ran = [one for result in results for one in result.value]
+            # One that came second must not even note that it skipped the volume.
+            assert {one.reason for one in ran} == {None}
+            assert sorted(one.volume_id for one in ran) == sorted(ids)
             world.work()
 
     def test_the_volumes_own_schedule_is_good_whoever_plans_at_that_moment(
@@ -360,3 +363,25 @@ class Races:
             assert status == ("AVAILABLE" if protected.error is None else "DELETING")
             world.services.backups.update("acme", new, {"protected": True})
             world.work()
+
+    def test_a_prune_waits_for_who_protects_a_backup_at_that_moment(
+        self, world: World, processes: list[Services]
+    ) -> None:
+        world.volume()
+        world.backup("old")
+        world.backup("new")
+        changed = threading.Event()
+
+        def protect(session: Session) -> None:
+            session.execute(update(Backup).where(Backup.id == "old").values(protected=True))
+            changed.set()
+            time.sleep(0.5)  # the prune reads meanwhile, and must not go by what it read
+
+        def prune() -> Any:
+            changed.wait(30)
+            return processes[1].retention.prune("acme", "v1", {"keep_last": 1}, by_hand=True)
+
+        results = at_once([lambda: processes[2].core.db.write(protect), prune])
+        assert {result.error for result in results} == {None}
+        old = world.services.backups.get("acme", "old")
+        assert (old["protected"], old["status"]) == (True, "AVAILABLE")

@@ -17,6 +17,7 @@ from lunr.client.records import Export
 from lunr.common import units
 from tests.support.initiator import Initiator, sh
 from tests.support.volume_groups import volume_group
+from tests.support.waiting import wait_until
 from tools.demos.stage import Lunr
 
 NAME = "iqn.2026-11.io.lunr.test:initiator"
@@ -87,6 +88,13 @@ def writing(path: Path) -> Iterator[None]:
         process.wait(30)
 
 
+def grown(initiator: Initiator, exported: Export) -> bool:
+    """Whether the initiator sees 2 GiB; with tgtd it logs in again first."""
+    initiator.rescan(exported)
+    size = sh("blockdev", "--getsize64", initiator.devices(exported)[0])
+    return int(size) == 2 * units.GIB
+
+
 def write_files(folder: Path, count: int) -> None:
     folder.mkdir()
     for number in range(count):
@@ -129,8 +137,7 @@ def test_the_main_job(lunr: Lunr, initiator: Initiator, tmp_path: Path) -> None:
 
         client.volumes.extend(volume.id, 2)
         client.volumes.wait(volume.id, timeout=LONG)
-        initiator.rescan(exported)
-        assert int(sh("blockdev", "--getsize64", device)) == 2 * units.GIB
+        wait_until(lambda: grown(initiator, exported), LONG, "the new size", 1.0)
         sh("resize2fs", device)
         assert contents(point / "round0") == {
             name.removeprefix("round0/"): digest for name, digest in kept[0][1].items()

@@ -19,7 +19,6 @@ import random
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from rich.console import Console
@@ -72,32 +71,18 @@ def prepare(disk: Path) -> None:
             os.fsync(device.fileno())
 
 
-def lv(*words: str) -> Callable[[], Iterator[None]]:
-    """A logical volume that ``lvcreate`` makes before the writing and that goes after it."""
+_COW = ("-s", "-c", f"{cow.CHUNK}b", "-L", f"{VOLUME + 16 * MIB}b", f"{GROUP}/plain")
+_THIN = ("-s", "-kn", "-ay", "-pr", f"{GROUP}/thin")
 
-    def there() -> Iterator[None]:
-        run("lvcreate", "-qqy", "-n", "fresh", *words)
-        yield
-        run("lvremove", "-qqfy", f"{GROUP}/fresh")
-
-    return there
-
-
-def nothing() -> Iterator[None]:
-    """Nothing to be made."""
-    yield
-
-
-#: Column: the volume that is written to, what is there meanwhile.
-KINDS: dict[str, tuple[str, Callable[[], Iterator[None]]]] = {
-    "plain": ("plain", nothing),
-    "dm-snapshot": (
-        "plain",
-        lv("-s", "-c", f"{cow.CHUNK}b", "-L", f"{VOLUME + 16 * MIB}b", f"{GROUP}/plain"),
-    ),
-    "thin": ("thin", nothing),
-    "thin snapshot": ("thin", lv("-s", "-kn", "-ay", "-pr", f"{GROUP}/thin")),
-    "thin, new blocks": ("fresh", lv("-V", f"{VOLUME}b", "-T", f"{GROUP}/pool")),
+#: Column: the volume that is written to, and lvcreate's words for each that is there meanwhile.
+KINDS: dict[str, tuple[str, list[tuple[str, ...]]]] = {
+    "plain": ("plain", []),
+    "dm-snapshot": ("plain", [_COW]),
+    "3 of them": ("plain", [_COW] * 3),
+    "thin": ("thin", []),
+    "thin snapshot": ("thin", [_THIN]),
+    "3 such": ("thin", [_THIN] * 3),
+    "thin, new blocks": ("fresh0", [("-V", f"{VOLUME}b", "-T", f"{GROUP}/pool")]),
 }
 
 
@@ -125,10 +110,14 @@ def measure(rounds: int) -> dict[str, list[list[float]]]:
     times: dict[str, list[list[float]]] = {kind: [] for kind in KINDS}
     chance = random.Random(2)
     for number in range(rounds + 1):
+        print(f"round {number} of {rounds}", flush=True)
         for kind in chance.sample(sorted(KINDS), len(KINDS)):
-            name, make = KINDS[kind]
-            for _ in make():
-                took = seconds(Path("/dev", GROUP, name), chance)
+            name, others = KINDS[kind]
+            for index, words in enumerate(others):
+                run("lvcreate", "-qqy", "-n", f"fresh{index}", *words)
+            took = seconds(Path("/dev", GROUP, name), chance)
+            for index in range(len(others)):
+                run("lvremove", "-qqfy", f"{GROUP}/fresh{index}")
             if number:
                 times[kind].append(took)
     return times
@@ -159,13 +148,13 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=5, help="rounds that count  [5]")
     rounds = parser.parse_args().rounds
     if "LUNR_VM" not in os.environ:
-        vm = [f"{TOP}/tools/vm", "run", "--disk", "640M", "--"]
+        vm = [f"{TOP}/tools/vm", "run", "--disk", "768M", "--"]
         argv: list[str] = [*vm, sys.executable, __file__, *sys.argv[1:]]
         return subprocess.run(argv, check=False).returncode
     prepare(Path("/dev/vda"))
     times = measure(rounds)
     run("vgremove", "-qqffy", GROUP)
-    Console(width=110).print(table(times))
+    Console(width=130).print(table(times))
     return 0
 
 

@@ -252,13 +252,15 @@ class Life:
                 lambda: client.exports.create(self.volume, initiator="iqn.2026-11.x:y"),
             ),
             ("backup.save", self._save),
-            ("volume.extend", lambda: client.volumes.extend(self.volume, 2)),
             ("snapshot.create", self._snapshot),
             ("volume.clone", lambda: self._copy(snapshot=self.snapshot)),
-            ("volume.restore", lambda: self._copy(backup=self.backup)),
-            ("export.delete", lambda: client.exports.delete(self.volume)),
             ("snapshot.delete", lambda: client.snapshots.delete(self.snapshot)),
+            ("volume.delete", lambda: client.volumes.delete(self.copies.pop())),
+            # Only now: a thick volume in use can't be extended while it has snapshots.
+            ("volume.extend", lambda: client.volumes.extend(self.volume, 2)),
+            ("export.delete", lambda: client.exports.delete(self.volume)),
             ("volume.delete", lambda: client.volumes.delete(self.volume)),
+            ("volume.restore", lambda: self._copy(backup=self.backup)),
         ]
 
     def end(self) -> None:

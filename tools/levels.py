@@ -68,6 +68,7 @@ def run_pytest(level: str, arguments: list[str]) -> Result:
         command += ["--durations=5", f"--junitxml={report}", *arguments]
         if level == "vm":
             command = ["tools/vm", "run", *VM, "--share", folder, "--", *command]
+            command += ["-o", "timeout=600"]  # all is emulated
         code = _run(command)
         result = read_report(report.read_bytes()) if report.exists() else Result()
     if code == 5:  # pytest's way to say that no test was there

@@ -142,10 +142,10 @@ def run(pattern: Pattern, folder: Path, size: int, saves: int) -> Chain:
     changed = stored = 0
     for number in range(1, saves + 1):
         ranges = []
-        with source.open("r+b") as file:
+        with source.open("r+b") as volume:
             for block in sorted(next(todo)):
-                file.seek(block * GEOMETRY.block)
-                file.write(chance.randbytes(GEOMETRY.block))
+                volume.seek(block * GEOMETRY.block)
+                volume.write(chance.randbytes(GEOMETRY.block))
                 ranges.append((block * GEOMETRY.block, (block + 1) * GEOMETRY.block))
         root = save_now(number, ranges)
         changed += len(ranges) * GEOMETRY.block

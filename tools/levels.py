@@ -30,7 +30,7 @@ TOP = Path(__file__).resolve().parents[1]
 BIN = TOP / ".venv" / "bin"
 LEVELS = ("style", "unit", "functional", "system", "crash", "vm")
 #: What tests/vm/conftest.py expects; and no test hangs for ever.
-VM = ["--disk", "4G", "--disk", "4G,plain", "--disk", "1G", "--timeout", "1800"]
+VM = ["--disk", "4G", "--disk", "4G,plain", "--disk", "1G", "--timeout", "3000"]
 CHECKS = {
     "ruff format": ["ruff", "format", "--check", "--quiet", "--diff", "."],
     "ruff check": ["ruff", "check", "--quiet", "."],

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import logging
 import mmap
 import os
 import random
 import signal
+import struct
 import subprocess
 import sys
 import threading
@@ -39,6 +41,8 @@ GROUP, POOL = "lunr-thin", "po-ol"
 POOL_SIZE = 160 * MIB
 NAME = f"{GROUP}/{POOL}"
 DEVICE = "lunr--thin-po--ol-tpool"
+#: linux/fs.h: _IO(0x12, 119)
+BLKDISCARD = 0x1277
 NO_SPACE_TIMEOUT = Path("/sys/module/dm_thin_pool/parameters/no_space_timeout")
 
 
@@ -60,8 +64,9 @@ def checked(group: str) -> Iterator[ThinPool]:
 @pytest.fixture
 def pool(checked: ThinPool) -> Iterator[ThinPool]:
     yield checked
-    sh("lvremove", "-qffy", "-S", "segtype=thin", GROUP)
-    assert not kernel().held
+    if any(device.name != POOL for device in Path("/dev").glob(f"{GROUP}/*")):
+        sh("lvremove", "-qffy", "-S", "segtype=thin", GROUP)
+        assert not kernel().held
 
 
 @pytest.fixture
@@ -96,6 +101,11 @@ def read(path: Path, offset: int, length: int) -> bytes:
     with path.open("rb") as file:
         file.seek(offset)
         return file.read(length)
+
+
+def discard(path: Path, start: int, length: int) -> None:
+    with path.open("r+b") as file:
+        fcntl.ioctl(file, BLKDISCARD, struct.pack("QQ", start, length))
 
 
 def fill(path: Path, piece: bytes) -> int:
@@ -229,7 +239,7 @@ def test_what_is_deleted_or_discarded_comes_back(pool: ThinPool) -> None:
     write(pool.path("v1"), 0, b"x" * SIZE)
     assert pool.capacity().free_bytes < free
     path = pool.path("v1")
-    sh("blkdiscard", "-o", str(MIB), "-l", str(SIZE - MIB), path)
+    discard(path, MIB, SIZE - MIB)
     extents = pool.allocated("v1")
     assert extents is not None
     assert list(extents) == [Extent(0, MIB)]
@@ -251,7 +261,7 @@ def test_maps_agree_with_a_random_walk(pool: ThinPool) -> None:
     last = Snapshot("v1", "s0")
     pool.snapshot(last)
     before = bytes(shadow)
-    for number in range(1, 4):
+    for number in (1, 2):
         touched: set[int] = set()
         for _ in range(chance.randrange(1, 20)):
             start, length = chance.randrange(len(shadow)), chance.randrange(1, 4 * BLOCK)
@@ -259,7 +269,7 @@ def test_maps_agree_with_a_random_walk(pool: ThinPool) -> None:
             touched.update(range(start // BLOCK, -(-end // BLOCK)))
             if chance.random() < 0.3:
                 start, end = start // BLOCK * BLOCK, -(-end // BLOCK) * BLOCK
-                sh("blkdiscard", "-o", str(start), "-l", str(end - start), path)
+                discard(path, start, end - start)
                 shadow[start:end] = bytes(end - start)
             else:
                 data = chance.randbytes(end - start)

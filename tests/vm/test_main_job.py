@@ -111,7 +111,7 @@ def contents(folder: Path) -> dict[str, str]:
     }
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1500)
 def test_the_main_job(lunr: Lunr, initiator: Initiator, tmp_path: Path) -> None:
     client = lunr.client()
     volume = client.volumes.wait(client.volumes.create(size=1).id, timeout=LONG)

@@ -119,7 +119,9 @@ class LvmPool(Pool):
                 "or lunr's next volumes show their bytes.",
                 *(self.group, ", ".join(strangers)),
             )
-        self.group.activate(lv.name for lv in lvs if lv.role and not lv.active and not lv.pool)
+        ours = [lv for lv in lvs if lv.role and not lv.pool]
+        self.group.activate(lv.name for lv in ours if not lv.active)
+        self.group.wake([lv.name for lv in ours])
 
     def clean(self) -> None:
         """Have what is half made wiped, in the background: it may take hours."""

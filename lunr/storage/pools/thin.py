@@ -18,7 +18,7 @@ import logging
 import shutil
 import threading
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from lunr.common import errors, ids, units
@@ -145,14 +145,7 @@ class ThinPool(Pool):
             _log.error("%s", full)
         ours = self._ours()
         self._group.activate([lv.name for lv in ours if not lv.active])
-        self._resume({lv.name for lv in ours})
-
-    def _resume(self, names: Collection[str]) -> None:
-        """Let those go on that a killed LVM left suspended: their I/O would wait for ever."""
-        for row in self._group.report("lvs", ["lv_name", "lv_suspended"]):
-            if row["lv_name"] in names and row["lv_suspended"] == "suspended":
-                _log.warning("%s was left suspended; it goes on", row["lv_name"])
-                self._group.run("lvchange", "--refresh", self._group.full_name(row["lv_name"]))
+        self._group.wake({lv.name for lv in ours})
 
     def clean(self) -> None:
         """Remove clones that were not ready, and release the metadata snapshot."""

@@ -19,10 +19,11 @@ import contextlib
 import fcntl
 import hashlib
 import json
+import logging
 import os
 import re
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -31,6 +32,8 @@ from typing import Any
 from lunr.common import errors, ids, units
 from lunr.storage import system
 from lunr.storage.pools.base import PoolFull, PoolUnusable, Purpose, Snapshot
+
+_log = logging.getLogger(__name__)
 
 #: LVM waits for its own lock while another command works on the group.
 TIMEOUT = 120.0
@@ -296,6 +299,13 @@ class VolumeGroup:
         """Make the devices of logical volumes, of snapshots with the skip flag (``-K``) too."""
         if names := [self.full_name(name) for name in names]:
             self.run("lvchange", "-ay", "-K", *names)
+
+    def wake(self, names: Collection[str]) -> None:
+        """Let those go on that a killed LVM left suspended: their I/O would wait for ever."""
+        for row in self.report("lvs", ["lv_name", "lv_suspended"]):
+            if row["lv_name"] in names and row["lv_suspended"] == "suspended":
+                _log.warning("%s was left suspended; it goes on", row["lv_name"])
+                self.run("lvchange", "--refresh", self.full_name(row["lv_name"]))
 
     def deactivate(self, name: str) -> None:
         """Remove the devices of a logical volume and of its snapshots.

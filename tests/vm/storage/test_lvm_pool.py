@@ -466,6 +466,17 @@ def test_what_is_open_stays(pool: LvmPool, monkeypatch: pytest.MonkeyPatch) -> N
     closing.join()
 
 
+def test_a_volume_that_a_killed_lvm_left_suspended_goes_on(pool: LvmPool) -> None:
+    pool.create("v1", 4 * MIB)
+    pool.snapshot(Snapshot("v1", "s1"))
+    device = pool.group.dm_name(pool.path("v1").name)
+    sh("dmsetup", "suspend", device)
+    pool.close()
+    pool.check()
+    assert "SUSPENDED" not in sh("dmsetup", "info", device)
+    write(pool.path("v1"), 0, b"goes on")
+
+
 def test_a_reboot_loses_nothing_and_strangers_are_left_alone(
     pool: LvmPool, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -492,6 +503,7 @@ def test_a_reboot_loses_nothing_and_strangers_are_left_alone(
         again.delete_snapshot(snapshot)
         with pytest.raises(errors.InUse):  # LVM would remove the stranger's snapshot with it
             again.delete("v_1")
+        pool.group.patience = 0
         with pytest.raises(PoolUnusable, match="another process"):
             pool.check()
         sh("lvchange", "-qq", "-y", "-ay", f"{name}/stranger")

@@ -7,7 +7,7 @@ usage: tools/test [LEVEL…] [-- PYTEST ARGUMENT…]
   functional  tests/functional: several modules together, on loopback
   system      tests/system: real tgtd, XFS, Swift, PostgreSQL; some need root
   crash       tests/crash: kill -9 of any part in the middle of any kind of job
-  vm          tests/vm: LVM, LIO and open-iscsi, in a VM that is started once (tools/vm)
+  vm          tests/vm: LVM, LIO and open-iscsi, in two VMs at once (tools/vm)
 
 Without LEVEL, all of them. The last line counts the tests; the exit code is 0
 when none failed and no level was without a test.
@@ -22,8 +22,10 @@ import subprocess
 import sys
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import IO
 from xml.etree import ElementTree
 
 TOP = Path(__file__).resolve().parents[1]
@@ -31,6 +33,8 @@ BIN = TOP / ".venv" / "bin"
 LEVELS = ("style", "unit", "functional", "system", "crash", "vm")
 #: What tests/vm/conftest.py expects; and no test hangs for ever.
 VM = ["--disk", "4G", "--disk", "4G,plain", "--disk", "1G", "--timeout", "3000"]
+#: About half of the work in the VM. A VM keeps one processor busy: the rest has one of its own.
+POOLS = [f"tests/vm/storage/test_{name}.py" for name in ("lvm_pool", "thin_pool", "faults")]
 CHECKS = {
     "ruff format": ["ruff", "format", "--check", "--quiet", "--diff", "."],
     "ruff check": ["ruff", "check", "--quiet", "."],
@@ -64,19 +68,51 @@ def run_pytest(level: str, arguments: list[str]) -> Result:
     """Run the tests under tests/`level`."""
     with tempfile.TemporaryDirectory(prefix="lunr-report-") as folder:
         report = Path(folder) / "report.xml"
-        command = [sys.executable, "-m", "pytest", f"tests/{level}", "-q", "--tb=short"]
-        command += ["--durations=5", f"--junitxml={report}", *arguments]
-        if level == "vm":
-            command = ["tools/vm", "run", *VM, "--share", folder, "--", *command]
-            command += ["-o", "timeout=600"]  # all is emulated
-        code = _run(command)
-        result = read_report(report.read_bytes()) if report.exists() else Result()
-    if code == 5:  # pytest's way to say that no test was there
+        code = _run([*_pytest(report), f"tests/{level}", *arguments])
+        return _result(level, [code], [report])
+
+
+def run_vm(arguments: list[str]) -> Result:
+    """Run the tests under tests/vm in two VMs at once; each one's output comes when it ends."""
+    rest = ["tests/vm", *(f"--ignore={path}" for path in POOLS)]
+    with tempfile.TemporaryDirectory(prefix="lunr-report-") as name:
+        reports = [Path(name) / half / "report.xml" for half in ("pools", "rest")]
+
+        def run(report: Path, paths: list[str]) -> int:
+            report.parent.mkdir()
+            output = report.with_name("output")
+            command = [*_pytest(report), *paths, *arguments, "-o", "timeout=600"]
+            with output.open("wb") as file:
+                share = ["--share", str(report.parent)]
+                code = _run(["tools/vm", "run", *VM, *share, "--", *command], file)
+            print(output.read_text(errors="replace"), flush=True)
+            return code
+
+        with ThreadPoolExecutor() as both:
+            codes = list(both.map(run, reports, [POOLS, rest]))
+        return _result("vm", codes, reports)
+
+
+def _pytest(report: Path) -> list[str]:
+    command = [sys.executable, "-m", "pytest", "-q", "--tb=short", "--durations=5"]
+    return [*command, f"--junitxml={report}"]
+
+
+def _result(level: str, codes: list[int], reports: list[Path]) -> Result:
+    """What runs of pytest, which ended with `codes`, say together."""
+    result = Result()
+    for report in reports:
+        if report.exists():
+            one = read_report(report.read_bytes())
+            result.passed += one.passed
+            result.failed += one.failed
+            result.skipped += one.skipped
+    for code in codes:
+        # 5 is pytest's way to say that no test was there, 1 that one failed.
+        if code not in (0, 5) and not (code == 1 and result.failed):
+            result.failed.append(f"{level}: the run itself (pytest ended with {code}, see above)")
+    if not result.passed and not result.failed:
         result.failed.append(f"{level}: no test ran")
-    elif code and not result.failed:
-        result.failed.append(f"{level}: the run itself (pytest ended with {code}, see above)")
-    elif not result.passed and not result.failed:
-        result.failed.append(f"{level}: no test ran, all were skipped")
     return result
 
 
@@ -122,8 +158,11 @@ def summary(results: dict[str, Result]) -> str:
     return "\n".join([*lines, f"{passed} passed, {len(failed)} failed, {len(skipped)} skipped"])
 
 
-def _run(command: list[str]) -> int:
-    done = subprocess.run(command, cwd=TOP, stdin=subprocess.DEVNULL, check=False)
+def _run(command: list[str], output: IO[bytes] | None = None) -> int:
+    """The exit code of `command`, whose output goes to `output`, if that is given."""
+    done = subprocess.run(
+        command, cwd=TOP, stdin=subprocess.DEVNULL, stdout=output, stderr=output, check=False
+    )
     return done.returncode
 
 
@@ -144,7 +183,10 @@ def main(arguments: list[str]) -> int:
     for level in levels:
         print(f"== {level}", flush=True)
         start = time.monotonic()
-        results[level] = run_style() if level == "style" else run_pytest(level, extra)
+        if level == "style":
+            results[level] = run_style()
+        else:
+            results[level] = run_vm(extra) if level == "vm" else run_pytest(level, extra)
         results[level].seconds = time.monotonic() - start
     sys.stderr.flush()
     print(summary(results), flush=True)

@@ -31,7 +31,7 @@ from tests.support.waiting import free_port, wait_until
 GROUP = "lunr-test"
 ALL = os.environ.get("LUNR_CRASH_STEPS") == "all"
 #: How many steps of each kind a run tries, unless it tries all.
-TRIED = int(os.environ.get("LUNR_CRASH_STEPS", "2")) if not ALL else 0
+TRIED = int(os.environ.get("LUNR_CRASH_STEPS", "1")) if not ALL else 0
 OVER = ("DONE", "FAILED", "CANCELLED")
 LONG = 240.0
 MIB = 1 << 20
@@ -311,4 +311,4 @@ def test_killed_before_every_step(world: World) -> None:
         counts[kind] = counts.get(kind, 0) + 1
         print(f"{kind:<16} {step:>3}  {what}")
     print(f"killed {len(world.deaths)} times: {counts}; nothing was left over")
-    assert len(counts) >= 6  # some kinds have fewer steps than were drawn
+    assert len(counts) >= 4  # some kinds have fewer steps than were drawn

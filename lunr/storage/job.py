@@ -82,6 +82,14 @@ class Job:
             errors.Cancelled: it is to stop.
         """
         self.advance(done, total)
+        self.heed(done, total)
+
+    def heed(self, _done: int, _total: int) -> None:
+        """As `tick`, for work that is only a part of it: its progress is not the job's.
+
+        Raises:
+            errors.Cancelled: it is to stop.
+        """
         if self.stop_reason is not None:
             raise errors.Cancelled
 

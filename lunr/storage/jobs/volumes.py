@@ -36,7 +36,7 @@ def restore(node: Node, job: Job) -> dict[str, Any]:
     volume_id, size = job.volume_id, job.size()
     backup_id, repository = job.id_of("backup_id"), job.id_of("repository")
     # An attempt that was killed left some bytes; the engine writes only what is not zero.
-    node.pool.delete(volume_id)
+    node.pool.delete(volume_id, job.heed)
     node.pool.create(volume_id, size)
     try:
         return node.engine.run(
@@ -51,7 +51,8 @@ def restore(node: Node, job: Job) -> dict[str, Any]:
     except BaseException:
         # If the job was lost, another attempt may be at it already.
         if job.stop_reason is not Stop.LOST:
-            node.pool.delete(volume_id)
+            # A slow pool, told at once that it is cancelled, wipes on in the background.
+            node.pool.delete(volume_id, job.heed)
         raise
 
 

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import shutil
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -89,8 +88,7 @@ class ThinPool(Pool):
             if self._checked:
                 return
             for program in ("thin_check", "thin_dump"):
-                if shutil.which(program, path=system.environment()["PATH"]) is None:
-                    raise system.missing(program)
+                system.need(program)
             self._group.check(f"vgcreate {self._group.name} DISK…; {self._how_to_make()}")
             self._group.lock()
             try:

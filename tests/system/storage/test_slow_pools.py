@@ -169,6 +169,20 @@ def test_slow_deletes_keep_no_export_waiting_and_end_when_told(
     assert pool.volumes() == {"v4", "v5", "v6", api.jobs[cancelled]["volume_id"]}
 
 
+def test_a_restore_that_clears_away_an_earlier_attempt_can_be_cancelled(
+    start: Callable[..., Agent], api: ContractApi, place: Place
+) -> None:
+    pool = SlowPool(place.pool)
+    start(pool)
+    job = api.add(
+        "volume.restore", "v1", "v1", size_bytes=SIZE, backup_id="b1", repository=REPOSITORY
+    )
+    wait_until(lambda: api.jobs[job]["status"] == "RUNNING")
+    api.cancel(job)
+    assert api.wait(job)["status"] == "CANCELLED"
+    assert not pool.gate.is_set()
+
+
 def test_a_slow_job_that_was_lost_stops_at_once(
     start: Callable[..., Agent], api: ContractApi, place: Place
 ) -> None:

@@ -44,17 +44,8 @@ class Collect:
         for collection in condemned(session, account_id):
             if not _is_being_swept(session, account_id, collection):
                 _queue_sweep(session, self._core, account_id, collection)
-        job = queue.live(session, "repository.collect", account_id)
-        if job is None:
-            job = queue.add(
-                session,
-                self._core,
-                "repository.collect",
-                account_id=account_id,
-                subject_id=account_id,
-                volume_id=None,
-                node_id=None,
-            )
+        job, is_new = queue.once(session, self._core, "repository.collect", account_id)
+        if is_new:
             account.collected_at = times.now()
             session.flush()
         return views.job(job)

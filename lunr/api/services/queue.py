@@ -90,6 +90,29 @@ def live(session: Session, kind: str, account_id: str) -> Job | None:
     )
 
 
+def once(
+    session: Session, core: Core, kind: str, account_id: str, data: dict[str, Any] | None = None
+) -> tuple[Job, bool]:
+    """The job of that kind about all of the account, and whether it is new.
+
+    One that is not over is not added again.
+    """
+    job = live(session, kind, account_id)
+    if job is not None:
+        return job, False
+    job = add(
+        session,
+        core,
+        kind,
+        account_id=account_id,
+        subject_id=account_id,
+        volume_id=None,
+        node_id=None,
+        data=data,
+    )
+    return job, True
+
+
 def free_roving(session: Session, core: Core) -> None:
     """Let any node have the roving jobs that wait for one that is not ACTIVE."""
     active = select(Node.id).where(Node.status == NodeState.ACTIVE)

@@ -51,18 +51,9 @@ class Verification:
 
     def _request(self, session: Session, account_id: str, shares: int) -> Any:
         account = collect.lock(session, account_id)
-        job = queue.live(session, "repository.verify", account_id)
-        if job is None:
-            job = queue.add(
-                session,
-                self._core,
-                "repository.verify",
-                account_id=account_id,
-                subject_id=account_id,
-                volume_id=None,
-                node_id=None,
-                data={"shares": shares},
-            )
+        shared = {"shares": shares}
+        job, is_new = queue.once(session, self._core, "repository.verify", account_id, shared)
+        if is_new:
             account.verify_asked_at = times.now()
             session.flush()
         return views.job(job)

@@ -114,16 +114,12 @@ def request(
         Refused: tgtd answered with an error.
     """
     body = params.encode() + b"\0" if params else b""
-    head = _REQUEST.pack(
-        mode, op, b"iscsi", _REQUEST.size + len(body), tid, sid, lun, cid, 0, 0, 0, 0, force
-    )
+    head = _head(mode, op, len(body), tid, sid, lun, cid, force)
     try:
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
             sock.settimeout(_TIMEOUT)
             sock.connect(str(path))
-            sock.sendall(head + body)
-            error, length = _RESPONSE.unpack(_receive(sock, _RESPONSE.size))
-            text = _receive(sock, length - _RESPONSE.size)
+            error, text = _exchange(sock, head + body)
     except OSError as error_:
         raise TargetUnavailable(where=path, reason=str(error_)) from error_
     if error:
@@ -143,11 +139,34 @@ def daemon(path: Path) -> int:
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
             sock.settimeout(_TIMEOUT)
             sock.connect(str(path))
+            # One that is closed without a request has tgtd read its end for ever.
+            _exchange(sock, _head(Mode.SYSTEM, Op.SHOW))
             peer = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
     except OSError as error:
         raise TargetUnavailable(where=path, reason=str(error)) from error
     pid: int = _CREDENTIALS.unpack(peer)[0]
     return pid
+
+
+def _head(
+    mode: Mode,
+    op: Op,
+    length: int = 0,
+    tid: int = 0,
+    sid: int = 0,
+    lun: int = 0,
+    cid: int = 0,
+    force: bool = False,
+) -> bytes:
+    size = _REQUEST.size + length
+    return _REQUEST.pack(mode, op, b"iscsi", size, tid, sid, lun, cid, 0, 0, 0, 0, force)
+
+
+def _exchange(sock: socket.socket, message: bytes) -> tuple[int, bytes]:
+    """The error and the text that tgtd answers."""
+    sock.sendall(message)
+    error, length = _RESPONSE.unpack(_receive(sock, _RESPONSE.size))
+    return error, _receive(sock, length - _RESPONSE.size)
 
 
 def _receive(sock: socket.socket, size: int) -> bytes:

@@ -15,7 +15,10 @@ line, the first writes; null: the public one), ``repository``, ``concurrency``,
 ========  ====================================================================
 save      source, size_bytes, backup_id, volume_id, parent_id, condemned, created_at,
           allocated (``[[first byte, end], …]``, in order: there is nothing but
-          zeros elsewhere; null or absent: nobody knows)
+          zeros elsewhere; null or absent: nobody knows), changed (the same of what may
+          differ from the backup parent_id; heeded only where that can be built upon).
+          The result's ``written`` is false when the backup was there already, of
+          whatever moment
 restore   backup_id, target, size_bytes, target_is_zero
 verify    backup_ids, share (``[number, of]``: only that share of the objects; null or
           absent: all)
@@ -41,6 +44,8 @@ from typing import Any, TextIO
 from lunr.backup import keys, masters
 from lunr.backup.collect import collect, sweep
 from lunr.backup.configured import CIPHERS
+from lunr.backup.errors import BackupMissing
+from lunr.backup.extents import Extents
 from lunr.backup.format.blocks import Compression
 from lunr.backup.pipeline import Backup, Progress, save
 from lunr.backup.repository import Repository
@@ -89,6 +94,13 @@ def _save(job: Job) -> dict[str, Any]:
     except (TypeError, ValueError) as error:
         raise errors.BadRequest(reason=f"allocated: {error}") from error
     with source:
+        changed = task.get("changed")
+        try:
+            if changed is not None:
+                Extents(changed)
+        except (TypeError, ValueError) as error:
+            raise errors.BadRequest(reason=f"changed: {error}") from error
+        is_there = _is_there(job.repository, job["backup_id"])
         root = save(
             job.repository,
             source,
@@ -98,13 +110,22 @@ def _save(job: Job) -> dict[str, Any]:
                 created_at=job["created_at"],
                 parent_id=task.get("parent_id"),
                 condemned=tuple(task.get("condemned", ())),
+                changed=changed,
             ),
             concurrency=job.concurrency,
             compression=Compression[task.get("compression", "zstd").upper()],
             progress=job.progress,
             cancel=job.cancel,
         )
-    return {**asdict(root.statistics), "parent_id": root.parent_id}
+    return {**asdict(root.statistics), "parent_id": root.parent_id, "written": not is_there}
+
+
+def _is_there(repository: Repository, backup_id: str) -> bool:
+    try:
+        repository.load_root(backup_id)
+    except BackupMissing:
+        return False
+    return True
 
 
 def _restore(job: Job) -> dict[str, Any]:

@@ -183,6 +183,22 @@ NODE = [
         default=False,
         help="Take all exports down when the node is stopped, whoever is logged in. Else initiators go on without the agent.",
     ),
+    cfg.StrOpt(
+        "keep_reference",
+        default="auto",
+        choices=[
+            ("auto", "on with the pools files and thin, off with lvm"),
+            ("on", "always"),
+            ("off", "never: each backup reads the whole volume"),
+        ],
+        help="Whether the snapshot of a volume's last backup is kept, so that the next one reads only what has changed. With the pool lvm it slows down those who write.",
+    ),
+    cfg.IntOpt(
+        "reference_days",
+        default=14,
+        min=1,
+        help="Days after which such a snapshot is given up: it holds what was overwritten since. They are given up earlier when the pool gets full.",
+    ),
     cfg.FloatOpt(
         "overcommit",
         default=1.0,

@@ -67,7 +67,7 @@ class Agent:
         self._beat_now = threading.Event()
         self._removing: threading.Thread | None = None
         self.supervisor = Supervisor(node, api, HANDLERS, metrics, self._stopping)
-        self.pool_watch = PoolWatch(node.pool)
+        self.pool_watch = PoolWatch(node.pool, node.references)
         self.removals = Removals(node, (), self._stopping)
         metrics.watch(self.pool_watch, node.exports)
 
@@ -127,15 +127,12 @@ class Agent:
         truth = self._persist(lambda: self._api.reconcile(found))
 
         queued = {(str(job["kind"]), str(job["subject_id"])) for job in truth["jobs"]}
-        doomed = {
-            snap
-            for snap in snapshots
-            if (
-                ("backup.save", snap.id) not in queued
-                if snap.purpose is Purpose.BACKUP
-                else snap.id in truth["delete"]["snapshots"]
-            )
+        is_doomed = {
+            Purpose.USER: lambda snap: snap.id in truth["delete"]["snapshots"],
+            Purpose.BACKUP: lambda snap: ("backup.save", snap.id) not in queued,
+            Purpose.REFERENCE: lambda snap: not self.node.references.may_stay(snap, volumes),
         }
+        doomed = {snap for snap in snapshots if is_doomed[snap.purpose](snap)}
         deleted = {ids.check(volume_id) for volume_id in truth["delete"]["volumes"]}
         self.removals = Removals(
             self.node, [*self._remove_snapshots(doomed), *sorted(deleted)], self._stopping

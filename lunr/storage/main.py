@@ -25,6 +25,7 @@ from lunr.storage.exports import Exports
 from lunr.storage.jobs import Node
 from lunr.storage.metrics import Metrics
 from lunr.storage.pools.base import Pool
+from lunr.storage.references import References
 from lunr.storage.server import NodeApi
 from lunr.storage.targets.base import Target
 
@@ -137,7 +138,7 @@ def _agent(conf: config.ConfigOpts, metrics: Metrics, problems: _Problems) -> Ag
         moved=metrics.worker_bytes.inc,
     )
     return Agent(
-        Node(pool, Exports(pool, target), engine),
+        Node(pool, Exports(pool, target), engine, _references(conf, pool)),
         target,
         ApiClient(conf.node.api_url, node_id, token),
         conf[conf.node.target].portal,
@@ -174,6 +175,11 @@ def _pool(conf: config.ConfigOpts) -> Pool:
             from lunr.storage.pools.files import FilesPool
 
             return FilesPool(Path(conf.files.path), conf.files.image_gib, conf.node.overcommit)
+
+
+def _references(conf: config.ConfigOpts, pool: Pool) -> References:
+    keep = {"auto": pool.light_snapshots, "on": True, "off": False}[conf.node.keep_reference]
+    return References(pool, keep=keep, days=conf.node.reference_days)
 
 
 def _target(conf: config.ConfigOpts) -> Target:

@@ -7,6 +7,7 @@ import time
 
 from lunr.common import errors
 from lunr.storage.pools.base import Capacity, Pool, Purpose
+from lunr.storage.references import References
 
 #: Seconds after which a look that has not ended is trouble.
 _OVERDUE = 30.0
@@ -15,8 +16,9 @@ _OVERDUE = 30.0
 class PoolWatch:
     """What `pool` was like when it was looked at last; one thread looks, any may ask."""
 
-    def __init__(self, pool: Pool) -> None:
+    def __init__(self, pool: Pool, references: References) -> None:
         self._pool = pool
+        self._references = references
         self._capacity = Capacity(0, 0, full="the pool was not looked at yet")
         self._lost: frozenset[str] = frozenset()
         self._trouble = ""
@@ -32,7 +34,10 @@ class PoolWatch:
         self._began = time.monotonic()
         try:
             self._pool.watch()
-            self._capacity = self._pool.capacity()
+            capacity = self._pool.capacity()
+            if self._references.look(capacity.tight):
+                capacity = self._pool.capacity()
+            self._capacity = capacity
             self._lost = frozenset(
                 snap.id for snap in self._pool.lost_snapshots() if snap.purpose is Purpose.USER
             )

@@ -108,6 +108,7 @@ class NodeApi:
             "path": path,
             "size_bytes": size,
             "snapshots": sorted(snap.id for snap in mine if snap.purpose is Purpose.USER),
+            "references": sorted(snap.id for snap in mine if snap.purpose is Purpose.REFERENCE),
             "backups_running": sorted(snap.id for snap in mine if snap.purpose is Purpose.BACKUP),
             "sessions": agent.node.exports.sessions().get(volume_id, []),
             "jobs": jobs,

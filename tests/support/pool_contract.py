@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import random
+import time
 from collections.abc import Iterable
 from pathlib import Path
 from typing import ClassVar
@@ -36,6 +37,8 @@ class PoolContract:
     unit: ClassVar[int] = 4096
     #: Whether a volume can be deleted while it has snapshots.
     snapshots_outlive: ClassVar[bool] = True
+    #: Whether a volume can be extended while it has references.
+    references_outlive_extend: ClassVar[bool] = True
     #: How many volumes are written full to see whether their bytes come back.
     crowd: ClassVar[int] = 8
     #: How much random work is tried: examples, steps of each.
@@ -122,6 +125,33 @@ class PoolContract:
         for _ in range(2):
             pool.delete("v1")
         assert not pool.volumes()
+
+    def test_a_backups_snapshot_becomes_a_reference_that_nobody_has_to_mind(
+        self, pool: Pool
+    ) -> None:
+        backup = Snapshot("v1", "b1", Purpose.BACKUP)
+        reference = Snapshot("v1", "b1", Purpose.REFERENCE)
+        pool.create("v1", self.size)
+        write(pool.path("v1"), 0, b"old")
+        pool.snapshot(backup)
+        for _ in range(2):
+            pool.repurpose(backup, Purpose.REFERENCE)
+        assert pool.snapshots() == {reference}
+        assert time.time() - 3600 < pool.made_at(reference) < time.time() + 2
+        pool.snapshot(backup)  # it is another now
+        write(pool.path("v1"), 0, b"new")
+        pool.delete_snapshot(backup)
+        with pytest.raises(errors.NotFound, match="b2"):
+            pool.repurpose(Snapshot("v1", "b2", Purpose.BACKUP), Purpose.REFERENCE)
+        assert pool.path(reference).read_bytes()[:3] == b"old"
+        pool.create("v10", self.size)
+        other = Snapshot("v10", "b3", Purpose.REFERENCE)
+        pool.snapshot(other)
+        pool.extend("v1", 2 * self.size)
+        assert pool.snapshots() - {reference} == {other}
+        pool.delete("v1")
+        assert pool.snapshots() == {other}
+        assert pool.volumes() == {"v10"}
 
     def test_a_snapshot_belongs_to_its_volume(self, pool: Pool) -> None:
         pool.create("v1", self.size)
@@ -222,7 +252,12 @@ class PoolContract:
         return pytest.raises(errors.Cancelled) if pool.slow else contextlib.nullcontext()
 
     def test_random_work_agrees_with_a_model(self, pool: Pool) -> None:
-        attributes = {"pool": pool, "unit": self.unit, "outlive": self.snapshots_outlive}
+        attributes = {
+            "pool": pool,
+            "unit": self.unit,
+            "outlive": self.snapshots_outlive,
+            "outlive_extend": self.references_outlive_extend,
+        }
         machine = type("Machine", (_Machine,), attributes)
         run_state_machine_as_test(
             machine,
@@ -282,6 +317,7 @@ class _Machine(RuleBasedStateMachine):
     pool: ClassVar[Pool]
     unit: ClassVar[int]
     outlive: ClassVar[bool]
+    outlive_extend: ClassVar[bool]
 
     def __init__(self) -> None:
         super().__init__()
@@ -349,16 +385,35 @@ class _Machine(RuleBasedStateMachine):
                 self.pool.extend(name, size)
         else:
             self.pool.extend(name, size)
+            if size > len(self.volumes[name]) and not self.outlive_extend:
+                self.forget_references(name)
             self.volumes[name] += bytes(size - len(self.volumes[name]))
+
+    def forget_references(self, name: str) -> None:
+        for snapshot in list(self.kept):
+            if snapshot.volume_id == name and snapshot.purpose is Purpose.REFERENCE:
+                del self.kept[snapshot]
+
+    @rule(name=_names, id_=_names)
+    def repurpose(self, name: str, id_: str) -> None:
+        backup = Snapshot(name, id_, Purpose.BACKUP)
+        reference = Snapshot(name, id_, Purpose.REFERENCE)
+        if reference in self.kept or backup not in self.kept:
+            return
+        if any(_same(other, reference) for other in self.kept):
+            return
+        self.pool.repurpose(backup, Purpose.REFERENCE)
+        self.kept[reference] = self.kept.pop(backup)
 
     @rule(name=_names)
     def delete(self, name: str) -> None:
-        if not self.outlive and any(snapshot.volume_id == name for snapshot in self.kept):
-            with pytest.raises(errors.InUse):
-                self.pool.delete(name)
-            return
-        self.pool.delete(name)
-        self.volumes.pop(name, None)
+        users = (one for one in self.kept if one.purpose is not Purpose.REFERENCE)
+        refused = not self.outlive and any(one.volume_id == name for one in users)
+        with pytest.raises(errors.InUse) if refused else contextlib.nullcontext():
+            self.pool.delete(name)
+        self.forget_references(name)
+        if not refused:
+            self.volumes.pop(name, None)
 
     @rule(name=_names, id_=_names, purpose=st.sampled_from(Purpose))
     def delete_snapshot(self, name: str, id_: str, purpose: Purpose) -> None:

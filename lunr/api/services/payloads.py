@@ -111,6 +111,7 @@ def _backup_save(session: Session, _core: Core, job: Job) -> Payload:
         **_stored(session, _core, job),
         "snapshot_id": backup.snapshot_id,
         "parent_id": backup.parent_id,
+        "internal": backup.internal,
         "condemned": collect.condemned(session, job.account_id),
         "created_at": iso(backup.created_at),
     }

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
-from lunr.common import errors
+from lunr.common import errors, units
 from lunr.storage.job import Job, Stop
-from lunr.storage.jobs.extents import coalesce
+from lunr.storage.jobs.extents import BLOCK, CHUNK, MOST_ALLOCATED, MOST_CHANGED, coalesce
 from lunr.storage.jobs.node import Node
 from lunr.storage.pools.base import Extent, Pool, Purpose, Snapshot, SnapshotLost
 
@@ -20,21 +20,46 @@ def save(node: Node, job: Job) -> dict[str, Any]:
     """The bytes of a user's snapshot, or of the volume at one moment, in the store.
 
     The moment is that of the first attempt: the snapshot of one that was
-    killed is used again.
+    killed is used again. When it is in the store, the snapshot is kept for the
+    volume's next backup, of which it tells what has changed since.
     """
+    volume_id, backup_id = job.volume_id, job.id_of("backup_id")
+    if job.payload.get("snapshot_id") is not None:
+        # Which may be older than the reference.
+        result = _save(node, job, Snapshot(volume_id, job.id_of("snapshot_id")), lambda _: None)
+        del result["written"]
+        return result
+    snapshot = Snapshot(volume_id, backup_id, Purpose.BACKUP)
+    with _gone_on_failure(node.pool, job, snapshot):
+        # There is one if an attempt was killed after all was done.
+        node.references.give_up(volume_id, backup_id)
+        node.pool.snapshot(snapshot)
+        result = _save(node, job, snapshot, lambda size: _changed(node, job, snapshot, size))
+    # A backup that was there before may be of an earlier moment than this snapshot. And one that
+    # will be deleted at once is nobody's parent.
+    if result.pop("written") and job.payload.get("internal") is not True:
+        node.references.keep(snapshot)
+    else:
+        node.pool.delete_snapshot(snapshot)
+    return result
+
+
+def _save(
+    node: Node, job: Job, snapshot: Snapshot, changed: Callable[[int], list[Extent] | None]
+) -> dict[str, Any]:
     pool = node.pool
-    backup_id, repository = job.id_of("backup_id"), job.id_of("repository")
     parent_id = None if job.payload.get("parent_id") is None else job.id_of("parent_id")
-    with _snapshot(pool, job) as snapshot, _intact(pool, snapshot):
+    with _intact(pool, snapshot):
         size = pool.size(snapshot)
         return node.engine.run(
             job,
             "save",
-            repository=repository,
+            repository=job.id_of("repository"),
             source=str(pool.path(snapshot)),
             size_bytes=size,
             allocated=_allocated(pool, job, snapshot, size),
-            backup_id=backup_id,
+            changed=None if parent_id is None else changed(size),
+            backup_id=job.id_of("backup_id"),
             volume_id=snapshot.volume_id,
             parent_id=parent_id,
             condemned=job.payload.get("condemned", []),
@@ -43,15 +68,10 @@ def save(node: Node, job: Job) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def _snapshot(pool: Pool, job: Job) -> Iterator[Snapshot]:
-    """What is to be saved; if it is taken here, it is gone after."""
-    if job.payload.get("snapshot_id") is not None:
-        yield Snapshot(job.volume_id, job.id_of("snapshot_id"))
-        return
-    snapshot = Snapshot(job.volume_id, job.id_of("backup_id"), Purpose.BACKUP)
+def _gone_on_failure(pool: Pool, job: Job, snapshot: Snapshot) -> Iterator[None]:
+    """Leave no snapshot of a backup that did not come to be."""
     try:
-        pool.snapshot(snapshot)
-        yield snapshot
+        yield
     except BaseException:
         # If the job was lost, another attempt may read the snapshot already.
         if job.stop_reason is not Stop.LOST:
@@ -60,7 +80,6 @@ def _snapshot(pool: Pool, job: Job) -> Iterator[Snapshot]:
             except errors.LunrError as error:  # what went wrong before it matters more
                 _log.error("snapshot %s stays until the next start: %s", snapshot.id, error)
         raise
-    pool.delete_snapshot(snapshot)
 
 
 @contextlib.contextmanager
@@ -87,20 +106,49 @@ def _intact(pool: Pool, snapshot: Snapshot) -> Iterator[None]:
 
 def _allocated(pool: Pool, job: Job, snapshot: Snapshot, size: int) -> list[Extent] | None:
     """What of `snapshot` is to be read; None: all of it."""
-
-    def heeding_stops(extents: Iterator[Extent]) -> Iterator[Extent]:
-        for extent in extents:
-            job.tick(0, 0)
-            yield extent
-
     try:
         extents = pool.allocated(snapshot)
-        return None if extents is None else coalesce(heeding_stops(extents), size)
+        if extents is None:
+            return None
+        return coalesce(_heeding_stops(job, extents), size, CHUNK, MOST_ALLOCATED)
     except errors.Cancelled:
         raise
     except errors.LunrError as error:
         _log.warning("all of snapshot %s will be read: %s", snapshot.id, error)
         return None
+
+
+def _changed(node: Node, job: Job, snapshot: Snapshot, size: int) -> list[Extent] | None:
+    """What of `snapshot` may differ from the parent; None: all of it."""
+    parent_id, volume_id = job.id_of("parent_id"), snapshot.volume_id
+    why = "no snapshot of it is kept"
+    with node.references.using(volume_id, parent_id) as reference:
+        if reference is not None:
+            try:
+                extents = node.pool.changed(reference, snapshot)
+                if extents is not None:
+                    short = coalesce(_heeding_stops(job, extents), size, BLOCK, MOST_CHANGED)
+                    # What was overwritten after it was lost is in no table.
+                    node.pool.check_snapshot(reference)
+                    told = units.human(sum(end - start for start, end in short))
+                    _log.info("at most %s have changed since backup %s", told, parent_id)
+                    return short
+                why = "the pool does not know"
+            except errors.Cancelled:
+                raise
+            except errors.LunrError as error:
+                why = str(error)
+    _log.info(
+        "all of the volume is compared with backup %s; what has changed is not known: %s",
+        *(parent_id, why),
+    )
+    return None
+
+
+def _heeding_stops(job: Job, extents: Iterator[Extent]) -> Iterator[Extent]:
+    for extent in extents:
+        job.heed(0, 0)
+        yield extent
 
 
 def verify(node: Node, job: Job) -> dict[str, Any]:

@@ -7,24 +7,30 @@ from collections.abc import Iterable
 from lunr.common import units
 from lunr.storage.pools.base import Extent
 
-#: What the engine reads at once: to tell it more exactly would save it nothing.
-_UNIT = 4 * units.MIB
-#: At most so many extents: a MiB of JSON or two, and a moment's work.
-MOST = 1 << 16
+#: What the engine reads at once where it knows of no parent: to tell it more exactly of zeros
+#: would save it nothing.
+CHUNK = 4 * units.MIB
+#: What it reads at least, where it knows what has changed since its parent.
+BLOCK = 32 * units.KIB
+#: At most so many extents, of either kind. Of zeros: a MiB of JSON or two, and a moment's work.
+#: Of changes: 1 % of a TiB's blocks, anywhere in it, are 335 000. To tell them takes 10 MB of
+#: JSON and 0.6 s in all, and to read twice as much in their place takes longer.
+MOST_ALLOCATED = 1 << 16
+MOST_CHANGED = 1 << 19
 
 
-def coalesce(extents: Iterable[Extent], size: int, most: int = MOST) -> list[Extent]:
+def coalesce(extents: Iterable[Extent], size: int, unit: int, most: int) -> list[Extent]:
     """Extents, in order, that hold all of `extents` within `size` bytes.
 
-    They begin and end at multiples of 4 MiB, or of as much more as it takes
+    They begin and end at multiples of `unit`, or of as much more as it takes
     for there to be at most `most`.
 
     Args:
         extents: in order.
         size: bytes; what is beyond is left out.
+        unit: bytes.
         most: 1 or more.
     """
-    unit = _UNIT
     short: list[Extent] = []
     for extent in extents:
         start, end = max(extent.start, 0), min(extent.end, size)

@@ -10,6 +10,7 @@ from lunr.storage.engine import Engine
 from lunr.storage.exports import Exports
 from lunr.storage.job import Job
 from lunr.storage.pools.base import Pool
+from lunr.storage.references import References
 
 
 @dataclass(frozen=True)
@@ -19,6 +20,7 @@ class Node:
     pool: Pool
     exports: Exports
     engine: Engine
+    references: References
 
 
 Handler = Callable[[Node, Job], dict[str, Any] | None]

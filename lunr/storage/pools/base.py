@@ -52,6 +52,9 @@ class Purpose(StrEnum):
     USER = "snapshots"
     #: What a running backup reads; nobody but the backup's job knows of it.
     BACKUP = "backups"
+    #: What the volume's next backup is compared with: the moment of its last one, whose id it
+    #: has. Nobody asked for it: it never keeps a volume from being deleted or extended.
+    REFERENCE = "references"
 
 
 @dataclass(frozen=True)
@@ -72,12 +75,14 @@ class Capacity:
         free_bytes: what is really free now.
         full: why no new volume is to be placed here, whatever is promised; mostly "".
         used: shares (0 to 1) of what can run out, by its name: "data", "metadata", …
+        tight: whether what is there only to be quick, the references, is to be given up.
     """
 
     capacity_bytes: int
     free_bytes: int
     full: str = ""
     used: dict[str, float] = field(default_factory=dict)
+    tight: bool = False
 
 
 class Extent(NamedTuple):
@@ -97,6 +102,8 @@ class Pool(abc.ABC):
     name: ClassVar[str]
     #: Whether `clone` and `delete` move as many bytes as the volume has.
     slow: ClassVar[bool] = False
+    #: Whether a snapshot costs those who write to its volume so little that it may stay for long.
+    light_snapshots: ClassVar[bool] = True
 
     @abc.abstractmethod
     def check(self) -> None:
@@ -170,7 +177,8 @@ class Pool(abc.ABC):
     def delete(self, volume_id: str, tick: Tick = no_tick) -> None:
         """Remove the volume; its bytes can't be read by anyone after.
 
-        Its snapshots stay where the pool can keep them without it.
+        Its references go with it. Its other snapshots stay where the pool can keep
+        them without it.
 
         Args:
             volume_id: the volume; when it is not there, all is done.
@@ -195,6 +203,22 @@ class Pool(abc.ABC):
     @abc.abstractmethod
     def delete_snapshot(self, snapshot: Snapshot) -> None:
         """Remove the snapshot."""
+
+    @abc.abstractmethod
+    def repurpose(self, snapshot: Snapshot, purpose: Purpose) -> None:
+        """Let the snapshot be for another `purpose` from now on, in one step.
+
+        Raises:
+            errors.NotFound: there is none, for either purpose.
+        """
+
+    @abc.abstractmethod
+    def made_at(self, snapshot: Snapshot) -> float:
+        """When the snapshot was made, in seconds since 1970.
+
+        Raises:
+            errors.NotFound: it is not there.
+        """
 
     @abc.abstractmethod
     def size(self, subject: str | Snapshot) -> int:
@@ -237,5 +261,8 @@ class Pool(abc.ABC):
 
         Both are of the same volume, `new` is the volume itself or a later
         snapshot. What is past the end of `old` counts as different.
+
+        Raises:
+            errors.LunrError: it can't be found out; also while it is iterated over.
         """
         return None

@@ -19,12 +19,13 @@ import mmap
 import os
 import re
 import struct
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from lunr.common import units
 from lunr.storage.pools.base import Extent
+from lunr.storage.pools.maps import merged
 
 #: Bytes of a chunk in the snapshots that lunr makes: the block of backups, so that what has
 #: changed is told just as fine. Measured, a writer pays about a third for sequential writes of
@@ -121,21 +122,7 @@ def changed(table: Exceptions, old_size: int, new_size: int) -> Iterator[Extent]
         if new_size > common:
             yield Extent(common, new_size)
 
-    return _merged(pieces())
-
-
-def _merged(pieces: Iterable[Extent]) -> Iterator[Extent]:
-    """Pieces that are in order, those that touch as one."""
-    last: Extent | None = None
-    for piece in pieces:
-        if last is not None and last.end == piece.start:
-            last = Extent(last.start, piece.end)
-            continue
-        if last is not None:
-            yield last
-        last = piece
-    if last is not None:
-        yield last
+    return merged(pieces())
 
 
 def _ones(bits: bytearray) -> Iterator[int]:

@@ -7,6 +7,7 @@ folder is::
     volumes/VOLUME            one sparse file a volume
     snapshots/VOLUME.ID       a user's snapshot
     backups/VOLUME.ID         the snapshot that a running backup reads
+    references/VOLUME.ID      the snapshot that the next one is compared with
     */*.RANDOM.tmp            half done; it gets its name by link(2), in one step
 
 (ids have no dots). Where the folder's file system has no reflink, all this is
@@ -26,12 +27,15 @@ import os
 import secrets
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 from lunr.common import concurrency, errors, ids, units
 from lunr.storage import system
+from lunr.storage.pools import fiemap, maps
 from lunr.storage.pools.base import (
     Capacity,
+    Extent,
     Pool,
     PoolFull,
     PoolUnusable,
@@ -47,6 +51,9 @@ _log = logging.getLogger(__name__)
 FICLONE = 0x40049409
 
 _TEMPORARY = ".tmp"
+
+#: Share of the room; with less of it free, references are given up.
+_TIGHT = 0.1
 
 #: mkfs.xfs and mount are done in a second; a slow disk is given time.
 _TOOL_TIMEOUT = 300.0
@@ -156,7 +163,7 @@ class FilesPool(Pool):
                 total, free = min(total, image + below), min(free, below)
         except OSError as error:
             raise PoolUnusable(place=self.folder, reason=str(error)) from error
-        return Capacity(int(total * self._overcommit), free)
+        return Capacity(int(total * self._overcommit), free, tight=free < total * _TIGHT)
 
     def volumes(self) -> frozenset[str]:
         """The files in ``volumes``."""
@@ -164,7 +171,7 @@ class FilesPool(Pool):
         return frozenset(name for name in names if ids.is_valid(name))
 
     def snapshots(self) -> frozenset[Snapshot]:
-        """The files in ``snapshots`` and ``backups``."""
+        """The files in ``snapshots``, ``backups`` and ``references``."""
         found = set()
         for purpose in Purpose:
             for path in self._folder(purpose).iterdir():
@@ -219,7 +226,10 @@ class FilesPool(Pool):
 
     def delete(self, volume_id: str, tick: Tick = no_tick) -> None:
         """Unlink the file; whoever has it open keeps its blocks until it lets go."""
-        self._remove(self._path(volume_id))
+        path = self._path(volume_id)
+        for reference in self._folder(Purpose.REFERENCE).glob(f"{volume_id}.*"):
+            self._remove(reference)
+        self._remove(path)
 
     def snapshot(self, snapshot: Snapshot) -> None:
         """Clone the volume's file in one step, whoever writes to it."""
@@ -229,6 +239,47 @@ class FilesPool(Pool):
     def delete_snapshot(self, snapshot: Snapshot) -> None:
         """Unlink the file."""
         self._remove(self._path(snapshot))
+
+    def repurpose(self, snapshot: Snapshot, purpose: Purpose) -> None:
+        """Rename the file."""
+        old, new = self._path(snapshot), self._path(replace(snapshot, purpose=purpose))
+        try:
+            old.rename(new)
+        except FileNotFoundError as error:
+            if not new.exists():
+                raise _not_found(snapshot) from error
+        except OSError as error:
+            raise self._translate(error) from error
+        _sync(new.parent)
+        _sync(old.parent)
+
+    def made_at(self, snapshot: Snapshot) -> float:
+        """When the file was written to: by the clone."""
+        return self.path(snapshot).stat().st_mtime
+
+    # --- which bytes ---------------------------------------------------------------
+
+    def changed(self, old: Snapshot, new: str | Snapshot) -> Iterator[Extent] | None:
+        """Where the two files do not share blocks. They may be of any age and of any volume.
+
+        A block that `old` has too is never written to in place, so that equal
+        places are equal bytes, whatever was done between the two.
+        """
+        before, after = self._path(old), self.path(new)
+        return self._differences(before, after) if before.exists() else None
+
+    def _differences(self, old: Path, new: Path) -> Iterator[Extent]:
+        with contextlib.ExitStack() as opened:
+            files = []
+            try:
+                for path in (old, new):
+                    files.append(os.open(path, os.O_RDONLY | os.O_CLOEXEC))
+                    opened.callback(os.close, files[-1])
+                sizes = [os.fstat(file).st_size for file in files]
+                runs = [fiemap.runs(file) for file in files]
+                yield from maps.changed(runs[0], sizes[0], runs[1], sizes[1])
+            except OSError as error:
+                raise self._translate(error) from error
 
     # --- how ---------------------------------------------------------------------
 

@@ -18,6 +18,7 @@ import os
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 from lunr.common import concurrency, errors, ids, units
@@ -57,6 +58,7 @@ class LvmPool(Pool):
 
     name = "lvm"
     slow = True
+    light_snapshots = False  # what is overwritten is copied first
 
     #: Seconds that a device may stay open before that counts: udev looks into devices for
     #: some ms after they were written to. LVM itself is as patient.
@@ -148,7 +150,8 @@ class LvmPool(Pool):
         total, free = sum(disk.size for disk in disks), sum(disk.free for disk in disks)
         promised = int(total * (1 - self._reserve))
         used = {"data": 1 - free / total if total else 1.0, "snapshots": self.areas.fullest}
-        return Capacity(promised, min(free, promised), self.areas.trouble, used)
+        tight = bool(self.areas.trouble) or free <= total * self._reserve / 2
+        return Capacity(promised, min(free, promised), self.areas.trouble, used, tight)
 
     def volumes(self) -> frozenset[str]:
         """Those whose tags say so."""
@@ -222,6 +225,7 @@ class LvmPool(Pool):
         self._check_size(size)
         if lv.size == size:
             return
+        lvs = self._without_references(lvs, volume_id)
         snapshots = self._children(lvs, lv)
         if not snapshots:
             self.group.extend(lv.name, size, _WHERE)
@@ -248,6 +252,7 @@ class LvmPool(Pool):
         lv = next((lv for lv in lvs if lv.role is Role.VOLUME and lv.id == volume_id), None)
         doomed = []
         if lv is not None:
+            lvs = self._without_references(lvs, volume_id)
             if self._children(lvs, lv):
                 raise errors.InUse(kind="volume", id=volume_id, reason="it has snapshots")
             if lv.open and self._stays_open(lv):
@@ -290,6 +295,16 @@ class LvmPool(Pool):
             raise errors.InUse(kind="snapshot", id=snapshot.id, reason="its device is open")
         with translated("snapshot", snapshot.id):
             self._drop(lv)
+
+    def repurpose(self, snapshot: Snapshot, purpose: Purpose) -> None:
+        """Change its tag, then its name."""
+        after, lvs = replace(snapshot, purpose=purpose), self._lvs()
+        done = any(lv.snapshot == after and lv.origin for lv in lvs)
+        self.group.convert(self._find(after if done else snapshot, lvs), ROLES[purpose])
+
+    def made_at(self, snapshot: Snapshot) -> float:
+        """As LVM noted it."""
+        return self.group.made_at(self._find(snapshot).name)
 
     def check_snapshot(self, snapshot: Snapshot) -> None:
         """Ask the kernel."""
@@ -393,6 +408,17 @@ class LvmPool(Pool):
                 if lv.role in WIPING:
                     self.wiper.set_apart(lv)
         return [lv for lv in children if lv.role not in WIPING]
+
+    def _without_references(self, lvs: list[LogicalVolume], volume_id: str) -> list[LogicalVolume]:
+        """What is there after the references of a volume have been removed."""
+        doomed = [
+            Snapshot(volume_id, lv.id, Purpose.REFERENCE)
+            for lv in lvs
+            if lv.role is Role.REFERENCE and lv.origin and lv.volume_id == volume_id
+        ]
+        for reference in doomed:
+            self.delete_snapshot(reference)
+        return self._lvs() if doomed else lvs
 
     def _is_there(self, lvs: list[LogicalVolume], volume_id: str, size: int) -> bool:
         self._check_size(size)

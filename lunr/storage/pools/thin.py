@@ -18,22 +18,24 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 from lunr.common import errors, ids, units
 from lunr.storage import system
-from lunr.storage.pools import thin_maps, thin_status
+from lunr.storage.pools import maps, thin_status
 from lunr.storage.pools.base import (
     Capacity,
     Extent,
     Pool,
     PoolFull,
+    Purpose,
     Snapshot,
     Tick,
     no_tick,
 )
+from lunr.storage.pools.maps import Run
 from lunr.storage.pools.thin_device import PoolDevice
-from lunr.storage.pools.thin_maps import Run
 from lunr.storage.pools.thin_status import Mode, ThinStatus
 from lunr.storage.pools.volume_group import (
     ROLES,
@@ -48,6 +50,9 @@ _log = logging.getLogger(__name__)
 
 #: Role, id, volume's id.
 _Key = tuple[Role, str, str]
+
+#: How near to what makes the pool full references are given up.
+_TIGHT = 0.9
 
 #: Seconds that `watch`'s look at the pool is good for.
 _FRESH = 5.0
@@ -171,6 +176,7 @@ class ThinPool(Pool):
             free_bytes=status.free,
             full=self._why_full(status),
             used={"data": status.data, "metadata": status.metadata},
+            tight=max(status.data, status.metadata) >= _TIGHT * self._full_at,
         )
 
     def watch(self) -> None:
@@ -258,8 +264,12 @@ class ThinPool(Pool):
 
     def delete(self, volume_id: str, tick: Tick = no_tick) -> None:
         """Give the volume's blocks back, but for those that it shares."""
-        lv = self._find(volume_id)
-        if lv is not None:
+        key = _key(volume_id)
+        lvs = self._ours()
+        for reference in lvs:
+            if reference.role is Role.REFERENCE and reference.volume_id == volume_id:
+                self._group.remove(reference.name)
+        if (lv := _pick(lvs, key)) is not None:
             with translated("volume", volume_id):
                 self._group.remove(lv.name)
 
@@ -279,12 +289,24 @@ class ThinPool(Pool):
             with translated("snapshot", snapshot.id):
                 self._group.remove(lv.name)
 
+    def repurpose(self, snapshot: Snapshot, purpose: Purpose) -> None:
+        """Change its tag, then its name."""
+        after, lvs = replace(snapshot, purpose=purpose), self._ours()
+        lv = _pick(lvs, _key(after)) or _pick(lvs, _key(snapshot))
+        if lv is None:
+            raise _not_found(snapshot)
+        self._group.convert(lv, ROLES[purpose])
+
+    def made_at(self, snapshot: Snapshot) -> float:
+        """As LVM noted it."""
+        return self._group.made_at(self._need(snapshot).name)
+
     # --- which bytes ---------------------------------------------------------------
 
     def allocated(self, subject: str | Snapshot) -> Iterator[Extent] | None:
         """The blocks that the thin volume has."""
         lv = self._need(subject)
-        return self._from_maps([lv], lambda maps: thin_maps.allocated(maps[0], lv.size))
+        return self._from_maps([lv], lambda runs: maps.allocated(runs[0], lv.size))
 
     def changed(self, old: Snapshot, new: str | Snapshot) -> Iterator[Extent] | None:
         """The blocks that the two do not share. They may be of any age and of any volume."""
@@ -293,7 +315,7 @@ class ThinPool(Pool):
             return None
         return self._from_maps(
             [before, after],
-            lambda maps: thin_maps.changed(maps[0], before.size, maps[1], after.size),
+            lambda runs: maps.changed(runs[0], before.size, runs[1], after.size),
         )
 
     def _from_maps(

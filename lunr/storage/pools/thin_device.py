@@ -12,7 +12,7 @@ from typing import BinaryIO
 from lunr.storage import system
 from lunr.storage.pools import thin_maps, thin_status
 from lunr.storage.pools.base import Extent, PoolUnusable
-from lunr.storage.pools.thin_maps import Run
+from lunr.storage.pools.maps import Run
 from lunr.storage.pools.thin_status import ThinStatus
 from lunr.storage.pools.volume_group import VolumeGroup
 

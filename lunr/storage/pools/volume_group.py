@@ -63,6 +63,8 @@ class Role(StrEnum):
     SNAPSHOT = "snapshot"
     #: The snapshot that a running backup reads.
     BACKUP = "backup"
+    #: The snapshot that the volume's next backup is compared with.
+    REFERENCE = "reference"
     #: Half made: nothing yet, and garbage if nobody is at it.
     BUILDING = "building"
     #: To be overwritten and then removed.
@@ -76,11 +78,16 @@ _PREFIXES = {
     Role.VOLUME: "volume",
     Role.SNAPSHOT: "snap",
     Role.BACKUP: "backup",
+    Role.REFERENCE: "reference",
     Role.BUILDING: "building",
 }
 
 #: Which role a snapshot of each purpose has.
-ROLES = {Purpose.USER: Role.SNAPSHOT, Purpose.BACKUP: Role.BACKUP}
+ROLES = {
+    Purpose.USER: Role.SNAPSHOT,
+    Purpose.BACKUP: Role.BACKUP,
+    Purpose.REFERENCE: Role.REFERENCE,
+}
 
 
 @dataclass(frozen=True)
@@ -248,9 +255,9 @@ class VolumeGroup:
 
     # --- what is there -------------------------------------------------------------
 
-    def report(self, command: str, fields: Iterable[str]) -> list[dict[str, str]]:
+    def report(self, command: str, fields: Iterable[str], *words: str) -> list[dict[str, str]]:
         """What ``lvs``, ``vgs`` or ``pvs`` say of the group: a line each, values by field."""
-        argv = [command, *_REPORT, "-o", ",".join(fields), "-S", f"vg_name={self.name}"]
+        argv = [command, *_REPORT, *words, "-o", ",".join(fields), "-S", f"vg_name={self.name}"]
         return parse_report(system.run(argv, timeout=TIMEOUT).stdout)
 
     def volumes(self) -> list[LogicalVolume]:
@@ -268,6 +275,15 @@ class VolumeGroup:
     def dm_name(self, name: str) -> str:
         """What device-mapper calls the logical volume `name`."""
         return f"{self.name.replace('-', '--')}-{name.replace('-', '--')}"
+
+    def made_at(self, name: str) -> float:
+        """When the logical volume `name` was made, in seconds since 1970."""
+        epoch = ("--config", 'report/time_format="%s"')
+        rows = self.report("lvs", ["lv_name", "lv_time"], *epoch)
+        found = next((row["lv_time"] for row in rows if row["lv_name"] == name), None)
+        if found is None:
+            raise errors.NotFound(kind="logical volume", id=name)
+        return float(found)
 
     # --- changes -------------------------------------------------------------------
 
@@ -319,6 +335,16 @@ class VolumeGroup:
         """Give `lv` another role, in one step."""
         old = [word for tag in lv.tags if tag.startswith(_ROLE) for word in ("--deltag", tag)]
         self.run("lvchange", *old, "--addtag", f"{_ROLE}{role}", self.full_name(lv.name))
+
+    def convert(self, lv: LogicalVolume, role: Role) -> None:
+        """Give `lv` another role, in one step, and then the name that goes with it.
+
+        Run again after it was killed between the two, it does what is missing.
+        """
+        if lv.role is not role:
+            self.retag(lv, role)
+        if lv.name != (name := self.name_for(role, lv.id)):
+            self.rename(lv.name, name)
 
     def rename(self, old: str, new: str) -> None:
         """Rename a logical volume, active or not."""

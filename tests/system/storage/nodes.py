@@ -16,6 +16,7 @@ from lunr.storage.jobs import Node
 from lunr.storage.metrics import Metrics
 from lunr.storage.pools.base import Pool
 from lunr.storage.pools.files import FilesPool
+from lunr.storage.references import References
 from lunr.storage.targets.base import Target
 from lunr.storage.targets.tgt import TgtTarget
 from tests.system.storage.contract_api import NODE, TOKEN
@@ -53,7 +54,7 @@ def make_agent(
     exports = Exports(pool, target)
     metrics = Metrics()
     return Agent(
-        Node(pool, exports, engine),
+        Node(pool, exports, engine, References(pool, keep=options.pop("keep", True), days=1)),
         target,
         ApiClient(url, NODE, options.pop("token", TOKEN)),
         portal,

@@ -106,7 +106,9 @@ def test_a_volume_from_its_making_to_its_end(
     result = backup(api, "v1", "b2", parent="b1")
     assert result["parent_id"] == "b1"
     api.do("backup.verify", "v1", "b1", backup_id="b1", repository=REPOSITORY)
-    assert pool.snapshots() == {Snapshot("v1", "s1")}  # those of the backups are gone
+    # Of the backups' there is only the last one's, for the next.
+    reference = Snapshot("v1", "b2", Purpose.REFERENCE)
+    assert pool.snapshots() == {Snapshot("v1", "s1"), reference}
 
     stored = {"repository": REPOSITORY, "backup_id": "b1"}
     api.do("volume.restore", "v4", "v4", size_bytes=2 * SIZE, **stored)

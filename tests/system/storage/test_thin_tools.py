@@ -13,9 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lunr.storage import system
-from lunr.storage.pools import thin_maps
+from lunr.storage.pools import maps, thin_maps
 from lunr.storage.pools.base import Extent
-from lunr.storage.pools.thin_maps import Run
+from lunr.storage.pools.maps import Run
 from tests.support.services import need_command
 
 BLOCK = 64 << 10
@@ -90,9 +90,9 @@ def test_the_maps_agree_with_thin_delta(left: Device, right: Device, shared: int
     with tempfile.TemporaryDirectory() as folder:
         file = metadata(Path(folder), {1: left, 2: right, 3: []})
         far = 1 << 50
-        assert blocks(thin_maps.changed(runs(file, 1), far, runs(file, 2), far)) == delta(file)
+        assert blocks(maps.changed(runs(file, 1), far, runs(file, 2), far)) == delta(file)
         mapped = sum(length for _, length, _ in left)
-        assert len(blocks(thin_maps.allocated(runs(file, 1), far))) == mapped
-        assert not list(thin_maps.allocated(runs(file, 3), far))
+        assert len(blocks(maps.allocated(runs(file, 1), far))) == mapped
+        assert not list(maps.allocated(runs(file, 3), far))
         with pytest.raises(thin_maps.MapUnreadable, match="not there"):
             list(runs(file, 4))

@@ -10,6 +10,7 @@ from lunr.storage.jobs import HANDLERS, lanes
 from lunr.storage.metrics import Metrics
 from lunr.storage.pool_watch import PoolWatch
 from lunr.storage.pools.base import Capacity, Pool, Purpose, Snapshot
+from lunr.storage.references import References
 
 
 class Told(Pool):
@@ -30,6 +31,9 @@ class Told(Pool):
             raise self.said
         return self.said
 
+    def snapshots(self) -> frozenset[Snapshot]:
+        return frozenset()
+
     def lost_snapshots(self) -> frozenset[Snapshot]:
         return self.lost
 
@@ -42,8 +46,12 @@ def pool() -> Told:
     return Told()  # type: ignore[abstract]
 
 
+def watched(pool: Pool) -> PoolWatch:
+    return PoolWatch(pool, References(pool, keep=True, days=1))
+
+
 def test_what_was_seen_last_is_remembered(pool: Told) -> None:
-    watch = PoolWatch(pool)
+    watch = watched(pool)
     assert watch.capacity().full
     assert watch.look()  # it is not full any more
     assert watch.capacity() == pool.said
@@ -57,7 +65,7 @@ def test_what_was_seen_last_is_remembered(pool: Told) -> None:
 
 
 def test_a_pool_in_trouble_takes_no_new_volumes(pool: Told) -> None:
-    watch = PoolWatch(pool)
+    watch = watched(pool)
     watch.look()
     pool.said = errors.Unavailable(what="the disk", reason="it burns")
     with pytest.raises(errors.Unavailable):
@@ -73,7 +81,7 @@ def test_a_pool_in_trouble_takes_no_new_volumes(pool: Told) -> None:
 def test_a_pool_that_does_not_answer_takes_no_new_volumes(
     pool: Told, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    watch = PoolWatch(pool)
+    watch = watched(pool)
     watch.look()
     seen = []
     pool.during = lambda: seen.append(watch.capacity().full)
@@ -85,7 +93,7 @@ def test_a_pool_that_does_not_answer_takes_no_new_volumes(
 
 
 def test_metrics_tell_of_a_pool_that_fills_up(pool: Told) -> None:
-    watch, metrics = PoolWatch(pool), Metrics()
+    watch, metrics = watched(pool), Metrics()
     metrics.watch(watch, _NoExports())  # type: ignore[arg-type]
     pool.said = Capacity(100, 7, "metadata is full", {"data": 0.25, "metadata": 0.97})
     pool.lost = frozenset({Snapshot("v1", "s1")})

@@ -24,6 +24,7 @@ from lunr.storage.pools import volume_group as volume_group_module
 from lunr.storage.pools.base import Pool
 from lunr.storage.pools.lvm import LvmPool
 from lunr.storage.pools.thin import ThinPool
+from lunr.storage.references import References
 from lunr.storage.targets.tgt import TgtTarget
 from tests.support.initiator import sh
 from tests.support.volume_groups import volume_group
@@ -124,7 +125,7 @@ class Work:
         self._folder = folder
         engine = Engine(url=f"files:{folder}/store", options={}, key=KEY)
         target = TgtTarget(folder / "no-socket", Path("/dev", GROUP))
-        self._node = Node(pool, Exports(pool, target), engine)
+        self._node = Node(pool, Exports(pool, target), engine, References(pool, keep=True, days=1))
 
     def do(self, kind: str, volume_id: str, **payload: Any) -> Any:
         claimed = {"id": "j", "kind": kind, "lease": "l", "lease_seconds": 600, "attempt": 1}

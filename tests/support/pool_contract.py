@@ -214,7 +214,7 @@ class PoolContract:
         for subject in (new, "v1"):
             extents = pool.changed(old, subject)
             if extents is not None:
-                _check_covers(extents, before, pool.path(subject).read_bytes())
+                check_covers(extents, before, pool.path(subject).read_bytes())
 
     def test_allocated_hides_no_written_byte(self, pool: Pool) -> None:
         pool.create("v1", self.size)
@@ -224,7 +224,7 @@ class PoolContract:
         for subject in ("v1", Snapshot("v1", "s1")):
             extents = pool.allocated(subject)
             if extents is not None:
-                _check_covers(extents, bytes(self.size), pool.path(subject).read_bytes())
+                check_covers(extents, bytes(self.size), pool.path(subject).read_bytes())
 
     def test_a_cancelled_clone_can_be_run_again(self, pool: Pool) -> None:
         pool.create("v1", self.size)
@@ -295,7 +295,7 @@ def _scatter(path: Path, size: int, chance: random.Random) -> None:
         write(path, chance.randrange(size - len(data)), data)
 
 
-def _check_covers(extents: Iterable[Extent], old: bytes, new: bytes) -> None:
+def check_covers(extents: Iterable[Extent], old: bytes, new: bytes) -> None:
     """Outside of `extents`, `new` is as `old`; they are in order, and inside `new`."""
     end = 0
     for extent in [*extents, Extent(len(new), len(new))]:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
+import random
+import struct
 import subprocess
 import tempfile
 from collections.abc import Iterator
@@ -11,9 +14,9 @@ from pathlib import Path
 import pytest
 
 from lunr.common import errors
-from lunr.storage.pools.base import PoolFull, PoolUnusable
+from lunr.storage.pools.base import Extent, PoolFull, PoolUnusable, Purpose, Snapshot
 from lunr.storage.pools.files import FilesPool
-from tests.support.pool_contract import PoolContract, write
+from tests.support.pool_contract import PoolContract, check_covers, write
 from tests.support.services import need_command, need_root
 
 MIB = 1 << 20
@@ -59,6 +62,52 @@ def pool(request: pytest.FixtureRequest) -> Iterator[FilesPool]:
     pool.close()
 
 
+#: linux/fs.h: _IOW(0x94, 13, struct file_clone_range)
+FICLONERANGE = 0x4020940D
+
+
+def _change(pool: FilesPool, chance: random.Random) -> None:
+    """Do to v1 what initiators, and those who restore, do to volumes."""
+    size = pool.size("v1")
+    start = chance.randrange(size // 4096) * 4096
+    length = min(chance.randrange(1, 40) * 4096, size - start)
+    path = pool.path("v1")
+    match chance.choice(["write", "bytes", "zeros", "punch", "zero", "room", "share", "copy"]):
+        case "write":
+            write(path, start, chance.randbytes(length))
+        case "bytes":
+            write(path, start + chance.randrange(4096 - 10), chance.randbytes(10))
+        case "zeros":
+            write(path, start, bytes(length))
+        case "punch":
+            _fallocate(path, "--punch-hole", start, length)
+        case "zero":
+            _fallocate(path, "--zero-range", start, length)
+        case "room":
+            _fallocate(path, "--keep-size", start, length)
+        case "share":  # elsewhere in the same volume
+            target = chance.randrange((size - length) // 4096 + 1) * 4096
+            _share(path, start, length, path, target)
+        case "copy":  # of another volume, at the same place: as if it had always been there
+            other = pool.path("v2")
+            length = min(length, SIZE - start)
+            if length > 0:
+                write(other, start, chance.randbytes(length))
+                _share(other, start, length, path, start)
+
+
+def _fallocate(path: Path, how: str, start: int, length: int) -> None:
+    subprocess.run(["fallocate", how, "-o", str(start), "-l", str(length), path], check=True)
+
+
+def _share(source: Path, start: int, length: int, target: Path, at: int) -> None:
+    if source == target and abs(start - at) < length:
+        return  # the kernel refuses
+    with source.open("rb") as old, target.open("r+b") as new:
+        order = struct.pack("=qQQQ", old.fileno(), start, length, at)
+        fcntl.ioctl(new.fileno(), FICLONERANGE, order)
+
+
 class TestFilesPool(PoolContract):
     """The files pool on XFS, on btrfs, and in an image of its own."""
 
@@ -90,11 +139,63 @@ class TestFilesPool(PoolContract):
         pool.delete("big")
         pool.create("after", SIZE)
 
+    def test_random_changes_are_all_told(self, pool: FilesPool) -> None:
+        seed = random.randrange(1 << 32)
+        print(f"seed {seed}")
+        chance = random.Random(seed)
+        pool.create("v1", SIZE)
+        pool.create("v2", SIZE)
+        kept: list[tuple[Snapshot, bytes]] = []
+        for number in range(40):
+            for _ in range(chance.randrange(6)):
+                _change(pool, chance)
+            if chance.random() < 0.1:
+                pool.extend("v1", pool.size("v1") + chance.randrange(3) * 4096)
+            new = Snapshot("v1", f"b{number}", Purpose.BACKUP)
+            pool.snapshot(new)
+            content = pool.path(new).read_bytes()
+            for old, before in kept:
+                extents = pool.changed(old, new)
+                assert extents is not None
+                check_covers(extents, before, content)
+            kept.append((new, content))
+            if len(kept) > 3:
+                pool.delete_snapshot(kept.pop(chance.randrange(3))[0])
+
+    def test_changes_are_told_to_the_block(self, pool: FilesPool) -> None:
+        blocks = random.Random(4).sample(range(1, SIZE // 4096, 2), 100)
+        pool.create("v1", SIZE)
+        pool.path("v1").write_bytes(random.Random(5).randbytes(SIZE))
+        pool.snapshot(old := Snapshot("v1", "b1", Purpose.REFERENCE))
+        assert list(pool.changed(old, "v1") or [Extent(0, 1)]) == []
+        for block in blocks:
+            write(pool.path("v1"), block * 4096, b"!")
+        pool.snapshot(new := Snapshot("v1", "b2", Purpose.BACKUP))
+        assert list(pool.changed(old, new) or ()) == [
+            Extent(block * 4096, (block + 1) * 4096) for block in sorted(blocks)
+        ]
+        assert pool.changed(Snapshot("v1", "none", Purpose.REFERENCE), new) is None
+
     def test_the_folder_is_private(self, pool: FilesPool) -> None:
         pool.create("v1", SIZE)
         path = pool.path("v1")
         assert path.stat().st_mode & 0o777 == 0o600
         assert path.parent.stat().st_mode & 0o777 == 0o700
+
+
+def test_what_is_compressed_counts_as_changed(btrfs_mount: Path) -> None:
+    pool = FilesPool(btrfs_mount, image_gib=1)
+    pool.check()
+    folder = btrfs_mount / "volumes"
+    subprocess.run(["btrfs", "property", "set", folder, "compression", "zstd"], check=True)
+    pool.create("v1", SIZE)
+    write(pool.path("v1"), MIB, bytes(range(256)) * 1024)
+    pool.snapshot(old := Snapshot("v1", "b1", Purpose.REFERENCE))
+    write(pool.path("v1"), 4 * MIB, random.Random(1).randbytes(8192))  # does not shrink
+    pool.snapshot(new := Snapshot("v1", "b2", Purpose.BACKUP))
+    extents = list(pool.changed(old, new) or ())
+    assert extents == [Extent(MIB, MIB + 256 * 1024), Extent(4 * MIB, 4 * MIB + 8192)]
+    pool.close()
 
 
 def test_an_image_stays_mounted_for_the_next_process(plain_folder: Path) -> None:

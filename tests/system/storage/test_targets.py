@@ -13,7 +13,7 @@ import pytest
 
 from lunr.storage.targets.base import Export, LimitsUnavailable, TargetUnavailable
 from lunr.storage.targets.tgt import TgtTarget
-from lunr.storage.targets.tgt_control import Mode, Op, daemon, parse_targets, request
+from lunr.storage.targets.tgt_control import Mode, Op, parse_targets, request
 from tests.support.services import Tgtd, need_command
 from tests.support.target_contract import (
     OTHER,
@@ -190,22 +190,9 @@ class TestTgt(TargetContract):
             target.exports()
         assert time.monotonic() - started < 2.0  # tgtadm takes more than that
 
-    def test_a_daemon_that_was_asked_who_it_is_rests(self, tgtd: Tgtd) -> None:
-        # tgtd reads the end of a connection that brought no request again and again.
-        pid = daemon(tgtd.socket)
-        before = _processor_time(pid)
-        time.sleep(0.5)
-        assert _processor_time(pid) - before < 0.1
-
     def test_a_file_has_no_limits(self, target: TgtTarget, tgtd: Tgtd, export: Export) -> None:
         target.ensure(export)
         with pytest.raises(LimitsUnavailable, match="v1"):
             target.ensure(dataclasses.replace(export, read_iops=100))
         assert not target.limits_io()
         assert iscsi.admits(tgtd.portal, export)  # all as before
-
-
-def _processor_time(pid: int) -> float:
-    """Seconds that a process has worked."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import doctest
+import os
 import socket
 import threading
 from pathlib import Path
@@ -100,15 +101,17 @@ def test_the_examples_in_the_docstrings_hold() -> None:
     assert doctest.testmod(tgt).failed == 0
 
 
-def _answering(path: Path, answer: bytes) -> threading.Thread:
-    """A socket at `path` that reads one request and gives `answer`."""
+def _answering(path: Path, answer: bytes, heard: list[bytes] | None = None) -> threading.Thread:
+    """A socket at `path` that reads one request, which goes to `heard`, and gives `answer`."""
     listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     listening.bind(str(path))
     listening.listen()
 
     def serve() -> None:
         with listening, listening.accept()[0] as peer:
-            peer.recv(4096)
+            request = peer.recv(4096)
+            if heard is not None:
+                heard.append(request)
             peer.sendall(answer)
 
     thread = threading.Thread(target=serve)
@@ -149,3 +152,12 @@ def test_nobody_there_is_unavailable(tmp_path: Path) -> None:
 
 def test_the_request_is_as_long_as_tgtd_reads() -> None:
     assert tgt_control._REQUEST.size == 120
+
+
+def test_no_connection_is_closed_without_a_request(tmp_path: Path) -> None:
+    """tgtd reads the end of one that is again and again, with all of a processor."""
+    heard: list[bytes] = []
+    thread = _answering(tmp_path / "s", b"\0\0\0\0\x08\0\0\0", heard)
+    assert tgt_control.daemon(tmp_path / "s") == os.getpid()
+    thread.join()
+    assert [len(request) for request in heard] == [tgt_control._REQUEST.size]

@@ -250,6 +250,8 @@ class Service:
                 "pool": settings.pool,
                 "target": settings.target,
                 "detach_at_stop": True,
+                "state_dir": root / "state",
+                "run_dir": root / "run",
             },
             "files": {"path": root / "pool", "image_gib": settings.pool_gib},
             "lvm": {"group": settings.group, "thin_pool": settings.thin_pool},

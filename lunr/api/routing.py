@@ -104,7 +104,7 @@ ROUTES: tuple[Route, ...] = (
     Route("POST", f"{_A}/volumes", volumes.create, MEMBER, volumes.CREATE),
     Route("PUT", _V, volumes.put, MEMBER, volumes.CREATE),
     Route("GET", _V, volumes.show, MEMBER, NOTHING),
-    Route("POST", _V, volumes.update, MEMBER, NAMED),
+    Route("POST", _V, volumes.update, MEMBER, volumes.UPDATE),
     Route("DELETE", _V, volumes.delete, MEMBER, NOTHING),
     Route("POST", f"{_V}/extend", volumes.extend, MEMBER, volumes.EXTEND),
     Route("GET", f"{_V}/snapshots", snapshots.of_volume, MEMBER, snapshots.LIST),

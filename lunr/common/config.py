@@ -159,6 +159,22 @@ NODE = [
         min=1,
         help="Jobs that move data (backup, restore, verify, …) done at once.",
     ),
+    cfg.IntOpt(
+        "concurrent_fills",
+        default=2,
+        min=1,
+        help="Restored volumes that are filled at once. The others can be used as well, and fetch what is read.",
+    ),
+    cfg.StrOpt(
+        "state_dir",
+        default="/var/lib/lunr/node",
+        help="Folder for what the node must remember of volumes that are being restored; on a disk.",
+    ),
+    cfg.StrOpt(
+        "run_dir",
+        default="/run/lunr/node",
+        help="Folder for what is good until the next boot; best in memory.",
+    ),
     cfg.StrOpt(
         "pool",
         default="files",

@@ -152,6 +152,17 @@ class Volume(Base):
     source_volume_id: Mapped[str | None] = mapped_column(ID, index=True)
     #: The internal backup that brings its bytes here, where the source is on another node.
     transfer_id: Mapped[str | None] = mapped_column(ID, index=True)
+    #: Whether it can be used while it is RESTORING: its node serves it.
+    usable: Mapped[bool] = mapped_column(default=False, server_default=false())
+    #: How it is filled while it is RESTORING: eager, lazy or never; None: it is from no backup.
+    fill: Mapped[str | None] = mapped_column(String(8))
+    #: The most MiB a second that are fetched for that; 0: no limit.
+    fill_limit: Mapped[int] = mapped_column(default=0, server_default=text("0"))
+    #: The job that fills it; None: nobody does now.
+    fill_job_id: Mapped[str | None] = mapped_column(ID)
+    #: Bytes a second, and the seconds that are left, as its node told last.
+    fill_rate: Mapped[int] = mapped_column(BigInteger, default=0, server_default=text("0"))
+    fill_remaining: Mapped[int | None] = mapped_column(BigInteger)
     #: Which of its backups are kept; None: as its type says.
     retention: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
     job_id: Mapped[str | None] = mapped_column(ID)

@@ -3,7 +3,8 @@
 Threads: one beats (tells the API that the node lives), one looks after the pool,
 one watches the exports, and a few claim jobs: `quick_workers` those that are
 done in moments, `data_workers` those that move data, so that a long backup
-keeps nobody waiting for an export.
+keeps nobody waiting for an export, and `concurrent_fills` those that follow a
+restored volume while it is filled.
 """
 
 from __future__ import annotations
@@ -51,6 +52,7 @@ class Agent:
         heartbeat: float,
         quick_workers: int,
         data_workers: int,
+        concurrent_fills: int,
         metrics: Metrics,
     ) -> None:
         self.node = node
@@ -62,6 +64,7 @@ class Agent:
         self._workers = {
             "quick": (quick_workers, self._lanes.quick),
             "data": (data_workers, self._lanes.data),
+            "fill": (concurrent_fills, self._lanes.fill),
         }
         self._stopping = threading.Event()
         self._beat_now = threading.Event()
@@ -69,7 +72,8 @@ class Agent:
         self.supervisor = Supervisor(node, api, HANDLERS, metrics, self._stopping)
         self.pool_watch = PoolWatch(node.pool, node.references)
         self.removals = Removals(node, (), self._stopping)
-        metrics.watch(self.pool_watch, node.exports)
+        metrics.watch(self.pool_watch, node.exports, node.fillings)
+        node.fillings.remounted = node.exports.remount
 
     def start(self) -> None:
         """Make the node ready, agree with the API on what there is, then begin to work.
@@ -97,22 +101,24 @@ class Agent:
     def stop(self, detach: bool = False) -> None:
         """Claim nothing more, let short jobs end, and stop the others where they are.
 
-        Their jobs are queued again when the agent is started next. Targets and
-        mounts stay: initiators go on.
+        Their jobs are queued again when the agent is started next. Targets, mounts and
+        the processes that serve filling volumes stay: initiators go on.
 
         Args:
-            detach: cut initiators off and take the targets down; the next start puts them back.
+            detach: cut initiators off, take the targets down and end those processes; the
+                next start puts them back.
         """
         self._stopping.set()
         self._beat_now.set()
         self.supervisor.wait_idle(STOP_TIMEOUT, lambda job: job.kind in self._lanes.quick)
         for job in self.supervisor.running():
             job.stop(Stop.LOST)
-        self.supervisor.wait_idle(STOP_TIMEOUT, lambda job: job.kind in self._lanes.data)
+        self.supervisor.wait_idle(STOP_TIMEOUT, lambda job: job.kind not in self._lanes.quick)
         if self._removing is not None:
             self._removing.join(STOP_TIMEOUT)
         if detach:
             self.node.exports.detach_all()
+            self.node.fillings.close()
         self.node.pool.close()
 
     # --- agreeing with the API ---------------------------------------------------
@@ -143,6 +149,7 @@ class Agent:
         for volume in truth["volumes"]:
             if volume["id"] not in volumes:
                 _log.error("volume %s ought to be here and is not", volume["id"])
+        self.node.fillings.load(volumes - deleted, truth["filling"])
         exports.restore(lambda: truth["exports"])
         wanted = {export["volume_id"] for export in truth["exports"]}
         self._remove_stray(present.keys() - wanted - deleted, queued)
@@ -182,6 +189,7 @@ class Agent:
             "full": capacity.full,
             "limits_io": self._target.limits_io(),
             "lost_snapshots": sorted(self.pool_watch.lost_snapshots()),
+            "filled": self.node.fillings.full(),
             "version": __version__,
             "sessions": self.node.exports.sessions(),
         }

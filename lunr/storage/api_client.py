@@ -48,15 +48,14 @@ class ApiClient:
         body = {"kinds": list(kinds), "lease": lease}
         return self._call("POST", f"/jobs/claim?wait={wait}", body, timeout=wait + _TIMEOUT)
 
-    def update(self, job_id: str, lease: str, **fields: Any) -> bool:
-        """Renew the lease, with news of the job; returns whether it is to be cancelled.
+    def update(self, job_id: str, lease: str, **fields: Any) -> dict[str, Any]:
+        """Renew the lease, with news of the job; returns whether to ``cancel`` it, and the like.
 
         Raises:
             errors.StaleLease: the job is not this node's any more.
         """
         path = f"/jobs/{ids.check(job_id, 'job.id')}"
-        answer = self._call("PUT", path, {"lease": lease, **fields}) or {}
-        return bool(answer.get("cancel"))
+        return self._call("PUT", path, {"lease": lease, **fields}) or {}
 
     def _call(
         self,

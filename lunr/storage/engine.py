@@ -69,6 +69,14 @@ class Engine:
     moved: Callable[[int], None] = lambda _: None
     command: Sequence[str] = WORKER
 
+    def access(self) -> dict[str, Any]:
+        """What of any task tells how the store is reached; it holds secrets."""
+        return {
+            "store": {"url": self.url, "options": dict(self.options)},
+            "key": self.key,
+            "concurrency": self.concurrency,
+        }
+
     def run(self, job: Job, task: str, **fields: Any) -> dict[str, Any]:
         """Have a worker do `task` with `fields` for `job`, and return the result.
 
@@ -79,11 +87,9 @@ class Engine:
         """
         order = {
             "task": task,
-            "store": {"url": self.url, "options": dict(self.options)},
-            "key": self.key,
+            **self.access(),
             "encryption": self.encryption,
             "compression": self.compression,
-            "concurrency": self.concurrency,
             **fields,
         }
         try:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 from lunr.common import errors, ids
-from lunr.storage.pools.base import Pool
+from lunr.storage.filling.fillings import Fillings
 from lunr.storage.targets.base import Export, Session, Target
 
 _log = logging.getLogger(__name__)
@@ -24,12 +25,12 @@ class Look(NamedTuple):
 
 
 class Exports:
-    """What `target` is to export of `pool`, put back whenever it is gone."""
+    """What `target` is to export, put back whenever it is gone; `fillings` knows the files."""
 
-    def __init__(self, pool: Pool, target: Target) -> None:
-        self._pool = pool
+    def __init__(self, fillings: Fillings, target: Target) -> None:
+        self._fillings = fillings
         self._target = target
-        self._wanted: dict[str, Export] = {}
+        self._wanted: dict[str, Mapping[str, Any]] = {}
         self._lock = threading.Lock()
         self._sessions: Sessions = {}
 
@@ -39,17 +40,27 @@ class Exports:
             self._attach(volume_id, wanted)
 
     def _attach(self, volume_id: str, wanted: Mapping[str, Any]) -> None:
-        export = Export(
+        export = self._export(volume_id, wanted)
+        filling = self._fillings.get(volume_id)
+        is_stale = filling is not None and filling.is_stale
+        was_there = is_stale and volume_id in self._target.exports()
+        self._target.ensure(export)
+        if was_there:
+            self._target.reopen(export)
+        if filling is not None:
+            filling.is_stale = False
+        self._wanted[volume_id] = wanted
+
+    def _export(self, volume_id: str, wanted: Mapping[str, Any]) -> Export:
+        return Export(
             volume_id=ids.check(volume_id, "volume_id"),
-            path=self._pool.path(volume_id),
+            path=self._fillings.path(volume_id),
             **{name: wanted[name] for name in ("iqn", "lun", "username", "password", "serial")},
             initiator=wanted.get("initiator"),
             ip=wanted.get("ip"),
             read_iops=wanted.get("read_iops", 0),
             write_iops=wanted.get("write_iops", 0),
         )
-        self._target.ensure(export)
-        self._wanted[volume_id] = export
 
     def detach(self, volume_id: str, force: bool = False) -> None:
         """Stop exporting the volume.
@@ -60,11 +71,41 @@ class Exports:
         with self._lock:
             self._target.remove(volume_id, force)
             self._wanted.pop(volume_id, None)
+            self._settle(volume_id)
 
     def resize(self, volume_id: str) -> None:
         """Have initiators see that the volume is larger now, if it is exported."""
         with self._lock:
-            self._target.resize(volume_id)
+            filling = self._fillings.get(volume_id)
+            wanted = self._wanted.get(volume_id)
+            if filling is None or filling.is_settled or wanted is None:
+                self._target.resize(volume_id)
+                return
+            # It was exported while it was filled, by a file that keeps its size.
+            export = self._export(volume_id, wanted)
+            self._target.reopen(replace(export, path=self._fillings.target(volume_id)))
+            self._settle(volume_id)
+
+    def remount(self, volume_id: str) -> None:
+        """Open anew what is exported of a filling volume, whose process is another now."""
+        with self._lock:
+            if volume_id in self._wanted:
+                self._put_back(volume_id)
+
+    def _settle(self, volume_id: str) -> None:
+        """From the next attachment on use the pool's file of a volume that is full."""
+        try:
+            filling = self._fillings.get(volume_id)
+            if filling is not None:
+                filling.settle()
+        except errors.LunrError as error:
+            _log.warning("volume %s: %s", volume_id, error)
+
+    def _put_back(self, volume_id: str) -> None:
+        try:
+            self._attach(volume_id, self._wanted[volume_id])
+        except errors.LunrError as error:
+            _log.error("volume %s can't be exported: %s", volume_id, error)
 
     def detach_all(self) -> None:
         """Stop exporting every volume, whoever is logged in; log what can't be stopped."""
@@ -106,10 +147,13 @@ class Exports:
             missing = self._wanted.keys() - there.keys()
             for volume_id in missing:
                 _log.warning("the export of volume %s is gone; putting it back", volume_id)
-                try:
-                    self._target.ensure(self._wanted[volume_id])
-                except errors.LunrError as error:
-                    _log.error("volume %s can't be exported: %s", volume_id, error)
+                self._put_back(volume_id)
+            for filling in self._fillings.all():
+                if filling.volume_id in there:
+                    if filling.is_stale and filling.volume_id in self._wanted:
+                        self._put_back(filling.volume_id)
+                elif filling.is_filled and not filling.is_settled:
+                    self._settle(filling.volume_id)
         sessions = {volume_id: who for volume_id, who in there.items() if who}
         look = Look(sessions_changed=sessions != self._sessions, was_missing=bool(missing))
         self._sessions = sessions

@@ -22,6 +22,7 @@ from lunr.storage.agent import Agent
 from lunr.storage.api_client import ApiClient
 from lunr.storage.engine import PROGRAMS, Engine
 from lunr.storage.exports import Exports
+from lunr.storage.filling.fillings import Fillings
 from lunr.storage.jobs import Node
 from lunr.storage.metrics import Metrics
 from lunr.storage.pools.base import Pool
@@ -121,7 +122,9 @@ def _agent(conf: config.ConfigOpts, metrics: Metrics, problems: _Problems) -> Ag
     store = ask(configured.store_options, conf)
     for program in PROGRAMS:
         ask(system.need, program)
-    pool, target = ask(_pool, conf), ask(_target, conf)
+    run = Path(conf.node.run_dir)
+    pool, target = ask(_pool, conf), ask(_target, conf, Fillings.folder_in(run))
+    ask(_need_fuse)
     if pool is not None:
         ask(pool.check)
     # A tgtd that is away may come yet; what the kernel lacks does not come by itself.
@@ -137,14 +140,16 @@ def _agent(conf: config.ConfigOpts, metrics: Metrics, problems: _Problems) -> Ag
         concurrency=conf.store.concurrency,
         moved=metrics.worker_bytes.inc,
     )
+    fillings = Fillings(pool, engine, Path(conf.node.state_dir), run)
     return Agent(
-        Node(pool, Exports(pool, target), engine, _references(conf, pool)),
+        Node(pool, Exports(fillings, target), engine, fillings, _references(conf, pool)),
         target,
         ApiClient(conf.node.api_url, node_id, token),
         conf[conf.node.target].portal,
         heartbeat=conf.node.heartbeat,
         quick_workers=conf.node.quick_workers,
         data_workers=conf.node.data_workers,
+        concurrent_fills=conf.node.concurrent_fills,
         metrics=metrics,
     )
 
@@ -182,8 +187,15 @@ def _references(conf: config.ConfigOpts, pool: Pool) -> References:
     return References(pool, keep=keep, days=conf.node.reference_days)
 
 
-def _target(conf: config.ConfigOpts) -> Target:
-    """The target that is configured."""
+def _need_fuse() -> None:
+    if not Path("/dev/fuse").exists():
+        raise errors.ConfigError(
+            reason="volumes are restored by way of /dev/fuse, which is not there: modprobe fuse"
+        )
+
+
+def _target(conf: config.ConfigOpts, filling: Path) -> Target:
+    """The target that is configured; volumes that are being filled are below `filling`."""
     files = conf.node.pool == "files"
     folder = Path(conf.files.path) if files else Path("/dev") / conf.lvm.group
     match conf.node.target:
@@ -194,7 +206,7 @@ def _target(conf: config.ConfigOpts) -> Target:
         case _:
             from lunr.storage.targets.tgt import TgtTarget
 
-            return TgtTarget(Path(conf.tgt.socket), folder)
+            return TgtTarget(Path(conf.tgt.socket), folder, filling)
 
 
 def _listen(host: str, port: int) -> socket.socket:

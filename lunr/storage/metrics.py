@@ -9,6 +9,7 @@ from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
 from lunr.storage.exports import Exports
+from lunr.storage.filling.fillings import Fillings
 from lunr.storage.pool_watch import PoolWatch
 
 #: Seconds: from a snapshot (milliseconds) to a large backup (hours).
@@ -39,9 +40,9 @@ class Metrics:
             registry=self.registry,
         )
 
-    def watch(self, pool: PoolWatch, exports: Exports) -> None:
-        """Report the pool and the sessions as they were when they were looked at last."""
-        self.registry.register(_Gauges(pool, exports))
+    def watch(self, pool: PoolWatch, exports: Exports, fillings: Fillings) -> None:
+        """Report pool, sessions and fills as they were when they were looked at last."""
+        self.registry.register(_Gauges(pool, exports, fillings))
 
     def text(self) -> bytes:
         """All of them in Prometheus' text format."""
@@ -49,13 +50,15 @@ class Metrics:
 
 
 class _Gauges(Collector):
-    def __init__(self, pool: PoolWatch, exports: Exports) -> None:
+    def __init__(self, pool: PoolWatch, exports: Exports, fillings: Fillings) -> None:
         self._pool = pool
         self._exports = exports
+        self._fillings = fillings
 
     def collect(self) -> Iterable[GaugeMetricFamily]:
         capacity = self._pool.capacity()
         sessions = self._exports.sessions()
+        fills = [one.progress for one in self._fillings.all() if not one.is_filled]
         for name, text, value in (
             (
                 "lunr_node_pool_capacity_bytes",
@@ -81,6 +84,22 @@ class _Gauges(Collector):
                 "lunr_node_sessions",
                 "Initiators that are logged in.",
                 sum(len(who) for who in sessions.values()),
+            ),
+            ("lunr_node_filling", "Restored volumes that are not full yet.", len(fills)),
+            (
+                "lunr_node_fill_bytes_per_second",
+                "How fast they are filled, in all.",
+                sum(fill.rate for fill in fills),
+            ),
+            (
+                "lunr_node_fill_remaining_bytes",
+                "What they are still to be filled with, in all.",
+                sum(fill.total - fill.done for fill in fills),
+            ),
+            (
+                "lunr_node_fill_damaged",
+                "Parts of them (4 MiB) that can't be restored, because the backup is damaged.",
+                sum(fill.damaged for fill in fills),
             ),
         ):
             yield GaugeMetricFamily(name, text, value=value)

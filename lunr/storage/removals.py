@@ -62,6 +62,7 @@ class Removals:
 
         _log.info("removing volume %s, which was deleted", subject)
         self._node.exports.detach(subject, force=True)
+        self._node.fillings.remove(subject)
         self._node.pool.delete(subject, tick)
 
 

@@ -112,8 +112,8 @@ class Supervisor:
             while not ended.wait(min(job.lease_seconds / 3, _NEWS_INTERVAL)):
                 asked = time.monotonic()
                 try:
-                    cancel = self._api.update(
-                        job.id, job.lease, status="RUNNING", progress=job.progress
+                    job.orders = self._api.update(
+                        job.id, job.lease, status="RUNNING", progress=job.progress, **job.news
                     )
                 except errors.StaleLease as error:
                     _log.warning("%s", error)
@@ -127,7 +127,7 @@ class Supervisor:
                         return
                 else:
                     renewed = asked
-                    if cancel:
+                    if job.orders.get("cancel"):
                         job.stop(Stop.CANCELLED)
 
     def _report(self, job: Job, ending: Mapping[str, Any]) -> str:

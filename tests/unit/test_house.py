@@ -26,7 +26,12 @@ LAYERS: dict[str, set[str]] = {
 HOMES: dict[str, tuple[str, ...]] = {
     "eventlet": ("lunr/common/concurrency.py",),
     "greenlet": (),
-    "subprocess": ("lunr/storage/system.py", "lunr/storage/engine.py", "lunr/up.py"),
+    "subprocess": (
+        "lunr/storage/system.py",
+        "lunr/storage/engine.py",
+        "lunr/storage/filling/worker.py",
+        "lunr/up.py",
+    ),
     "multiprocessing": (),
     "pty": (),
     "sqlalchemy": ("lunr/db/", "lunr/api/"),

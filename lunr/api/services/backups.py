@@ -204,7 +204,9 @@ def start(
             AVAILABLE), or a job is at work on it.
         errors.QuotaExceeded: the account has all the backups it may have.
     """
-    volumes.require_idle(volume, "back it up")
+    if request.get("full"):
+        volumes.require_idle(volume, "read all of it")
+    volumes.require_usable(volume, "back it up")
     saved: Volume | Snapshot = volume
     if "snapshot" in request:
         saved = sources.lock(session, account.id, Snapshot, request["snapshot"], "back it up")
@@ -245,8 +247,13 @@ def discard(session: Session, core: Core, backup: Backup) -> None:
             id=id,
             reason=f"the job {backup.job_id} is at work on it; cancel that first",
         )
-    if session.scalar(select(sources.being_made(Volume.backup_id == id))):
-        raise errors.InUse(kind="backup", id=id, reason="it is being restored")
+    needing = session.scalar(
+        select(Volume.id).where(Volume.backup_id == id, sources.being_filled()).limit(1)
+    )
+    if needing is not None:
+        raise errors.InUse(
+            kind="backup", id=id, reason=f"the volume {needing} is being restored from it"
+        )
     child = exists().where(Backup.parent_id == id, Backup.status == State.SAVING)
     if session.scalar(select(child)):
         raise errors.InUse(kind="backup", id=id, reason="it is the parent of a running backup")

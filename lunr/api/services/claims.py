@@ -10,7 +10,7 @@ from typing import Any
 from sqlalchemy import ColumnElement, Connection, Select, and_, exists, or_, select, update
 from sqlalchemy.orm import Session, aliased
 
-from lunr.api.services import endings
+from lunr.api.services import endings, fills
 from lunr.api.services.core import Core
 from lunr.api.services.kinds import KINDS
 from lunr.api.services.payloads import payload
@@ -151,6 +151,7 @@ class Claims:
         progress: int | None = None,
         result: dict[str, Any] | None = None,
         error: dict[str, Any] | None = None,
+        fill: dict[str, Any] | None = None,
     ) -> Any:
         """What the node tells of a job; renews the lease. The same end may be told twice.
 
@@ -158,16 +159,17 @@ class Claims:
             status: RUNNING, DONE, FAILED or CANCELLED.
             error: ``{"code", "reason", "retry"}`` of a FAILED one; with `retry` it is
                 tried again until its attempts are used up.
+            fill: of a fill that is RUNNING: ``{"rate", "remaining", "trouble"}``.
 
         Returns:
-            ``{"cancel": bool, "lease_seconds": int}``.
+            ``{"cancel": bool, "lease_seconds": int}``, and for a fill how to go on with it.
 
         Raises:
             errors.StaleLease: the lease is not the job's (any more).
             errors.InvalidField: the result is not what a job of this kind results in.
         """
         return self._core.db.write(
-            self._report, node_id, id, lease, State(status), progress, result, error
+            self._report, node_id, id, lease, State(status), progress, result, error, fill
         )
 
     def _report(
@@ -180,20 +182,28 @@ class Claims:
         progress: int | None,
         result: dict[str, Any] | None,
         error: dict[str, Any] | None,
+        fill: dict[str, Any] | None,
     ) -> Any:
         job = session.scalar(
             select(Job)
             .where(Job.id == id, Job.node_id == node_id, Job.lease == lease)
             .with_for_update()
         )
-        answer = {"cancel": False, "lease_seconds": self._core.settings.lease_seconds}
+        answer: dict[str, Any] = {
+            "cancel": False,
+            "lease_seconds": self._core.settings.lease_seconds,
+        }
         if job is not None and job.status == status != State.RUNNING:
             return answer  # told before, and the answer was lost
         if job is None or job.status != State.RUNNING:
             raise errors.StaleLease(id=id)
         if status is State.RUNNING:
             self._renew(session, job, progress)
-            return answer | {"cancel": job.cancel}
+            answer["cancel"] = job.cancel
+            if job.kind == "volume.fill":
+                fills.note(session, job, fill or {})
+                answer |= fills.orders(session, job)
+            return answer
         if status is State.FAILED:
             error = error or {"code": "unknown", "reason": "The node gave no reason."}
             if error.get("retry") or job.cancel:
@@ -210,7 +220,7 @@ class Claims:
             return
         job.progress = progress
         kind = KINDS[job.kind]
-        if kind.shown and kind.model is not None:
+        if kind.shown and kind.model is not None and job.kind != "volume.fill":
             session.execute(
                 update(kind.model)
                 .where(KEYS[kind.model] == job.subject_id)

@@ -12,13 +12,13 @@ from typing import Any
 from sqlalchemy import select, update
 from sqlalchemy.orm import Session
 
-from lunr.api.services import collect, transfers, verification
+from lunr.api.services import collect, fills, transfers, verification
 from lunr.api.services.core import Core
 from lunr.api.services.kinds import KINDS, ROVING
 from lunr.common import errors, ids, times
 from lunr.common.states import Export as ExportState
 from lunr.common.states import Job as State
-from lunr.db.models import Export, Job, JobAfter, Volume
+from lunr.db.models import Backup, Export, Job, JobAfter, Volume
 from lunr.db.session import on_commit
 from lunr.db.transitions import KEYS, move, try_move
 
@@ -76,17 +76,23 @@ def end(
         result=result,
         progress=100 if status is State.DONE else job.progress,
     )
-    _move_subject(session, job, status, reason, values)
+    if job.kind == "volume.fill":
+        fills.ended(session, core, job, status, reason)
+    else:
+        _move_subject(session, job, status, reason, values)
     if status is State.DONE and job.kind in _AFTER:
         _AFTER[job.kind](session, core, job, result or {})
     if job.kind == "backup.save":
         if status is not State.DONE:
             _fail_restores(session, core, job, reason)
         transfers.let_go(session, core, job.subject_id)
+        parent = session.scalar(select(Backup.parent_id).where(Backup.id == job.subject_id))
+        if parent is not None:
+            transfers.let_go(session, core, parent)
     elif job.kind == "volume.restore":
-        used = session.scalar(select(Volume.transfer_id).where(Volume.id == job.subject_id))
-        if used is not None:
-            transfers.let_go(session, core, used)
+        if status is State.DONE:
+            fills.usable(session, core, job.subject_id)
+        fills.let_go(session, core, job.subject_id)
     _wake_followers(session, core, job)
 
 
@@ -127,7 +133,7 @@ def release(session: Session, core: Core, job: Job, error: Error, delay: bool) -
     if job.cancel:
         end(session, core, job, State.CANCELLED, errors.Cancelled().as_dict())
         return
-    if job.attempt >= core.settings.job_attempts:
+    if job.attempt >= core.settings.job_attempts and not KINDS[job.kind].unending:
         end(session, core, job, State.FAILED, error)
         return
     wait = min(MAX_DELAY, core.settings.retry_delay * 2 ** (job.attempt - 1)) if delay else 0

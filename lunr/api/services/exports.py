@@ -76,7 +76,7 @@ class Exports:
         Raises:
             errors.InvalidField: neither is given.
             errors.NotFound: the account has no such volume.
-            errors.WrongState, errors.InUse: it is not ACTIVE, or a job is at work on it.
+            errors.WrongState, errors.InUse: it can't be used yet, or a job is at work on it.
             errors.Conflict: it is exported to another, or being detached.
         """
         if not initiator and not ip:
@@ -102,7 +102,7 @@ class Exports:
             raise errors.InUse(
                 kind="volume", id=volume_id, reason="it is exported to another initiator"
             )
-        volumes.require_idle(volume, "export it")
+        volumes.require_usable(volume, "export it")
         values: dict[str, Any] = {
             "initiator": initiator,
             "ip": ip,

@@ -2,7 +2,8 @@
 
 Lanes: jobs of one lane are done one at a time, oldest first. All that touches
 a volume's bytes or its snapshots shares the volume's lane; exports have their
-own, so that a backup of an hour keeps nobody from attaching; work on a stored
+own, so that a backup of an hour keeps nobody from attaching; so has the fill of a
+restored volume, which is used and backed up meanwhile; work on a stored
 backup is in the backup's lane, and an account's garbage in the account's.
 """
 
@@ -23,13 +24,14 @@ class Kind:
 
     Attributes:
         model: the subject's, None for an account's repository.
-        lane: what the lane is named after: "volume", "export", "backup", "repository",
+        lane: what the lane is named after: "volume", "export", "fill", "backup", "repository",
             "repository.verify" (it reads for hours, and no collection need wait for it).
         begins: the state the subject moves to when a node claims the job.
         done: the state it moves to when the job is DONE; None: it stays where it is.
         failed: the same for FAILED and CANCELLED.
         roving: any ACTIVE node can do it; otherwise only the volume's.
         shown: the subject shows how far the job is.
+        unending: it takes as long as it takes, and is tried again as often as it must be.
     """
 
     model: Record | None
@@ -39,6 +41,7 @@ class Kind:
     failed: StrEnum | None = None
     roving: bool = False
     shown: bool = False
+    unending: bool = False
 
 
 _V, _S, _B, _E = states.Volume, states.Snapshot, states.Backup, states.Export
@@ -46,7 +49,9 @@ _V, _S, _B, _E = states.Volume, states.Snapshot, states.Backup, states.Export
 KINDS: dict[str, Kind] = {
     "volume.create": Kind(Volume, "volume", _V.BUILDING, _V.ACTIVE, _V.ERROR, shown=True),
     "volume.clone": Kind(Volume, "volume", _V.BUILDING, _V.ACTIVE, _V.ERROR, shown=True),
-    "volume.restore": Kind(Volume, "volume", _V.RESTORING, _V.ACTIVE, _V.ERROR, shown=True),
+    # It can be used then, and is ACTIVE when it is full.
+    "volume.restore": Kind(Volume, "volume", _V.RESTORING, None, _V.ERROR),
+    "volume.fill": Kind(Volume, "fill", None, _V.ACTIVE, None, shown=True, unending=True),
     "volume.extend": Kind(Volume, "volume"),
     "volume.delete": Kind(Volume, "volume", None, _V.DELETED, _V.ERROR, shown=True),
     "snapshot.create": Kind(Snapshot, "volume", _S.SAVING, _S.AVAILABLE, _S.ERROR, shown=True),
@@ -68,5 +73,5 @@ ROVING = tuple(name for name, kind in KINDS.items() if kind.roving)
 def lane(kind: str, account_id: str, volume_id: str | None, subject_id: str) -> str:
     """The lane of a job."""
     name = KINDS[kind].lane
-    owner = {"volume": volume_id, "export": volume_id, "backup": subject_id}.get(name, account_id)
-    return f"{name}/{owner}"
+    owners = {"backup": subject_id, **dict.fromkeys(("volume", "export", "fill"), volume_id)}
+    return f"{name}/{owners.get(name, account_id)}"

@@ -7,10 +7,10 @@ from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import Any
 
-from sqlalchemy import exists, or_, select
+from sqlalchemy import and_, exists, or_, select
 from sqlalchemy.orm import Session
 
-from lunr.api.services import endings, exports, placement, queue, tokens, views
+from lunr.api.services import endings, exports, fills, placement, queue, tokens, views
 from lunr.api.services.core import Core
 from lunr.api.services.listing import Listing, Query
 from lunr.common import errors, ids, times
@@ -141,6 +141,8 @@ class Nodes:
             ).all():
                 for state in gone:
                     try_move(session, model, found, state, reason=error["reason"])
+                if model is Volume:
+                    fills.let_go(session, self._core, found)
         for token in session.scalars(select(Token).where(Token.node_id == id)):
             session.delete(token)
         session.flush()
@@ -165,12 +167,15 @@ class Nodes:
         node = _lock(session, id)
         sessions = told.pop("sessions", None)
         lost = told.pop("lost_snapshots", None)
+        filled = told.pop("filled", None)
         for name, value in {"full": "", "limits_io": False, **told}.items():
             setattr(node, name, value)
         node.last_seen = times.now()
         session.flush()
         if try_move(session, Node, id, State.ACTIVE, only=(State.PENDING, State.DOWN)):
             on_commit(session, lambda: self._core.bell.ring(id))
+        if filled:
+            fills.full(session, self._core, id, filled)
         if lost:
             self._lose_snapshots(session, id, set(lost))
         if sessions is None:
@@ -235,9 +240,16 @@ class Nodes:
                 {"id": volume, "size_bytes": size * GIB}
                 for volume, size in session.execute(
                     select(Volume.id, Volume.size).where(
-                        Volume.node_id == id, Volume.status == VolumeState.ACTIVE
+                        Volume.node_id == id,
+                        or_(
+                            Volume.status == VolumeState.ACTIVE,
+                            and_(Volume.status == VolumeState.RESTORING, Volume.usable),
+                        ),
                     )
                 )
+            ],
+            "filling": [
+                v for v, status in known_volumes.items() if status == VolumeState.RESTORING
             ],
             "snapshots": [
                 {"id": snapshot, "volume_id": volume}

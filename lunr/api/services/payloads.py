@@ -12,9 +12,10 @@ from typing import Any
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from lunr.api.services import collect, exports, verification
+from lunr.api.services import collect, exports, fills, verification
 from lunr.api.services.core import Core
 from lunr.common.states import Backup as BackupState
+from lunr.common.states import Volume as VolumeState
 from lunr.common.times import iso
 from lunr.common.units import GIB
 from lunr.db.models import Backup, Export, Job, Snapshot, Volume
@@ -58,6 +59,10 @@ def _volume_restore(session: Session, _core: Core, job: Job) -> Payload:
     }
 
 
+def _volume_fill(session: Session, _core: Core, job: Job) -> Payload:
+    return fills.orders(session, job)
+
+
 def _volume_extend(_session: Session, _core: Core, job: Job) -> Payload:
     return {"size_bytes": job.data["size"] * GIB}
 
@@ -85,21 +90,7 @@ def _backup_save(session: Session, _core: Core, job: Job) -> Payload:
     # See collect: what is condemned is read under the same lock that a collect's end takes.
     collect.lock(session, job.account_id)
     backup = session.get_one(Backup, job.subject_id)
-    parent = None
-    if not backup.full:
-        # Locked: a delete of it sees that it has become a parent.
-        parent = session.scalar(
-            select(Backup)
-            .where(
-                Backup.volume_id == backup.volume_id,
-                Backup.account_id == backup.account_id,
-                Backup.status == BackupState.AVAILABLE,
-                Backup.internal.is_(False),  # it may be deleted at any moment
-            )
-            .order_by(Backup.created_at.desc(), Backup.id.desc())
-            .limit(1)
-            .with_for_update(key_share=True)
-        )
+    parent = None if backup.full else _parent(session, backup)
     backup.parent_id = None if parent is None else parent.id
     saved: Volume | Snapshot
     if backup.snapshot_id is None:
@@ -115,6 +106,24 @@ def _backup_save(session: Session, _core: Core, job: Job) -> Payload:
         "condemned": collect.condemned(session, job.account_id),
         "created_at": iso(backup.created_at),
     }
+
+
+def _parent(session: Session, backup: Backup) -> Backup | None:
+    """What a backup is to be built upon, locked: a delete of it sees that it is a parent now."""
+    volume = session.get(Volume, backup.volume_id)
+    found = select(Backup).where(
+        Backup.account_id == backup.account_id, Backup.status == BackupState.AVAILABLE
+    )
+    if volume is not None and volume.status == VolumeState.RESTORING:
+        # What is not on the volume yet is there.
+        found = found.where(Backup.id == (volume.transfer_id or volume.backup_id))
+    else:
+        found = found.where(
+            Backup.volume_id == backup.volume_id,
+            Backup.internal.is_(False),  # it may be deleted at any moment
+        )
+    newest = found.order_by(Backup.created_at.desc(), Backup.id.desc()).limit(1)
+    return session.scalar(newest.with_for_update(key_share=True))
 
 
 def _stored(_session: Session, _core: Core, job: Job) -> Payload:
@@ -140,6 +149,7 @@ _PAYLOADS: dict[str, Callable[[Session, Core, Job], Payload]] = {
     "volume.create": _volume_create,
     "volume.clone": _volume_clone,
     "volume.restore": _volume_restore,
+    "volume.fill": _volume_fill,
     "volume.extend": _volume_extend,
     "volume.delete": _nothing,
     "snapshot.create": _snapshot,

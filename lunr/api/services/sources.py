@@ -44,8 +44,12 @@ def lock(session: Session, account_id: str, model: type[Saved], id: str, action:
 
 def being_made(source: ColumnElement[bool]) -> Any:
     """Whether there are volumes still being made from `source` (a condition)."""
-    making = (VolumeState.NEW, VolumeState.BUILDING, VolumeState.RESTORING)
-    return exists().where(source, Volume.status.in_(making))
+    return exists().where(source, being_filled())
+
+
+def being_filled() -> ColumnElement[bool]:
+    """Whether the volume of the row is still being made."""
+    return Volume.status.in_((VolumeState.NEW, VolumeState.BUILDING, VolumeState.RESTORING))
 
 
 def being_cloned(source: ColumnElement[bool]) -> Any:

@@ -16,8 +16,8 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import exists, select
-from sqlalchemy.orm import Session
+from sqlalchemy import exists, or_, select
+from sqlalchemy.orm import Session, aliased
 
 from lunr.api.services import queue
 from lunr.api.services.core import Core
@@ -29,9 +29,14 @@ from lunr.db.models import Backup, Job, Volume
 from lunr.db.transitions import move
 
 _OVER = (State.DELETING, State.DELETED)
-#: Whether a volume is still to be made from the internal backup of the row.
-_NEEDED = exists().where(
-    Volume.transfer_id == Backup.id, Volume.status.in_((VolumeState.NEW, VolumeState.RESTORING))
+_CHILD = aliased(Backup)
+#: Whether a volume is still to be made from the internal backup of the row, or one that
+#: was being made is just backed up.
+_NEEDED = or_(
+    exists().where(
+        Volume.transfer_id == Backup.id, Volume.status.in_((VolumeState.NEW, VolumeState.RESTORING))
+    ),
+    exists().where(_CHILD.parent_id == Backup.id, _CHILD.status == State.SAVING),
 )
 
 

@@ -67,7 +67,10 @@ class Upkeep:
             at_work = exists().where(Job.id == model.job_id, Job.status.in_(LIVE))
             for id in session.scalars(
                 select(KEYS[model]).where(
-                    model.status.in_(passing), or_(model.job_id.is_(None), ~at_work)
+                    model.status.in_(passing),
+                    or_(model.job_id.is_(None), ~at_work),
+                    # Its node serves it, and it may stay as it is for ever.
+                    *([Volume.usable.is_(False)] if model is Volume else []),
                 )
             ).all():
                 if try_move(session, model, id, error, job_id=None, reason=str(Orphaned())):

@@ -19,6 +19,12 @@ def volume(row: Any, export_status: str | None) -> View:
         "snapshot": row.snapshot_id,
         "source_volume": row.source_volume_id,
         "export_status": export_status,
+        "usable": row.status == "ACTIVE" or (row.status == "RESTORING" and row.usable),
+        "fill": row.fill,
+        "fill_limit": row.fill_limit,
+        "fill_rate": row.fill_rate,
+        "fill_remaining": row.fill_remaining,
+        "fill_job_id": row.fill_job_id,
         **_tail(row),
     }
 

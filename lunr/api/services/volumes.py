@@ -11,6 +11,7 @@ from sqlalchemy.orm import Session
 
 from lunr.api.services import (
     accounts,
+    fills,
     placement,
     queue,
     sources,
@@ -119,6 +120,9 @@ class Volumes:
             away_from=avoid,
             away_from_groups=avoid_groups,
         )
+        node_id = placement.place(session, self._core, wish)
+        is_copied = source.volume is not None and source.volume.node_id != node_id
+        kind, after = "volume.restore" if is_copied else source.kind, []
         volume = Volume(
             id=id or ids.new(),
             account_id=account_id,
@@ -126,27 +130,28 @@ class Volumes:
             size=size,
             reserved=size,
             volume_type_name=type_name,
-            node_id=placement.place(session, self._core, wish),
+            node_id=node_id,
             meta=request.get("metadata", {}),
             request=request,
             backup_id=request.get("backup"),
             snapshot_id=request.get("snapshot"),
             source_volume_id=request.get("source_volume"),
+            **fills.wanted(request, kind == "volume.restore"),
         )
-        kind, after = source.kind, []
-        if source.volume is not None and source.volume.node_id != volume.node_id:
+        if source.volume is not None and is_copied:
             transfer = transfers.begin(session, self._core, source.volume, source.snapshot_id)
             volume.transfer_id = transfer.id
-            kind, after = "volume.restore", [str(transfer.job_id)]
+            after = [str(transfer.job_id)]
         session.add(volume)
         self._queue(session, kind, volume, after=after)
         return views.volume(volume, None), True
 
     def update(self, account_id: str, id: str, changes: dict[str, Any]) -> Any:
-        """Change ``name`` or ``metadata`` (replaced as a whole).
+        """Change ``name``, ``metadata`` (replaced as a whole), ``fill`` or ``fill_limit``.
 
         Raises:
             errors.NotFound: the account has no such volume, or it is deleted.
+            errors.WrongState: it is not being restored, and so not filled.
         """
         return self._core.db.write(self._update, account_id, id, changes)
 
@@ -154,6 +159,8 @@ class Volumes:
         volume = lock(session, account_id, id)
         volume.name = changes.get("name", volume.name)
         volume.meta = changes.get("metadata", volume.meta)
+        if changes.keys() & {"fill", "fill_limit"}:
+            fills.change(session, self._core, volume, changes)
         session.flush()
         return fetch(session, account_id, id)
 
@@ -207,12 +214,12 @@ class Volumes:
         volume = lock(session, account_id, id)
         if volume.status == State.DELETING:
             return fetch(session, account_id, id)
-        if volume.status in (State.BUILDING, State.RESTORING):
+        if volume.status in (State.BUILDING, State.RESTORING) and not is_filling(volume):
             raise errors.InUse(
                 kind="volume", id=id, reason=f"the job {volume.job_id} fills it; cancel that first"
             )
-        if volume.status == State.ACTIVE:
-            require_idle(volume, "delete it")
+        if volume.status in (State.ACTIVE, State.RESTORING):
+            require_usable(volume, "delete it")
         _refuse_if(session, id, "it is exported", _exported(id))
         _refuse_if(
             session,
@@ -228,8 +235,19 @@ class Volumes:
         )
         if volume.status == State.NEW and volume.job_id is not None:
             queue.drop(session, volume.job_id)
-        move(session, Volume, id, State.DELETING, "delete it", reason=None, progress=0)
-        self._queue(session, "volume.delete", volume)
+        after = fills.stop(session, volume)
+        move(
+            session,
+            Volume,
+            id,
+            State.DELETING,
+            "delete it",
+            reason=None,
+            progress=0,
+            fill=None,
+            fill_job_id=None,
+        )
+        self._queue(session, "volume.delete", volume, after=after)
         if volume.transfer_id is not None:
             transfers.let_go(session, self._core, volume.transfer_id)
         return fetch(session, account_id, id)
@@ -291,7 +309,23 @@ def require_idle(volume: Volume, action: str) -> None:
     Raises:
         errors.WrongState, errors.InUse: it is not, or one is.
     """
-    if volume.status != State.ACTIVE:
+    if is_filling(volume):
+        raise fills.StillFilling(id=volume.id, progress=volume.progress, action=action)
+    require_usable(volume, action)
+
+
+def is_filling(volume: Volume) -> bool:
+    """Whether it is being restored, and can be used."""
+    return volume.status == State.RESTORING and volume.usable
+
+
+def require_usable(volume: Volume, action: str) -> None:
+    """As `require_idle`, but a volume that is still being filled will do.
+
+    Raises:
+        errors.WrongState, errors.InUse: it can't be used, or a job is at work on it.
+    """
+    if volume.status != State.ACTIVE and not is_filling(volume):
         raise errors.WrongState(
             kind="volume", id=volume.id, state=volume.status, action=action, needed=State.ACTIVE
         )

@@ -38,6 +38,7 @@ HEARTBEAT: Schema = {
     "full": Prose(255),
     "limits_io": Boolean(),
     "lost_snapshots": Items(Id(), most=_MANY),
+    "filled": Items(Id(), most=_MANY),
     "version": Text(64),
     "sessions": Mapped(Items(_SESSION, most=1000), most=_MANY),
 }
@@ -56,6 +57,7 @@ REPORT: Schema = {
     "status": Choice(("RUNNING", "DONE", "FAILED", "CANCELLED"), required=True),
     "progress": Integer(0, 100),
     "result": Anything(),
+    "fill": Fields({"rate": _BYTES, "remaining": _BYTES, "trouble": Prose(10_000)}),
     "error": Fields({"code": Text(64), "reason": Prose(10_000), "retry": Boolean()}),
 }
 

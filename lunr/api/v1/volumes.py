@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from lunr.api.call import Call, Reply
-from lunr.api.fields import MAX_SIZE, Id, Integer, Schema, Text
+from lunr.api.fields import MAX_SIZE, Choice, Id, Integer, Schema, Text
+from lunr.api.services.fills import MODES
 from lunr.api.v1.schemas import NAMED, THINGS
 from lunr.common import errors
 
+#: How a volume from a backup is filled; at most so many MiB a second.
+_FILL: Schema = {"fill": Choice(MODES), "fill_limit": Integer(0, 1 << 20)}
 LIST: Schema = {**THINGS, "volume_type_name": Id(), "node_id": Id()}
 CREATE: Schema = {
     **NAMED,
+    **_FILL,
     "size": Integer(1, MAX_SIZE),
     "volume_type_name": Id(),
     "backup": Id(),
@@ -18,6 +22,7 @@ CREATE: Schema = {
     "affinity": Text(4096),
     "force_node": Id(),
 }
+UPDATE: Schema = {**NAMED, **_FILL}
 EXTEND: Schema = {"size": Integer(1, MAX_SIZE, required=True)}
 
 
@@ -45,7 +50,7 @@ def show(call: Call) -> Reply:
 
 
 def update(call: Call) -> Reply:
-    """Change name or metadata."""
+    """Change name, metadata, or how it is filled."""
     return Reply(200, call.services.volumes.update(call.account, call.path["id"], call.fields))
 
 

@@ -64,8 +64,8 @@ class Fill:
         Args:
             volume: what to fill.
             report: is told ``progress`` (done, total, rate in bytes a second, remaining in
-                seconds or null, mode), ``trouble`` (reason, or null when it is over) and,
-                in the end, ``filled``.
+                seconds or null, mode, damaged and missing: chunks), ``trouble`` (reason, or
+                null when it is over) and, in the end, ``filled``.
             mode: how eagerly.
             concurrency: chunks fetched at once.
             limit: bytes a second; 0: as many as come.
@@ -164,6 +164,7 @@ class Fill:
             remaining=round(left / speed) if speed else None,
             mode=str(self._mode),
             damaged=len(self._damaged),
+            missing=self._shape.chunks - present,
         )
 
     # --- what to do next -------------------------------------------------------------

@@ -18,6 +18,7 @@ HANDLERS: Mapping[str, Handler] = {
     "volume.create": volumes.create,
     "volume.clone": volumes.clone,
     "volume.restore": volumes.restore,
+    "volume.fill": volumes.fill,
     "volume.extend": volumes.extend,
     "volume.delete": volumes.delete,
     "snapshot.create": snapshots.create,
@@ -33,24 +34,25 @@ HANDLERS: Mapping[str, Handler] = {
 }
 
 #: Done by an engine worker, which takes its time.
-_ENGINE = {kind for kind in HANDLERS if kind.startswith(("backup.", "repository."))} | {
-    "volume.restore"
-}
+_ENGINE = {kind for kind in HANDLERS if kind.startswith(("backup.", "repository."))}
+#: Follows a worker that does it whether it is followed or not, for hours.
+_FILL = {"volume.fill"}
 #: Done in moments by some pools, and byte by byte by those that are slow.
 _POOL = {"volume.clone", "volume.delete"}
 
 
 class Lanes(NamedTuple):
-    """The kinds of jobs that are done in moments, and those that move data."""
+    """The kinds of jobs that are done in moments, those that move data, and those that fill."""
 
     quick: frozenset[str]
     data: frozenset[str]
+    fill: frozenset[str]
 
 
 def lanes(pool: Pool) -> Lanes:
     """Who does what on a node with `pool`."""
     data = frozenset(_ENGINE | _POOL if pool.slow else _ENGINE)
-    return Lanes(frozenset(HANDLERS) - data, data)
+    return Lanes(frozenset(HANDLERS) - data - _FILL, data, frozenset(_FILL))
 
 
 __all__ = ["HANDLERS", "Handler", "Lanes", "Node", "lanes"]

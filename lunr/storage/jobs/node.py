@@ -8,6 +8,7 @@ from typing import Any
 
 from lunr.storage.engine import Engine
 from lunr.storage.exports import Exports
+from lunr.storage.filling.fillings import Fillings
 from lunr.storage.job import Job
 from lunr.storage.pools.base import Pool
 from lunr.storage.references import References
@@ -20,6 +21,7 @@ class Node:
     pool: Pool
     exports: Exports
     engine: Engine
+    fillings: Fillings
     references: References
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from lunr.common import errors, ids
+from lunr.storage.filling.volume import Filling, Task
 from lunr.storage.job import Job, Stop
 from lunr.storage.jobs.node import Node
 from lunr.storage.pools.base import Snapshot
+
+#: Damaged objects that a reason names.
+_DAMAGE_TOLD = 3
 
 
 def create(node: Node, job: Job) -> None:
@@ -31,29 +33,58 @@ def clone(node: Node, job: Job) -> None:
     node.pool.clone(job.volume_id, origin, job.size(), job.tick)
 
 
-def restore(node: Node, job: Job) -> dict[str, Any]:
-    """A volume with the bytes of a backup; none at all if it can't be had whole."""
-    volume_id, size = job.volume_id, job.size()
-    backup_id, repository = job.id_of("backup_id"), job.id_of("repository")
-    # An attempt that was killed left some bytes; the engine writes only what is not zero.
-    node.pool.delete(volume_id, job.heed)
-    node.pool.create(volume_id, size)
+class RestoreDamaged(errors.LunrError):
+    """Not all of the backup is there any more: {damage}. All else is restored. These bytes can't be read until they are written."""  # noqa: E501
+
+    code = "restore_damaged"
+
+
+def restore(node: Node, job: Job) -> None:
+    """A volume that can be used as if it had the bytes of a backup (docs/restores.md)."""
+    task = Task(job.id_of("backup_id"), job.id_of("repository"), job.size())
     try:
-        return node.engine.run(
-            job,
-            "restore",
-            repository=repository,
-            backup_id=backup_id,
-            target=str(node.pool.path(volume_id)),
-            size_bytes=size,
-            target_is_zero=True,
-        )
+        # Nobody has written to it before its task is kept: one that is there is all zeros.
+        node.pool.create(job.volume_id, task.size_bytes)
+        node.fillings.begin(job.volume_id, task, lambda: job.heed(0, 0))
     except BaseException:
         # If the job was lost, another attempt may be at it already.
         if job.stop_reason is not Stop.LOST:
+            node.fillings.remove(job.volume_id)
             # A slow pool, told at once that it is cancelled, wipes on in the background.
-            node.pool.delete(volume_id, job.heed)
+            node.pool.delete(job.volume_id, job.heed)
         raise
+
+
+def fill(node: Node, job: Job) -> None:
+    """All bytes of the backup on the volume; as long as it is filled, the job is about that."""
+    filling = node.fillings.need(job.volume_id)
+    with job.stoppable(lambda _: filling.wake()):
+        _follow(filling, job)
+    filling.is_told = True
+
+
+def _follow(filling: Filling, job: Job) -> None:
+    """Have it filled as the API says, until it is full."""
+    wanted = None
+    while not filling.is_filled:
+        told = {**job.payload, **job.orders}
+        if wanted != (wanted := (str(told["fill"]), int(told["fill_limit_bytes"]))):
+            filling.fill(*wanted)
+        filling.wait(1.0)
+        if job.stop_reason is Stop.CANCELLED:
+            filling.fill("never", 0)
+        job.heed(0, 0)
+        progress = filling.progress
+        job.advance(progress.done, progress.total)
+        job.news = {
+            "fill": {
+                "rate": progress.rate,
+                "remaining": progress.remaining,
+                "trouble": filling.trouble,
+            }
+        }
+        if filling.is_stuck:
+            raise RestoreDamaged(damage="; ".join(filling.damaged[:_DAMAGE_TOLD]))
 
 
 def extend(node: Node, job: Job) -> None:
@@ -69,4 +100,5 @@ def delete(node: Node, job: Job) -> None:
     logged in all the same, nothing is done to it.
     """
     node.exports.detach(job.volume_id)
+    node.fillings.remove(job.volume_id)
     node.pool.delete(job.volume_id, job.tick)

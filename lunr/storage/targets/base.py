@@ -147,6 +147,17 @@ class Target(abc.ABC):
         """
 
     @abc.abstractmethod
+    def reopen(self, export: Export) -> None:
+        """Open what is exported anew, by the path of `export`; nothing, if it is not exported.
+
+        What it had open before may be dead. Initiators lose their connection and log in
+        again by themselves.
+
+        Raises:
+            TargetUnavailable, TargetFailed
+        """
+
+    @abc.abstractmethod
     def limits_io(self) -> bool:
         """Whether limits of I/O can be enforced on this node."""
 

@@ -119,11 +119,21 @@ class LioTarget(Target):
         if export.initiator is None:
             raise NameNeeded(id=export.volume_id)
         with self._lock:
-            self._limits.check(export)
-            _do(f"export volume {export.volume_id}", tree.prepare, export, self._portal)
-            _do(f"cut sessions of {export.volume_id}", _cut_strangers, export)
-            self._limits.set(export)
-            _do(f"export volume {export.volume_id}", tree.admit, export)
+            self._ensure(export)
+
+    def _ensure(self, export: Export) -> None:
+        self._limits.check(export)
+        _do(f"export volume {export.volume_id}", tree.prepare, export, self._portal)
+        _do(f"cut sessions of {export.volume_id}", _cut_strangers, export)
+        self._limits.set(export)
+        _do(f"export volume {export.volume_id}", tree.admit, export)
+
+    def reopen(self, export: Export) -> None:
+        """Make the export anew: the kernel keeps a file open as long as it has the disk."""
+        with self._lock:
+            if export.volume_id in tree.disks():
+                _do(f"reopen volume {export.volume_id}", _take_down, export.volume_id)
+                self._ensure(export)
 
     def resize(self, volume_id: str) -> None:
         """Initiators see the new size when they look (``iscsiadm --rescan``); no session ends."""

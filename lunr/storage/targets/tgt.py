@@ -33,6 +33,7 @@ import re
 import threading
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from lunr.common import errors
@@ -70,13 +71,16 @@ _PLAIN_PATH = re.compile(r"[^,\x00-\x1f\x7f]+")
 
 
 class TgtTarget(Target):
-    """The tgtd whose control socket is `socket`; it exports volumes that live under `pool`."""
+    """The tgtd whose control socket is `socket`; it exports volumes under one of `folders`.
+
+    The first of these is the pool's.
+    """
 
     name = "tgt"
 
-    def __init__(self, socket: Path, pool: Path) -> None:
+    def __init__(self, socket: Path, *folders: Path) -> None:
         self._socket = socket
-        self._pool = pool
+        self._folders = folders
         # tgtd does one request at a time; an export takes several that belong together.
         self._lock = threading.Lock()
         #: Of each target, what its account was made with; tgtd does not show secrets.
@@ -102,7 +106,7 @@ class TgtTarget(Target):
 
     def limits_io(self) -> bool:
         """Only block devices have limits."""
-        return self._pool.is_relative_to("/dev") and limits.available()
+        return self._folders[0].is_relative_to("/dev") and limits.available()
 
     def ensure(self, export: Export) -> None:
         """Make or correct the target, offline, and let initiators in last."""
@@ -134,6 +138,14 @@ class TgtTarget(Target):
             for target in self._targets():
                 if volume_of(target.iqn) == volume_id and self._is_ours(target):
                     self._reopen(target, volume_id, deadline)
+
+    def reopen(self, export: Export) -> None:
+        """As for :meth:`resize`."""
+        deadline = time.monotonic() + _REMOVE_TIMEOUT
+        with self._lock:
+            target = self._find(export.iqn)
+            if target is not None:
+                self._reopen(target, export.volume_id, deadline, str(export.path))
 
     def remove(self, volume_id: str, force: bool = False) -> None:
         """Take the target offline, so that nobody comes anew, then remove it."""
@@ -225,7 +237,9 @@ class TgtTarget(Target):
 
     # --- parts of resize ---------------------------------------------------------
 
-    def _reopen(self, target: Shown, volume_id: str, deadline: float) -> None:
+    def _reopen(
+        self, target: Shown, volume_id: str, deadline: float, path: str | None = None
+    ) -> None:
         self._set_state(target.tid, "offline")
         pause = 0.02
         for lun, unit in target.luns.items():
@@ -241,8 +255,9 @@ class TgtTarget(Target):
                     time.sleep(pause)
                     pause = min(pause * 2, 1.0)
                 else:
-                    self._open(target.tid, lun, unit)
-                    self._identify(target.tid, lun, unit)
+                    now = unit if path is None else replace(unit, path=path)
+                    self._open(target.tid, lun, now)
+                    self._identify(target.tid, lun, now)
                     break
         self._set_state(target.tid, "ready")
 
@@ -323,7 +338,7 @@ class TgtTarget(Target):
         paths = [Path(path) for path in _volume(target).values()]
         if not paths:
             return target.state == "offline" or not (target.acls or target.accounts)
-        return all(path.is_relative_to(self._pool) for path in paths)
+        return all(any(map(path.is_relative_to, self._folders)) for path in paths)
 
 
 def _volume(target: Shown) -> dict[int, str]:

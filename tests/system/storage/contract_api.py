@@ -27,6 +27,8 @@ class ContractApi:
         self.reconciled: list[dict[str, Any]] = []
         self.exports: list[dict[str, Any]] = []
         self.volumes: list[dict[str, Any]] = []
+        #: Those that are being restored, as far as this API knows.
+        self.filling: set[str] = set()
         self.delete: dict[str, list[str]] = {"volumes": [], "snapshots": []}
         self.refused: list[str] = []
         self._changed = threading.Condition()
@@ -165,6 +167,7 @@ class ContractApi:
                 "volumes": self.volumes,
                 "snapshots": [],
                 "exports": self.exports,
+                "filling": sorted(self.filling),
                 "delete": self.delete,
                 "unknown": {
                     "volumes": [id for id in found["volumes"] if id not in known],
@@ -216,4 +219,5 @@ class ContractApi:
             elif told["status"] != "RUNNING":
                 job.update(status=told["status"], result=told.get("result"), error=error)
             self._changed.notify_all()
-            return 200, {"cancel": job["cancel"], "lease_seconds": self.lease_seconds}
+            orders = job["payload"] if job["kind"] == "volume.fill" else {}
+            return 200, {"cancel": job["cancel"], "lease_seconds": self.lease_seconds, **orders}

@@ -12,6 +12,7 @@ from lunr.storage.agent import Agent
 from lunr.storage.api_client import ApiClient
 from lunr.storage.engine import WORKER, Engine
 from lunr.storage.exports import Exports
+from lunr.storage.filling.fillings import Fillings
 from lunr.storage.jobs import Node
 from lunr.storage.metrics import Metrics
 from lunr.storage.pools.base import Pool
@@ -38,7 +39,9 @@ class Place:
 
     def parts(self, worker: Sequence[str] = WORKER) -> tuple[FilesPool, TgtTarget, Engine]:
         pool = FilesPool(self.pool, image_gib=1)
-        return pool, TgtTarget(self.socket, self.pool), self.engine(worker)
+        engine = self.engine(worker)
+        filling = Fillings.folder_in(own_folder(engine) / "run")
+        return pool, TgtTarget(self.socket, self.pool, filling), engine
 
     def engine(self, worker: Sequence[str] = WORKER) -> Engine:
         return Engine(url=f"files:{self.store}", options={}, key=KEY, command=worker)
@@ -48,18 +51,36 @@ class Place:
         return make_agent(pool, target, engine, url, self.portal, **options)
 
 
+def own_folder(engine: Engine) -> Path:
+    """Where the node has its state: beside the store."""
+    return Path(f"{engine.url.removeprefix('files:')}-node")
+
+
+def make_fillings(pool: Pool, engine: Engine) -> Fillings:
+    folder = own_folder(engine)
+    return Fillings(pool, engine, folder / "state", folder / "run")
+
+
 def make_agent(
-    pool: Pool, target: Target, engine: Engine, url: str, portal: str, **options: Any
+    pool: Pool,
+    target: Target,
+    engine: Engine,
+    url: str,
+    portal: str,
+    **options: Any,
 ) -> Agent:
-    exports = Exports(pool, target)
+    fillings = make_fillings(pool, engine)
+    exports = Exports(fillings, target)
+    references = References(pool, keep=options.pop("keep", True), days=1)
     metrics = Metrics()
     return Agent(
-        Node(pool, exports, engine, References(pool, keep=options.pop("keep", True), days=1)),
+        Node(pool, exports, engine, fillings, references),
         target,
         ApiClient(url, NODE, options.pop("token", TOKEN)),
         portal,
         heartbeat=1,
         quick_workers=2,
         data_workers=2,
+        concurrent_fills=1,
         metrics=metrics,
     )

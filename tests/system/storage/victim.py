@@ -19,7 +19,7 @@ from lunr.storage.exports import Exports
 from lunr.storage.job import Job
 from lunr.storage.jobs import HANDLERS, Node
 from lunr.storage.references import References
-from tests.system.storage.nodes import Place
+from tests.system.storage.nodes import Place, make_fillings
 
 
 class Doomed:
@@ -57,9 +57,9 @@ def main() -> None:
     pool, target, engine = place.parts()
     pool.check()
     parts: list[Any] = [Doomed(part) for part in (pool, target, engine)]
-    node = Node(
-        parts[0], Exports(parts[0], parts[1]), parts[2], References(parts[0], keep=True, days=1)
-    )
+    fillings = make_fillings(pool, engine)
+    references = References(parts[0], keep=True, days=1)
+    node = Node(parts[0], Exports(fillings, parts[1]), parts[2], fillings, references)
     concurrency.blocking = lambda function, *args: doomed(function)(*args)
     Doomed.left = int(sys.argv[3])
     try:

@@ -28,6 +28,7 @@ from lunr.storage.references import References
 from lunr.storage.targets.tgt import TgtTarget
 from tests.support.initiator import sh
 from tests.support.volume_groups import volume_group
+from tests.system.storage.nodes import make_fillings
 
 # For a machine that has other things to do, too.
 pytestmark = pytest.mark.timeout(300)
@@ -125,7 +126,9 @@ class Work:
         self._folder = folder
         engine = Engine(url=f"files:{folder}/store", options={}, key=KEY)
         target = TgtTarget(folder / "no-socket", Path("/dev", GROUP))
-        self._node = Node(pool, Exports(pool, target), engine, References(pool, keep=True, days=1))
+        fillings = make_fillings(pool, engine)
+        references = References(pool, keep=True, days=1)
+        self._node = Node(pool, Exports(fillings, target), engine, fillings, references)
 
     def do(self, kind: str, volume_id: str, **payload: Any) -> Any:
         claimed = {"id": "j", "kind": kind, "lease": "l", "lease_seconds": 600, "attempt": 1}

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from lunr.storage.engine import Engine
 from lunr.storage.exports import Exports
 from lunr.storage.pools.files import FilesPool
 from lunr.storage.targets import lio_tree
@@ -20,6 +21,7 @@ from tests.support.initiator import Initiator, sh
 from tests.support.services import XFS_MINIMUM
 from tests.support.slices import Slices
 from tests.support.target_contract import export_of
+from tests.system.storage.nodes import KEY, make_fillings
 from tests.vm.storage.conftest import Driver, lio_left_over, logged_in, offered
 
 MIB = 1 << 20
@@ -152,7 +154,8 @@ def test_a_node_starts_anew(
     export = dataclasses.replace(export_of(pool.path("v1")), ip="127.0.0.1")
     names = ("volume_id", "iqn", "lun", "username", "password", "serial", "initiator", "ip")
     wanted = {name: getattr(export, name) for name in names}
-    Exports(pool, lio).attach("v1", wanted)
+    fillings = make_fillings(pool, Engine(url=f"files:{pool.folder}/store", options={}, key=KEY))
+    Exports(fillings, lio).attach("v1", wanted)
     with (
         logged_in(initiator, offered(export, lio_portal)) as device,
         writing(device) as counted,
@@ -162,7 +165,7 @@ def test_a_node_starts_anew(
         assert lio_left_over() == []
         target = LioTarget(lio_portal, pool.folder)
         target.check()
-        Exports(pool, target).restore(lambda: [wanted])
+        Exports(fillings, target).restore(lambda: [wanted])
         wait_for_answer(device)
         assert target.exports() == {"v1": [{"initiator": export.initiator, "ip": export.ip}]}
     assert_written(export.path, counted[0])

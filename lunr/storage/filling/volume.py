@@ -1,0 +1,488 @@
+"""One volume that fills: its places on the node, and the process that serves it, kept alive."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import shutil
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from lunr.backup.image import mounting
+from lunr.common import concurrency, errors, ids, private
+from lunr.storage.backoff import Backoff
+from lunr.storage.engine import Engine
+from lunr.storage.filling.worker import Worker, reach, take_lock
+from lunr.storage.pools.base import Extent
+
+_log = logging.getLogger(__name__)
+
+#: Seconds that a process serves before its death counts as the first one.
+_HEALTHY = 30.0
+#: Seconds for the first mount. The store is asked for the backup's root then.
+_MOUNT_TIMEOUT = 60.0
+#: Seconds until a process that was told to end is killed.
+_END_TIMEOUT = 15.0
+#: Seconds for an answer. What is being written is waited for.
+_ANSWER_TIMEOUT = 30.0
+_FILE = "volume"
+
+
+class FillingDied(errors.LunrError):
+    """The process that serves volume {id} ended: {reason}"""
+
+    code = "filling_died"
+    retry = True
+
+
+class FillingBusy(errors.LunrError):
+    """Volume {id}, which is being restored, does not stand still: {reason}"""
+
+    code = "filling_busy"
+    retry = True
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a volume is filled from; kept on the node until it is full.
+
+    Attributes:
+        is_filled: nothing is absent any more, and the maps are gone.
+    """
+
+    backup_id: str
+    repository: str
+    size_bytes: int
+    is_filled: bool = False
+
+    def write(self, path: Path) -> None:
+        """Keep it at `path`, so that a power cut does not lose it."""
+        concurrency.blocking(private.write, path, json.dumps(asdict(self)))
+        concurrency.blocking(_sync, path.parent)
+
+    @classmethod
+    def read(cls, path: Path) -> Task:
+        """What is kept at `path`.
+
+        Raises:
+            FileNotFoundError: nothing.
+        """
+        return cls(**json.loads(path.read_text()))
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a fill is.
+
+    Attributes:
+        done: bytes that are there, of `total`.
+        rate: bytes a second.
+        remaining: seconds, or None: nobody knows.
+        damaged: parts of it that can't be fetched, because the backup is damaged.
+        missing: parts of it that are not there yet, the damaged ones included.
+    """
+
+    done: int = 0
+    total: int = 0
+    rate: int = 0
+    remaining: int | None = None
+    damaged: int = 0
+    missing: int = 1
+
+
+class Filling:
+    """A volume while it is filled, and until nobody uses the way past the process any more.
+
+    Attributes:
+        task: what it is filled from.
+        progress: how far it is.
+        trouble: why the fill does not go on; None: it does.
+        is_told: whether the API knows that it is full.
+        is_stale: whether the process is another than the one that exports were made of.
+    """
+
+    def __init__(
+        self,
+        volume_id: str,
+        state: Path,
+        run: Path,
+        target: Callable[[], Path],
+        engine: Engine,
+        remounted: Callable[[str], None],
+    ) -> None:
+        """Nothing is done yet.
+
+        Args:
+            volume_id: the volume.
+            state: its folder that survives a reboot.
+            run: its folder that is good for this boot.
+            target: tells where the pool has the volume.
+            engine: how the store is reached.
+            remounted: called with the id when the process was started again: whoever
+                has the file open must open it anew.
+        """
+        self.volume_id = volume_id
+        self._state = state
+        self._run = run
+        self._target = target
+        self._engine = engine
+        self._remounted = remounted
+        self.task: Task | None = None
+        self.progress = Progress()
+        self.trouble: str | None = None
+        self.is_told = False
+        self.is_stale = False
+        self._changed = threading.Condition()
+        self._stopping = threading.Event()
+        self._worker: Worker | None = None
+        self._orders = ("fill never", "limit 0")
+        self._mounted = False
+        self._filled = False
+        self._failed: errors.LunrError | None = None
+        self._damaged: dict[str, str] = {}
+        self._answer: dict[str, Any] | None = None
+        self._thread: threading.Thread | None = None
+
+    # --- what there is ---------------------------------------------------------------
+
+    @property
+    def path(self) -> Path:
+        """The file that serves it."""
+        return self._mountpoint / _FILE
+
+    @property
+    def is_filled(self) -> bool:
+        """Whether all is there."""
+        return self._filled
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether it is an ordinary volume: full, and served by the pool alone."""
+        return self.task is not None and self.task.is_filled
+
+    @property
+    def damaged(self) -> list[str]:
+        """What can't be fetched, a sentence each."""
+        return list(self._damaged.values())
+
+    @property
+    def is_stuck(self) -> bool:
+        """Whether nothing is left to fetch but what is damaged."""
+        progress = self.progress
+        return 0 < progress.missing <= progress.damaged
+
+    @property
+    def _mountpoint(self) -> Path:
+        return self._run / "mnt"
+
+    @property
+    def _task_file(self) -> Path:
+        return self._state / "task"
+
+    def shown(self) -> dict[str, Any]:
+        """How far it is, for operators."""
+        return {
+            "backup_id": None if self.task is None else self.task.backup_id,
+            "path": str(self.path),
+            **asdict(self.progress),
+            "trouble": self.trouble,
+            "damage": self.damaged,
+        }
+
+    # --- its life --------------------------------------------------------------------
+
+    def load(self) -> bool:
+        """Read what is kept of it; whether there was something."""
+        try:
+            self.task = Task.read(self._task_file)
+        except FileNotFoundError:
+            return False
+        self._filled = self.task.is_filled
+        return True
+
+    def keep(self, task: Task) -> None:
+        """Begin, with a target that is zeros."""
+        self._state.mkdir(mode=0o700, parents=True, exist_ok=True)
+        task.write(self._task_file)
+        concurrency.blocking(_sync, self._state.parent)
+        self.task = task
+
+    def start(self) -> None:
+        """Have it served from now on, whatever becomes of the process."""
+        if self._thread is not None or self.is_settled:
+            return
+        self._mountpoint.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._thread = threading.Thread(
+            target=self._serve, name=f"filling-{self.volume_id}", daemon=True
+        )
+        self._thread.start()
+
+    def wait_mounted(self, heed: Callable[[], None]) -> None:
+        """Return when it can be used; `heed` is called meanwhile and may raise.
+
+        Raises:
+            FillingDied: it can't, and what it can't for will perhaps pass.
+            errors.RemoteError: the process said why.
+        """
+        deadline = time.monotonic() + _MOUNT_TIMEOUT
+        with self._changed:
+            while not self._mounted:
+                if self._failed is not None:
+                    raise self._failed
+                if time.monotonic() > deadline:
+                    raise FillingDied(id=self.volume_id, reason="it did not begin in time")
+                heed()
+                self._changed.wait(0.5)
+
+    def fill(self, mode: str, limit: int) -> None:
+        """Fill so from now on (eager, lazy, never; bytes a second, 0: no limit).
+
+        Damaged parts are tried again.
+        """
+        with self._changed:
+            self._orders = (f"fill {mode}", f"limit {limit}")
+            self._damaged.clear()
+            worker = self._worker if self._mounted else None
+        if worker is not None:
+            self._give_orders(worker)
+
+    def wait(self, seconds: float) -> None:
+        """Wait for news."""
+        with self._changed:
+            self._changed.wait(seconds)
+
+    def wake(self) -> None:
+        """End the waits."""
+        with self._changed:
+            self._changed.notify_all()
+
+    @contextlib.contextmanager
+    def still(self) -> Iterator[list[Extent]]:
+        """The extents that are absent, in order; they stay so inside: take a snapshot.
+
+        Raises:
+            FillingBusy: they did not stay so, or nobody says which they are.
+        """
+        with self._changed:
+            worker = self._worker if self._mounted else None
+        if worker is None:
+            raise FillingBusy(id=self.volume_id, reason="its process is being started again")
+        found = self._ask(worker, "still", "unfetched")
+        try:
+            yield [Extent(offset, offset + length) for offset, length in found["extents"]]
+        finally:
+            gone = self._ask(worker, "go", "gone")
+        if not gone["in_time"]:
+            raise FillingBusy(id=self.volume_id, reason="the snapshot took too long")
+
+    def settle(self) -> bool:
+        """Serve it no more, if it is full and nobody has it open; whether that is so.
+
+        Nobody may begin to open it meanwhile.
+        """
+        if self.is_settled:
+            return True
+        if not self._filled:
+            return False
+        self._stopping.set()
+        with self._changed:
+            worker = self._worker if self._mounted else None
+            if worker is not None:
+                self._answer = None
+                worker.order("unmount")
+                self._changed.wait_for(
+                    lambda: self._answer is not None or self._worker is None, _ANSWER_TIMEOUT
+                )
+            still_there = self._worker is not None
+        if still_there or not self._is_ended(_END_TIMEOUT):
+            self._resume()
+            return False
+        assert self.task is not None
+        full = Task(self.task.backup_id, self.task.repository, self.task.size_bytes, True)
+        full.write(self._task_file)
+        self.task = full
+        for name in ("map", "map.root"):
+            (self._state / name).unlink(missing_ok=True)
+        self._clear_run()
+        return True
+
+    def _resume(self) -> None:
+        self._stopping.clear()
+        if self._thread is not None and not self._thread.is_alive():
+            self._thread = None
+            self.start()
+
+    def close(self) -> None:
+        """Unmount it, whoever has it open, and end the process; all that is kept stays."""
+        self._stopping.set()
+        with self._changed:
+            worker = self._worker
+        if worker is not None:
+            worker.order("detach")
+        if not self._is_ended(_END_TIMEOUT):
+            with self._changed:
+                worker = self._worker
+            if worker is not None:
+                worker.kill()
+            if not self._is_ended(_END_TIMEOUT):
+                raise FillingBusy(id=self.volume_id, reason="its process can't be ended")
+
+    def remove(self) -> None:
+        """End it, and forget all of it; the target stays.
+
+        Raises:
+            FillingBusy: the process can't be ended.
+        """
+        self.close()
+        self._clear_run()
+        # The task last: what is half removed is removed again.
+        for name in ("map", "map.root", "task"):
+            (self._state / name).unlink(missing_ok=True)
+        shutil.rmtree(self._state, ignore_errors=True)
+
+    def _clear_run(self) -> None:
+        if self._run.exists():
+            mounting.detach_dead(self._mountpoint)
+            shutil.rmtree(self._run, ignore_errors=True)
+
+    def _is_ended(self, seconds: float) -> bool:
+        """Whether the process is dead, within so many seconds."""
+        if not self._run.exists():
+            return True
+        deadline = time.monotonic() + seconds
+        while (lock := take_lock(self._run)) is None:
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(0.02)
+        os.close(lock)
+        return True
+
+    # --- the process -----------------------------------------------------------------
+
+    def _serve(self) -> None:
+        backoff = Backoff(self._stopping)
+        while not self._stopping.is_set():
+            begun = time.monotonic()
+            try:
+                self._serve_once()
+                error: errors.LunrError = FillingDied(id=self.volume_id, reason="nobody knows why")
+            except errors.LunrError as raised:
+                error = raised
+            except OSError as raised:
+                error = FillingDied(id=self.volume_id, reason=str(raised))
+            if self._stopping.is_set():
+                return
+            with self._changed:
+                self._failed = error
+                self._changed.notify_all()
+            if time.monotonic() - begun > _HEALTHY:
+                backoff.over()
+            backoff.wait(error)
+
+    def _serve_once(self) -> None:
+        """Serve until the process ends.
+
+        Raises:
+            errors.LunrError: why it ended.
+        """
+        worker = reach(self._run, self._order())
+        with self._changed:
+            self._worker = worker
+        if self._stopping.is_set():  # whoever wants it to end has not seen it
+            worker.order("detach")
+        try:
+            for event in worker.events():
+                self._hear(worker, event)
+        finally:
+            with self._changed:
+                self._worker, self._mounted = None, False
+                self._changed.notify_all()
+            worker.close()
+
+    def _order(self) -> dict[str, Any]:
+        assert self.task is not None
+        return {
+            "task": "volume",
+            **self._engine.access(),
+            "repository": ids.check(self.task.repository),
+            "backup_id": ids.check(self.task.backup_id),
+            "mountpoint": str(self._mountpoint),
+            "target": str(self._target()),
+            "size_bytes": self.task.size_bytes,
+            "target_is_zero": True,
+            "map": str(self._state / "map"),
+            "live": str(self._run / "live"),
+            "fill": "never",
+        }
+
+    def _hear(self, worker: Worker, event: dict[str, Any]) -> None:
+        name = event.pop("event", None)
+        if name == "mounted":
+            _log.info("volume %s can be used; it took %s s", self.volume_id, event["seconds"])
+            self._give_orders(worker)
+        with self._changed:
+            match name:
+                case "mounted":
+                    self._mounted, self._failed = True, None
+                    self.is_stale = self.is_stale or worker.is_new
+                case "progress":
+                    known = Progress.__dataclass_fields__
+                    self.progress = Progress(**{k: v for k, v in event.items() if k in known})
+                case "trouble" | "store":
+                    self.trouble = event["reason"]
+                case "damaged":
+                    start, end = event["offset"], event["offset"] + event["length"]
+                    self._damaged[event["object"]] = (
+                        f"bytes {start} to {end} can't be had: {event['reason']}"
+                    )
+                case "filled":
+                    self._filled, self.trouble = True, None
+                case "unfetched" | "gone" | "busy" | "refused":
+                    self._answer = {"event": name, **event}
+                case "failed":
+                    self._failed = errors.RemoteError(
+                        event["code"], event["reason"], bool(event.get("retry"))
+                    )
+                    raise self._failed
+            self._changed.notify_all()
+        if name == "mounted" and worker.is_new:
+            # Not here: whoever exports volumes may be waiting for this one's events.
+            threading.Thread(target=self._remounted, args=(self.volume_id,), daemon=True).start()
+
+    def _told(self) -> dict[str, Any] | None:
+        return self._answer
+
+    def _give_orders(self, worker: Worker) -> None:
+        for order in self._orders:
+            worker.order(order)
+
+    def _ask(self, worker: Worker, order: str, answer: str) -> dict[str, Any]:
+        """Give an order, and return the event that answers it.
+
+        Raises:
+            FillingBusy: none came.
+        """
+        with self._changed:
+            self._answer = None
+            worker.order(order)
+            self._changed.wait_for(
+                lambda: self._answer is not None or self._worker is not worker, _ANSWER_TIMEOUT
+            )
+            told = self._told()
+        if told is None or told["event"] != answer:
+            raise FillingBusy(id=self.volume_id, reason=f"{order!r} was answered by {told}")
+        return told
+
+
+def _sync(folder: Path) -> None:
+    file = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(file)
+    finally:
+        os.close(file)

@@ -1,0 +1,165 @@
+"""The process that serves a filling volume (lunr/backup/image/worker.py), as the node sees it.
+
+It outlives the agent, which may be killed and started again while the volume is in
+use. So whoever wants to start one takes a lock first that the process inherits and
+holds as long as it lives; who does not get the lock talks to the one that is there.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import logging
+import os
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from lunr.common import errors
+from lunr.storage import system
+
+_log = logging.getLogger(__name__)
+
+COMMAND = (sys.executable, "-m", "lunr.backup.image.worker")
+#: In the process's folder, which it runs in: a unix socket's path has at most 107 bytes (unix(7)).
+CONTROL = "control"
+_LOCK = "lock"
+_PAUSE = 0.05
+#: Seconds that one which lives is given to open its socket, or to die.
+_REACH = 60.0
+
+
+class WorkerSilent(errors.LunrError):
+    """The process that serves the filling volume in {folder} lives but can't be reached."""
+
+    code = "filling_silent"
+    retry = True
+
+
+class Worker:
+    """One process, and the connection that orders go over, and events come.
+
+    Attributes:
+        is_new: whether it was started here; else it was there already.
+    """
+
+    def __init__(
+        self,
+        connection: socket.socket,
+        pid: int,
+        process: subprocess.Popen[bytes] | None,
+    ) -> None:
+        self.is_new = process is not None
+        self._connection = connection
+        self._pid = pid
+        self._process = process
+
+    def events(self) -> Iterator[dict[str, Any]]:
+        """What it tells, until it ends or the connection does."""
+        with contextlib.suppress(ConnectionError), self._connection.makefile("rb") as lines:
+            for line in lines:
+                if line.endswith(b"\n"):  # else it was killed while it told
+                    yield json.loads(line)
+
+    def order(self, order: str) -> None:
+        """Give an order. One that is gone is noticed where its events end."""
+        with contextlib.suppress(OSError):
+            self._connection.sendall(order.encode() + b"\n")
+
+    def kill(self) -> None:
+        """End it at once."""
+        _log.warning("killing the process %d, which serves a filling volume", self._pid)
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self._pid, signal.SIGKILL)
+
+    def close(self) -> None:
+        """Let go of it, after its events have ended."""
+        self._connection.close()
+        if self._process is not None:
+            # Its connection closes when it exits; where a device hangs, that takes its time.
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(1.0)
+
+
+def reach(folder: Path, task: Mapping[str, Any], command: Sequence[str] = COMMAND) -> Worker:
+    """The process that serves in `folder`; one is started with `task` if there is none.
+
+    Args:
+        folder: where it has its lock and its control socket.
+        task: as lunr/backup/image/worker.py has it; holds secrets.
+        command: what starts one.
+
+    Raises:
+        WorkerSilent: there is one that does not answer.
+        OSError: none can be started.
+    """
+    deadline = time.monotonic() + _REACH
+    while time.monotonic() < deadline:
+        lock = take_lock(folder)
+        if lock is not None:
+            try:
+                return _start(folder, task, command, lock)
+            finally:
+                os.close(lock)
+        try:
+            return _adopt(folder)
+        except OSError:  # it is just beginning, or ending
+            time.sleep(_PAUSE)
+    raise WorkerSilent(folder=folder)
+
+
+def take_lock(folder: Path) -> int | None:
+    """The lock of `folder`, as a descriptor; None: a process serves there."""
+    lock = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(lock)
+        return None
+    return lock
+
+
+def _start(folder: Path, task: Mapping[str, Any], command: Sequence[str], lock: int) -> Worker:
+    ours, its = socket.socketpair()
+    try:
+        with its:
+            os.set_blocking(its.fileno(), True)  # eventlet makes sockets otherwise
+            process = subprocess.Popen(
+                command,
+                stdin=its.fileno(),
+                stdout=its.fileno(),
+                cwd=folder,
+                env=system.environment(),
+                start_new_session=True,
+                pass_fds=[lock],
+            )
+        worker = Worker(ours, process.pid, process)
+    except BaseException:
+        ours.close()
+        raise
+    worker.order(json.dumps({**task, "control": CONTROL}))
+    return worker
+
+
+def _adopt(folder: Path) -> Worker:
+    connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        at = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            connection.connect(f"/proc/self/fd/{at}/{CONTROL}")
+        finally:
+            os.close(at)
+        size = struct.calcsize("3i")
+        peer = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, size)
+    except BaseException:
+        connection.close()
+        raise
+    pid, _, _ = struct.unpack("3i", peer)
+    return Worker(connection, pid, None)

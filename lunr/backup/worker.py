@@ -94,12 +94,7 @@ def _save(job: Job) -> dict[str, Any]:
     except (TypeError, ValueError) as error:
         raise errors.BadRequest(reason=f"allocated: {error}") from error
     with source:
-        changed = task.get("changed")
-        try:
-            if changed is not None:
-                Extents(changed)
-        except (TypeError, ValueError) as error:
-            raise errors.BadRequest(reason=f"changed: {error}") from error
+        changed = _checked(task.get("changed"))
         is_there = _is_there(job.repository, job["backup_id"])
         root = save(
             job.repository,
@@ -118,6 +113,18 @@ def _save(job: Job) -> dict[str, Any]:
             cancel=job.cancel,
         )
     return {**asdict(root.statistics), "parent_id": root.parent_id, "written": not is_there}
+
+
+def _checked(changed: Any) -> list[list[int]] | None:
+    if changed is None:
+        return None
+    if not isinstance(changed, list):
+        raise errors.BadRequest(reason="changed is no list.")
+    try:
+        Extents(changed)
+    except (TypeError, ValueError) as error:
+        raise errors.BadRequest(reason=f"changed: {error}") from error
+    return changed
 
 
 def _is_there(repository: Repository, backup_id: str) -> bool:

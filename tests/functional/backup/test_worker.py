@@ -113,7 +113,8 @@ def test_the_life_of_two_backups(place: Place) -> None:
     did = place.do("save", **place.save("b1"))
     assert did["bytes_read"] == len(first)
     assert did["parent_id"] is None
-    assert place.do("save", **place.save("b1")) == did
+    assert did["written"]
+    assert place.do("save", **place.save("b1")) == {**did, "written": False}
     second = first[: 4 << 20] + b"changed" + first[(4 << 20) + 7 :]
     place.source.write_bytes(second)
     did = place.do("save", **place.save("b2", "b1"))
@@ -142,6 +143,39 @@ def test_the_life_of_two_backups(place: Place) -> None:
     found = place.do("collect", keep=[])
     place.do("sweep", keep=[], collection=found["collection"])
     assert place.do("collect", keep=[]) == {"collection": None, "condemned": 0}
+    assert place.files() == []
+
+
+def test_only_what_may_have_changed_is_read(place: Place) -> None:
+    block = 32 << 10
+    data = bytearray(os.urandom(9 << 20))
+    place.source.write_bytes(data)
+    place.do("save", **place.save("b1"))
+    data[5 * block : 5 * block + 3] = b"one"
+    data[200 * block : 200 * block + 3] = b"two"
+    place.source.write_bytes(data)
+    changed = [[5 * block, 6 * block], [200 * block + 1, 200 * block + 2]]
+    did = place.do("save", **place.save("b2", "b1"), changed=changed)
+    assert did["bytes_read"] == 2 * block
+    assert place.do("save", **place.save("b3", "b2"), changed=[])["bytes_read"] == 0
+    # Of what is not there nobody knows what has changed since.
+    assert place.do("save", **place.save("b4", "none"), changed=[])["bytes_read"] == len(data)
+    assert place.do("save", **place.save("b5"), changed=[])["bytes_read"] == len(data)
+    for backup_id in ("b2", "b3", "b4", "b5"):
+        place.target.write_bytes(bytes(len(data)))
+        place.do("restore", backup_id=backup_id, target=str(place.target), size_bytes=len(data))
+        assert place.target.read_bytes() == data
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [7, {}, "all", [7], [[1]], [[1, 2, 3]], [["a", "b"]], [[5, 5]], [[-1, 3]], [[4, 8], [0, 4]]],
+)
+def test_changes_that_make_no_sense_are_refused(place: Place, changed: Any) -> None:
+    place.source.write_bytes(b"x" * 1000)
+    refused = place.fail("save", **place.save("b1"), changed=changed)
+    assert refused["code"] == "bad_request"
+    assert "changed" in refused["reason"]
     assert place.files() == []
 
 

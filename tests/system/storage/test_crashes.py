@@ -9,12 +9,13 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from lunr.storage.pools.base import Snapshot
+from lunr.storage.pools.base import Purpose, Snapshot
 from tests.support.services import CHECKOUT, Tgtd
 from tests.system.storage import iscsi
 from tests.system.storage.contract_api import ContractApi
@@ -25,6 +26,7 @@ MIB = 1 << 20
 SIZE = 8 * MIB
 STORED = {"repository": "account1", "backup_id": "b1"}
 SAVE = {**STORED, "parent_id": None, "condemned": [], "created_at": "2026-11-23T12:00:00Z"}
+REFERENCE = Snapshot("v1", "b1", Purpose.REFERENCE)
 SNAPSHOT = {"kind": "snapshot", "id": "s1", "volume_id": "v1"}
 #: The job that is killed, on a node as `_Ground` makes it.
 CASES: dict[str, dict[str, Any]] = {
@@ -37,7 +39,7 @@ CASES: dict[str, dict[str, Any]] = {
     "snapshot.delete": {"volume_id": "v1", "payload": {"snapshot_id": "s1"}},
     "export.create": {"volume_id": "v1", "payload": export_payload("v1")},
     "export.delete": {"volume_id": "v1", "payload": {"iqn": "", "force": True}},
-    "backup.save": {"volume_id": "v1", "payload": {**SAVE, "backup_id": "b2"}},
+    "backup.save": {"volume_id": "v1", "payload": {**SAVE, "parent_id": "b1"}},
 }
 
 
@@ -62,10 +64,22 @@ class _Ground:
             with pool.path("v1").open("r+b") as file:
                 file.write(self.data)
             self.work(api, "snapshot.create", "v1", snapshot_id="s1")
-            if not any(self.place.store.iterdir()):
+            if any(self.place.store.iterdir()):
+                pool.snapshot(REFERENCE)
+            else:
                 self.work(api, "backup.save", "v1", **SAVE)
+            if kind == "backup.save":
+                self.write(pool, 1)
             if kind == "export.delete":
                 self.work(api, "export.create", "v1", **export_payload("v1"))
+
+    def write(self, pool: Any, seed: int) -> None:
+        """Change some of v1."""
+        chance = random.Random(seed)
+        with pool.path("v1").open("r+b") as file:
+            for _ in range(4):
+                file.seek(chance.randrange(SIZE // 4096) * 4096)
+                file.write(chance.randbytes(4096))
 
 
 class running:
@@ -104,12 +118,16 @@ def test_killed_at_every_step(ground: _Ground, kind: str) -> None:
     while not ended:
         step += 1
         ground.prepare(kind)
+        if kind == "backup.save":  # what is in the store stays there: a new one each time
+            case["payload"]["backup_id"] = f"step{step}"
         code = _victim(ground.place, job, step)
         assert code in (0, -signal.SIGKILL), f"step {step}"
         ended = code == 0
         with running(ground.place, queued=(kind, case)) as (api, pool):
             done = api.wait("job1")
             assert done["status"] == "DONE", f"step {step}: {done}"
+            if kind == "backup.save":
+                _check_backups(ground, api, pool, f"step{step}")
             _check(ground, kind, pool, f"step {step}")
     assert step > 1
 
@@ -130,9 +148,27 @@ def _victim(place: Place, job: dict[str, Any], step: int) -> int:
     return done.returncode
 
 
+def _check_backups(ground: _Ground, api: ContractApi, pool: Any, backup_id: str) -> None:
+    """The next backup is as the volume is, whatever was kept for it.
+
+    So is the one that was killed, of which the next has all that did not change.
+    """
+    assert len([one for one in pool.snapshots() if one.purpose is not Purpose.USER]) <= 1
+    following = f"{backup_id}-next"
+    ground.write(pool, 2)
+    ground.work(
+        api, "backup.save", "v1", **{**SAVE, "backup_id": following, "parent_id": backup_id}
+    )
+    assert pool.snapshots() == {Snapshot("v1", "s1"), replace(REFERENCE, id=following)}
+    api.do("volume.restore", "v3", "v3", **{**STORED, "backup_id": following}, size_bytes=SIZE)
+    assert pool.path("v3").read_bytes() == pool.path("v1").read_bytes(), backup_id
+    api.do("volume.delete", "v3", "v3")
+    pool.delete_snapshot(replace(REFERENCE, id=following))
+
+
 def _check(ground: _Ground, kind: str, pool: Any, where: str) -> None:
     """What is there is what `kind` makes of the ground, and nothing else."""
-    volumes, snapshots, exported = {"v1"}, {Snapshot("v1", "s1")}, False
+    volumes, snapshots, exported = {"v1"}, {Snapshot("v1", "s1"), REFERENCE}, False
     match kind:
         case "volume.create" | "volume.clone" | "volume.restore":
             volumes.add("v2")
@@ -142,12 +178,15 @@ def _check(ground: _Ground, kind: str, pool: Any, where: str) -> None:
             assert pool.path("v1").read_bytes() == ground.data + bytes(SIZE + SIZE // 2), where
         case "volume.delete":
             volumes.clear()
+            snapshots.remove(REFERENCE)
         case "snapshot.create":
             snapshots.add(Snapshot("v1", "s2"))
         case "snapshot.delete":
-            snapshots.clear()
+            snapshots.remove(Snapshot("v1", "s1"))
         case "export.create":
             exported = True
+        case "backup.save":
+            snapshots.remove(REFERENCE)
     assert pool.volumes() == volumes, where
     assert pool.snapshots() == snapshots, where
     left = [str(path) for path in ground.place.pool.rglob("*.tmp")]

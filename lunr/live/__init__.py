@@ -1,0 +1,1 @@
+"""Backup of running virtual machines (QEMU), all disks at one instant."""

@@ -1,0 +1,345 @@
+"""One backup of a running virtual machine, from the cut to the group's record."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+
+from lunr.backup import errors as engine
+from lunr.backup.format.blocks import Compression
+from lunr.backup.format.roots import Root
+from lunr.backup.pipeline import Backup, save
+from lunr.backup.repository import Repository
+from lunr.common.errors import LunrError
+from lunr.live import errors, fleece, groups, machine
+from lunr.live.agent import Agent
+from lunr.live.groups import Group, Member
+from lunr.live.guard import Guard
+from lunr.live.machine import Disk
+from lunr.live.qmp import Monitor
+
+logger = logging.getLogger(__name__)
+
+#: Called with the disk's name, the bytes done and the bytes in all; from any thread.
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class Options:
+    """How a virtual machine is backed up.
+
+    Attributes:
+        machine: what its backups are called by; None: its own name.
+        disks: the names of those to back up; None: all.
+        scratch: a folder with room for what the guest overwrites meanwhile.
+        agent: the socket of the guest's agent, to freeze file systems with; or None.
+        concurrency: requests to the store at once.
+        compression: blocks that do not shrink are stored as they are.
+        progress: told what is done.
+        cancel: set to give up within a second, with Cancelled.
+    """
+
+    machine: str | None = None
+    disks: Sequence[str] | None = None
+    scratch: Path = Path("/var/tmp")  # noqa: S108 - the files there have no names
+    agent: Path | None = None
+    concurrency: int = 4
+    compression: Compression = Compression.ZSTD
+    progress: Progress | None = None
+    cancel: threading.Event = field(default_factory=threading.Event)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a disk's backup builds upon.
+
+    Attributes:
+        disk: which.
+        base: the group since whose cut a bitmap has all changes, or None.
+        parent_id: a backup to compare with, or None.
+        reason: why there is no base; "" when there is.
+    """
+
+    disk: Disk
+    base: str | None
+    parent_id: str | None
+    reason: str
+
+
+def backup(repository: Repository, monitor: Monitor, options: Options) -> Group:
+    """Back up all disks of the machine behind `monitor`, at one instant.
+
+    All of them are backups then, or none is. Whatever happens, the guest goes on.
+
+    Raises:
+        errors.CannotBackUp: it can't be done with this machine as it is.
+        errors.ExportLost: the guest overwrote more than there was room for, or QEMU ended.
+        errors.CommandRefused, errors.MonitorUnavailable: QEMU does not do its part.
+        engine errors of :func:`lunr.backup.pipeline.save`.
+    """
+    recover(monitor)
+    name = options.machine or machine.name_of(monitor)
+    disks = machine.disks(monitor, options.disks)
+    now = datetime.now(UTC)
+    group_id = groups.new_id(name, now)
+    for disk in disks:
+        groups.backup_id(group_id, disk.name)  # refused now, not after the work
+    plans = plan(repository, name, disks)
+    with contextlib.ExitStack() as stack:
+        agent = None if options.agent is None else _connected_agent(options.agent, stack)
+        guard = stack.enter_context(Guard(monitor, agent))
+        try:
+            group = _Run(repository, monitor, options, name, group_id, now).run(plans, guard, agent)
+        except BaseException:
+            _undo(repository, monitor, disks, group_id)
+            raise
+        finally:
+            _clear(monitor)
+    _drop_bitmaps(monitor, disks, lambda since: since != group_id)
+    return group
+
+
+def recover(monitor: Monitor) -> None:
+    """Take down what a dead client left, and let the guest run if that had stopped it.
+
+    Raises:
+        errors.CommandRefused, errors.MonitorUnavailable: QEMU does not do its part.
+    """
+    nodes = {node["node-name"] for node in monitor.execute("query-named-block-nodes")}
+    status = monitor.execute("query-status")["status"]
+    if fleece.is_amid_cut(nodes) and status == "paused":
+        # It died, and its guard with it, in the milliseconds around the cut.
+        logger.warning("A backup that was killed had stopped the guest: it goes on now.")
+        monitor.execute("cont")
+    if fleece.clear(monitor):
+        logger.warning("Took down what a backup that was killed had left.")
+
+
+def plan(repository: Repository, name: str, disks: Sequence[Disk]) -> list[Plan]:
+    """What each of the `disks` of the machine `name` can build upon.
+
+    Raises:
+        engine.StoreUnavailable, engine.StoreRefused: the store does not tell.
+    """
+    known = _Known(repository, name)
+    plans = []
+    for disk in disks:
+        one = known.plan(disk)
+        if one.reason and one.parent_id is not None:
+            logger.warning("%s: all of it is read and compared: %s", disk.name, one.reason)
+        plans.append(one)
+    return plans
+
+
+class _Known:
+    """The groups of a machine, each asked for once."""
+
+    def __init__(self, repository: Repository, name: str) -> None:
+        self._repository = repository
+        self._name = name
+        self._loaded: dict[str, Group | None] = {}
+        self._listed: list[Group] | None = None
+
+    def plan(self, disk: Disk) -> Plan:
+        reason = "QEMU has no bitmap of it (a new disk, or QEMU was started again)."
+        for name, bitmap in sorted(disk.bitmaps.items(), reverse=True):
+            if not name.startswith(fleece.SINCE):
+                continue
+            base = name.removeprefix(fleece.SINCE)
+            group = self._load(base)
+            member = None if group is None else group.member(disk.name)
+            if member is None or (group is not None and group.machine != self._name):
+                reason = "the backup that QEMU's bitmap begins with is not in the store."
+            elif bitmap.get("inconsistent") or not bitmap["recording"]:
+                reason = "QEMU's bitmap has missed changes."
+            else:
+                return Plan(disk, base, member.backup_id, "")
+        parent = self._latest(disk)
+        if parent is None:
+            reason = "it is the first."
+        return Plan(disk, None, parent, reason)
+
+    def _load(self, group_id: str) -> Group | None:
+        if group_id not in self._loaded:
+            self._loaded[group_id] = None
+            try:
+                self._loaded[group_id] = groups.load(self._repository, group_id)
+            except (errors.GroupMissing, *_UNREADABLE) as error:
+                logger.warning("%s", error)
+        return self._loaded[group_id]
+
+    def _latest(self, disk: Disk) -> str | None:
+        if self._listed is None:
+            try:
+                self._listed = groups.listed(self._repository, self._name)
+            except _UNREADABLE as error:
+                logger.warning("Saving in full: %s", error)
+                self._listed = []
+        members = (group.member(disk.name) for group in self._listed)
+        return next((member.backup_id for member in members if member), None)
+
+
+_UNREADABLE = (
+    engine.CorruptObject,
+    engine.ObjectMissing,
+    engine.UnsupportedFormat,
+    engine.WrongKey,
+)
+
+
+@dataclass(frozen=True)
+class _Run:
+    repository: Repository
+    monitor: Monitor
+    options: Options
+    name: str
+    group_id: str
+    now: datetime
+
+    def run(self, plans: Sequence[Plan], guard: Guard, agent: Agent | None) -> Group:
+        disks = [one.disk for one in plans]
+        bases = {one.disk.name: one.base for one in plans if one.base is not None}
+        fleece.filters(self.monitor, disks, self.options.scratch)
+        frozen = _Frozen(agent)
+        with contextlib.ExitStack() as around:
+            around.enter_context(guard.cutting())
+            around.enter_context(frozen.hold())
+            cut = fleece.cut(self.monitor, disks, self.group_id, bases)
+        logger.info("The guest stood still for %.1f ms.", cut.stall * 1000)
+        members = []
+        with fleece.exported(self.monitor, disks, bases) as found:
+            for number, (one, given) in enumerate(zip(plans, found, strict=True)):
+                members.append(self._save(one, given))
+                # Its guest's writes cost no more than one from now on.
+                fleece.clear(self.monitor, number)
+        group = Group(
+            group_id=self.group_id,
+            machine=self.name,
+            created_at=self._created_at,
+            stall_seconds=round(cut.stall, 6),
+            frozen=frozen.count,
+            members=tuple(members),
+        )
+        groups.store(self.repository, group)
+        return group
+
+    @property
+    def _created_at(self) -> str:
+        return self.now.strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+
+    def _save(self, one: Plan, given: fleece.Exported) -> Member:
+        disk, tell = one.disk.name, self.options.progress
+        root = save(
+            self.repository,
+            given.source,
+            Backup(
+                backup_id=groups.backup_id(self.group_id, disk),
+                volume_id=groups.volume_id(self.name, disk),
+                created_at=self._created_at,
+                parent_id=one.parent_id,
+                changed=given.changed,
+                consistency_group=self.group_id,
+            ),
+            concurrency=self.options.concurrency,
+            compression=self.options.compression,
+            progress=None if tell is None else lambda done, total: tell(disk, done, total),
+            cancel=self.options.cancel,
+        )
+        return _member(one, given, root)
+
+
+def _member(one: Plan, given: fleece.Exported, root: Root) -> Member:
+    way, reason = "incremental", one.reason
+    if root.parent_id is None:
+        way = "full"
+        reason = reason or "its parent could not be used, see the log."
+    elif given.changed is None:
+        way = "compared"
+    did = root.statistics
+    changed = given.changed
+    return Member(
+        disk=one.disk.name,
+        backup_id=root.backup_id,
+        size_bytes=root.size_bytes,
+        way=way,
+        reason=reason,
+        changed_bytes=None if changed is None else sum(end - start for start, end in changed),
+        bytes_read=did.bytes_read,
+        bytes_stored=did.bytes_stored,
+        seconds=did.seconds,
+    )
+
+
+# --- the guest's agent -----------------------------------------------------------------
+
+
+def _connected_agent(path: Path, stack: contextlib.ExitStack) -> Agent | None:
+    try:
+        return stack.enter_context(contextlib.closing(Agent.open(path)))
+    except errors.FreezeFailed as error:
+        logger.warning("Going on without: %s", error)
+        return None
+
+
+class _Frozen:
+    """The guest's file systems, frozen if that can be."""
+
+    def __init__(self, agent: Agent | None) -> None:
+        self.count: int | None = None
+        self._agent = agent
+
+    @contextlib.contextmanager
+    def hold(self) -> Iterator[None]:
+        """Freeze; thaw at the end, whatever happened."""
+        if self._agent is None:
+            yield
+            return
+        try:
+            try:
+                self.count = self._agent.freeze()
+            except errors.FreezeFailed as error:
+                logger.warning("Going on without: %s", error)
+            yield
+        finally:
+            try:
+                self._agent.thaw()
+            except errors.FreezeFailed as error:
+                # The agent thaws by itself when it ends; there is nothing more to do from here.
+                logger.error("%s", error)  # noqa: TRY400 - a sentence is enough
+
+
+# --- afterwards ------------------------------------------------------------------------
+
+
+def _clear(monitor: Monitor) -> None:
+    try:
+        fleece.clear(monitor)
+    except LunrError as error:  # the next backup tries again
+        logger.warning("What was put up is not taken down: %s", error)
+
+
+def _undo(repository: Repository, monitor: Monitor, disks: Sequence[Disk], group_id: str) -> None:
+    """Leave nothing of a group that failed; what can't be removed now does no harm."""
+    try:
+        groups.discard(repository, group_id, [disk.name for disk in disks])
+    except LunrError as error:
+        logger.warning("Backups of disks of %s may be left in the store: %s", group_id, error)
+    _drop_bitmaps(monitor, disks, lambda since: since == group_id)
+
+
+def _drop_bitmaps(monitor: Monitor, disks: Sequence[Disk], doomed: Callable[[str], bool]) -> None:
+    """Remove the bitmaps of `disks` that begin with groups that are `doomed`."""
+    try:
+        wanted = {disk.name for disk in disks}
+        for disk in machine.disks_of(monitor):
+            for name in disk.bitmaps if disk.name in wanted else ():
+                since = name.removeprefix(fleece.SINCE)
+                if since != name and doomed(since):
+                    fleece.remove_bitmap(monitor, disk, name)
+    except LunrError as error:  # it costs some memory, until the next backup
+        logger.warning("Bitmaps of QEMU's are left: %s", error)

@@ -1,0 +1,206 @@
+"""``lunr live``: backup of running virtual machines."""
+
+from __future__ import annotations
+
+import functools
+import json
+import logging
+import threading
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import click
+
+from lunr.backup import keys, masters
+from lunr.backup.repository import Repository
+from lunr.backup.restore import restore as restore_backup
+from lunr.backup.stores import open_store
+from lunr.common import ids, log, units
+from lunr.common.errors import LunrError
+from lunr.live import groups
+from lunr.live.backup import Options
+from lunr.live.backup import backup as back_up
+from lunr.live.groups import Group
+from lunr.live.qmp import Monitor
+
+
+@click.group()
+def live() -> None:
+    """Back up running virtual machines (QEMU), all disks at one instant.
+
+    The first backup reads what the disks hold, the later ones what was written since. They
+    are ordinary backups, one a disk, and one more that ties them: a group.
+
+    \b
+      qemu-system-x86_64 -name web -qmp unix:/run/web.qmp,server=on,wait=off …
+      export LUNR_STORE=files:/srv/backups
+      lunr live backup --qmp /run/web.qmp
+      lunr live list
+      lunr live restore web-20261123T202411000000Z /srv/restored
+    """
+
+
+def _command(function: Callable[..., None]) -> Callable[..., None]:
+    """A command of the group, with the options that all have; it gets the repository first."""
+
+    @live.command(function.__name__.strip("_"), help=function.__doc__)
+    @click.option(
+        "--store", envvar="LUNR_STORE", required=True, help="files:/PATH or swift:PREFIX."
+    )
+    @click.option("--repository", default="default", show_default=True, help="Whose backups.")
+    @click.option(
+        "--key-file",
+        envvar="LUNR_KEY_FILE",
+        type=click.Path(path_type=Path),
+        help="The master keys, one a line; mode 0600.  [a public one]",
+    )
+    @functools.wraps(function)
+    def command(store: str, repository: str, key_file: Path | None, **rest: Any) -> None:
+        if not logging.getLogger().handlers:
+            log.setup("WARNING")
+        cancel = threading.Event()
+        try:
+            ids.check(repository, "--repository")
+            found = (keys.PUBLIC_MASTER,) if key_file is None else masters.load(key_file)
+            own, *older = masters.keyring(found, repository)
+            opened = open_store(store, repository, cancel=cancel)
+            try:
+                function(Repository(opened, own, older=older), **rest)
+            finally:
+                cancel.set()
+                opened.close()
+        except LunrError as error:
+            raise click.ClickException(str(error)) from error
+
+    return command
+
+
+_as_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+
+
+@_command
+@click.option(
+    "--qmp",
+    required=True,
+    type=click.Path(path_type=Path),
+    help="A QMP socket of the machine, which no other program uses.",
+)
+@click.option("--vm", help="What to call the machine.  [default: its -name]")
+@click.option("--disks", help="Only these, as a,b: the ids of their devices.")
+@click.option(
+    "--scratch",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    default=Options.scratch,
+    show_default=True,
+    help="Where there is room for what the guest overwrites meanwhile.",
+)
+@click.option(
+    "--agent",
+    type=click.Path(path_type=Path),
+    help="The socket of the guest's agent (qemu-ga): freeze the file systems for the cut.",
+)
+@click.option(
+    "--concurrency",
+    type=click.IntRange(1, 32),
+    default=4,
+    show_default=True,
+    help="Requests to the store at once.",
+)
+@_as_json
+def backup(
+    repository: Repository,
+    qmp: Path,
+    vm: str | None,
+    disks: str | None,
+    scratch: Path,
+    agent: Path | None,
+    concurrency: int,
+    as_json: bool,
+) -> None:
+    """Back up the machine behind a QMP socket: all of its disks are in the store then, or none.
+
+    Whatever happens to the backup, the machine goes on.
+    """
+    options = Options(
+        machine=None if vm is None else ids.check(vm, "--vm"),
+        disks=None if disks is None else disks.split(","),
+        scratch=scratch,
+        agent=agent,
+        concurrency=concurrency,
+    )
+    with Monitor.open(qmp) as monitor:
+        group = back_up(repository, monitor, options)
+    if as_json:
+        click.echo(json.dumps(asdict(group)))
+        return
+    for line in _told(group):
+        click.echo(line)
+
+
+def _told(group: Group) -> list[str]:
+    """What a person wants to know of a new group."""
+    lines = []
+    for member in group.members:
+        why = f" ({member.reason.rstrip('.')})" if member.reason else ""
+        lines.append(
+            f"{member.disk}: {member.way}{why}, read {units.human(member.bytes_read)}, "
+            f"stored {units.human(member.bytes_stored)}, {member.seconds:.1f} s."
+        )
+    stall = f"The machine stood still for {group.stall_seconds * 1000:.1f} ms."
+    frozen = "" if group.frozen is None else f" {group.frozen} file systems were frozen."
+    return [*lines, f"Saved {group.group_id}. {stall}{frozen}"]
+
+
+@_command
+@click.option("--vm", help="Only of this machine.")
+@_as_json
+def list_(repository: Repository, vm: str | None, as_json: bool) -> None:
+    """List the groups, newest first, and what backups that were killed have left."""
+    found = groups.listed(repository, vm)
+    left = groups.unfinished(repository, vm)
+    if as_json:
+        click.echo(json.dumps({"groups": [asdict(group) for group in found], "unfinished": left}))
+        return
+    for group in found:
+        size = units.human(sum(member.size_bytes for member in group.members))
+        stored = units.human(sum(member.bytes_stored for member in group.members))
+        disks = ", ".join(f"{member.disk} {member.way}" for member in group.members)
+        click.echo(f"{group.group_id}  {size}  stored {stored}  {disks}")
+    for group_id, members in left.items():
+        click.echo(f"{group_id}  unfinished: {', '.join(members)}")
+
+
+@_command
+@click.argument("group_id", metavar="GROUP")
+@click.argument("folder", type=click.Path(file_okay=False, path_type=Path))
+@_as_json
+def restore(repository: Repository, group_id: str, folder: Path, as_json: bool) -> None:
+    """Restore all disks of GROUP to FOLDER, as DISK.raw each.
+
+    The folder is made when there is none. A file that is there is not overwritten.
+    """
+    group = groups.load(repository, ids.check(group_id, "GROUP"))
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = {member: groups.restore_path(folder, member) for member in group.members}
+    for path in paths.values():
+        if path.exists():
+            raise click.ClickException(f"{path} is there already.")
+    for member, path in paths.items():
+        restore_backup(repository, member.backup_id, path, create=True)
+    done = {member.disk: str(path) for member, path in paths.items()}
+    lines = [f"{disk}: {path}" for disk, path in done.items()]
+    click.echo(json.dumps({"disks": done}) if as_json else "\n".join(lines))
+
+
+@_command
+@click.argument("group_id", metavar="GROUP")
+def delete(repository: Repository, group_id: str) -> None:
+    """Delete GROUP, or what is left of it. `lunr engine collect` gives the room back."""
+    groups.delete(repository, ids.check(group_id, "GROUP"))
+    click.echo(f"Deleted {group_id}.")
+
+
+if __name__ == "__main__":
+    live(prog_name="lunr live")

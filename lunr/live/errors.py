@@ -1,0 +1,50 @@
+"""What can go wrong between lunr and a running virtual machine."""
+
+from __future__ import annotations
+
+from lunr.backup.errors import SourceError
+from lunr.common.errors import Conflict, LunrError, NotFound, Unavailable
+
+
+class MonitorUnavailable(Unavailable):
+    """The monitor {path} can't be reached: {reason} A QMP socket serves one client at a time: give lunr one of its own."""  # noqa: E501 - a sentence
+
+    code = "monitor_unavailable"
+
+
+class MonitorSilent(MonitorUnavailable):
+    """The monitor {path} has not answered {command} for {timeout:g} seconds."""
+
+    code = "monitor_silent"
+
+
+class CommandRefused(LunrError):
+    """QEMU refused {command}: {reason}"""
+
+    code = "qemu_refused"
+
+
+class CannotBackUp(Conflict):
+    """This virtual machine can't be backed up while it runs: {reason}"""
+
+    code = "cannot_back_up_live"
+
+
+class FreezeFailed(LunrError):
+    """The guest agent at {path} did not {action} the file systems: {reason}"""
+
+    code = "freeze_failed"
+    retry = True
+
+
+class ExportLost(SourceError):
+    """{path} can't be read at byte {offset}: {reason} The virtual machine goes on; the backup was given up."""  # noqa: E501 - a sentence
+
+    code = "export_lost"
+    retry = True
+
+
+class GroupMissing(NotFound):
+    """There is no complete group of backups {id} in the store."""
+
+    code = "group_missing"

@@ -1,0 +1,262 @@
+"""Consistency groups: the backups of all disks of a machine at one instant.
+
+What ties them is a backup itself: it has the group's id, is of the machine's name, and
+its bytes are a JSON object that names the others. It is saved last. A group exists when this
+backup and all that it names do. So groups are checked, encrypted, collected and verified as
+all else is, and the storage format needs nothing new.
+"""
+
+from __future__ import annotations
+
+import json
+import mmap
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from lunr.backup import errors as engine
+from lunr.backup.pipeline import Backup, save
+from lunr.backup.repository import Repository
+from lunr.common import ids
+from lunr.live import errors
+
+_VERSION = 1
+
+_STAMP = r"\d{8}T\d{12}Z"
+_GROUP = re.compile(rf"(?P<machine>.+)-{_STAMP}")
+_MEMBER = re.compile(rf"(?P<group>(?P<machine>.+?)-{_STAMP})-(?P<disk>.+)")
+
+
+@dataclass(frozen=True)
+class Member:
+    """The backup of one disk.
+
+    Attributes:
+        disk: the disk's name in the machine.
+        backup_id: of its backup.
+        size_bytes: of the disk.
+        way: "full", "incremental", or "compared": all was read, and what was known not stored.
+        reason: why it was not incremental; "" if it was.
+        changed_bytes: what the bitmap had; None without one.
+        bytes_read: by the save.
+        bytes_stored: by the save.
+        seconds: that the save took.
+    """
+
+    disk: str
+    backup_id: str
+    size_bytes: int
+    way: str
+    reason: str
+    changed_bytes: int | None
+    bytes_read: int
+    bytes_stored: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Group:
+    """The backups of a machine at one instant.
+
+    Attributes:
+        group_id: its id.
+        machine: the machine's name.
+        created_at: ISO 8601 in UTC.
+        stall_seconds: how long the guest stood still.
+        frozen: file systems that the guest's agent had frozen; None: it was not asked, or
+            did not.
+        members: the disks' backups.
+    """
+
+    group_id: str
+    machine: str
+    created_at: str
+    stall_seconds: float
+    frozen: int | None
+    members: tuple[Member, ...]
+
+    def member(self, disk: str) -> Member | None:
+        """The backup of `disk`, if it has one."""
+        return next((member for member in self.members if member.disk == disk), None)
+
+
+def new_id(machine: str, moment: datetime) -> str:
+    """An id for a group of `machine` (an id too) that begins at `moment`.
+
+    Raises:
+        errors.CannotBackUp: the name is too long.
+    """
+    return _fit(f"{machine}-{moment.astimezone(UTC):%Y%m%dT%H%M%S%fZ}")
+
+
+def backup_id(group_id: str, disk: str) -> str:
+    """The id of the backup of `disk` (a name that is an id) in a group.
+
+    Raises:
+        errors.CannotBackUp: the names are too long.
+    """
+    return _fit(f"{group_id}-{disk}")
+
+
+def volume_id(machine: str, disk: str) -> str:
+    """What a disk's backups are backups of."""
+    return _fit(f"{machine}-{disk}")
+
+
+def _fit(name: str) -> str:
+    if not ids.is_valid(name):
+        raise errors.CannotBackUp(
+            reason=f"{name!r} would be an id, and is too long: give a shorter name with --vm."
+        )
+    return name
+
+
+class _Record:
+    """A :class:`lunr.backup.sources.Source` in memory."""
+
+    def __init__(self, data: bytes) -> None:
+        self._data = data
+        self.size = len(data)
+
+    def data(self, start: int, end: int) -> Iterator[tuple[int, int]]:
+        """See :meth:`Source.data`."""
+        yield start, end
+
+    def read(self, buffer: mmap.mmap, offset: int, length: int) -> memoryview:
+        """See :meth:`Source.read`."""
+        view = memoryview(buffer)[:length]
+        view[:] = self._data[offset : offset + length]
+        return view
+
+
+def store(repository: Repository, group: Group) -> None:
+    """Write what ties `group` together: from now on it exists.
+
+    Raises:
+        engine errors of :func:`lunr.backup.pipeline.save`.
+    """
+    raw = json.dumps({"format": _VERSION, **asdict(group)}, indent=1).encode()
+    record = Backup(
+        backup_id=group.group_id,
+        volume_id=group.machine,
+        created_at=group.created_at,
+        consistency_group=group.group_id,
+    )
+    save(repository, _Record(raw), record, concurrency=1)
+
+
+def load(repository: Repository, group_id: str) -> Group:
+    """The group `group_id`, if it is complete.
+
+    Raises:
+        errors.GroupMissing: it is not there, or a backup of it was deleted.
+        engine.CorruptObject, engine.WrongKey and others: it can't be read.
+    """
+    group = _load(repository, group_id)
+    for member in group.members:
+        try:
+            repository.load_root(member.backup_id)
+        except engine.BackupMissing:
+            raise errors.GroupMissing(id=group_id) from None
+    return group
+
+
+def _load(repository: Repository, group_id: str) -> Group:
+    try:
+        root = repository.load_root(group_id)
+    except engine.BackupMissing:
+        raise errors.GroupMissing(id=group_id) from None
+    if root.consistency_group != root.backup_id:
+        raise errors.GroupMissing(id=group_id)  # some other backup
+    repository = repository.of(root)
+    raw = bytearray()
+    for chunks, ref in repository.segments_of(root):
+        if ref is None:
+            break
+        for chunk, entry in zip(chunks, repository.load_segment(ref, len(chunks)), strict=True):
+            length = root.geometry.chunk_length(chunk, root.size_bytes)
+            blocks = range(-(-length // root.geometry.block))
+            raw += repository.load_range(entry, length, root.geometry, blocks)
+    return _decode(bytes(raw), group_id)
+
+
+def _decode(raw: bytes, group_id: str) -> Group:
+    try:
+        record: dict[str, Any] = json.loads(raw)
+        version = record.pop("format")
+        if version != _VERSION:
+            raise engine.UnsupportedFormat(name=group_id, reason=f"group version {version}.")
+        members = tuple(Member(**member) for member in record.pop("members"))
+        return Group(**record, members=members)
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise engine.CorruptObject(
+            name=group_id, reason="it is not the JSON of a group."
+        ) from error
+
+
+def delete(repository: Repository, group_id: str) -> None:
+    """Delete a group, or what is left of one: first what ties it, so that it never seems complete.
+
+    Raises:
+        errors.GroupMissing: there is nothing of it.
+    """
+    try:
+        members = [member.backup_id for member in _load(repository, group_id).members]
+    except errors.GroupMissing:
+        members = unfinished(repository).get(group_id, [])
+        if not members:
+            raise
+    repository.delete_root(group_id)
+    for member in members:
+        repository.delete_root(member)
+
+
+def listed(repository: Repository, machine: str | None = None) -> list[Group]:
+    """The complete groups that the store lists, the newest first; of `machine`, or of all.
+
+    Raises:
+        engine.CorruptObject, engine.WrongKey and others: one can't be read.
+    """
+    there = set(repository.backup_ids())
+    groups = []
+    for found in there:
+        match = _GROUP.fullmatch(found)
+        if match is None or machine not in (None, match["machine"]):
+            continue  # not opened: it is of one disk
+        try:
+            group = _load(repository, found)
+        except errors.GroupMissing:
+            continue
+        if all(member.backup_id in there for member in group.members):
+            groups.append(group)
+    return sorted(groups, key=lambda group: group.created_at, reverse=True)
+
+
+def unfinished(repository: Repository, machine: str | None = None) -> dict[str, list[str]]:
+    """Backups of disks by group, where the store does not list what ties the group.
+
+    They are of a backup that runs, or was killed, or the store's listing is behind: who
+    deletes them must know.
+    """
+    there = set(repository.backup_ids())
+    left: dict[str, list[str]] = {}
+    for found in sorted(there):
+        match = _MEMBER.fullmatch(found)
+        if match and match["group"] not in there and machine in (None, match["machine"]):
+            left.setdefault(match["group"], []).append(found)
+    return left
+
+
+def discard(repository: Repository, group_id: str, disks: Iterable[str]) -> None:
+    """Delete what there is of a group that failed."""
+    repository.delete_root(group_id)
+    for disk in disks:
+        repository.delete_root(backup_id(group_id, disk))
+
+
+def restore_path(folder: Path, member: Member) -> Path:
+    """Where a disk is restored to."""
+    return folder / f"{ids.check(member.disk, 'disk')}.raw"

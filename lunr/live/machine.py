@@ -1,0 +1,135 @@
+"""What a virtual machine has, and whether it can be backed up while it runs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from lunr.common import ids
+from lunr.live import errors
+from lunr.live.qmp import Monitor
+
+#: `on-cbw-error` and `cbw-timeout` came with QEMU 7.1; what runs here is tested with 7.2.
+OLDEST = (7, 2)
+
+
+@dataclass(frozen=True)
+class Disk:
+    """A disk of a virtual machine.
+
+    Attributes:
+        name: the id of its device; stays the same as long as the machine's definition does.
+        device: the QOM path of the device.
+        node: the block node that the device uses.
+        size: in bytes.
+        bitmaps: the dirty bitmaps of that node, by name, as ``query-block`` tells of them.
+    """
+
+    name: str
+    device: str
+    node: str
+    size: int
+    bitmaps: dict[str, dict[str, Any]]
+
+
+def name_of(monitor: Monitor) -> str:
+    """What the machine is called (``-name``).
+
+    Raises:
+        errors.CannotBackUp: it has no name, or none that can be part of an id.
+    """
+    name = monitor.execute("query-name").get("name")
+    if name is None:
+        raise errors.CannotBackUp(reason="it has no name: give one with --vm.")
+    if not ids.is_valid(name):
+        raise errors.CannotBackUp(
+            reason=f"its name {name!r} can't be part of a backup's: give another with --vm."
+        )
+    return str(name)
+
+
+def is_running(monitor: Monitor) -> bool:
+    """Whether the guest's processors run."""
+    return bool(monitor.execute("query-status")["running"])
+
+
+def disks(monitor: Monitor, wanted: Sequence[str] | None = None) -> list[Disk]:
+    """The disks that can be written to, or those of the names `wanted`.
+
+    Raises:
+        errors.CannotBackUp: there are none, one of `wanted` is not there, or QEMU could not
+            stand it.
+    """
+    if monitor.version < OLDEST:
+        have = ".".join(map(str, monitor.version))
+        raise errors.CannotBackUp(reason=f"its QEMU is {have}, and 7.2 is needed.")
+    found = {disk.name: disk for disk in disks_of(monitor)}
+    if wanted is not None:
+        missing = [name for name in wanted if name not in found]
+        if missing:
+            raise errors.CannotBackUp(
+                reason=f"it has no disk {missing[0]}; it has: {', '.join(found) or 'none'}."
+            )
+        found = {name: found[name] for name in wanted}
+    if not found:
+        raise errors.CannotBackUp(reason="it has no disk that can be written to.")
+    for disk in found.values():
+        _refuse_iothread(monitor, disk)
+        if not ids.is_valid(disk.name):
+            raise errors.CannotBackUp(
+                reason=f"the disk {disk.name!r} needs a device with an id of letters and digits."
+            )
+    return list(found.values())
+
+
+def disks_of(monitor: Monitor) -> Iterator[Disk]:
+    """Every disk that can be written to."""
+    for block in monitor.execute("query-block"):
+        inserted, qdev = block.get("inserted"), block.get("qdev")
+        if inserted is None or qdev is None or inserted["ro"]:
+            continue  # no medium, no device, or nothing that could change
+        device = qdev if qdev.startswith("/") else f"/machine/peripheral/{qdev}"
+        yield Disk(
+            name=_name(device, block["device"]),
+            device=device,
+            node=inserted["node-name"],
+            size=int(inserted["image"]["virtual-size"]),
+            bitmaps={
+                bitmap["name"]: bitmap
+                for bitmap in inserted.get("dirty-bitmaps", ())
+                if "name" in bitmap
+            },
+        )
+
+
+def _name(device: str, backend: str) -> str:
+    """The device's id, or where it has none (``-drive if=virtio``) that of the drive."""
+    parts = device.split("/")
+    if parts[2] == "peripheral":
+        return parts[3]
+    return backend or parts[-1]
+
+
+def _refuse_iothread(monitor: Monitor, disk: Disk) -> None:
+    # virtio-blk has the property itself, virtio-scsi its controller.
+    for path in (disk.device, *_controller(monitor, disk.device)):
+        try:
+            thread = monitor.execute("qom-get", {"path": path, "property": "iothread"})
+        except errors.CommandRefused:  # no such property
+            continue
+        if thread:
+            raise errors.CannotBackUp(
+                reason=f"the disk {disk.name} has an iothread, and QEMU (7.2) crashes when such "
+                "a disk is exported while the guest writes. Remove `iothread=` from the device."
+            )
+
+
+def _controller(monitor: Monitor, device: str) -> list[str]:
+    """The QOM paths of the device that `device` is plugged into."""
+    try:
+        bus = monitor.execute("qom-get", {"path": device, "property": "parent_bus"})
+    except errors.CommandRefused:
+        return []
+    parts = bus.split("/")
+    return ["/".join(parts[:count]) for count in range(4, len(parts))]

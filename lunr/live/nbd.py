@@ -1,0 +1,207 @@
+"""Reading an NBD export, with its maps.
+
+As much of the protocol as QEMU's server needs: fixed newstyle negotiation, structured
+replies, metadata contexts, block status (doc/proto.md of NetworkBlockDevice/nbd). libnbd
+is not on PyPI, and is slower from Python than this is.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import struct
+from collections.abc import Iterator
+from typing import NamedTuple
+
+_MAGIC = b"NBDMAGIC"
+_HAVE_OPTION = b"IHAVEOPT"
+_OPTION_REPLY = 0x3E889045565A9
+_FIXED_NEWSTYLE, _NO_ZEROES = 1, 2
+_GO, _STRUCTURED_REPLY, _SET_META_CONTEXT = 7, 8, 10
+_ACK, _INFO, _META_CONTEXT = 1, 3, 4
+_INFO_EXPORT = 0
+
+_REQUEST = 0x25609513
+_REPLY = 0x668E33EF
+_READ, _DISCONNECT, _BLOCK_STATUS = 0, 2, 7
+_DONE = 1  # the flag of the last chunk of a reply
+_OFFSET_DATA, _OFFSET_HOLE, _STATUS = 1, 2, 5
+_ERROR = 1 << 15
+
+#: Of ``base:allocation``: what is there reads as zeros.
+ZERO = 2
+ALLOCATION = "base:allocation"
+
+#: The longest name the protocol has, and so the longest sentence that is believed.
+_LONGEST_TEXT = 1 << 16
+#: Bytes that are asked about at once: the protocol's lengths have 32 bits.
+_STEP = 1 << 30
+
+
+class NbdError(OSError):
+    """The server says no, or something that is not NBD."""
+
+
+class _Chunk(NamedTuple):
+    last: bool
+    kind: int
+    length: int
+
+
+class Connection:
+    """A connection to one export. One thread at a time.
+
+    Attributes:
+        size: of the export, in bytes.
+    """
+
+    def __init__(self, sock: socket.socket, export: str, context: str) -> None:
+        """Negotiate `export` and the map `context` over the connected `sock`.
+
+        Raises:
+            OSError: that is no NBD server, or it has no such export or map.
+        """
+        self._sock = sock
+        self._cookie = 0
+        self.size = 0
+        magic, option, _flags = struct.unpack(">8s8sH", self._receive(18))
+        if magic != _MAGIC or option != _HAVE_OPTION:
+            raise NbdError("that is no NBD server")
+        sock.sendall(struct.pack(">I", _FIXED_NEWSTYLE | _NO_ZEROES))
+        self._option(_STRUCTURED_REPLY, b"")
+        name, query = export.encode(), context.encode()
+        self._option(
+            _SET_META_CONTEXT,
+            struct.pack(">I", len(name)) + name + struct.pack(">II", 1, len(query)) + query,
+        )
+        if self._context is None:
+            raise NbdError(f"the export {export} has no map {context}")
+        self._option(_GO, struct.pack(">I", len(name)) + name + struct.pack(">H", 0))
+
+    _context: int | None = None
+
+    def _option(self, option: int, data: bytes) -> None:
+        self._sock.sendall(_HAVE_OPTION + struct.pack(">II", option, len(data)) + data)
+        while True:
+            magic, _option, kind, length = struct.unpack(">QIII", self._receive(20))
+            if magic != _OPTION_REPLY or length > _LONGEST_TEXT:
+                raise NbdError("that is no answer to an option")
+            payload = self._receive(length)
+            if kind == _ACK:
+                return
+            if kind & 1 << 31:
+                raise NbdError(f"refused: {payload.decode(errors='replace') or hex(kind)}")
+            if kind == _META_CONTEXT:
+                (self._context,) = struct.unpack_from(">I", payload)
+            elif kind == _INFO and payload[:2] == struct.pack(">H", _INFO_EXPORT):
+                (self.size,) = struct.unpack_from(">Q", payload, 2)
+
+    def close(self) -> None:
+        """Say good-bye."""
+        with contextlib.suppress(OSError):  # it may be gone
+            self._request(_DISCONNECT, 0, 0)
+        self._sock.close()
+
+    def read(self, view: memoryview, offset: int) -> None:
+        """Fill `view` with the bytes from `offset` on.
+
+        Raises:
+            OSError: they can't be read.
+        """
+        self._request(_READ, offset, len(view))
+        missing = len(view)
+        failed: NbdError | None = None
+        last = False
+        while not last:
+            last, kind, length = self._chunk()
+            if kind == _OFFSET_DATA:
+                (at,) = struct.unpack(">Q", self._receive(8))
+                part = _part(view, at - offset, length - 8)
+                self._receive_into(part)
+                missing -= len(part)
+            elif kind == _OFFSET_HOLE:
+                at, size = struct.unpack(">QI", self._receive(12))
+                part = _part(view, at - offset, size)
+                part[:] = bytes(size)
+                missing -= size
+            else:
+                failed = self._other(kind, length) or failed
+        if failed is not None:
+            raise failed
+        if missing:  # chunks may not overlap, so that a sum tells
+            raise NbdError(f"{missing} bytes are missing in the answer")
+
+    def extents(self, start: int, end: int) -> Iterator[tuple[int, int, int]]:
+        """The map's (first byte, end, flags) in `start` to `end`, one after the other.
+
+        Raises:
+            OSError: the server can't tell.
+        """
+        at = start
+        while at < end:
+            for length, flags in self._status(at, min(_STEP, end - at)):
+                stop = min(at + length, end)
+                if at < stop:
+                    yield at, stop, flags
+                at = stop
+
+    def _status(self, offset: int, length: int) -> list[tuple[int, int]]:
+        self._request(_BLOCK_STATUS, offset, length)
+        found: list[tuple[int, int]] = []
+        failed: NbdError | None = None
+        last = False
+        while not last:
+            last, kind, size = self._chunk()
+            if kind == _STATUS:
+                context, *numbers = struct.unpack(f">{size // 4}I", self._receive(size))
+                if context == self._context:
+                    found = list(zip(numbers[::2], numbers[1::2], strict=True))
+            else:
+                failed = self._other(kind, size) or failed
+        if failed is not None:
+            raise failed
+        if not any(size for size, _ in found):
+            raise NbdError("the answer has no map")
+        return found
+
+    # --- messages --------------------------------------------------------------------
+
+    def _request(self, command: int, offset: int, length: int) -> None:
+        self._cookie += 1
+        self._sock.sendall(
+            struct.pack(">IHHQQI", _REQUEST, 0, command, self._cookie, offset, length)
+        )
+
+    def _chunk(self) -> _Chunk:
+        magic, flags, kind, cookie, length = struct.unpack(">IHHQI", self._receive(20))
+        if magic != _REPLY or cookie != self._cookie:
+            raise NbdError("that is no answer to the request")
+        return _Chunk(bool(flags & _DONE), kind, length)
+
+    def _other(self, kind: int, length: int) -> NbdError | None:
+        """The error that a chunk tells of, if it is of that kind."""
+        payload = self._receive(length)
+        if not kind & _ERROR:
+            return None
+        number, size = struct.unpack_from(">IH", payload)
+        told = payload[6 : 6 + size].decode(errors="replace")
+        return NbdError(number, told or os.strerror(number))
+
+    def _receive(self, length: int) -> bytes:
+        data = bytearray(length)
+        self._receive_into(memoryview(data))
+        return bytes(data)
+
+    def _receive_into(self, view: memoryview) -> None:
+        while view:
+            count = self._sock.recv_into(view)
+            if not count:
+                raise NbdError("the server hung up")
+            view = view[count:]
+
+
+def _part(view: memoryview, start: int, length: int) -> memoryview:
+    if not 0 <= start <= start + length <= len(view):
+        raise NbdError("the answer has bytes that nobody asked for")
+    return view[start : start + length]

@@ -1,0 +1,239 @@
+"""The QEMU machine protocol, as a client.
+
+Lines of JSON over a unix socket (docs/interop/qmp-spec.rst of QEMU). The library
+`qemu.qmp` is for asyncio and can neither pass file descriptors nor share its
+connection with another process, which :mod:`lunr.live.guard` is about.
+"""
+
+from __future__ import annotations
+
+import array
+import json
+import logging
+import socket
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from lunr.live import errors
+
+logger = logging.getLogger(__name__)
+
+#: Seconds that QEMU has for a command, unless the caller says otherwise.
+PATIENCE = 30.0
+
+#: Events that are kept until somebody waits for them.
+_KEPT_EVENTS = 1000
+
+_PIECE = 1 << 16
+
+
+class Lines:
+    """JSON objects, one a line, over a connected stream socket. One thread at a time.
+
+    Attributes:
+        path: whom it is connected to, for messages.
+        sock: the socket.
+    """
+
+    def __init__(self, sock: socket.socket, path: str) -> None:
+        self.sock = sock
+        self.path = path
+        self._buffer = b""
+
+    def send(self, message: dict[str, Any], descriptors: Sequence[int] = ()) -> None:
+        """Send `message`, and open files with it (unix(7), SCM_RIGHTS).
+
+        Raises:
+            errors.MonitorUnavailable: nobody is there any more.
+        """
+        data = json.dumps(message).encode() + b"\n"
+        passed = array.array("i", descriptors)
+        rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, passed)] if descriptors else []
+        try:
+            sent = self.sock.sendmsg([data], rights)
+            self.sock.sendall(data[sent:])
+        except OSError as error:
+            raise errors.MonitorUnavailable(path=self.path, reason=f"{error.strerror}.") from error
+
+    def receive(self, deadline: float) -> dict[str, Any] | None:
+        """The next object; None if there is none until `deadline` (on the monotonic clock).
+
+        Raises:
+            errors.MonitorUnavailable: nobody is there any more.
+        """
+        while True:
+            line, newline, rest = self._buffer.partition(b"\n")
+            if newline:
+                self._buffer = rest
+                if found := _parse(line):
+                    return found
+                continue
+            left = deadline - time.monotonic()
+            if left <= 0:
+                return None
+            try:
+                self.sock.settimeout(left)
+                piece = self.sock.recv(_PIECE)
+            except TimeoutError:
+                return None
+            except OSError as error:
+                raise errors.MonitorUnavailable(path=self.path, reason=f"{error}.") from error
+            if not piece:
+                raise errors.MonitorUnavailable(path=self.path, reason="it hung up.")
+            self._buffer += piece
+
+    def drop(self) -> None:
+        """Forget what was received and not read."""
+        self._buffer = b""
+
+
+def _parse(line: bytes) -> dict[str, Any] | None:
+    """The object in `line`, or None: a connection taken over may begin in the middle of one."""
+    try:
+        found = json.loads(line)
+    except ValueError:
+        return None
+    return found if isinstance(found, dict) else None
+
+
+def connect(path: Path, timeout: float) -> socket.socket:
+    """A socket that is connected to `path`.
+
+    Raises:
+        errors.MonitorUnavailable: there is nobody.
+    """
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    sock.settimeout(timeout)
+    try:
+        sock.connect(str(path))
+    except OSError as error:
+        sock.close()
+        reason = f"{error.strerror or error}."
+        raise errors.MonitorUnavailable(path=path, reason=reason) from error
+    return sock
+
+
+def _greeted(lines: Lines, timeout: float) -> tuple[int, ...]:
+    """The version of the QEMU that has just been connected to."""
+    greeting = lines.receive(time.monotonic() + timeout)
+    if greeting is None:
+        raise errors.MonitorUnavailable(path=lines.path, reason="another client uses it.")
+    try:
+        told = greeting["QMP"]["version"]["qemu"]
+        return int(told["major"]), int(told["minor"]), int(told["micro"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise errors.MonitorUnavailable(path=lines.path, reason="that is no QMP.") from error
+
+
+class Monitor:
+    """A connection to a QEMU. One thread at a time.
+
+    Attributes:
+        version: of QEMU, as (7, 2, 22); () when the connection was taken over.
+    """
+
+    def __init__(self, lines: Lines, version: tuple[int, ...] = ()) -> None:
+        """Go on with a connection that is past its greeting; see :meth:`open` for a new one."""
+        self.version = version
+        self._lines = lines
+        self._events: deque[dict[str, Any]] = deque(maxlen=_KEPT_EVENTS)
+        self._count = 0
+        # Another process may have used this connection before.
+        self._mark = f"{id(self):x}-{time.monotonic_ns():x}"
+
+    @classmethod
+    def open(cls, path: Path, timeout: float = 10.0) -> Monitor:
+        """Connect to the QMP socket `path`.
+
+        Raises:
+            errors.MonitorUnavailable: there is no QEMU, or another client has its monitor.
+        """
+        lines = Lines(connect(path, timeout), str(path))
+        try:
+            version = _greeted(lines, timeout)
+            monitor = cls(lines, version)
+            monitor.execute("qmp_capabilities")
+        except BaseException:
+            lines.sock.close()
+            raise
+        return monitor
+
+    def close(self) -> None:
+        """Hang up."""
+        self._lines.sock.close()
+
+    def __enter__(self) -> Monitor:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+    def fileno(self) -> int:
+        """The descriptor of the connection, for another process to take over."""
+        return self._lines.sock.fileno()
+
+    def execute(
+        self,
+        command: str,
+        arguments: dict[str, Any] | None = None,
+        *,
+        descriptor: int | None = None,
+        timeout: float = PATIENCE,
+    ) -> Any:
+        """What QEMU returns for `command`.
+
+        An answer that comes after the time is dropped; the next command can be given at once.
+
+        Args:
+            command: of the QMP reference.
+            arguments: its arguments.
+            descriptor: an open file that goes with it (for ``getfd`` and ``add-fd``).
+            timeout: seconds.
+
+        Raises:
+            errors.CommandRefused: QEMU says no.
+            errors.MonitorSilent: it says nothing.
+            errors.MonitorUnavailable: it is gone.
+        """
+        self._count += 1
+        mark = f"{self._mark}-{self._count}"
+        message = {"execute": command, "arguments": arguments or {}, "id": mark}
+        self._lines.send(message, () if descriptor is None else (descriptor,))
+        deadline = time.monotonic() + timeout
+        while (answer := self._lines.receive(deadline)) is not None:
+            if "event" in answer:
+                self._events.append(answer)
+            elif answer.get("id") == mark:
+                if "error" in answer:
+                    reason = answer["error"].get("desc", "it does not say why.")
+                    raise errors.CommandRefused(command=command, reason=reason)
+                return answer.get("return")
+        raise errors.MonitorSilent(path=self._lines.path, command=command, timeout=timeout)
+
+    def forget_events(self) -> None:
+        """Forget what happened until now."""
+        self._events.clear()
+
+    def wait(
+        self, wanted: Callable[[dict[str, Any]], bool], what: str, timeout: float = PATIENCE
+    ) -> dict[str, Any]:
+        """The first event that is `wanted`, of those since `forget_events` and those to come.
+
+        Raises:
+            errors.MonitorSilent: it did not happen in time; `what` is named.
+            errors.MonitorUnavailable: QEMU is gone.
+        """
+        deadline = time.monotonic() + timeout
+        while True:
+            while self._events:
+                event = self._events.popleft()
+                if wanted(event):
+                    return event
+            answer = self._lines.receive(deadline)
+            if answer is None:
+                raise errors.MonitorSilent(path=self._lines.path, command=what, timeout=timeout)
+            if "event" in answer:
+                self._events.append(answer)

@@ -1,0 +1,111 @@
+"""A disk of a virtual machine as it was at one instant, read over NBD."""
+
+from __future__ import annotations
+
+import mmap
+import queue
+import socket
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+
+from lunr.live import errors, nbd
+
+#: The most ranges that a list of changes has. A bitmap of a large disk could have more
+#: than there is memory for; more is read then, never less.
+MOST_RANGES = 1 << 18
+
+
+class NbdSource:
+    """A :class:`lunr.backup.sources.Source` on an export of QEMU's.
+
+    Attributes:
+        size: how many bytes are to be saved.
+    """
+
+    def __init__(self, name: str, connections: Sequence[nbd.Connection]) -> None:
+        """Read over all of `connections`; `name` is for messages."""
+        self.size = connections[0].size
+        self._name = name
+        self._free: queue.LifoQueue[nbd.Connection] = queue.LifoQueue()
+        for connection in connections:
+            self._free.put(connection)
+
+    @contextmanager
+    def _connection(self, offset: int) -> Iterator[nbd.Connection]:
+        connection = self._free.get()
+        try:
+            yield connection
+        except OSError as error:
+            raise errors.ExportLost(
+                path=self._name, offset=offset, reason=f"{error.strerror or error}."
+            ) from error
+        finally:
+            self._free.put(connection)  # a broken one fails who comes next, too
+
+    def data(self, start: int, end: int) -> Iterator[tuple[int, int]]:
+        """See :meth:`Source.data`: all that the disk's format or file does not know to be zeros."""
+        with self._connection(start) as connection:
+            extents = list(connection.extents(start, end))
+        yield from joined((first, stop) for first, stop, flags in extents if not flags & nbd.ZERO)
+
+    def read(self, buffer: mmap.mmap, offset: int, length: int) -> memoryview:
+        """See :meth:`Source.read`."""
+        view = memoryview(buffer)[:length]
+        with self._connection(offset) as connection:
+            connection.read(view, offset)
+        return view
+
+
+def changes(name: str, connection: nbd.Connection) -> list[tuple[int, int]]:
+    """The ranges (first byte, end) that a dirty bitmap has, in order and apart.
+
+    Raises:
+        errors.ExportLost: it can't be read.
+    """
+    extents = connection.extents(0, connection.size)
+    try:
+        return bounded(((first, stop) for first, stop, flags in extents if flags), MOST_RANGES)
+    except OSError as error:
+        raise errors.ExportLost(
+            path=name, offset=0, reason=f"{error.strerror or error}."
+        ) from error
+
+
+def joined(ranges: Iterable[tuple[int, int]], gap: int = 0) -> Iterator[tuple[int, int]]:
+    """`ranges`, which are in order, with those as one that are at most `gap` bytes apart."""
+    run: tuple[int, int] | None = None
+    for start, end in ranges:
+        if run is not None and start - run[1] <= gap:
+            run = run[0], end
+            continue
+        if run is not None:
+            yield run
+        run = start, end
+    if run is not None:
+        yield run
+
+
+def bounded(ranges: Iterable[tuple[int, int]], most: int) -> list[tuple[int, int]]:
+    """At most `most` ranges that cover `ranges`, which are in order; never twice that in memory."""
+    gap = 0
+    found: list[tuple[int, int]] = []
+    for one in joined(ranges):
+        found.append(one)
+        while len(found) > most:
+            gap = 2 * gap or 1 << 15
+            found = list(joined(found, gap))
+    return found
+
+
+def negotiate(sockets: Sequence[socket.socket], export: str, context: str) -> list[nbd.Connection]:
+    """A connection to `export` over each of `sockets`, with the map `context`.
+
+    Raises:
+        errors.ExportLost: the server does not give it.
+    """
+    try:
+        return [nbd.Connection(sock, export, context) for sock in sockets]
+    except OSError as error:
+        raise errors.ExportLost(
+            path=export, offset=0, reason=f"{error.strerror or error}."
+        ) from error

@@ -1,0 +1,60 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from lunr.backup.keys import PUBLIC_MASTER, derive
+from lunr.backup.repository import Repository
+from lunr.backup.restore import restore
+from lunr.backup.stores import open_store
+from lunr.live import groups
+from lunr.live.backup import Options, backup
+from lunr.live.groups import Group
+from lunr.live.qmp import Monitor
+from tests.system.live.machines import MIB, Disk, Machine, need_qemu
+
+
+@pytest.fixture
+def machine(tmp_path: Path) -> Iterator[Machine]:
+    """One with two disks: raw on virtio-blk, qcow2 on virtio-scsi."""
+    need_qemu()
+    disks = [
+        Disk("alpha", tmp_path / "alpha.raw", 24 * MIB, "raw", "virtio"),
+        Disk("beta", tmp_path / "beta.qcow2", 17 * MIB + 512, "qcow2", "scsi"),
+    ]
+    found = Machine(tmp_path, disks)
+    yield found
+    found.end()
+
+
+class Vault:
+    """A repository in a folder, and the groups in it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.url = f"files:{folder}/store"
+        self.store = open_store(self.url, "default")
+        self.repository = Repository(self.store, derive(PUBLIC_MASTER, "default"))
+
+    def backup(self, machine: Machine, **options: object) -> Group:
+        with Monitor.open(machine.qmp) as monitor:
+            given = Options(**{"scratch": self.folder, **options})  # type: ignore[arg-type]
+            return backup(self.repository, monitor, given)
+
+    def restored(self, group: Group) -> dict[str, bytes]:
+        contents = {}
+        for member in groups.load(self.repository, group.group_id).members:
+            path = self.folder / f"restored-{member.disk}"
+            path.unlink(missing_ok=True)
+            restore(self.repository, member.backup_id, path, create=True)
+            contents[member.disk] = path.read_bytes()
+        return contents
+
+
+@pytest.fixture
+def vault(tmp_path: Path) -> Iterator[Vault]:
+    found = Vault(tmp_path)
+    yield found
+    found.store.close()

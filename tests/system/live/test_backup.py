@@ -1,0 +1,45 @@
+"""Backups of a real QEMU, compared byte for byte with what its guest had written."""
+
+from __future__ import annotations
+
+import random
+
+from tests.system.live.conftest import Vault
+from tests.system.live.machines import MIB, Machine
+
+
+def ways(group: object) -> dict[str, str]:
+    return {member.disk: member.way for member in group.members}  # type: ignore[attr-defined]
+
+
+def test_full_then_increments(machine: Machine, vault: Vault) -> None:
+    draw = random.Random()
+    machine.write_some(draw, 20)
+    made = [(vault.backup(machine), machine.contents())]
+    assert ways(made[0][0]) == {"alpha": "full", "beta": "full"}
+    for _ in range(3):
+        machine.write_some(draw)
+        made.append((vault.backup(machine), machine.contents()))
+        assert ways(made[-1][0]) == {"alpha": "incremental", "beta": "incremental"}
+        machine.assert_untouched()
+    for group, contents in made:
+        assert vault.restored(group) == contents
+    since = f"lunr-since-{made[-1][0].group_id}"
+    assert machine.bitmaps() == {"alpha": {since}, "beta": {since}}
+
+
+def test_an_increment_reads_what_changed_and_no_more(machine: Machine, vault: Vault) -> None:
+    alpha = machine.disks[0]
+    for at in range(0, 24, 4):
+        machine.write(alpha, at * MIB, 4 * MIB, at + 1)
+    vault.backup(machine)
+    for at in (1, 7, 13, 22):
+        machine.write(alpha, at * MIB, 65536, 200 + at)
+    group = vault.backup(machine)
+    member = group.member("alpha")
+    assert member is not None
+    assert member.changed_bytes == member.bytes_read == 4 * 65536
+    beta = group.member("beta")
+    assert beta is not None
+    assert beta.bytes_read == 0
+    assert vault.restored(group) == machine.contents()

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, Select, and_, exists, or_, select, update
+from sqlalchemy import ColumnElement, Connection, Select, and_, exists, func, or_, select, update
 from sqlalchemy.orm import Session, aliased
 
 from lunr.api.services import endings, fills
@@ -23,8 +24,10 @@ from lunr.db.transitions import KEYS, move, try_move
 
 #: The longest that a claim waits for a job, in seconds.
 MAX_WAIT = 60.0
-#: How often a waiting claim looks for jobs that another process committed, in seconds.
+#: How often one of the claims that wait in a process looks for what others committed, in seconds.
 POLL = 0.75
+#: How many claims of a node, for one kind of job, are woken at once by that.
+_AT_ONCE = 8
 
 
 class Claims:
@@ -32,6 +35,8 @@ class Claims:
 
     def __init__(self, core: Core) -> None:
         self._core = core
+        self._looking = threading.Lock()
+        self._look_at = 0.0
 
     def claim(
         self,
@@ -74,10 +79,47 @@ class Claims:
                 job = self._core.db.write(self._claim, node_id, kinds, epoch, lease)
                 if job is not None:
                     return job
-            left = deadline - time.monotonic()
-            if left <= 0 or self._core.bell.closed:
+            if not self._wait(node_id, kinds, heard, deadline, gone):
                 return None
-            self._core.bell.wait(node_id, kinds, heard, min(left, POLL))
+
+    def _wait(
+        self,
+        node_id: str,
+        kinds: Sequence[str],
+        heard: int,
+        deadline: float,
+        gone: Callable[[], bool],
+    ) -> bool:
+        """Wait until there may be a job for such a claim; False when it is to wait no more."""
+        bell = self._core.bell
+        while (left := deadline - time.monotonic()) > 0 and not (bell.closed or gone()):
+            if bell.wait(node_id, kinds, heard, min(left, POLL)):
+                return not bell.closed
+            self._look_out()
+        return False
+
+    def _look_out(self) -> None:
+        """Ring for the jobs that other processes queued, or whose time has come.
+
+        One waiting claim does it for all: there are some of them for each node.
+        """
+        with self._looking:
+            now = time.monotonic()
+            if now < self._look_at:
+                return
+            self._look_at = now + POLL
+        with self._core.db.read() as connection:
+            queued = connection.execute(
+                select(Job.node_id, Job.kind, func.count())
+                .where(
+                    Job.status == State.QUEUED,
+                    or_(Job.not_before.is_(None), Job.not_before <= times.now()),
+                )
+                .group_by(Job.node_id, Job.kind)
+            ).all()
+        for node_id, kind, count in queued:
+            for _ in range(min(count, _AT_ONCE)):
+                self._core.bell.ring(node_id, kind)
 
     def _has(self, node_id: str, lease: str) -> bool:
         with self._core.db.read() as connection:

@@ -93,15 +93,20 @@ class Bell:
                 waiter.rung = True
                 waiter.woken.notify()
 
-    def wait(self, node_id: str, kinds: Collection[str], heard: int, seconds: float) -> None:
-        """Wait for a ring for such a claim, at most `seconds`; not if it rang since `heard`."""
+    def wait(self, node_id: str, kinds: Collection[str], heard: int, seconds: float) -> bool:
+        """Wait for a ring for such a claim, at most `seconds`; not if it rang since `heard`.
+
+        Returns:
+            Whether it rang, or is closed.
+        """
         with self._lock:
             if self._rings != heard:
-                return
+                return True
             waiter = _Waiter(node_id, frozenset(kinds), threading.Condition(self._lock))
             self._waiting.append(waiter)
             if not waiter.woken.wait_for(lambda: waiter.rung, seconds):
                 self._waiting.remove(waiter)
+            return waiter.rung or self.closed
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,9 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
+from sqlalchemy import event
 
+from lunr.api.services.claims import POLL
 from lunr.api.services.kinds import KINDS
 from lunr.common import errors, times
 from tests.functional.api.world import World
@@ -330,6 +332,26 @@ def test_a_claim_hears_of_jobs_of_other_processes(world: World) -> None:
     threading.Timer(0.2, lambda: other.volumes.create("acme", {"size": 1})).start()
     assert world.services.claims.claim("n1", list(KINDS), wait=10) is not None
     other.close()
+
+
+def test_claims_that_wait_ask_the_database_together(world: World) -> None:
+    """A node waits with several, and there are many nodes."""
+    asked: list[str] = []
+    waiting = [
+        threading.Thread(target=world.services.claims.claim, args=("n1", list(KINDS), 3.0))
+        for _ in range(12)
+    ]
+    for thread in waiting:
+        thread.start()
+    time.sleep(0.5)
+
+    @event.listens_for(world.services.core.db.engine, "before_cursor_execute")
+    def count(_1: Any, _2: Any, statement: str, *_rest: Any) -> None:
+        asked.append(statement)
+
+    for thread in waiting:
+        thread.join()
+    assert len(asked) <= 2.5 / POLL + 1
 
 
 def test_nobody_is_given_a_job_after_hanging_up(world: World) -> None:

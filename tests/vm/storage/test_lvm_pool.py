@@ -21,7 +21,7 @@ from lunr.storage.pools.lvm import LvmPool
 from lunr.storage.pools.volume_group import Role
 from lunr.storage.pools.wipe import Wiper
 from tests.support.initiator import sh
-from tests.support.pool_contract import PoolContract, write
+from tests.support.pool_contract import PoolContract, check_covers, write
 from tests.support.services import CHECKOUT
 from tests.support.waiting import wait_until
 from tests.vm.conftest import DISK, PLAIN_DISK, SMALL_DISK
@@ -157,9 +157,42 @@ class TestLvmPool(PoolContract):
     size = 2 * MIB
     unit = 64 << 10
     snapshots_outlive = False
+    references_outlive_extend = False
     crowd = 3
     examples = 2
     steps = 10
+
+
+def test_a_reference_tells_all_that_changed_and_hinders_nobody(pool: LvmPool) -> None:
+    seed = random.randrange(1 << 32)
+    print(f"seed {seed}")
+    chance = random.Random(seed)
+    size = 4 * MIB
+    pool.create("v1", size)
+    shadow = bytearray(size)
+    pool.snapshot(Snapshot("v1", "b0", Purpose.REFERENCE))
+    for number in (1, 2):
+        before = bytes(shadow)
+        for _ in range(chance.randrange(1, 12)):
+            data = chance.randbytes(chance.randrange(1, 3 * cow.CHUNK))
+            start = chance.randrange(size - len(data))
+            write(pool.path("v1"), start, data)
+            shadow[start : start + len(data)] = data
+        old = Snapshot("v1", f"b{number - 1}", Purpose.REFERENCE)
+        new = Snapshot("v1", f"b{number}", Purpose.BACKUP)
+        pool.snapshot(new)
+        write(pool.path("v1"), 0, bytes(shadow[:1]))  # the old table knows of this too
+        extents = pool.changed(old, new)
+        assert extents is not None
+        check_covers(extents, before, bytes(shadow))
+        pool.check_snapshot(old)
+        pool.repurpose(new, Purpose.REFERENCE)
+        pool.delete_snapshot(old)
+    assert pool.snapshots() == {Snapshot("v1", "b2", Purpose.REFERENCE)}
+    with pool.path("v1").open("rb"):  # attached
+        pool.extend("v1", 2 * size)
+    assert not pool.snapshots()
+    assert pool.path("v1").read_bytes() == shadow + bytes(size)
 
 
 # --- nothing is seen again -------------------------------------------------------------

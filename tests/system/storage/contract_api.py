@@ -122,6 +122,11 @@ class ContractApi:
         assert job["status"] == "DONE", job
         return job["result"]
 
+    def restore(self, volume_id: str, **payload: Any) -> None:
+        """Have a volume restored and filled."""
+        self.do("volume.restore", volume_id, volume_id, **payload)
+        self.do("volume.fill", volume_id, volume_id, fill="eager", fill_limit_bytes=0)
+
     def cancel(self, job_id: str) -> None:
         with self._changed:
             self.jobs[job_id]["cancel"] = True

@@ -160,7 +160,7 @@ def _check_backups(ground: _Ground, api: ContractApi, pool: Any, backup_id: str)
         api, "backup.save", "v1", **{**SAVE, "backup_id": following, "parent_id": backup_id}
     )
     assert pool.snapshots() == {Snapshot("v1", "s1"), replace(REFERENCE, id=following)}
-    api.do("volume.restore", "v3", "v3", **{**STORED, "backup_id": following}, size_bytes=SIZE)
+    api.restore("v3", **{**STORED, "backup_id": following}, size_bytes=SIZE)
     assert pool.path("v3").read_bytes() == pool.path("v1").read_bytes(), backup_id
     api.do("volume.delete", "v3", "v3")
     pool.delete_snapshot(replace(REFERENCE, id=following))

@@ -16,7 +16,7 @@ from lunr.backup.format.roots import Root
 from lunr.backup.pipeline import Backup, save
 from lunr.backup.repository import Repository
 from lunr.common.errors import LunrError
-from lunr.live import errors, fleece, groups, machine
+from lunr.live import errors, exports, fleece, groups, leftovers, machine, names
 from lunr.live.agent import Agent
 from lunr.live.groups import Group, Member
 from lunr.live.guard import Guard
@@ -82,7 +82,7 @@ def backup(repository: Repository, monitor: Monitor, options: Options) -> Group:
         errors.CommandRefused, errors.MonitorUnavailable: QEMU does not do its part.
         engine errors of :func:`lunr.backup.pipeline.save`.
     """
-    recover(monitor)
+    leftovers.recover(monitor)
     name = options.machine or machine.name_of(monitor)
     disks = machine.disks(monitor, options.disks)
     now = datetime.now(UTC)
@@ -96,28 +96,12 @@ def backup(repository: Repository, monitor: Monitor, options: Options) -> Group:
         try:
             group = _Run(repository, monitor, options, name, group_id, now).run(plans, guard, agent)
         except BaseException:
+            _clear(monitor)
             _undo(repository, monitor, disks, group_id)
             raise
-        finally:
-            _clear(monitor)
+        _clear(monitor)
     _drop_bitmaps(monitor, disks, lambda since: since != group_id)
     return group
-
-
-def recover(monitor: Monitor) -> None:
-    """Take down what a dead client left, and let the guest run if that had stopped it.
-
-    Raises:
-        errors.CommandRefused, errors.MonitorUnavailable: QEMU does not do its part.
-    """
-    nodes = {node["node-name"] for node in monitor.execute("query-named-block-nodes")}
-    status = monitor.execute("query-status")["status"]
-    if fleece.is_amid_cut(nodes) and status == "paused":
-        # It died, and its guard with it, in the milliseconds around the cut.
-        logger.warning("A backup that was killed had stopped the guest: it goes on now.")
-        monitor.execute("cont")
-    if fleece.clear(monitor):
-        logger.warning("Took down what a backup that was killed had left.")
 
 
 def plan(repository: Repository, name: str, disks: Sequence[Disk]) -> list[Plan]:
@@ -148,9 +132,9 @@ class _Known:
     def plan(self, disk: Disk) -> Plan:
         reason = "QEMU has no bitmap of it (a new disk, or QEMU was started again)."
         for name, bitmap in sorted(disk.bitmaps.items(), reverse=True):
-            if not name.startswith(fleece.SINCE):
+            if not name.startswith(names.SINCE):
                 continue
-            base = name.removeprefix(fleece.SINCE)
+            base = name.removeprefix(names.SINCE)
             group = self._load(base)
             member = None if group is None else group.member(disk.name)
             if member is None or (group is not None and group.machine != self._name):
@@ -204,24 +188,24 @@ class _Run:
     def run(self, plans: Sequence[Plan], guard: Guard, agent: Agent | None) -> Group:
         disks = [one.disk for one in plans]
         bases = {one.disk.name: one.base for one in plans if one.base is not None}
-        fleece.filters(self.monitor, disks, self.options.scratch)
+        others = [disk for disk in disks if disk.name not in bases]
+        fleece.begin_bitmaps(self.monitor, others, self.group_id)
+        allocated = exports.allocations(self.monitor, disks, [disk.name for disk in others])
+        fleece.put_filters(self.monitor, disks, self.options.scratch)
         frozen = _Frozen(agent)
-        with contextlib.ExitStack() as around:
-            around.enter_context(guard.cutting())
-            around.enter_context(frozen.hold())
-            cut = fleece.cut(self.monitor, disks, self.group_id, bases)
-        logger.info("The guest stood still for %.1f ms.", cut.stall * 1000)
+        with guard.cutting(), frozen.hold():
+            stall = fleece.cut(self.monitor, disks, self.group_id, bases)
+        logger.info("The guest stood still for %.1f ms.", stall * 1000)
         members = []
-        with fleece.exported(self.monitor, disks, bases) as found:
+        with exports.exported(self.monitor, disks, bases, allocated) as found:
             for number, (one, given) in enumerate(zip(plans, found, strict=True)):
                 members.append(self._save(one, given))
-                # Its guest's writes cost no more than one from now on.
-                fleece.clear(self.monitor, number)
+                leftovers.clear(self.monitor, number)
         group = Group(
             group_id=self.group_id,
             machine=self.name,
             created_at=self._created_at,
-            stall_seconds=round(cut.stall, 6),
+            stall_seconds=round(stall, 6),
             frozen=frozen.count,
             members=tuple(members),
         )
@@ -232,7 +216,7 @@ class _Run:
     def _created_at(self) -> str:
         return self.now.strftime("%Y-%m-%dT%H:%M:%S.%fZ")
 
-    def _save(self, one: Plan, given: fleece.Exported) -> Member:
+    def _save(self, one: Plan, given: exports.Exported) -> Member:
         disk, tell = one.disk.name, self.options.progress
         root = save(
             self.repository,
@@ -253,7 +237,7 @@ class _Run:
         return _member(one, given, root)
 
 
-def _member(one: Plan, given: fleece.Exported, root: Root) -> Member:
+def _member(one: Plan, given: exports.Exported, root: Root) -> Member:
     way, reason = "incremental", one.reason
     if root.parent_id is None:
         way = "full"
@@ -318,7 +302,7 @@ class _Frozen:
 
 def _clear(monitor: Monitor) -> None:
     try:
-        fleece.clear(monitor)
+        leftovers.clear(monitor)
     except LunrError as error:  # the next backup tries again
         logger.warning("What was put up is not taken down: %s", error)
 
@@ -338,8 +322,8 @@ def _drop_bitmaps(monitor: Monitor, disks: Sequence[Disk], doomed: Callable[[str
         wanted = {disk.name for disk in disks}
         for disk in machine.disks_of(monitor):
             for name in disk.bitmaps if disk.name in wanted else ():
-                since = name.removeprefix(fleece.SINCE)
+                since = name.removeprefix(names.SINCE)
                 if since != name and doomed(since):
-                    fleece.remove_bitmap(monitor, disk, name)
+                    leftovers.remove_bitmap(monitor, disk, name)
     except LunrError as error:  # it costs some memory, until the next backup
         logger.warning("Bitmaps of QEMU's are left: %s", error)

@@ -20,7 +20,7 @@ from types import TracebackType
 
 from lunr.common import log
 from lunr.common.errors import LunrError
-from lunr.live import errors, fleece
+from lunr.live import errors, leftovers
 from lunr.live.agent import Agent
 from lunr.live.qmp import Lines, Monitor
 
@@ -104,7 +104,7 @@ def rescue(monitor: Monitor, agent: Agent | None, *, cutting: bool) -> None:
                 agent.thaw()
             except errors.FreezeFailed as error:
                 logger.error("%s", error)  # noqa: TRY400 - a sentence is enough
-    fleece.clear(monitor)
+    leftovers.clear(monitor)
 
 
 def main() -> int:

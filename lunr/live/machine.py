@@ -54,6 +54,11 @@ def is_running(monitor: Monitor) -> bool:
     return bool(monitor.execute("query-status")["running"])
 
 
+def use(monitor: Monitor, disk: Disk, node: str) -> None:
+    """Let the device of `disk` use `node` from now on."""
+    monitor.execute("qom-set", {"path": disk.device, "property": "drive", "value": node})
+
+
 def disks(monitor: Monitor, wanted: Sequence[str] | None = None) -> list[Disk]:
     """The disks that can be written to, or those of the names `wanted`.
 

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import heapq
 import mmap
 import queue
 import socket
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
+from lunr.backup.extents import Extents
 from lunr.live import errors, nbd
 
 #: The most ranges that a list of changes has. A bitmap of a large disk could have more
 #: than there is memory for; more is read then, never less.
 MOST_RANGES = 1 << 18
+
+#: (first byte, end), in order and apart.
+Ranges = list[tuple[int, int]]
 
 
 class NbdSource:
@@ -22,10 +27,22 @@ class NbdSource:
         size: how many bytes are to be saved.
     """
 
-    def __init__(self, name: str, connections: Sequence[nbd.Connection]) -> None:
-        """Read over all of `connections`; `name` is for messages."""
+    def __init__(
+        self,
+        name: str,
+        connections: Sequence[nbd.Connection],
+        allocated: Sequence[tuple[int, int]] | None = None,
+    ) -> None:
+        """Read over all of `connections`.
+
+        Args:
+            name: for messages.
+            connections: to the same export.
+            allocated: the ranges outside of which there are only zeros; None: nobody knows.
+        """
         self.size = connections[0].size
         self._name = name
+        self._allocated = Extents([(0, self.size)] if allocated is None else allocated)
         self._free: queue.LifoQueue[nbd.Connection] = queue.LifoQueue()
         for connection in connections:
             self._free.put(connection)
@@ -43,10 +60,8 @@ class NbdSource:
             self._free.put(connection)  # a broken one fails who comes next, too
 
     def data(self, start: int, end: int) -> Iterator[tuple[int, int]]:
-        """See :meth:`Source.data`: all that the disk's format or file does not know to be zeros."""
-        with self._connection(start) as connection:
-            extents = list(connection.extents(start, end))
-        yield from joined((first, stop) for first, stop, flags in extents if not flags & nbd.ZERO)
+        """See :meth:`Source.data`."""
+        return self._allocated.within(start, end)
 
     def read(self, buffer: mmap.mmap, offset: int, length: int) -> memoryview:
         """See :meth:`Source.read`."""
@@ -56,27 +71,32 @@ class NbdSource:
         return view
 
 
-def changes(name: str, connection: nbd.Connection) -> list[tuple[int, int]]:
-    """The ranges (first byte, end) that a dirty bitmap has, in order and apart.
+def ranges(name: str, connection: nbd.Connection, *, wanted: Callable[[int], bool]) -> Ranges:
+    """The ranges whose flags in the map of `connection` are `wanted`.
 
     Raises:
         errors.ExportLost: it can't be read.
     """
     extents = connection.extents(0, connection.size)
     try:
-        return bounded(((first, stop) for first, stop, flags in extents if flags), MOST_RANGES)
+        return bounded(((at, stop) for at, stop, flags in extents if wanted(flags)), MOST_RANGES)
     except OSError as error:
         raise errors.ExportLost(
             path=name, offset=0, reason=f"{error.strerror or error}."
         ) from error
 
 
+def union(one: Ranges, other: Ranges) -> Ranges:
+    """The ranges that are in `one` or in `other`."""
+    return bounded(heapq.merge(one, other), MOST_RANGES)
+
+
 def joined(ranges: Iterable[tuple[int, int]], gap: int = 0) -> Iterator[tuple[int, int]]:
-    """`ranges`, which are in order, with those as one that are at most `gap` bytes apart."""
+    """`ranges`, by their first byte, with those as one that are at most `gap` bytes apart."""
     run: tuple[int, int] | None = None
     for start, end in ranges:
         if run is not None and start - run[1] <= gap:
-            run = run[0], end
+            run = run[0], max(run[1], end)
             continue
         if run is not None:
             yield run
@@ -85,10 +105,10 @@ def joined(ranges: Iterable[tuple[int, int]], gap: int = 0) -> Iterator[tuple[in
         yield run
 
 
-def bounded(ranges: Iterable[tuple[int, int]], most: int) -> list[tuple[int, int]]:
+def bounded(ranges: Iterable[tuple[int, int]], most: int) -> Ranges:
     """At most `most` ranges that cover `ranges`, which are in order; never twice that in memory."""
     gap = 0
-    found: list[tuple[int, int]] = []
+    found: Ranges = []
     for one in joined(ranges):
         found.append(one)
         while len(found) > most:
@@ -97,15 +117,17 @@ def bounded(ranges: Iterable[tuple[int, int]], most: int) -> list[tuple[int, int
     return found
 
 
-def negotiate(sockets: Sequence[socket.socket], export: str, context: str) -> list[nbd.Connection]:
+def negotiate(
+    name: str, sockets: Sequence[socket.socket], export: str, context: str
+) -> list[nbd.Connection]:
     """A connection to `export` over each of `sockets`, with the map `context`.
 
     Raises:
-        errors.ExportLost: the server does not give it.
+        errors.ExportLost: the server does not give it; `name` is in the message.
     """
     try:
         return [nbd.Connection(sock, export, context) for sock in sockets]
     except OSError as error:
         raise errors.ExportLost(
-            path=export, offset=0, reason=f"{error.strerror or error}."
+            path=name, offset=0, reason=f"{error.strerror or error}."
         ) from error

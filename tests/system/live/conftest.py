@@ -1,7 +1,8 @@
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -14,6 +15,7 @@ from lunr.live.backup import Options, backup
 from lunr.live.groups import Group
 from lunr.live.qmp import Monitor
 from tests.system.live.machines import MIB, Disk, Machine, need_qemu
+from tests.unit.backup.support import Faulty
 
 
 @pytest.fixture
@@ -38,10 +40,19 @@ class Vault:
         self.store = open_store(self.url, "default")
         self.repository = Repository(self.store, derive(PUBLIC_MASTER, "default"))
 
-    def backup(self, machine: Machine, **options: object) -> Group:
-        with Monitor.open(machine.qmp) as monitor:
-            given = Options(**{"scratch": self.folder, **options})  # type: ignore[arg-type]
-            return backup(self.repository, monitor, given)
+    def backup(
+        self,
+        victim: Machine,
+        before: Callable[[str, str], None] = lambda _call, _name: None,
+        **options: Any,
+    ) -> Group:
+        """Back up `victim`; `before` is called before every call to the store."""
+        repository = Repository(Faulty(self.store, before), self.repository.keys)
+        with Monitor.open(victim.qmp) as monitor:
+            return backup(repository, monitor, Options(**{"scratch": self.folder, **options}))
+
+    def ids(self) -> set[str]:
+        return set(self.repository.backup_ids())
 
     def restored(self, group: Group) -> dict[str, bytes]:
         contents = {}

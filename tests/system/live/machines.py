@@ -80,6 +80,8 @@ class Machine:
         for disk in self.disks:
             argv += disk.options()
         argv += self.extra
+        for socket in self._sockets.iterdir():  # of one that was killed
+            socket.unlink()
         self.process = subprocess.Popen(argv, stdout=subprocess.DEVNULL)
         wait_until(lambda: self._is_up(), 20, "QEMU's sockets")
         self.guest = Monitor.open(self._sockets / "guest")

@@ -1,0 +1,164 @@
+"""What QEMU gives out over NBD: disks as they were at the cut, and their maps.
+
+No file is left behind: we are connected to the server's socket before QEMU has it, and its
+name is gone by then. Nobody else can connect, and QEMU may run as another user.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from lunr.live import errors, leftovers, names, nbd, source
+from lunr.live.machine import Disk
+from lunr.live.qmp import Monitor
+from lunr.live.source import NbdSource, Ranges
+
+#: Connections to each disk's export: QEMU reads for several at once.
+_READERS = 4
+
+#: Seconds that a read may stand still.
+_PATIENCE = 60.0
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What is given out of one disk.
+
+    Attributes:
+        source: the disk as it was at the cut.
+        changed: the ranges that were written since its base; None without one.
+    """
+
+    source: NbdSource
+    changed: Ranges | None
+
+
+def allocations(
+    monitor: Monitor, disks: Sequence[Disk], wanted: Sequence[str]
+) -> dict[str, Ranges]:
+    """Outside of which ranges the disks of the names `wanted` have only zeros.
+
+    The guest goes on writing: a bitmap that began before must tell where. The map of the
+    cut itself can't be had: QEMU 7.2 tells of zeros in it where there are none (see
+    :data:`lunr.live.nbd.PIECE`).
+
+    Raises:
+        errors.CannotBackUp: the machine's NBD server is taken.
+        errors.ExportLost, errors.CommandRefused: there is no map.
+    """
+    found: dict[str, Ranges] = {}
+    if not wanted:
+        return found
+    try:
+        with _served(monitor, len(wanted)) as sockets:
+            for number, disk in enumerate(disks):
+                if disk.name in wanted:
+                    _export(monitor, number, disk.node, [])
+                    (asked,) = source.negotiate(
+                        disk.name, [next(sockets)], names.export(number), nbd.ALLOCATION
+                    )
+                    found[disk.name] = source.ranges(
+                        disk.name, asked, wanted=lambda flags: not flags & nbd.ZERO
+                    )
+    finally:
+        leftovers.clear(monitor)
+    return found
+
+
+@contextmanager
+def exported(
+    monitor: Monitor,
+    disks: Sequence[Disk],
+    bases: Mapping[str, str],
+    allocated: Mapping[str, Ranges],
+) -> Iterator[list[Exported]]:
+    """What the `disks` were at the cut, to be read.
+
+    Args:
+        monitor: of the machine.
+        disks: which; the cut was made.
+        bases: as for :func:`lunr.live.fleece.cut`.
+        allocated: for the others, what :func:`allocations` said.
+
+    Raises:
+        errors.CannotBackUp: the machine's NBD server is taken.
+        errors.ExportLost, errors.CommandRefused: there is nothing to read.
+    """
+    with _served(monitor, _READERS * len(disks)) as sockets:
+        found: list[Exported] = []
+        for number, disk in enumerate(disks):
+            options = {
+                "driver": "snapshot-access",
+                "node-name": names.cut(number),
+                "file": names.filter_of(number),
+            }
+            monitor.execute("blockdev-add", options)
+            bitmaps = [{"node": disk.node, "name": names.CHANGED}]
+            _export(monitor, number, names.cut(number), bitmaps)
+            connections = source.negotiate(
+                disk.name,
+                [next(sockets) for _ in range(_READERS)],
+                names.export(number),
+                f"qemu:dirty-bitmap:{names.CHANGED}",
+            )
+            written = source.ranges(disk.name, connections[0], wanted=bool)
+            if disk.name in bases:
+                found.append(Exported(NbdSource(disk.name, connections), written))
+            else:
+                data = source.union(allocated[disk.name], written)
+                found.append(Exported(NbdSource(disk.name, connections, data), None))
+        yield found
+
+
+@contextmanager
+def _served(monitor: Monitor, count: int) -> Iterator[Iterator[socket.socket]]:
+    """`count` sockets that are connected to QEMU's NBD server, of which it has one."""
+    with contextlib.ExitStack() as stack:
+        listener = stack.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM))
+        sockets = [
+            stack.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM))
+            for _ in range(count)
+        ]
+        with tempfile.TemporaryDirectory(prefix="lunr-live-") as folder:  # mode 0700
+            path = f"{folder}/nbd"
+            listener.bind(path)
+            listener.listen(count)
+            for sock in sockets:  # they wait in the listener's queue
+                sock.connect(path)
+                sock.settimeout(_PATIENCE)
+        _start_server(monitor, listener.fileno())
+        yield iter(sockets)
+
+
+def _start_server(monitor: Monitor, listener: int) -> None:
+    # A note first that it is ours. It goes with a file, and this one is at hand.
+    noted = monitor.execute("add-fd", {"opaque": names.SERVER}, descriptor=listener)
+    monitor.execute("getfd", {"fdname": names.SERVER}, descriptor=listener)
+    address = {"type": "fd", "data": {"str": names.SERVER}}
+    try:
+        monitor.execute("nbd-server-start", {"addr": address, "max-connections": 0})
+    except errors.CommandRefused as error:
+        monitor.execute("closefd", {"fdname": names.SERVER})
+        monitor.execute("remove-fd", {"fdset-id": noted["fdset-id"], "fd": noted["fd"]})
+        raise errors.CannotBackUp(
+            reason=f"its NBD server can't be had ({error.fields['reason']}): "
+            "does another program back it up?"
+        ) from error
+
+
+def _export(monitor: Monitor, number: int, node: str, bitmaps: list[dict[str, str]]) -> None:
+    monitor.execute(
+        "block-export-add",
+        {
+            "type": "nbd",
+            "id": names.export(number),
+            "name": names.export(number),
+            "node-name": node,
+            "bitmaps": bitmaps,
+        },
+    )

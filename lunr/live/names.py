@@ -1,0 +1,50 @@
+"""What lunr calls things inside QEMU, so that what a dead client left is known as such.
+
+- The nodes ``lunr-N-filter``, ``lunr-N-scratch`` and ``lunr-N-cut`` and the export ``lunr-N``,
+  with N the number of the disk.
+- The bitmap ``lunr-since-GROUP``: all that was written since the cut of GROUP. It is kept,
+  and goes on, until a later group is complete, so a backup that fails loses nothing.
+- The bitmap ``lunr-changed``: what the export shows, a copy of one of those, at rest.
+- Notes that go with open files in QEMU's sets of them: ``lunr-N NODE`` with a scratch file says
+  what the filter stands before, ``lunr-server`` that the NBD server is ours.
+"""
+
+from __future__ import annotations
+
+import re
+
+PREFIX = "lunr-"
+SINCE = f"{PREFIX}since-"
+CHANGED = f"{PREFIX}changed"
+SERVER = f"{PREFIX}server"
+
+#: The nodes' names.
+FILTER = re.compile(rf"{PREFIX}(?P<number>\d+)-filter")
+NODE = re.compile(rf"{PREFIX}(?P<number>\d+)-(cut|filter|scratch)")
+EXPORT = re.compile(rf"{PREFIX}(?P<number>\d+)")
+NOTE = re.compile(rf"{PREFIX}(?P<number>\d+) (?P<node>.+)")
+
+
+def scratch(number: int) -> str:
+    """The node of the scratch file of disk `number`."""
+    return f"{PREFIX}{number}-scratch"
+
+
+def filter_of(number: int) -> str:
+    """The node that stands before disk `number`."""
+    return f"{PREFIX}{number}-filter"
+
+
+def cut(number: int) -> str:
+    """The node that shows disk `number` as it was at the cut."""
+    return f"{PREFIX}{number}-cut"
+
+
+def export(number: int) -> str:
+    """The NBD export of disk `number`."""
+    return f"{PREFIX}{number}"
+
+
+def note(number: int, node: str) -> str:
+    """What goes with the scratch file of disk `number`, which is `node`."""
+    return f"{PREFIX}{number} {node}"

@@ -1,0 +1,87 @@
+"""Killed before any command that it gives to QEMU: the guest runs, nothing is lost.
+
+A few steps are drawn. ``LUNR_CRASH_STEPS=all`` tries each of them.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.support.waiting import wait_until
+from tests.system.live.conftest import Vault
+from tests.system.live.machines import Machine
+from tests.system.live.test_backup import ways
+
+#: A backup of two disks takes about so many commands to QEMU.
+STEPS = 80
+#: The first of them that leaves something behind: before it is only asked.
+FIRST = 10
+TRIED = os.environ.get("LUNR_CRASH_STEPS", "5")
+
+VICTIM = Path(__file__).with_name("victim.py")
+
+
+def killed(machine: Machine, vault: Vault, step: int, *alone: str) -> bool:
+    argv = [sys.executable, str(VICTIM), str(machine.qmp), vault.url, str(step), *alone]
+    top = str(VICTIM.parents[3])
+    done = subprocess.run(argv, env={**os.environ, "PYTHONPATH": top}, stderr=subprocess.DEVNULL)
+    assert done.returncode in (0, -9)
+    return done.returncode == -9
+
+
+def steps() -> list[int]:
+    every = range(FIRST, STEPS)
+    return list(every) if TRIED == "all" else sorted(random.sample(every, int(TRIED)))
+
+
+def is_left_alone(machine: Machine) -> bool:
+    """Whether nothing of a backup is in QEMU any more, but bitmaps."""
+    nodes = [node for node in machine.nodes() if node.startswith("lunr")]
+    return not nodes and machine.status() == "running"
+
+
+@pytest.mark.parametrize("first", [True, False], ids=["full", "incremental"])
+def test_the_guard_leaves_the_machine_as_it_was(
+    machine: Machine, vault: Vault, first: bool
+) -> None:
+    draw = random.Random()
+    machine.write_some(draw, 20)
+    if not first:
+        vault.backup(machine)
+    for step in steps():
+        machine.write_some(draw, 3)
+        if not killed(machine, vault, step):
+            first = False  # this backup took fewer steps
+            break
+        wait_until(lambda: is_left_alone(machine), what=f"the guard is done, after step {step}")
+        machine.assert_untouched()
+        machine.write_some(draw, 3)
+    group = vault.backup(machine)
+    if not first:
+        assert set(ways(group).values()) == {"incremental"}
+    assert vault.restored(group) == machine.contents()
+    since = f"lunr-since-{group.group_id}"
+    assert machine.bitmaps() == {"alpha": {since}, "beta": {since}}
+
+
+def test_the_next_backup_does_it_when_the_guard_was_killed_too(
+    machine: Machine, vault: Vault
+) -> None:
+    draw = random.Random()
+    machine.write_some(draw, 20)
+    vault.backup(machine)
+    for step in steps():
+        machine.write_some(draw, 3)
+        if not killed(machine, vault, step, "alone"):
+            break
+        machine.write_some(draw, 3)
+        group = vault.backup(machine)
+        machine.assert_untouched()
+        assert set(ways(group).values()) == {"incremental"}, step
+        assert vault.restored(group) == machine.contents(), step

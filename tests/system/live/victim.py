@@ -1,0 +1,53 @@
+"""Backs up a machine and is killed, with SIGKILL, before a given command to QEMU.
+
+``python victim.py QMP STORE STEP [alone]``. With ``alone`` the process that guards it is killed
+first. Ends with exit code 0 if the backup took fewer steps.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+from lunr.backup.keys import PUBLIC_MASTER, derive
+from lunr.backup.repository import Repository
+from lunr.backup.stores import open_store
+from lunr.live import guard
+from lunr.live.backup import Options, backup
+from lunr.live.qmp import Monitor
+
+
+def main() -> None:
+    qmp, store, step, *alone = sys.argv[1:]
+    left = int(step)
+    guards: list[guard.Guard] = []
+    execute, enter = Monitor.execute, guard.Guard.__enter__
+
+    def doomed(self: Monitor, command: str, *args: Any, **kwargs: Any) -> Any:
+        nonlocal left
+        if command != "qmp_capabilities":
+            left -= 1
+        if left < 0:
+            for one in guards if alone else ():
+                assert one._process is not None
+                one._process.kill()
+                one._process.wait()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return execute(self, command, *args, **kwargs)
+
+    def noted(self: guard.Guard) -> guard.Guard:
+        guards.append(self)
+        return enter(self)
+
+    Monitor.execute = doomed  # type: ignore[method-assign]
+    guard.Guard.__enter__ = noted  # type: ignore[method-assign]
+    repository = Repository(open_store(store, "default"), derive(PUBLIC_MASTER, "default"))
+    with Monitor.open(Path(qmp)) as monitor:
+        backup(repository, monitor, Options(scratch=Path(store.removeprefix("files:")).parent))
+
+
+if __name__ == "__main__":
+    main()

@@ -8,7 +8,7 @@ import random
 import struct
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -17,7 +17,7 @@ from lunr.common import errors
 from lunr.storage.pools.base import Extent, PoolFull, PoolUnusable, Purpose, Snapshot
 from lunr.storage.pools.files import FilesPool
 from tests.support.pool_contract import PoolContract, check_covers, write
-from tests.support.services import need_command, need_root
+from tests.support.services import XFS_MINIMUM, need_command, need_root
 
 MIB = 1 << 20
 SIZE = 8 * MIB
@@ -215,6 +215,21 @@ def test_an_image_stays_mounted_for_the_next_process(plain_folder: Path) -> None
     rebooted.check()
     assert rebooted.path("v1").read_bytes()[:4] == b"kept"
     rebooted.close()
+
+
+def test_a_pool_with_less_than_a_tenth_free_is_tight(make_xfs: Callable[[int], Path]) -> None:
+    pool = FilesPool(make_xfs(XFS_MINIMUM), image_gib=1)
+    pool.check()
+    pool.create("v1", 1 << 30)
+    while (room := pool.capacity()).free_bytes > room.capacity_bytes // 8:
+        assert not room.tight
+        taken = pool.path("v1").stat().st_blocks * 512
+        subprocess.run(
+            ["fallocate", "-o", str(taken), "-l", str(8 * MIB), pool.path("v1")], check=True
+        )
+    _fallocate(pool.path("v1"), "--keep-size", 1 << 29, room.capacity_bytes // 20)
+    assert pool.capacity().tight
+    pool.close()
 
 
 def test_an_image_counts_the_disk_below_it(run_folder: Path) -> None:

@@ -390,6 +390,7 @@ def test_an_area_that_fills_up_is_enlarged(small_areas: LvmPool) -> None:
     pool.check_snapshot(SNAPSHOT)
     capacity = pool.capacity()
     assert capacity.full == ""
+    assert not capacity.tight
     assert 0 < capacity.used["snapshots"] < 0.9
     with pool.path(SNAPSHOT).open("rb") as file:
         assert file.read(size) == b"secret!!" * (size // 8)
@@ -406,6 +407,7 @@ def test_no_room_to_grow_is_told(small_areas: LvmPool, caplog: pytest.LogCapture
     for _ in range(2):
         pool.watch()
     assert "can't be enlarged" in pool.capacity().full
+    assert pool.capacity().tight
     assert len([r for r in caplog.records if "can't be enlarged" in r.message]) == 1
     pool.delete("rest")
     pool.areas._retry_at = 0.0
@@ -466,6 +468,7 @@ def test_a_full_group_is_a_clear_error_and_a_safe_state(pool: LvmPool) -> None:
         pool.extend("v1", 64 << 30)
     pool.create("rest", pool._disks()[0].free)
     assert pool.capacity().free_bytes == 0
+    assert pool.capacity().tight
     with pytest.raises(PoolFull):
         pool.snapshot(SNAPSHOT)
     with pytest.raises(PoolFull):

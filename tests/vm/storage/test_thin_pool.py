@@ -154,6 +154,7 @@ def test_a_full_pool_loses_nothing_and_shows_nothing_old(
     capacity = pool.capacity()
     assert "full and writes fail" in capacity.full
     assert capacity.free_bytes == 0
+    assert capacity.tight
     for attempt in (
         lambda: pool.create("more", SIZE),
         lambda: pool.snapshot(Snapshot("small", "s1")),
@@ -176,6 +177,7 @@ def test_a_full_pool_loses_nothing_and_shows_nothing_old(
         pool.watch()
     assert "has room again" in caplog.text
     assert pool.capacity().used["data"] < 0.1
+    assert not pool.capacity().tight
 
     # Every block held the secret; a few bytes into each show only themselves.
     pool.create("next", SIZE)

@@ -108,7 +108,8 @@ class References:
         self._looked = began
         lost = self._pool.lost_snapshots()
         found = False
-        for made_at, reference in self._by_age():
+        by_age = sorted(self._pool.references().items(), key=lambda one: one[1])
+        for reference, made_at in by_age:
             if time.monotonic() - began > _LOOK_TIME:
                 break
             with self._lock:
@@ -125,21 +126,9 @@ class References:
             found |= self._try_to_give_up(reference, why)
         return found
 
-    def _by_age(self) -> list[tuple[float, Snapshot]]:
-        found = []
-        for snapshot in self._pool.snapshots():
-            if snapshot.purpose is Purpose.REFERENCE:
-                with contextlib.suppress(errors.NotFound):  # it went meanwhile
-                    found.append((self._pool.made_at(snapshot), snapshot))
-        return sorted(found, key=lambda one: one[0])
-
     def _of(self, volume_id: str) -> list[Snapshot]:
         """The references of a volume: one, or more where a process was killed."""
-        return [
-            snapshot
-            for snapshot in self._pool.snapshots()
-            if snapshot.volume_id == volume_id and snapshot.purpose is Purpose.REFERENCE
-        ]
+        return [one for one in self._pool.references() if one.volume_id == volume_id]
 
     def _try_to_give_up(self, reference: Snapshot, why: str) -> bool:
         _log.info(

@@ -137,7 +137,8 @@ class PoolContract:
         for _ in range(2):
             pool.repurpose(backup, Purpose.REFERENCE)
         assert pool.snapshots() == {reference}
-        assert time.time() - 3600 < pool.made_at(reference) < time.time() + 2
+        assert pool.references().keys() == {reference}
+        assert time.time() - 3600 < pool.references()[reference] < time.time() + 2
         write(pool.path("v1"), 0, b"new")
         with pytest.raises(errors.NotFound, match="b2"):
             pool.repurpose(Snapshot("v1", "b2", Purpose.BACKUP), Purpose.REFERENCE)

@@ -134,6 +134,9 @@ class World:
         while (found := roles()) != expected and time.monotonic() < deadline:
             time.sleep(0.5)
         assert found == expected, f"{where}: {found - expected} too much, no {expected - found}"
+        of = references()
+        assert len(of) == len(set(of)), f"{where}: {of}"
+        assert set(of) <= {v.id for v in volumes}, f"{where}: {of}"
         assert stray_mappings() == [], where
         assert self.exported() == exported, where
         assert sh("losetup", "-a") == ""
@@ -169,14 +172,21 @@ def logical_volumes() -> dict[str, frozenset[str]]:
     return {row["lv_name"].strip("[]"): frozenset(row["lv_tags"].split(",")) for row in rows}
 
 
+def told() -> list[dict[str, str]]:
+    """What each logical volume of lunr's is: its role, id and volume."""
+    tags = logical_volumes().values()
+    found = (dict(t.removeprefix("lunr.").split("=") for t in one if "lunr." in t) for one in tags)
+    return [one for one in found if one]
+
+
 def roles() -> set[str]:
-    """What each logical volume of lunr's is, as ``ROLE ID``."""
-    found = set()
-    for tags in logical_volumes().values():
-        told = dict(tag.removeprefix("lunr.").split("=") for tag in tags if "lunr." in tag)
-        if told:
-            found.add(f"{told['role']} {told['id']}")
-    return found
+    """All but the references, as ``ROLE ID``."""
+    return {f"{one['role']} {one['id']}" for one in told() if one["role"] != "reference"}
+
+
+def references() -> list[str]:
+    """The volumes of which the last backup's snapshot is kept."""
+    return [one["volume"] for one in told() if one["role"] == "reference"]
 
 
 def stray_mappings() -> list[str]:

@@ -134,6 +134,9 @@ def test_the_main_job(lunr: Lunr, initiator: Initiator, tmp_path: Path) -> None:
         first, second = (client.backups.get(id) for id, _ in kept)
         assert second.parent_id == first.id
         assert second.bytes_stored < 40 * units.MIB
+        # A thin pool knows what has changed; of thick volumes no snapshot is kept.
+        (node,) = client.admin.nodes.list()
+        assert (second.bytes_read < 80 * units.MIB) == (node.pool == "thin")
 
         client.volumes.extend(volume.id, 2)
         client.volumes.wait(volume.id, timeout=LONG)

@@ -8,7 +8,7 @@ Who calls sees to it that only one job works on a volume at a time.
 from __future__ import annotations
 
 import abc
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
@@ -138,6 +138,10 @@ class Pool(abc.ABC):
         """The snapshots that are there, of every purpose."""
 
     @abc.abstractmethod
+    def references(self) -> Mapping[Snapshot, float]:
+        """The snapshots that are references, and when each was taken, in seconds since 1970."""
+
+    @abc.abstractmethod
     def create(self, volume_id: str, size: int) -> None:
         """Make a volume of `size` bytes that reads as zeros.
 
@@ -210,14 +214,6 @@ class Pool(abc.ABC):
 
         Raises:
             errors.NotFound: there is none, for either purpose.
-        """
-
-    @abc.abstractmethod
-    def made_at(self, snapshot: Snapshot) -> float:
-        """When the snapshot was made, in seconds since 1970.
-
-        Raises:
-            errors.NotFound: it is not there.
         """
 
     @abc.abstractmethod

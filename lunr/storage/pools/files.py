@@ -26,7 +26,7 @@ import logging
 import os
 import secrets
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -172,13 +172,21 @@ class FilesPool(Pool):
 
     def snapshots(self) -> frozenset[Snapshot]:
         """The files in ``snapshots``, ``backups`` and ``references``."""
-        found = set()
-        for purpose in Purpose:
-            for path in self._folder(purpose).iterdir():
-                volume_id, _, snapshot_id = path.name.partition(".")
-                if ids.is_valid(volume_id) and ids.is_valid(snapshot_id):
-                    found.add(Snapshot(volume_id, snapshot_id, purpose))
-        return frozenset(found)
+        return frozenset(found for purpose in Purpose for found in self._snapshots(purpose))
+
+    def _snapshots(self, purpose: Purpose) -> Iterator[Snapshot]:
+        for path in self._folder(purpose).iterdir():
+            volume_id, _, snapshot_id = path.name.partition(".")
+            if ids.is_valid(volume_id) and ids.is_valid(snapshot_id):
+                yield Snapshot(volume_id, snapshot_id, purpose)
+
+    def references(self) -> Mapping[Snapshot, float]:
+        """The files in ``references``, and when they were written to: by the clone."""
+        found = {}
+        for snapshot in self._snapshots(Purpose.REFERENCE):
+            with contextlib.suppress(FileNotFoundError):  # it went meanwhile
+                found[snapshot] = self._path(snapshot).stat().st_mtime
+        return found
 
     def size(self, subject: str | Snapshot) -> int:
         """The length of the file."""
@@ -252,10 +260,6 @@ class FilesPool(Pool):
             raise self._translate(error) from error
         _sync(new.parent)
         _sync(old.parent)
-
-    def made_at(self, snapshot: Snapshot) -> float:
-        """When the file was written to: by the clone."""
-        return self.path(snapshot).stat().st_mtime
 
     # --- which bytes ---------------------------------------------------------------
 

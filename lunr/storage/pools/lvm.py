@@ -17,7 +17,7 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -161,6 +161,11 @@ class LvmPool(Pool):
         """Those whose tags say so, and that dm-snapshot knows."""
         return frozenset(lv.snapshot for lv in self._lvs() if lv.snapshot and lv.origin)
 
+    def references(self) -> Mapping[Snapshot, float]:
+        """As tags say, and as LVM noted when it made them."""
+        found = (lv for lv in self._lvs() if lv.role is Role.REFERENCE and lv.origin)
+        return {lv.snapshot: lv.made_at for lv in found if lv.snapshot}
+
     def size(self, subject: str | Snapshot) -> int:
         """The size of the device."""
         return self._size(subject, self._lvs())
@@ -301,10 +306,6 @@ class LvmPool(Pool):
         after, lvs = replace(snapshot, purpose=purpose), self._lvs()
         done = any(lv.snapshot == after and lv.origin for lv in lvs)
         self.group.convert(self._find(after if done else snapshot, lvs), ROLES[purpose])
-
-    def made_at(self, snapshot: Snapshot) -> float:
-        """As LVM noted it."""
-        return self.group.made_at(self._find(snapshot).name)
 
     def check_snapshot(self, snapshot: Snapshot) -> None:
         """Ask the kernel."""

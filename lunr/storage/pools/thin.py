@@ -17,7 +17,7 @@ import contextlib
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -201,6 +201,11 @@ class ThinPool(Pool):
         """The thin volumes that are tagged as a snapshot of lunr's."""
         return frozenset(lv.snapshot for lv in self._ours() if lv.snapshot is not None)
 
+    def references(self) -> Mapping[Snapshot, float]:
+        """As tags say, and as LVM noted when it made them."""
+        found = (lv for lv in self._ours() if lv.role is Role.REFERENCE)
+        return {lv.snapshot: lv.made_at for lv in found if lv.snapshot}
+
     def size(self, subject: str | Snapshot) -> int:
         """The size of the thin volume."""
         return self._need(subject).size
@@ -296,10 +301,6 @@ class ThinPool(Pool):
         if lv is None:
             raise _not_found(snapshot)
         self._group.convert(lv, ROLES[purpose])
-
-    def made_at(self, snapshot: Snapshot) -> float:
-        """As LVM noted it."""
-        return self._group.made_at(self._need(snapshot).name)
 
     # --- which bytes ---------------------------------------------------------------
 

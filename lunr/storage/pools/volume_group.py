@@ -101,6 +101,7 @@ class LogicalVolume:
         pool: the name of its thin pool, or "".
         segtype: "linear", "thin", "thin-pool", …
         tags: all of them.
+        made_at: when it was made, in seconds since 1970.
         active: whether its device is there.
         open: whether somebody has its device open.
     """
@@ -111,6 +112,7 @@ class LogicalVolume:
     pool: str
     segtype: str
     tags: frozenset[str]
+    made_at: float
     active: bool
     open: bool
 
@@ -255,9 +257,9 @@ class VolumeGroup:
 
     # --- what is there -------------------------------------------------------------
 
-    def report(self, command: str, fields: Iterable[str], *words: str) -> list[dict[str, str]]:
+    def report(self, command: str, fields: Iterable[str]) -> list[dict[str, str]]:
         """What ``lvs``, ``vgs`` or ``pvs`` say of the group: a line each, values by field."""
-        argv = [command, *_REPORT, *words, "-o", ",".join(fields), "-S", f"vg_name={self.name}"]
+        argv = [command, *_REPORT, "-o", ",".join(fields), "-S", f"vg_name={self.name}"]
         return parse_report(system.run(argv, timeout=TIMEOUT).stdout)
 
     def volumes(self) -> list[LogicalVolume]:
@@ -275,15 +277,6 @@ class VolumeGroup:
     def dm_name(self, name: str) -> str:
         """What device-mapper calls the logical volume `name`."""
         return f"{self.name.replace('-', '--')}-{name.replace('-', '--')}"
-
-    def made_at(self, name: str) -> float:
-        """When the logical volume `name` was made, in seconds since 1970."""
-        epoch = ("--config", 'report/time_format="%s"')
-        rows = self.report("lvs", ["lv_name", "lv_time"], *epoch)
-        found = next((row["lv_time"] for row in rows if row["lv_name"] == name), None)
-        if found is None:
-            raise errors.NotFound(kind="logical volume", id=name)
-        return float(found)
 
     # --- changes -------------------------------------------------------------------
 
@@ -409,12 +402,15 @@ def translated(kind: str, id_: str) -> Iterator[None]:
 # --- what LVM says -----------------------------------------------------------------
 
 _ROLE = "lunr.role="
-_REPORT = ("--reportformat", "json", "--units", "b", "--nosuffix")
+_REPORT = (
+    *("--reportformat", "json", "--units", "b", "--nosuffix"),
+    *("--config", 'report/time_format="%s"'),
+)
 
 #: What `parse_volume` reads.
 VOLUME_FIELDS = (
     *("lv_name", "lv_size", "origin", "pool_lv", "segtype"),
-    *("lv_tags", "lv_active", "lv_device_open"),
+    *("lv_tags", "lv_time", "lv_active", "lv_device_open"),
 )
 #: What `parse_disk` reads.
 DISK_FIELDS = ("pv_name", "pv_size", "pv_free", "pv_tags", "pv_allocatable", "pv_missing")
@@ -439,6 +435,7 @@ def parse_volume(row: Mapping[str, str]) -> LogicalVolume:
         pool=row["pool_lv"],
         segtype=row["segtype"],
         tags=_tags(row["lv_tags"]),
+        made_at=float(row["lv_time"]),
         active=row["lv_active"] == "active",
         open=row["lv_device_open"] == "open",
     )

@@ -31,8 +31,8 @@ class Told(Pool):
             raise self.said
         return self.said
 
-    def snapshots(self) -> frozenset[Snapshot]:
-        return frozenset()
+    def references(self) -> dict[Snapshot, float]:
+        return {}
 
     def lost_snapshots(self) -> frozenset[Snapshot]:
         return self.lost

@@ -16,7 +16,8 @@ line, the first writes; null: the public one), ``repository``, ``concurrency``,
 save      source, size_bytes, backup_id, volume_id, parent_id, condemned, created_at,
           allocated (``[[first byte, end], …]``, in order: there is nothing but
           zeros elsewhere; null or absent: nobody knows), changed (the same of what may
-          differ from the backup parent_id; heeded only where that can be built upon).
+          differ from the backup parent_id; heeded only where that can be built upon),
+          absent (the same of what is not there: it is as in the backup base_id).
           The result's ``written`` is false when the backup was there already, of
           whatever moment
 restore   backup_id, target, size_bytes, target_is_zero
@@ -30,13 +31,14 @@ sweep     keep, required, collection
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TextIO
@@ -47,10 +49,12 @@ from lunr.backup.configured import CIPHERS
 from lunr.backup.errors import BackupMissing
 from lunr.backup.extents import Extents
 from lunr.backup.format.blocks import Compression
+from lunr.backup.image.source import Source as Stored
+from lunr.backup.overlay import Overlay
 from lunr.backup.pipeline import Backup, Progress, save
 from lunr.backup.repository import Repository
 from lunr.backup.restore import restore
-from lunr.backup.sources import FileSource
+from lunr.backup.sources import FileSource, Source
 from lunr.backup.stores import open_store
 from lunr.backup.verify import Share, verify
 from lunr.common import errors, log
@@ -93,12 +97,12 @@ def _save(job: Job) -> dict[str, Any]:
         source = FileSource(Path(job["source"]), job["size_bytes"], task.get("allocated"))
     except (TypeError, ValueError) as error:
         raise errors.BadRequest(reason=f"allocated: {error}") from error
-    with source:
-        changed = _checked(task.get("changed"))
+    with source, _overlaid(job, source) as whole:
+        changed = _checked(task.get("changed"), "changed")
         is_there = _is_there(job.repository, job["backup_id"])
         root = save(
             job.repository,
-            source,
+            whole,
             Backup(
                 backup_id=job["backup_id"],
                 volume_id=job["volume_id"],
@@ -115,16 +119,34 @@ def _save(job: Job) -> dict[str, Any]:
     return {**asdict(root.statistics), "parent_id": root.parent_id, "written": not is_there}
 
 
-def _checked(changed: Any) -> list[list[int]] | None:
-    if changed is None:
-        return None
-    if not isinstance(changed, list):
-        raise errors.BadRequest(reason="changed is no list.")
+@contextlib.contextmanager
+def _overlaid(job: Job, local: FileSource) -> Iterator[Source]:
+    """The volume to save, also where it is absent from `local`."""
+    absent = _checked(job.task.get("absent"), "absent")
+    if not absent:
+        yield local
+        return
+    base = Stored(job.repository, job.repository.load_root(job["base_id"]), _unheard)
     try:
-        Extents(changed)
+        yield Overlay(local, Extents(absent), base)
+    finally:
+        base.close()
+
+
+def _unheard(event: str, **fields: object) -> None:
+    """The error tells it too."""
+
+
+def _checked(extents: Any, name: str) -> list[list[int]] | None:
+    if extents is None:
+        return None
+    if not isinstance(extents, list):
+        raise errors.BadRequest(reason=f"{name} is no list.")
+    try:
+        Extents(extents)
     except (TypeError, ValueError) as error:
-        raise errors.BadRequest(reason=f"changed: {error}") from error
-    return changed
+        raise errors.BadRequest(reason=f"{name}: {error}") from error
+    return extents
 
 
 def _is_there(repository: Repository, backup_id: str) -> bool:

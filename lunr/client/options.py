@@ -97,6 +97,19 @@ def wait_options(command: F) -> F:
     return wait(timeout_option(command))
 
 
+def fill_options(command: F) -> F:
+    """Add ``--fill`` and ``--fill-limit``: how a volume from a backup is filled."""
+    fill = click.option(
+        "--fill",
+        type=click.Choice(["eager", "lazy", "never"]),
+        help="From its backup: at once, while nobody uses it, or only with what is read.  [eager]",
+    )
+    limit = click.option(
+        "--fill-limit", type=click.IntRange(min=0), help="At most so many MiB a second; 0: all."
+    )
+    return fill(limit(command))
+
+
 #: The words of the rules, and what each counts; ``--keep-daily`` is ``keep_daily`` of the API.
 _RULES = {
     "last": "Keep the newest N.",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from datetime import timedelta
 from typing import Any, Protocol, TypeVar
 
 import click
@@ -90,12 +91,20 @@ def amount(record: Waited) -> str:
 
     >>> amount(Backup(id="b", status="SAVING", size=10, progress=25))
     '25 %, 2.5 GiB of 10.0 GiB'
+    >>> filling = {"progress": 25, "fill_rate": 100 << 20, "fill_remaining": 77}
+    >>> amount(Volume(id="v", status="RESTORING", size=10, **filling))
+    '25 %, 2.5 GiB of 10.0 GiB, 100.0 MiB/s, 0:01:17 left'
     """
     if isinstance(record, Export) or not record.progress:
         return ""
     if isinstance(record, Job) or not record.size:
         return f"{record.progress} %"
     size = record.size * units.GIB
-    return (
+    text = (
         f"{record.progress} %, {units.human(size * record.progress / 100)} of {units.human(size)}"
     )
+    if isinstance(record, Volume) and record.fill_rate:
+        text += f", {units.human(record.fill_rate)}/s"
+        if record.fill_remaining is not None:
+            text += f", {timedelta(seconds=record.fill_remaining)} left"
+    return text

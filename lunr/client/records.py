@@ -73,6 +73,17 @@ class Volume(Work):
     snapshot: str | None = None
     source_volume: str | None = None
     export_status: str | None = None
+    #: Whether it can be exported and written: also while it is filled from its backup.
+    usable: bool = False
+    #: How it is filled from its backup: eager, lazy or never; None: it is not.
+    fill: str | None = None
+    #: The most MiB a second that are fetched for that; 0: no limit.
+    fill_limit: int = 0
+    #: Bytes a second, and the seconds that are left (None: nobody knows).
+    fill_rate: int = 0
+    fill_remaining: int | None = None
+    #: The job that fills it; None: nobody does now.
+    fill_job_id: str | None = None
     deleted_at: str | None = None
 
 

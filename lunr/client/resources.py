@@ -111,6 +111,8 @@ class Volumes(_Things[Volume]):
         backup: str | None = None,
         snapshot: str | None = None,
         source_volume: str | None = None,
+        fill: str | None = None,
+        fill_limit: int | None = None,
         affinity: str | None = None,
         force_node: str | None = None,
         id: str | None = None,
@@ -123,6 +125,9 @@ class Volumes(_Things[Volume]):
             size: GiB; with a source it may be left out.
             snapshot, source_volume: the volume is made on the node where they are, if it
                 can be there, else copied to another.
+            backup: the volume can be used at once (:meth:`wait_usable`), and is filled then.
+            fill: how: ``eager``, ``lazy`` or ``never``.
+            fill_limit: at most so many MiB a second; 0: no limit.
             affinity: ``different_node:ID[,ID]`` or ``different_group:ID[,ID]``.
             force_node: for admins, the node that shall have it.
             id: the caller's choice; by default a new one.
@@ -139,6 +144,8 @@ class Volumes(_Things[Volume]):
             "backup": backup,
             "snapshot": snapshot,
             "source_volume": source_volume,
+            "fill": fill,
+            "fill_limit": fill_limit,
             "affinity": affinity,
             "force_node": force_node,
         }
@@ -170,11 +177,29 @@ class Volumes(_Things[Volume]):
         return self._list(params, limit)
 
     def update(
-        self, id: str, *, name: str | None = None, metadata: Mapping[str, str] | None = None
+        self,
+        id: str,
+        *,
+        name: str | None = None,
+        metadata: Mapping[str, str] | None = None,
+        fill: str | None = None,
+        fill_limit: int | None = None,
     ) -> Volume:
-        """Change the name, or replace the metadata as a whole."""
-        body = {"name": name, "metadata": metadata}
+        """Change the name, replace the metadata as a whole, or fill it otherwise from now on."""
+        body = {"name": name, "metadata": metadata, "fill": fill, "fill_limit": fill_limit}
         return self._request("POST", *self._path(id), body=body)
+
+    def wait_usable(
+        self,
+        id: str,
+        *,
+        timeout: float | None = None,
+        progress: Callable[[Volume], object] | None = None,
+    ) -> Volume:
+        """Wait until a volume can be exported and written, though it may still be filled."""
+        return waiting.until(
+            lambda: self.get(id), waiting.is_usable, timeout=timeout, progress=progress
+        )
 
     def extend(self, id: str, size: int) -> Volume:
         """Begin to make a volume `size` GiB large, also while it is exported."""

@@ -83,9 +83,16 @@ def is_settled(volume: Volume) -> bool:
     """Whether a volume is ACTIVE and no job works on it any more.
 
     Raises:
-        JobFailed: it is in ERROR or deleted, or its last job failed and left it as it was
-            (an extend that the node refused).
+        JobFailed: it is in ERROR or deleted, its last job failed and left it as it was
+            (an extend that the node refused), or it is restored and nobody fills it.
     """
+    if _is_given_up(volume):
+        raise _failure(
+            errors.JobFailed,
+            volume,
+            outcome=f"can be used, but only {volume.progress} % of its backup are on it",
+            reason=volume.reason or "its fill is never; choose eager or lazy",
+        )
     if not is_ready(volume, "ACTIVE") or volume.job_id is not None:
         return False
     if volume.reason is not None:
@@ -96,6 +103,20 @@ def is_settled(volume: Volume) -> bool:
             reason=volume.reason,
         )
     return True
+
+
+def _is_given_up(volume: Volume) -> bool:
+    """Whether a volume can be used, and nobody fills it."""
+    return volume.status == "RESTORING" and volume.usable and volume.fill_job_id is None
+
+
+def is_usable(volume: Volume) -> bool:
+    """Whether a volume can be used, though it may still be filled from its backup.
+
+    Raises:
+        JobFailed: it is in ERROR or deleted.
+    """
+    return is_ready(volume, "ACTIVE") or volume.usable
 
 
 def is_gone(record: Work) -> bool:

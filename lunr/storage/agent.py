@@ -133,9 +133,13 @@ class Agent:
         truth = self._persist(lambda: self._api.reconcile(found))
 
         queued = {(str(job["kind"]), str(job["subject_id"])) for job in truth["jobs"]}
+        # What a snapshot of a volume that was being filled lacks is not known any more.
+        filling = self.node.fillings.known()
         is_doomed = {
             Purpose.USER: lambda snap: snap.id in truth["delete"]["snapshots"],
-            Purpose.BACKUP: lambda snap: ("backup.save", snap.id) not in queued,
+            Purpose.BACKUP: lambda snap: (
+                ("backup.save", snap.id) not in queued or snap.volume_id in filling
+            ),
             Purpose.REFERENCE: lambda snap: not self.node.references.may_stay(snap, volumes),
         }
         doomed = {snap for snap in snapshots if is_doomed[snap.purpose](snap)}

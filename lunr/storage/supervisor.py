@@ -98,11 +98,11 @@ class Supervisor:
             return {"status": "CANCELLED"}
         except errors.LunrError as error:
             _log.warning("%s failed: %s", job.kind, error)
-            return _failed(error)
+            return _failed(error, job)
         except Exception as error:  # noqa: BLE001 - one job's defect must not end the others
             _log.exception("%s failed", job.kind)
             reason = f"{type(error).__name__}: {error}"
-            return _failed(errors.LunrError(reason=reason))
+            return _failed(errors.LunrError(reason=reason), job)
         return {"status": "DONE", "progress": 100, "result": result or {}}
 
     def _keep_lease(self, job: Job, ended: threading.Event) -> None:
@@ -150,6 +150,10 @@ class Supervisor:
         return "lost"
 
 
-def _failed(error: errors.LunrError) -> dict[str, Any]:
+def _failed(error: errors.LunrError, job: Job) -> dict[str, Any]:
     told = error.as_dict()
-    return {"status": "FAILED", "error": {**told, "reason": told["reason"][:_LONGEST_REASON]}}
+    return {
+        "status": "FAILED",
+        "progress": job.progress,
+        "error": {**told, "reason": told["reason"][:_LONGEST_REASON]},
+    }

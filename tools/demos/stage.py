@@ -180,13 +180,34 @@ class Lunr:
                 found["worker"] = int(entry.name)
         return found
 
+    def fillers(self) -> dict[str, int]:
+        """The pids of the processes that serve volumes that are being filled, by volume."""
+        found = {}
+        for folder in (self.root / "run" / "fillings").glob("*"):
+            for entry in Path("/proc").glob("[0-9]*/cwd"):
+                with contextlib.suppress(OSError):
+                    if entry.readlink() == folder:
+                        found[folder.name] = int(entry.parent.name)
+        return found
+
     def kill(self) -> None:
-        """End it as a power cut would, with all its parts."""
+        """Kill it, with all its parts; those that serve filling volumes stay, and go on."""
         self.process.kill()
         self.process.wait()
         deadline = time.monotonic() + 10
         while self.parts() and time.monotonic() < deadline:
             time.sleep(0.02)
+
+    def reboot(self) -> None:
+        """End it as a reset of the machine would: nothing of it runs, nothing is mounted."""
+        self.kill()
+        for pid in self.fillers().values():
+            os.kill(pid, signal.SIGKILL)
+        while self.fillers():
+            time.sleep(0.02)
+        for line in reversed(Path("/proc/self/mountinfo").read_text().splitlines()):
+            if (point := line.split()[4]).startswith(f"{self.root}/"):
+                subprocess.run(["umount", "--lazy", point], check=True)
 
     def stop(self) -> None:
         """Stop the service and all its parts."""
@@ -231,9 +252,17 @@ class Disk:
         argv = ["qemu-img", "convert", "-p", "-n", "--target-is-zero", *self.secret_arguments]
         run([*argv, "-f", "raw", "--target-image-opts", source, self.image], show)
 
-    def read_image(self, target: Path, show: Callable[[float], None]) -> None:
-        """Copy the whole disk into the raw image `target`."""
-        argv = ["qemu-img", "convert", "-p", *self.secret_arguments, "--image-opts"]
+    def read_image(self, target: Path, show: Callable[[float], None], seconds: int = 600) -> None:
+        """Copy the whole disk into the raw image `target`, in so many seconds at most."""
+        argv = [
+            "timeout",
+            str(seconds),
+            "qemu-img",
+            "convert",
+            "-p",
+            *self.secret_arguments,
+            "--image-opts",
+        ]
         run([*argv, self.image, "-O", "raw", target], show)
 
 
@@ -249,6 +278,10 @@ class Session:
             self.process = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=log, stderr=log)
         self._answers = 0
         self._wait()
+
+    def read(self, offset: int, length: int, pattern: int) -> None:
+        """Read there, and expect nothing but bytes of the value `pattern`."""
+        self._do(f"read -P {pattern} {offset} {length}")
 
     def write(self, source: Path, offset: int, length: int) -> None:
         """Write the first `length` bytes of the file `source` at `offset` of the disk."""

@@ -246,6 +246,8 @@ class Claims:
                 fills.note(session, job, fill or {})
                 answer |= fills.orders(session, job)
             return answer
+        if progress is not None and status is not State.DONE:
+            job.progress = progress
         if status is State.FAILED:
             error = error or {"code": "unknown", "reason": "The node gave no reason."}
             if error.get("retry") or job.cancel:

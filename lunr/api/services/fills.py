@@ -153,7 +153,9 @@ def ended(session: Session, core: Core, job: Job, status: JobState, reason: str 
     session.execute(
         update(Volume)
         .where(Volume.id == job.subject_id, Volume.fill_job_id == job.id)
-        .values(**nobody, **({"fill": NEVER} if stopped else {"reason": reason})),
+        .values(
+            progress=job.progress, **nobody, **({"fill": NEVER} if stopped else {"reason": reason})
+        ),
         execution_options={"synchronize_session": "fetch"},
     )
 

@@ -13,6 +13,7 @@ from lunr.client.options import (
     SIZE,
     all_accounts_option,
     confirm,
+    fill_options,
     json_option,
     limit_option,
     metadata_option,
@@ -22,7 +23,9 @@ from lunr.client.options import (
     yes_option,
 )
 from lunr.client.output import print_list, print_record
-from lunr.client.progress import finished
+from lunr.client.progress import finished, follow
+from lunr.client.records import Volume
+from lunr.client.resources import Volumes
 from lunr.client.session import Session
 
 _COLUMNS: tuple[str, ...] = ("id", "name", "size", "status", "export_status", "created_at")
@@ -86,6 +89,7 @@ def show(session: Session, volume_id: str, as_json: bool) -> None:
 @metadata_option
 @click.option("--type", "volume_type_name", help="Volume type; `lunr type list` shows them.")
 @click.option("--from-backup", "backup", type=ID, help="Restore this backup to it.")
+@fill_options
 @click.option("--from-snapshot", "snapshot", type=ID, help="Start with what this snapshot holds.")
 @click.option("--from-volume", "source_volume", type=ID, help="Start as a copy of this volume.")
 @click.option(
@@ -103,9 +107,13 @@ def create(
 ) -> None:
     """Create a volume: empty, or from a backup, a snapshot or another volume.
 
+    One from a backup can be used at once, whatever its size, and is filled behind.
+    `lunr volume wait` waits until all of it is there.
+
     \b
     Examples:
       lunr volume create --size 10
+      lunr volume create --from-backup BACKUP --fill lazy
       lunr volume create --from-volume VOLUME --affinity different_node:VOLUME
     """
     sources = ("backup", "snapshot", "source_volume")
@@ -114,9 +122,13 @@ def create(
         raise click.UsageError("A volume can have only one source.")
     if not chosen and given["size"] is None:
         raise click.UsageError("--size is needed, unless the volume is made from something.")
+    if given["backup"] is None and (given["fill"] or given["fill_limit"] is not None):
+        raise click.UsageError("Only a volume from a backup is filled.")
     volumes = session.client.volumes
     record = volumes.create(**given)
-    if wait:
+    if wait and given["backup"] is not None:
+        record = _usable(volumes, record.id, timeout)
+    elif wait:
         record = finished(volumes, "volume", record.id, timeout)
     print_record(record, as_json)
 
@@ -126,22 +138,21 @@ def create(
 @name_option
 @metadata_option
 @click.option("--clear-metadata", is_flag=True, help="Remove all metadata.")
+@fill_options
 @json_option
 @click.pass_obj
 def update(
-    session: Session,
-    volume_id: str,
-    name: str | None,
-    metadata: dict[str, str] | None,
-    clear_metadata: bool,
-    as_json: bool,
+    session: Session, /, volume_id: str, clear_metadata: bool, as_json: bool, **changes: Any
 ) -> None:
-    """Change a volume's name, or replace all its metadata."""
+    """Change a volume's name, replace all its metadata, or fill it otherwise.
+
+    With --fill, what could not be restored so far is tried again.
+    """
     if clear_metadata:
-        metadata = metadata or {}
-    if name is None and metadata is None:
-        raise click.UsageError("Nothing to change: give --name, -m or --clear-metadata.")
-    print_record(session.client.volumes.update(volume_id, name=name, metadata=metadata), as_json)
+        changes["metadata"] = changes["metadata"] or {}
+    if all(change is None for change in changes.values()):
+        raise click.UsageError("Nothing to change: give --name, -m, --clear-metadata or --fill.")
+    print_record(session.client.volumes.update(volume_id, **changes), as_json)
 
 
 @volume.command()
@@ -188,12 +199,30 @@ def delete(
 
 @volume.command("wait")
 @click.argument("volume_id", metavar="VOLUME", type=ID)
+@click.option("--usable", is_flag=True, help="Only until it can be used, though it is not full.")
 @timeout_option
 @json_option
 @click.pass_obj
-def wait_(session: Session, volume_id: str, timeout: float | None, as_json: bool) -> None:
-    """Wait until a volume is ACTIVE and nothing works on it any more."""
-    print_record(finished(session.client.volumes, "volume", volume_id, timeout), as_json)
+def wait_(
+    session: Session, volume_id: str, usable: bool, timeout: float | None, as_json: bool
+) -> None:
+    """Wait until a volume is ACTIVE and nothing works on it any more.
+
+    While it is filled from a backup, the bar tells how fast, and how long it will take.
+    """
+    volumes = session.client.volumes
+    if usable:
+        print_record(_usable(volumes, volume_id, timeout), as_json)
+    else:
+        print_record(finished(volumes, "volume", volume_id, timeout), as_json)
+
+
+def _usable(volumes: Volumes, id: str, timeout: float | None) -> Volume:
+    return follow(
+        f"volume {id}",
+        lambda progress: volumes.wait_usable(id, timeout=timeout, progress=progress),
+        f"lunr volume wait --usable {id}",
+    )
 
 
 volume.add_command(retention)

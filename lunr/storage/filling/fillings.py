@@ -81,6 +81,12 @@ class Fillings:
             except errors.LunrError as error:
                 _log.error("volume %s can't be served yet: %s", one.volume_id, error)
 
+    def known(self) -> frozenset[str]:
+        """The volumes of which something is kept, before `load` as well."""
+        if not self._state.exists():
+            return frozenset()
+        return frozenset(folder.name for folder in self._state.iterdir())
+
     def begin(self, volume_id: str, task: Task, heed: Callable[[], None]) -> None:
         """Return when the volume, which the pool has as zeros, can be used; again: nothing.
 

@@ -217,7 +217,8 @@ class Filling:
         """Have it served from now on, whatever becomes of the process."""
         if self._thread is not None or self.is_settled:
             return
-        self._mountpoint.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with contextlib.suppress(OSError):  # what is mounted there is dead
+            self._mountpoint.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._thread = threading.Thread(
             target=self._serve, name=f"filling-{self.volume_id}", daemon=True
         )

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 from lunr.common import errors, units
 from lunr.storage.job import Job, Stop
@@ -19,33 +19,65 @@ _log = logging.getLogger(__name__)
 def save(node: Node, job: Job) -> dict[str, Any]:
     """The bytes of a user's snapshot, or of the volume at one moment, in the store.
 
-    The moment is that of the first attempt: the snapshot of one that was
-    killed is used again. When it is in the store, the snapshot is kept for the
-    volume's next backup, of which it tells what has changed since.
+    The moment is that of the first attempt: the snapshot of one that was killed is used
+    again, but where the volume was being filled then. When it is in the store, the snapshot
+    is kept for the volume's next backup, of which it tells what has changed since.
     """
     volume_id, backup_id = job.volume_id, job.id_of("backup_id")
     if job.payload.get("snapshot_id") is not None:
         # Which may be older than the reference.
-        result = _save(node, job, Snapshot(volume_id, job.id_of("snapshot_id")), lambda _: None)
+        snapshot = Snapshot(volume_id, job.id_of("snapshot_id"))
+        result = _save(node, job, snapshot, _WHOLE, lambda _: None)
         del result["written"]
         return result
     snapshot = Snapshot(volume_id, backup_id, Purpose.BACKUP)
     with _gone_on_failure(node.pool, job, snapshot):
         # There is one if an attempt was killed after all was done.
         node.references.give_up(volume_id, backup_id)
-        node.pool.snapshot(snapshot)
-        result = _save(node, job, snapshot, lambda size: _changed(node, job, snapshot, size))
+        there = _take(node, snapshot)
+        result = _save(
+            node, job, snapshot, there, lambda size: _changed(node, job, snapshot, there, size)
+        )
     # A backup that was there before may be of an earlier moment than this snapshot. And one that
-    # will be deleted at once is nobody's parent.
-    if result.pop("written") and job.payload.get("internal") is not True:
+    # will be deleted at once is nobody's parent. What a snapshot lacked tells nothing of changes.
+    was_written = result.pop("written")
+    if was_written and job.payload.get("internal") is not True and not there.absent:
         node.references.keep(snapshot)
     else:
         node.pool.delete_snapshot(snapshot)
     return result
 
 
+class _There(NamedTuple):
+    """What a snapshot of a volume that is being restored lacks, and which backup has that."""
+
+    absent: Sequence[Extent] = ()
+    base_id: str | None = None
+
+
+_WHOLE = _There()
+
+
+def _take(node: Node, snapshot: Snapshot) -> _There:
+    """Take the snapshot of a volume, which may be filled meanwhile."""
+    filling = node.fillings.get(snapshot.volume_id)
+    if filling is not None:
+        # What one of an earlier attempt lacks, nobody knows any more.
+        node.pool.delete_snapshot(snapshot)
+    if filling is None or filling.is_filled or filling.task is None:
+        node.pool.snapshot(snapshot)
+        return _WHOLE
+    with filling.still() as absent:
+        node.pool.snapshot(snapshot)
+    return _There(absent, filling.task.backup_id)
+
+
 def _save(
-    node: Node, job: Job, snapshot: Snapshot, changed: Callable[[int], list[Extent] | None]
+    node: Node,
+    job: Job,
+    snapshot: Snapshot,
+    there: _There,
+    changed: Callable[[int], list[Extent] | None],
 ) -> dict[str, Any]:
     pool = node.pool
     parent_id = None if job.payload.get("parent_id") is None else job.id_of("parent_id")
@@ -59,6 +91,8 @@ def _save(
             size_bytes=size,
             allocated=_allocated(pool, job, snapshot, size),
             changed=None if parent_id is None else changed(size),
+            absent=there.absent,
+            base_id=there.base_id,
             backup_id=job.id_of("backup_id"),
             volume_id=snapshot.volume_id,
             parent_id=parent_id,
@@ -118,9 +152,15 @@ def _allocated(pool: Pool, job: Job, snapshot: Snapshot, size: int) -> list[Exte
         return None
 
 
-def _changed(node: Node, job: Job, snapshot: Snapshot, size: int) -> list[Extent] | None:
+def _changed(
+    node: Node, job: Job, snapshot: Snapshot, there: _There, size: int
+) -> list[Extent] | None:
     """What of `snapshot` may differ from the parent; None: all of it."""
     parent_id, volume_id = job.id_of("parent_id"), snapshot.volume_id
+    if there.absent:
+        if parent_id != there.base_id:
+            return None
+        return coalesce(_between(there.absent, size), size, BLOCK, MOST_CHANGED)
     why = "no snapshot of it is kept"
     with node.references.using(volume_id, parent_id) as reference:
         if reference is not None:
@@ -143,6 +183,15 @@ def _changed(node: Node, job: Job, snapshot: Snapshot, size: int) -> list[Extent
         *(parent_id, why),
     )
     return None
+
+
+def _between(extents: Iterable[Extent], size: int) -> Iterator[Extent]:
+    """What is not in `extents`."""
+    at = 0
+    for start, end in extents:
+        yield Extent(at, start)
+        at = end
+    yield Extent(at, size)
 
 
 def _heeding_stops(job: Job, extents: Iterator[Extent]) -> Iterator[Extent]:

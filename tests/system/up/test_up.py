@@ -121,10 +121,10 @@ def test_killed_and_started_again_everything_is_as_it_was(
     assert holds(client, volume(client, backup=kept), image, tmp_path)
 
 
-def reads(disk: Disk, copy: Path) -> bool:
-    """Whether the whole disk could be read into `copy`."""
+def reads(disk: Disk, copy: Path, seconds: int = 60) -> bool:
+    """Whether the whole disk could be read into `copy`, in so many seconds."""
     try:
-        disk.read_image(copy, lambda _: None)
+        disk.read_image(copy, lambda _: None, seconds)
     except DemoError:
         return False
     return True

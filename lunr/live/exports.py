@@ -136,15 +136,15 @@ def _served(monitor: Monitor, count: int) -> Iterator[Iterator[socket.socket]]:
 
 
 def _start_server(monitor: Monitor, listener: int) -> None:
-    # A note first that it is ours. It goes with a file, and this one is at hand.
-    noted = monitor.execute("add-fd", {"opaque": names.SERVER}, descriptor=listener)
-    monitor.execute("getfd", {"fdname": names.SERVER}, descriptor=listener)
-    address = {"type": "fd", "data": {"str": names.SERVER}}
+    # A note that the server is ours, before it runs: after us nobody could tell.
+    monitor.execute("blockdev-add", {"driver": "null-co", "node-name": names.SERVER})
     try:
+        monitor.execute("getfd", {"fdname": names.SERVER}, descriptor=listener)
+        address = {"type": "fd", "data": {"str": names.SERVER}}
         monitor.execute("nbd-server-start", {"addr": address, "max-connections": 0})
     except errors.CommandRefused as error:
+        monitor.execute("blockdev-del", {"node-name": names.SERVER})
         monitor.execute("closefd", {"fdname": names.SERVER})
-        monitor.execute("remove-fd", {"fdset-id": noted["fdset-id"], "fd": noted["fd"]})
         raise errors.CannotBackUp(
             reason=f"its NBD server can't be had ({error.fields['reason']}): "
             "does another program back it up?"

@@ -37,7 +37,7 @@ def clear(monitor: Monitor, only: int | None = None) -> bool:
         return match is not None and only in (None, int(match["number"]))
 
     exports = _delete_exports(monitor, lambda name: ours(name, names.EXPORT))
-    every = (node["node-name"] for node in monitor.execute("query-named-block-nodes"))
+    every = {node["node-name"] for node in monitor.execute("query-named-block-nodes")}
     nodes = sorted(node for node in every if ours(node, names.NODE))
     # Sorted, they are in the order in which they stand upon each other.
     for node in nodes:
@@ -48,11 +48,10 @@ def clear(monitor: Monitor, only: int | None = None) -> bool:
         if not node.endswith("-cut"):
             monitor.execute("blockdev-del", {"node-name": node})
     _forget_files(monitor, lambda note: ours(note, names.NOTE))
-    if not monitor.execute("query-block-exports") and _forget_files(
-        monitor, lambda note: note == names.SERVER
-    ):
+    if names.SERVER in every and not monitor.execute("query-block-exports"):
         with contextlib.suppress(errors.CommandRefused):  # it was not started yet
             monitor.execute("nbd-server-stop")
+        monitor.execute("blockdev-del", {"node-name": names.SERVER})
     if only is None:
         for disk in machine.disks_of(monitor):
             if names.CHANGED in disk.bitmaps:
@@ -115,14 +114,9 @@ def _put_back(monitor: Monitor, ours: Callable[[str], bool]) -> None:
             machine.use(monitor, disk, disks[disk.node])
 
 
-def _forget_files(monitor: Monitor, ours: Callable[[str], bool]) -> bool:
-    """Let QEMU close the files with such a note; whether there were any."""
-    found = [
-        {"fdset-id": one["fdset-id"], "fd": fd["fd"]}
-        for one in monitor.execute("query-fdsets")
-        for fd in one["fds"]
-        if ours(fd.get("opaque", ""))
-    ]
-    for file in found:
-        monitor.execute("remove-fd", file)
-    return bool(found)
+def _forget_files(monitor: Monitor, ours: Callable[[str], bool]) -> None:
+    """Let QEMU close the files whose notes are ours."""
+    for one in monitor.execute("query-fdsets"):
+        for fd in one["fds"]:
+            if ours(fd.get("opaque", "")):
+                monitor.execute("remove-fd", {"fdset-id": one["fdset-id"], "fd": fd["fd"]})

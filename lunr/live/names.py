@@ -5,8 +5,9 @@
 - The bitmap ``lunr-since-GROUP``: all that was written since the cut of GROUP. It is kept,
   and goes on, until a later group is complete, so a backup that fails loses nothing.
 - The bitmap ``lunr-changed``: what the export shows, a copy of one of those, at rest.
-- Notes that go with open files in QEMU's sets of them: ``lunr-N NODE`` with a scratch file says
-  what the filter stands before, ``lunr-server`` that the NBD server is ours.
+- The node ``lunr-server``, which is nothing but a note that the NBD server is ours.
+- The note ``lunr-N NODE``, which goes with the open scratch file, says what the filter stands
+  before. QEMU keeps it as long as it uses the file.
 """
 
 from __future__ import annotations

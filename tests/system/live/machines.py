@@ -84,6 +84,9 @@ class Machine:
             socket.unlink()
         self.process = subprocess.Popen(argv, stdout=subprocess.DEVNULL)
         wait_until(lambda: self._is_up(), 20, "QEMU's sockets")
+        self.connect()
+
+    def connect(self) -> None:
         self.guest = Monitor.open(self._sockets / "guest")
 
     def _is_up(self) -> bool:

@@ -1,0 +1,100 @@
+"""The ids of groups, and what ties the backups of one."""
+
+from __future__ import annotations
+
+import mmap
+from collections.abc import Iterator
+from dataclasses import replace
+from datetime import UTC, datetime
+
+import pytest
+
+from lunr.backup import keys
+from lunr.backup.pipeline import Backup, save
+from lunr.backup.repository import Repository
+from lunr.backup.stores.memory import MemoryStore
+from lunr.live import errors, groups
+from lunr.live.groups import Group, Member
+
+MOMENT = datetime(2026, 11, 23, 20, 24, 11, 123456, tzinfo=UTC)
+
+
+class Zeros:
+    size = 4096
+
+    def data(self, start: int, end: int) -> Iterator[tuple[int, int]]:
+        yield start, end
+
+    def read(self, buffer: mmap.mmap, offset: int, length: int) -> memoryview:
+        return memoryview(buffer)[:length]
+
+
+@pytest.fixture
+def repository() -> Repository:
+    return Repository(MemoryStore(), keys.derive(keys.PUBLIC_MASTER, "default"))
+
+
+def made(repository: Repository, machine: str, *disks: str, moment: datetime = MOMENT) -> Group:
+    group_id = groups.new_id(machine, moment)
+    created_at = moment.isoformat()
+    members = []
+    for disk in disks:
+        backup_id = groups.backup_id(group_id, disk)
+        backup = Backup(backup_id, machine, created_at, consistency_group=group_id)
+        save(repository, Zeros(), backup, concurrency=1)
+        members.append(Member(disk, backup_id, 4096, "full", "", None, 4096, 0, 0.1))
+    return Group(group_id, machine, created_at, 0.002, None, tuple(members))
+
+
+def test_ids() -> None:
+    assert groups.new_id("web-1", MOMENT) == "web-1-20261123T202411123456Z"
+    with pytest.raises(errors.CannotBackUp, match="shorter name"):
+        groups.new_id("x" * 60, MOMENT)
+    with pytest.raises(errors.CannotBackUp, match="shorter name"):
+        groups.backup_id(groups.new_id("x" * 30, MOMENT), "y" * 30)
+
+
+def test_a_group_is_there_when_all_of_it_is(repository: Repository) -> None:
+    group = made(repository, "web", "a", "Z-1")
+    assert groups.listed(repository) == []
+    members = [member.backup_id for member in group.members]
+    assert groups.unfinished(repository) == {group.group_id: sorted(members)}
+    with pytest.raises(errors.GroupMissing):
+        groups.load(repository, group.group_id)
+    groups.store(repository, group)
+    assert groups.load(repository, group.group_id) == group
+    assert groups.listed(repository, "web") == [group]
+    assert groups.listed(repository, "other") == []
+    assert groups.unfinished(repository) == {}
+    repository.delete_root(members[0])
+    assert groups.listed(repository) == []
+    with pytest.raises(errors.GroupMissing):
+        groups.load(repository, group.group_id)
+    groups.delete(repository, group.group_id)
+    assert list(repository.backup_ids()) == []
+
+
+def test_a_group_of_many_disks_is_read_back(repository: Repository) -> None:
+    group = made(repository, "big", "a")
+    many = replace(group, members=group.members * 5000)  # more than a block, less than a chunk
+    groups.store(repository, many)
+    assert groups.load(repository, group.group_id) == many
+
+
+def test_other_backups_are_no_groups(repository: Repository) -> None:
+    backup = Backup("web-20261123T202411123456Z", "web", "now")
+    save(repository, Zeros(), backup, concurrency=1)
+    save(repository, Zeros(), Backup("monday", "web", "now"), concurrency=1)
+    assert groups.listed(repository) == []
+    with pytest.raises(errors.GroupMissing):
+        groups.load(repository, "web-20261123T202411123456Z")
+    with pytest.raises(errors.GroupMissing):
+        groups.delete(repository, "monday")
+
+
+def test_the_newest_group_is_first(repository: Repository) -> None:
+    one = made(repository, "web", "a")
+    other = made(repository, "web", "a", moment=MOMENT.replace(hour=21))
+    groups.store(repository, one)
+    groups.store(repository, other)
+    assert groups.listed(repository) == [other, one]

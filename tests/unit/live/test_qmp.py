@@ -1,0 +1,128 @@
+"""The protocol, spoken with a socket that says what QEMU, or a broken one, might."""
+
+from __future__ import annotations
+
+import json
+import socket
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lunr.live import errors
+from lunr.live.agent import Agent
+from lunr.live.qmp import Lines, Monitor
+
+
+def pair(answer: Callable[[dict[str, Any]], list[bytes]]) -> tuple[Lines, threading.Thread]:
+    """A connection to a thread that gives `answer` to each message."""
+    ours, theirs = socket.socketpair()
+
+    def serve() -> None:
+        with theirs, theirs.makefile("rb") as messages:
+            for line in messages:
+                for part in answer(json.loads(line)):
+                    theirs.sendall(part)
+
+    thread = threading.Thread(target=serve, daemon=True)
+    thread.start()
+    return Lines(ours, "here"), thread
+
+
+def line(**message: Any) -> bytes:
+    return json.dumps(message).encode() + b"\n"
+
+
+def test_answers_in_pieces_between_events() -> None:
+    def answer(message: dict[str, Any]) -> list[bytes]:
+        whole = line(event="RESUME") + line(**{"return": {"x": 1}}, id=message["id"])
+        return [whole[:5], whole[5:40], whole[40:]]
+
+    lines, _ = pair(answer)
+    with Monitor(lines) as monitor:
+        assert monitor.execute("query-x") == {"x": 1}
+        assert monitor.wait(lambda event: event["event"] == "RESUME", "RESUME")
+        with pytest.raises(errors.MonitorSilent, match="STOP"):
+            monitor.wait(lambda event: False, "STOP", timeout=0.05)
+
+
+def test_a_late_answer_is_not_the_next_ones() -> None:
+    late: list[bytes] = []
+
+    def answer(message: dict[str, Any]) -> list[bytes]:
+        late.append(line(**{"return": message["execute"]}, id=message["id"]))
+        return [] if len(late) == 1 else late
+
+    lines, _ = pair(answer)
+    with Monitor(lines) as monitor:
+        with pytest.raises(errors.MonitorSilent, match="first"):
+            monitor.execute("first", timeout=0.05)
+        assert monitor.execute("second") == "second"
+
+
+def test_a_connection_taken_over_in_the_middle_of_an_answer() -> None:
+    def answer(message: dict[str, Any]) -> list[bytes]:
+        rest = b'rn": {}, "id": "of another"}\n' + line(**{"return": 1}, id="of another")
+        return [rest, line(**{"return": 2}, id=message["id"])]
+
+    lines, _ = pair(answer)
+    with Monitor(lines) as monitor:
+        assert monitor.execute("cont") == 2
+
+
+def test_a_refusal_and_an_end() -> None:
+    def answer(message: dict[str, Any]) -> list[bytes]:
+        return [line(error={"class": "GenericError", "desc": "no such disk"}, id=message["id"])]
+
+    lines, _ = pair(answer)
+    with Monitor(lines) as monitor:
+        with pytest.raises(errors.CommandRefused, match="no such disk"):
+            monitor.execute("blockdev-add")
+        lines.sock.shutdown(socket.SHUT_WR)
+        with pytest.raises(errors.MonitorUnavailable):
+            monitor.execute("blockdev-add")
+
+
+def guest(*, freeze: list[bytes], thaw: list[bytes]) -> Callable[[dict[str, Any]], list[bytes]]:
+    def answer(message: dict[str, Any]) -> list[bytes]:
+        match message["execute"]:
+            case "guest-sync":
+                return [line(**{"return": message["arguments"]["id"]})]
+            case "guest-fsfreeze-freeze":
+                return freeze
+            case _:
+                return thaw
+
+    return answer
+
+
+def test_freeze_and_thaw() -> None:
+    ok = [line(**{"return": 3})]
+    lines, _ = pair(guest(freeze=ok, thaw=ok))
+    agent = Agent(lines)
+    assert agent.freeze() == 3
+    agent.thaw()
+    agent.close()
+
+
+def test_a_guest_that_talks_nonsense() -> None:
+    nonsense = [b"\xff\xff\n[1]\n" + line(error="x")]
+    lines, _ = pair(guest(freeze=nonsense, thaw=[line(error={"desc": "no"})]))
+    agent = Agent(lines)
+    with pytest.raises(errors.FreezeFailed, match="freeze"):
+        agent.freeze()
+    with pytest.raises(errors.FreezeFailed, match="no"):
+        agent.thaw()
+    agent.close()
+
+
+def test_nobody_in_the_guest(tmp_path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as channel:
+        channel.bind(str(tmp_path / "a"))
+        channel.listen()
+        with pytest.raises(errors.FreezeFailed, match="does qemu-ga run"):
+            Agent.open(tmp_path / "a", timeout=0.1)
+    with pytest.raises(errors.FreezeFailed):
+        Agent.open(tmp_path / "nowhere")

@@ -14,6 +14,7 @@ from lunr.live import groups
 from lunr.live.backup import Options, backup
 from lunr.live.groups import Group
 from lunr.live.qmp import Monitor
+from tests.system.live.guests import Guest
 from tests.system.live.machines import MIB, Disk, Machine, need_qemu
 from tests.unit.backup.support import Faulty
 
@@ -42,7 +43,7 @@ class Vault:
 
     def backup(
         self,
-        victim: Machine,
+        victim: Machine | Guest,
         before: Callable[[str, str], None] = lambda _call, _name: None,
         **options: Any,
     ) -> Group:

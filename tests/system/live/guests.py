@@ -1,0 +1,157 @@
+"""A real guest: Debian's kernel, emulated, and a first process that writes without end."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+
+import pytest
+
+from tests.support.waiting import wait_until
+
+TOP = Path(__file__).resolve().parents[3]
+KERNEL = TOP / ".vm" / "kernel"
+INIT = Path(__file__).with_name("init")
+MODULES = ("virtio_pci", "virtio_blk", "crc32c_generic", "ext4")
+SIZE = 48 << 20
+
+
+def need_kernel() -> None:
+    """Skip the test where something for a guest is missing."""
+    if not KERNEL.exists():
+        pytest.skip("Debian's kernel is not there (tools/setup --vm)")
+    for program in ("qemu-system-x86_64", "busybox", "cpio", "modprobe", "mkfs.ext4", "debugfs"):
+        if shutil.which(program, path="/usr/sbin:/sbin:/usr/bin:/bin") is None:
+            pytest.skip(f"{program} is not installed (tools/setup --vm)")
+
+
+def make_initramfs(folder: Path) -> Path:
+    """An archive with busybox, the kernel's modules for disks and ext4, and `init`."""
+    root = folder / "initramfs"
+    (root / "bin").mkdir(parents=True)
+    (root / "modules").mkdir()
+    shutil.copy2(shutil.which("busybox") or "busybox", root / "bin" / "busybox")
+    shutil.copy2(INIT, root / "init")
+    version = next((KERNEL / "lib" / "modules").iterdir()).name
+    order: list[str] = []
+    for module in MODULES:
+        argv = ["/sbin/modprobe", "-d", str(KERNEL), "-S", version, "--show-depends", module]
+        told = subprocess.run(argv, check=True, capture_output=True, text=True).stdout
+        for line in told.splitlines():
+            path = Path(line.split()[1])
+            if line.startswith("insmod") and path.name not in order:
+                shutil.copy2(path, root / "modules")
+                order.append(path.name)
+    (root / "modules" / "order").write_text("\n".join(order))
+    names = "\n".join(str(path.relative_to(root)) for path in sorted(root.rglob("*")))
+    packed = subprocess.run(
+        ["cpio", "-o", "-H", "newc", "--quiet", "-R", "0:0"],
+        cwd=root,
+        input=names.encode(),
+        stdout=subprocess.PIPE,
+        check=True,
+    )
+    archive = folder / "initramfs.cpio"
+    archive.write_bytes(packed.stdout)
+    return archive
+
+
+class Guest:
+    """A running one with the disks a and b."""
+
+    def __init__(self, initramfs: Path, a: Path, b: Path, *extra: str) -> None:
+        self.a, self.b = a, b
+        self._initramfs, self._extra = initramfs, extra
+        self._sockets = Path(tempfile.mkdtemp(prefix="g"))
+        self.qmp = self._sockets / "qmp"
+        self._console = self._sockets / "console"
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        for path in self._sockets.iterdir():  # of one that was killed
+            path.unlink()
+        version = next((KERNEL / "lib" / "modules").iterdir()).name
+        argv = [
+            *("qemu-system-x86_64", "-name", "guest", "-nodefaults", "-display", "none"),
+            *("-machine", "q35", "-accel", "tcg", "-cpu", "max,la57=off", "-m", "192"),
+            *("-kernel", str(KERNEL / "boot" / f"vmlinuz-{version}")),
+            *("-initrd", str(self._initramfs)),
+            *("-append", "console=ttyS0 quiet panic=-1 mitigations=off tsc=reliable"),
+            *("-serial", f"file:{self._console}"),
+            *("-qmp", f"unix:{self.qmp},server=on,wait=off"),
+        ]
+        for name, path in (("a", self.a), ("b", self.b)):
+            kind = "qcow2" if path.suffix == ".qcow2" else "raw"
+            argv += [
+                "-blockdev",
+                f"driver={kind},node-name=node-{name},discard=unmap,"
+                f"file.driver=file,file.filename={path},file.discard=unmap",
+                *("-device", f"virtio-blk-pci,drive=node-{name},id={name}"),
+            ]
+        self.process = subprocess.Popen([*argv, *self._extra], stdout=subprocess.DEVNULL)
+        wait_until(lambda: "ready" in self.said(), 90, "the guest writes", 0.1)
+
+    def said(self) -> str:
+        assert self.process is not None
+        assert self.process.poll() is None, "QEMU ended"
+        return self._console.read_text(errors="replace") if self._console.exists() else ""
+
+    def kill(self) -> None:
+        if self.process is not None:
+            self.process.kill()
+            self.process.wait()
+            self.process = None
+
+    def end(self) -> None:
+        self.kill()
+        shutil.rmtree(self._sockets)
+
+
+def make_disk(path: Path) -> Path:
+    """A disk with an empty ext4."""
+    raw = path.with_suffix(".raw")
+    with raw.open("wb") as file:
+        file.truncate(SIZE)
+    subprocess.run(["/sbin/mkfs.ext4", "-q", str(raw)], check=True)
+    if path.suffix == ".qcow2":
+        subprocess.run(["qemu-img", "convert", "-O", "qcow2", str(raw), str(path)], check=True)
+    return path
+
+
+def check(a: Path, b: Path) -> int:
+    """Whether two raw disks are of one instant; the counter of a.
+
+    Raises:
+        AssertionError: they are not, or a file system is not whole after its journal.
+    """
+    for disk in (a, b):
+        subprocess.run(["/sbin/e2fsck", "-E", "journal_only", "-p", str(disk)], check=True)
+        done = subprocess.run(["/sbin/e2fsck", "-fn", str(disk)], capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout
+    counters = [int(_read(disk, "counter")) for disk in (a, b)]
+    assert counters[0] - counters[1] in (0, 1), counters
+    sums = [name for name in _names(b) if name.startswith("sum.")]
+    compared = 0
+    for name in sums:
+        number = int(name.removeprefix("sum."))
+        told = _read(b, name).split()
+        data = _read(a, f"data.{number}")
+        if number <= counters[1] and number > counters[0] - 20 and told:
+            assert hashlib.sha1(data).hexdigest() == told[0].decode(), number
+            compared += 1
+    assert compared >= min(5, counters[1])
+    return counters[0]
+
+
+def _read(disk: Path, name: str) -> bytes:
+    argv = ["/sbin/debugfs", "-R", f"cat /{name}", str(disk)]
+    return subprocess.run(argv, check=True, capture_output=True).stdout
+
+
+def _names(disk: Path) -> list[str]:
+    argv = ["/sbin/debugfs", "-R", "ls -p /", str(disk)]
+    told = subprocess.run(argv, check=True, capture_output=True, text=True).stdout
+    return [line.split("/")[5] for line in told.splitlines() if line.count("/") > 5]

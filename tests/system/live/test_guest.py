@@ -1,0 +1,69 @@
+"""A real guest that writes all the time: of every cut, both disks are of one instant.
+
+``LUNR_LIVE_CUTS`` says how many cuts; 100 take some minutes.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from lunr.backup.restore import restore
+from tests.system.live import guests
+from tests.system.live.conftest import Vault
+from tests.system.live.guests import Guest
+from tests.system.live.test_backup import ways
+
+CUTS = int(os.environ.get("LUNR_LIVE_CUTS", "4"))
+
+
+@pytest.fixture
+def guest(tmp_path: Path) -> Iterator[Guest]:
+    guests.need_kernel()
+    disks = [guests.make_disk(tmp_path / name) for name in ("a.raw", "b.qcow2")]
+    found = Guest(guests.make_initramfs(tmp_path), *disks)
+    try:
+        found.start()
+        yield found
+    finally:
+        found.end()
+
+
+def restored(vault: Vault, group_id: str) -> tuple[Path, Path]:
+    paths = vault.folder / f"{group_id}-a.img", vault.folder / f"{group_id}-b.img"
+    for disk, path in zip("ab", paths, strict=True):
+        restore(vault.repository, f"{group_id}-{disk}", path, create=True)
+    return paths
+
+
+@pytest.mark.timeout(60 + 20 * CUTS)
+def test_every_cut_is_one_instant(guest: Guest, vault: Vault, tmp_path: Path) -> None:
+    made = []
+    for number in range(CUTS):
+        time.sleep(0.5)
+        group = vault.backup(guest)
+        assert set(ways(group).values()) == {"incremental" if number else "full"}
+        made.append(group)
+    guest.kill()
+    counters = []
+    for group in made:
+        paths = restored(vault, group.group_id)
+        counters.append(guests.check(*paths))
+        for path in paths:
+            path.unlink()
+    assert counters == sorted(set(counters))  # it went on between the cuts
+    stalls = sorted(group.stall_seconds * 1000 for group in made)
+    print(f"cuts: {len(stalls)}, median {stalls[len(stalls) // 2]:.1f} ms, most {stalls[-1]:.1f}")
+
+    # The server is dead; the guest starts again from the last backup, and goes on.
+    paths = restored(vault, made[-1].group_id)
+    shutil.copy(paths[0], guest.a)
+    guest.b = tmp_path / "b.raw"
+    shutil.copy(paths[1], guest.b)
+    guest.start()
+    assert f"ready at {counters[-1]}" in guest.said()

@@ -220,7 +220,7 @@ class LvmPool(Pool):
                 self._drop(self._named(name))
 
     def extend(self, volume_id: str, size: int) -> None:
-        """Add extents, also while it is open, but with snapshots that are no references."""
+        """Add extents; while it is open only if it has no snapshots other than references."""
         lvs = self._lvs()
         lv = self._find(volume_id, lvs)
         if lv.size > size:

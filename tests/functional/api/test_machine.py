@@ -10,7 +10,8 @@ from typing import Any
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
-from sqlalchemy import exists, func, select
+from sqlalchemy import exists, func, or_, select
+from sqlalchemy.orm import aliased
 
 from lunr.common import errors, times
 from lunr.db.models import Backup, Collection, Export, Job, JobAfter, Snapshot, Volume
@@ -89,6 +90,15 @@ class Service(RuleBasedStateMachine):
     @rule(pick=PICK, size=st.integers(8, 20))
     def extend(self, pick: int, size: int) -> None:
         self.ask(self.services.volumes.extend, "acme", self.volume(pick), size)
+
+    @rule(pick=PICK, mode=st.sampled_from(["eager", "lazy", "never"]))
+    def fill(self, pick: int, mode: str) -> None:
+        self.ask(self.services.volumes.update, "acme", self.volume(pick), {"fill": mode})
+
+    @rule(pick=PICK, node=NODES)
+    def it_was_filled_by_being_read(self, pick: int, node: str) -> None:
+        if self.services.nodes.get(node)["status"] == "ACTIVE":
+            self.world.beat(node, gib=ROOM[node], filled=[self.volume(pick)])
 
     @rule(pick=PICK)
     def attach(self, pick: int) -> None:
@@ -283,6 +293,7 @@ class Service(RuleBasedStateMachine):
         for node in ("n1", "n2"):
             self.world.beat(node, gib=ROOM[node])
         self._work_off()
+        self.world.fill_up()
         self.internal_backups_are_let_go()  # those whose delete failed
         self._work_off()
         assert self._internal() == []
@@ -305,8 +316,12 @@ class Service(RuleBasedStateMachine):
 
     def _internal(self) -> list[Any]:
         """The internal backups that are there, and whether a volume needs each."""
-        needed = exists().where(
-            Volume.transfer_id == Backup.id, Volume.status.in_(("NEW", "RESTORING"))
+        child = aliased(Backup)
+        needed = or_(
+            exists().where(
+                Volume.transfer_id == Backup.id, Volume.status.in_(("NEW", "RESTORING"))
+            ),
+            exists().where(child.parent_id == Backup.id, child.status == "SAVING"),
         )
         with self.services.core.db.read() as connection:
             return list(

@@ -56,8 +56,9 @@ def test_a_copy_is_saved_here_restored_there_and_the_backup_is_deleted(two: Worl
         "repository": "acme",
     }
     assert two.services.volumes.get("acme", "copy")["status"] == "RESTORING"
-    assert two.claim("n1") is None, "it is needed until the restore is over"
     two.done(restore, "n2")
+    assert two.claim("n1") is None, "it is needed until the volume is full"
+    assert two.work("n2") == ["volume.fill"]
     assert two.services.volumes.get("acme", "copy")["status"] == "ACTIVE"
     assert two.work("n1") == ["backup.delete"]
     [internal] = _rows(two, Backup, Backup.internal)
@@ -80,7 +81,7 @@ def test_a_snapshot_is_copied_with_its_own_size(two: World) -> None:
     two.done(save)
     two.services.snapshots.delete("acme", snapshot)  # what was saved is enough from here on
     assert two.work("n1") == ["snapshot.delete"]
-    assert two.work("n2") == ["volume.restore"]
+    assert two.work("n2") == ["volume.restore", "volume.fill"]
     assert two.work("n1") == ["backup.delete"]
 
 
@@ -135,7 +136,7 @@ def test_the_source_is_not_deleted_while_it_is_saved(two: World) -> None:
     two.work("n1")
     two.services.volumes.delete("acme", "v1")
     assert two.work("n1") == ["volume.delete"]
-    assert two.work("n2") == ["volume.restore"]
+    assert two.work("n2") == ["volume.restore", "volume.fill"]
     assert two.services.volumes.get("acme", "copy")["status"] == "ACTIVE"
 
 
@@ -229,7 +230,7 @@ def test_a_collection_keeps_what_is_under_way(two: World) -> None:
         elif step == "AVAILABLE":
             two.done(save)
         elif step == "DELETING":
-            two.work("n2", ["volume.restore"])
+            two.work("n2", ["volume.restore", "volume.fill"])
         elif step == "DELETED":
             two.work("n1", ["backup.delete"])
         two.services.collect.request("acme")
@@ -292,6 +293,13 @@ def _end(node: str, status: str, retry: bool) -> Callable[[World], None]:
     return fail
 
 
+def _fill(mode: str) -> Callable[[World], None]:
+    def fill(world: World) -> None:
+        outcome(world.services.volumes.update, "acme", "copy", {"fill": mode})
+
+    return fill
+
+
 def _lose(node: str) -> Callable[[World], None]:
     def lose(world: World) -> None:
         world.services.nodes.delete(node, force=True)
@@ -309,6 +317,12 @@ MISHAPS: dict[str, Callable[[World], Any]] = {
     "the source is deleted": lambda world: outcome(world.services.volumes.delete, "acme", "v1"),
     "the save is cancelled": _cancel("backup.save"),
     "the restore is cancelled": _cancel("volume.restore"),
+    "the fill is cancelled": _cancel("volume.fill"),
+    "it is not to be filled": _fill("never"),
+    "it is to be filled": _fill("eager"),
+    "a backup of it is asked for": lambda world: outcome(
+        world.services.backups.create, "acme", "copy", {}
+    ),
     "the delete is cancelled": _cancel("backup.delete"),
     "n1 fails": _end("n1", "FAILED", False),
     "n1 fails for now": _end("n1", "FAILED", True),
@@ -326,12 +340,12 @@ MISHAPS: dict[str, Callable[[World], Any]] = {
     "the housekeeper comes": lambda world: world.services.upkeep.let_go(_later()),
 }
 #: What happens where nothing goes wrong.
-STEPS = 6
+STEPS = 8
 
 
 def _step(world: World, number: int) -> None:
-    """The next of: the save begins, ends, the restore begins, ends, the delete begins, ends."""
-    node = ("n1", "n2", "n1")[number // 2]
+    """The next of: the save, the restore, the fill, the delete begins, and ends."""
+    node = ("n1", "n2", "n2", "n1")[number // 2]
     if number % 2 == 0:
         world.claim(node)
         return
@@ -354,6 +368,7 @@ def _play(world: World, mishaps: dict[int, list[str]]) -> None:
     world.services.claims.expire(_later())
     while any(world.work(node) for node in ("n1", "n2")):
         pass
+    world.fill_up()
     # Only a delete that failed, or was cancelled, is left to the housekeeper.
     failed = {
         row.subject_id
@@ -373,6 +388,8 @@ def _play(world: World, mishaps: dict[int, list[str]]) -> None:
     assert world.services.upkeep.repair() == []
     for id in ("copy", "v1"):  # an ERROR has a way out
         outcome(world.services.volumes.delete, "acme", id)
+    for row in _rows(world, Backup, Backup.internal.is_(False)):
+        outcome(world.services.backups.delete, "acme", row.id)
     while any(world.work(node) for node in ("n1", "n2")):
         pass
     world.services.upkeep.purge(_later(), 0)

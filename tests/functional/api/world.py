@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import event
+from sqlalchemy import event, select
 from webob import Request, Response
 
 from lunr.api.app import wrap
@@ -16,10 +16,12 @@ from lunr.api.middleware.auth import OwnTokens
 from lunr.api.services import Services
 from lunr.api.services.core import Core, Settings
 from lunr.api.services.kinds import KINDS
+from lunr.api.services.listing import Query
 from lunr.api.services.vault import Vault
 from lunr.common import errors
 from lunr.common.units import GIB
 from lunr.db import migrate
+from lunr.db.models import Volume
 from lunr.db.session import Database
 
 ALL = tuple(KINDS)
@@ -103,6 +105,25 @@ class World:
             self.done(job, node)
             done.append(job["kind"])
         return done
+
+    def restored(self, id: str = "r1", backup: str = "b1", **request: Any) -> Any:
+        """A volume from a backup that can be used, and that nobody has begun to fill."""
+        self.services.volumes.create("acme", {"backup": backup, **request}, id)
+        self.work(kinds=["volume.restore"])
+        volume = self.services.volumes.get("acme", id)
+        assert (volume["status"], volume["usable"]) == ("RESTORING", True)
+        return volume
+
+    def fill_up(self) -> None:
+        """Have all filled that is not full, and do all that is to be done."""
+        with self.services.core.db.read() as connection:
+            left = connection.scalars(
+                select(Volume.id).where(Volume.status == "RESTORING", Volume.usable)
+            ).all()
+        for id in left:
+            self.services.volumes.update("acme", id, {"fill": "eager"})
+        while any(self.work(node["id"]) for node in self.services.nodes.list(Query())["nodes"]):
+            pass
 
     def done(self, job: Any, node: str = "n1", **result: Any) -> None:
         self.services.claims.report(node, job["id"], job["lease"], "DONE", result=result)

@@ -111,7 +111,7 @@ def _put_back(monitor: Monitor, ours: Callable[[str], bool]) -> None:
     disks = {names.filter_of(int(note["number"])): note["node"] for note in notes if note}
     for disk in machine.disks_of(monitor):
         if ours(disk.node):
-            machine.use(monitor, disk, disks[disk.node])
+            monitor.execute(*machine.using(disk, disks[disk.node]))
 
 
 def _forget_files(monitor: Monitor, ours: Callable[[str], bool]) -> None:

@@ -54,9 +54,9 @@ def is_running(monitor: Monitor) -> bool:
     return bool(monitor.execute("query-status")["running"])
 
 
-def use(monitor: Monitor, disk: Disk, node: str) -> None:
-    """Let the device of `disk` use `node` from now on."""
-    monitor.execute("qom-set", {"path": disk.device, "property": "drive", "value": node})
+def using(disk: Disk, node: str) -> tuple[str, dict[str, Any]]:
+    """The command that lets the device of `disk` use `node` from then on."""
+    return "qom-set", {"path": disk.device, "property": "drive", "value": node}
 
 
 def disks(monitor: Monitor, wanted: Sequence[str] | None = None) -> list[Disk]:

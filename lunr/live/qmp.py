@@ -43,13 +43,13 @@ class Lines:
         self.path = path
         self._buffer = b""
 
-    def send(self, message: dict[str, Any], descriptors: Sequence[int] = ()) -> None:
-        """Send `message`, and open files with it (unix(7), SCM_RIGHTS).
+    def send(self, *messages: dict[str, Any], descriptors: Sequence[int] = ()) -> None:
+        """Send `messages` at once, and open files with them (unix(7), SCM_RIGHTS).
 
         Raises:
             errors.MonitorUnavailable: nobody is there any more.
         """
-        data = json.dumps(message).encode() + b"\n"
+        data = b"".join(json.dumps(message).encode() + b"\n" for message in messages)
         passed = array.array("i", descriptors)
         rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, passed)] if descriptors else []
         try:
@@ -198,15 +198,46 @@ class Monitor:
             errors.MonitorSilent: it says nothing.
             errors.MonitorUnavailable: it is gone.
         """
+        message = self._message(command, arguments or {})
+        passed = () if descriptor is None else (descriptor,)
+        self._lines.send(message, descriptors=passed)
+        return self._answer(message, timeout)
+
+    def execute_all(
+        self, commands: Sequence[tuple[str, dict[str, Any]]], timeout: float = PATIENCE
+    ) -> None:
+        """Give all of `commands` (and their arguments) at once.
+
+        QEMU does one after the other, also those after one that it refuses, and also when
+        we are gone, as long as another process has the connection.
+
+        Raises:
+            errors.CommandRefused: QEMU says no to one; the first of them.
+            errors.MonitorSilent, errors.MonitorUnavailable: as :meth:`execute`.
+        """
+        messages = [self._message(command, arguments) for command, arguments in commands]
+        self._lines.send(*messages)
+        refused: errors.CommandRefused | None = None
+        for message in messages:
+            try:
+                self._answer(message, timeout)
+            except errors.CommandRefused as error:
+                refused = refused or error
+        if refused is not None:
+            raise refused
+
+    def _message(self, command: str, arguments: dict[str, Any]) -> dict[str, Any]:
         self._count += 1
         mark = f"{self._mark}-{self._count}"
-        message = {"execute": command, "arguments": arguments or {}, "id": mark}
-        self._lines.send(message, () if descriptor is None else (descriptor,))
+        return {"execute": command, "arguments": arguments, "id": mark}
+
+    def _answer(self, message: dict[str, Any], timeout: float) -> Any:
+        command = message["execute"]
         deadline = time.monotonic() + timeout
         while (answer := self._lines.receive(deadline)) is not None:
             if "event" in answer:
                 self._events.append(answer)
-            elif answer.get("id") == mark:
+            elif answer.get("id") == message["id"]:
                 if "error" in answer:
                     reason = answer["error"].get("desc", "it does not say why.")
                     raise errors.CommandRefused(command=command, reason=reason)

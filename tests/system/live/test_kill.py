@@ -1,4 +1,4 @@
-"""Killed before any command that it gives to QEMU: the guest runs, nothing is lost.
+"""Killed before and after anything that it says to QEMU: the guest runs, nothing is lost.
 
 A few steps are drawn. ``LUNR_CRASH_STEPS=all`` tries each of them.
 """
@@ -18,10 +18,10 @@ from tests.system.live.conftest import Vault
 from tests.system.live.machines import Machine
 from tests.system.live.test_backup import ways
 
-#: A backup of two disks takes about so many commands to QEMU.
-STEPS = 80
+#: A backup of two disks takes about so many messages to QEMU; twice.
+STEPS = 160
 #: The first of them that leaves something behind: before it is only asked.
-FIRST = 10
+FIRST = 20
 TRIED = os.environ.get("LUNR_CRASH_STEPS", "5")
 
 VICTIM = Path(__file__).with_name("victim.py")

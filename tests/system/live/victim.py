@@ -1,4 +1,5 @@
-"""Backs up a machine and is killed, with SIGKILL, before a given command to QEMU.
+"""Backs up a machine and is killed, with SIGKILL, before or just after
+a given message to QEMU.
 
 ``python victim.py QMP STORE STEP [alone]``. With ``alone`` the process that guards it is killed
 first. Ends with exit code 0 if the backup took fewer steps.
@@ -17,32 +18,35 @@ from lunr.backup.repository import Repository
 from lunr.backup.stores import open_store
 from lunr.live import guard
 from lunr.live.backup import Options, backup
-from lunr.live.qmp import Monitor
+from lunr.live.qmp import Lines, Monitor
 
 
 def main() -> None:
     qmp, store, step, *alone = sys.argv[1:]
     left = int(step)
     guards: list[guard.Guard] = []
-    execute, enter = Monitor.execute, guard.Guard.__enter__
+    send, enter = Lines.send, guard.Guard.__enter__
 
-    def doomed(self: Monitor, command: str, *args: Any, **kwargs: Any) -> Any:
+    def step_on() -> None:
         nonlocal left
-        if command != "qmp_capabilities":
-            left -= 1
+        left -= 1
         if left < 0:
             for one in guards if alone else ():
                 assert one._process is not None
                 one._process.kill()
                 one._process.wait()
             os.kill(os.getpid(), signal.SIGKILL)
-        return execute(self, command, *args, **kwargs)
+
+    def doomed(self: Lines, *messages: Any, **kwargs: Any) -> None:
+        step_on()
+        send(self, *messages, **kwargs)
+        step_on()
 
     def noted(self: guard.Guard) -> guard.Guard:
         guards.append(self)
         return enter(self)
 
-    Monitor.execute = doomed  # type: ignore[method-assign]
+    Lines.send = doomed  # type: ignore[method-assign]
     guard.Guard.__enter__ = noted  # type: ignore[method-assign]
     repository = Repository(open_store(store, "default"), derive(PUBLIC_MASTER, "default"))
     with Monitor.open(Path(qmp)) as monitor:

@@ -36,19 +36,11 @@ class Failure(click.ClickException):
         click.echo(f"error: {self.message}", file=file, err=file is None)
 
 
-class Lunr(click.Group):
-    """The commands of this package, then those that others bring."""
-
-    def list_commands(self, ctx: click.Context) -> list[str]:
-        """All names, in the order of the help."""
-        return [*super().list_commands(ctx), *sorted(plugins.names() - set(self.commands))]
-
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        """A command; one of another package is not imported by this."""
-        return super().get_command(ctx, cmd_name) or plugins.find(cmd_name)
+class Lunr(plugins.Extended):
+    """All commands; their errors become one line and an exit code."""
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Run a command; its errors become one line and an exit code."""
+        """Run a command."""
         try:
             return super().invoke(ctx)
         except LunrError as error:

@@ -1,4 +1,7 @@
-"""Commands that other packages bring, by the entry point group ``lunr.commands``."""
+"""Commands that other packages bring, by the entry point group ``lunr.commands``.
+
+The entry point ``backup.mount`` is the command ``lunr backup mount``.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,7 @@ class Plugin(click.Command):
     """Stands for a command that is imported when it is run."""
 
     def __init__(self, entry: EntryPoint) -> None:
-        super().__init__(entry.name)
+        super().__init__(entry.name.rpartition(".")[2])
         self._entry = entry
 
     def load(self) -> click.Command:
@@ -51,16 +54,29 @@ class Plugin(click.Command):
         return super().get_short_help_str(limit)
 
 
-def names() -> set[str]:
-    """The names of all of them."""
-    return {entry.name for entry in entry_points(group=GROUP)}
+class Extended(click.Group):
+    """The commands of this package, then those that others bring."""
 
+    #: What the names of its entry points begin with.
+    prefix = ""
 
-def find(name: str) -> Plugin | None:
-    """The one with this name."""
-    for entry in entry_points(group=GROUP, name=name):
-        return Plugin(entry)
-    return None
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """All names, in the order of the help."""
+        return [*super().list_commands(ctx), *sorted(self._names() - set(self.commands))]
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """A command; one of another package is not imported by this."""
+        return super().get_command(ctx, cmd_name) or self._find(cmd_name)
+
+    def _names(self) -> set[str]:
+        found = {entry.name for entry in entry_points(group=GROUP)}
+        own = {name.removeprefix(self.prefix) for name in found if name.startswith(self.prefix)}
+        return {name for name in own if "." not in name}
+
+    def _find(self, name: str) -> Plugin | None:
+        for entry in entry_points(group=GROUP, name=self.prefix + name):
+            return Plugin(entry)
+        return None
 
 
 def _docstring(entry: EntryPoint) -> str | None:

@@ -10,6 +10,7 @@ from typing import Any, Protocol, TypeVar
 import click
 
 from lunr.client.records import Backup, Export, Job, Snapshot, Volume
+from lunr.client.resources import Volumes
 from lunr.common import units
 
 T = TypeVar("T")
@@ -54,6 +55,15 @@ def finished(things: Waitable[T], kind: str, id: str, timeout: float | None) -> 
         f"{kind} {id}",
         lambda progress: things.wait(id, timeout=timeout, progress=progress),
         f"lunr {kind} wait {id}",
+    )
+
+
+def usable_volume(volumes: Volumes, id: str, timeout: float | None) -> Volume:
+    """Wait, with a bar, until a volume can be used, and return it; it may still be filled then."""
+    return follow(
+        f"volume {id}",
+        lambda progress: volumes.wait_usable(id, timeout=timeout, progress=progress),
+        f"lunr volume wait --usable {id}",
     )
 
 

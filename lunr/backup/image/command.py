@@ -1,4 +1,4 @@
-"""``lunr image``: look into backups, as files."""
+"""``lunr backup mount`` and ``umount``: look into backups, as files."""
 
 from __future__ import annotations
 
@@ -21,24 +21,7 @@ from lunr.common import ids, log
 from lunr.common.errors import LunrError
 
 
-@click.group()
-def image() -> None:
-    """Look into backups, as files.
-
-    A backup is a file of the size of its volume, read-only. What is read of it is
-    fetched and checked then, and nothing else.
-
-    \b
-      export LUNR_STORE=files:/srv/backups
-      lunr image mount monday /mnt &        # /mnt/volume
-      losetup -rfP --show /mnt/volume       # its partitions: /dev/loop0p1 …
-      mount -o ro,norecovery /dev/loop0p1 /media
-      umount /media; losetup -d /dev/loop0
-      lunr image umount /mnt
-    """
-
-
-@image.command()
+@click.command()
 @click.argument("backup_id", metavar="ID")
 @click.argument("folder", type=click.Path(exists=True, file_okay=False, path_type=Path))
 @click.option("--store", envvar="LUNR_STORE", required=True, help="files:/PATH or swift:PREFIX.")
@@ -66,7 +49,18 @@ def mount(
 ) -> None:
     """Show the backup ID as the file FOLDER/volume, until Ctrl-C or `umount`.
 
+    The file is of the size of its volume, read-only. What is read of it is fetched and
+    checked then, and nothing else. It needs the store and the key, and no server of lunr.
     Only root can mount, and only the same user sees what is mounted.
+
+    \b
+    Examples:
+      export LUNR_STORE=files:/srv/backups
+      lunr backup mount monday /mnt &       # /mnt/volume
+      losetup -rfP --show /mnt/volume       # its partitions: /dev/loop0p1 …
+      mount -o ro,norecovery /dev/loop0p1 /media
+      umount /media; losetup -d /dev/loop0
+      lunr backup umount /mnt
     """
     if not logging.getLogger().handlers:
         log.setup("WARNING")
@@ -116,7 +110,7 @@ def _leave(folder: Path) -> None:
         click.echo(str(error), err=True)
 
 
-@image.command()
+@click.command()
 @click.argument("folder", type=click.Path(path_type=Path))
 @click.option("--wait", default=10.0, show_default=True, help="Seconds to wait while it is in use.")
 def umount(folder: Path, wait: float) -> None:
@@ -135,7 +129,3 @@ def umount(folder: Path, wait: float) -> None:
             break
     if not there:
         raise click.ClickException(f"nothing is mounted at {folder}")
-
-
-if __name__ == "__main__":
-    image(prog_name="lunr image")

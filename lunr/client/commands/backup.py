@@ -13,6 +13,7 @@ from lunr.client.options import (
     SIZE,
     all_accounts_option,
     confirm,
+    fill_options,
     json_option,
     limit_option,
     metadata_option,
@@ -22,7 +23,8 @@ from lunr.client.options import (
     yes_option,
 )
 from lunr.client.output import print_list, print_record
-from lunr.client.progress import finished
+from lunr.client.plugins import Extended
+from lunr.client.progress import finished, usable_volume
 from lunr.client.session import Session
 
 _COLUMNS: tuple[str, ...] = (
@@ -36,7 +38,11 @@ _COLUMNS: tuple[str, ...] = (
 )
 
 
-@click.group()
+class _Backup(Extended):
+    prefix = "backup."
+
+
+@click.group(cls=_Backup)
 def backup() -> None:
     """Back volumes up, check backups, restore them.
 
@@ -173,6 +179,7 @@ def restores(session: Session, backup_id: str, as_json: bool) -> None:
 @click.argument("backup_id", metavar="BACKUP", type=ID)
 @name_option
 @metadata_option
+@fill_options
 @click.option("--size", type=SIZE, help="GiB, not smaller than the backup.  [its size]")
 @click.option("--type", "volume_type_name", help="Volume type; `lunr type list` shows them.")
 @click.option("--id", "id", type=ID, help="The volume's id.  [a new one]")
@@ -188,11 +195,15 @@ def restore(
     as_json: bool,
     **given: Any,
 ) -> None:
-    """Restore a backup to a new volume (as `lunr volume create --from-backup` does)."""
+    """Restore a backup to a new volume (as `lunr volume create --from-backup` does).
+
+    It can be used at once, whatever its size, and is filled behind. `lunr volume wait` waits
+    until all of it is there.
+    """
     volumes = session.client.volumes
     record = volumes.create(backup=backup_id, **given)
     if wait:
-        record = finished(volumes, "volume", record.id, timeout)
+        record = usable_volume(volumes, record.id, timeout)
     print_record(record, as_json)
 
 

@@ -23,9 +23,7 @@ from lunr.client.options import (
     yes_option,
 )
 from lunr.client.output import print_list, print_record
-from lunr.client.progress import finished, follow
-from lunr.client.records import Volume
-from lunr.client.resources import Volumes
+from lunr.client.progress import finished, usable_volume
 from lunr.client.session import Session
 
 _COLUMNS: tuple[str, ...] = ("id", "name", "size", "status", "export_status", "created_at")
@@ -127,7 +125,7 @@ def create(
     volumes = session.client.volumes
     record = volumes.create(**given)
     if wait and given["backup"] is not None:
-        record = _usable(volumes, record.id, timeout)
+        record = usable_volume(volumes, record.id, timeout)
     elif wait:
         record = finished(volumes, "volume", record.id, timeout)
     print_record(record, as_json)
@@ -212,17 +210,9 @@ def wait_(
     """
     volumes = session.client.volumes
     if usable:
-        print_record(_usable(volumes, volume_id, timeout), as_json)
+        print_record(usable_volume(volumes, volume_id, timeout), as_json)
     else:
         print_record(finished(volumes, "volume", volume_id, timeout), as_json)
-
-
-def _usable(volumes: Volumes, id: str, timeout: float | None) -> Volume:
-    return follow(
-        f"volume {id}",
-        lambda progress: volumes.wait_usable(id, timeout=timeout, progress=progress),
-        f"lunr volume wait --usable {id}",
-    )
 
 
 volume.add_command(retention)

@@ -9,7 +9,8 @@ from pathlib import Path
 
 from lunr.common import errors, ids
 from lunr.storage.engine import Engine
-from lunr.storage.filling.volume import Filling, Task
+from lunr.storage.filling.task import Task
+from lunr.storage.filling.volume import Filling
 from lunr.storage.pools.base import Pool
 
 _log = logging.getLogger(__name__)

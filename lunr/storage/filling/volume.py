@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 import os
 import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from lunr.backup.image import mounting
-from lunr.common import concurrency, errors, ids, private
+from lunr.common import concurrency, errors, ids
 from lunr.storage.backoff import Backoff
 from lunr.storage.engine import Engine
+from lunr.storage.filling.task import Progress, Task, sync
 from lunr.storage.filling.worker import Worker, reach, take_lock
 from lunr.storage.pools.base import Extent
 
@@ -46,54 +46,6 @@ class FillingBusy(errors.LunrError):
 
     code = "filling_busy"
     retry = True
-
-
-@dataclass(frozen=True)
-class Task:
-    """What a volume is filled from; kept on the node until it is full.
-
-    Attributes:
-        is_filled: nothing is absent any more, and the maps are gone.
-    """
-
-    backup_id: str
-    repository: str
-    size_bytes: int
-    is_filled: bool = False
-
-    def write(self, path: Path) -> None:
-        """Keep it at `path`, so that a power cut does not lose it."""
-        concurrency.blocking(private.write, path, json.dumps(asdict(self)))
-        concurrency.blocking(_sync, path.parent)
-
-    @classmethod
-    def read(cls, path: Path) -> Task:
-        """What is kept at `path`.
-
-        Raises:
-            FileNotFoundError: nothing.
-        """
-        return cls(**json.loads(path.read_text()))
-
-
-@dataclass(frozen=True)
-class Progress:
-    """How far a fill is.
-
-    Attributes:
-        done: bytes that are there, of `total`.
-        rate: bytes a second.
-        remaining: seconds, or None: nobody knows.
-        damaged: parts of it that can't be fetched, because the backup is damaged.
-        missing: parts of it that are not there yet, the damaged ones included.
-    """
-
-    done: int = 0
-    total: int = 0
-    rate: int = 0
-    remaining: int | None = None
-    damaged: int = 0
-    missing: int = 1
 
 
 class Filling:
@@ -210,7 +162,7 @@ class Filling:
         """Begin, with a target that is zeros."""
         self._state.mkdir(mode=0o700, parents=True, exist_ok=True)
         task.write(self._task_file)
-        concurrency.blocking(_sync, self._state.parent)
+        concurrency.blocking(sync, self._state.parent)
         self.task = task
 
     def start(self) -> None:
@@ -479,11 +431,3 @@ class Filling:
         if told is None or told["event"] != answer:
             raise FillingBusy(id=self.volume_id, reason=f"{order!r} was answered by {told}")
         return told
-
-
-def _sync(folder: Path) -> None:
-    file = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        os.fsync(file)
-    finally:
-        os.close(file)

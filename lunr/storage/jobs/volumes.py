@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from lunr.common import errors, ids
-from lunr.storage.filling.volume import Filling, Task
+from lunr.storage.filling.task import Task
+from lunr.storage.filling.volume import Filling
 from lunr.storage.job import Job, Stop
 from lunr.storage.jobs.node import Node
 from lunr.storage.pools.base import Snapshot
@@ -49,9 +50,8 @@ def restore(node: Node, job: Job) -> None:
     except BaseException:
         # If the job was lost, another attempt may be at it already.
         if job.stop_reason is not Stop.LOST:
+            # The volume stays, all zeros, for the next attempt, or until it is deleted.
             node.fillings.remove(job.volume_id)
-            # A slow pool, told at once that it is cancelled, wipes on in the background.
-            node.pool.delete(job.volume_id, job.heed)
         raise
 
 

@@ -20,7 +20,7 @@ from tests.support.waiting import free_port, wait_until
 
 NODE = "node1"
 KINDS = [
-    *(f"volume.{what}" for what in ("create", "clone", "restore", "extend", "delete")),
+    *(f"volume.{what}" for what in ("create", "clone", "restore", "fill", "extend", "delete")),
     *("snapshot.create", "snapshot.delete", "export.create", "export.delete"),
     *("backup.save", "backup.delete", "backup.verify"),
     *("repository.collect", "repository.sweep"),
@@ -28,7 +28,6 @@ KINDS = [
 RESULTS: dict[str, dict[str, Any]] = {
     "backup.save": {"bytes_read": 10, "bytes_stored": 5, "objects_stored": 2, "parent_id": None},
     "backup.verify": {"bytes_read": 10, "seconds": 0.1},
-    "volume.restore": {"bytes_read": 10, "seconds": 0.1},
     "repository.sweep": {"deleted": 2, "bytes_deleted": 5},
 }
 

@@ -91,6 +91,8 @@ class ContractApi:
     def add(self, kind: str, volume_id: str | None, subject_id: str, **payload: Any) -> str:
         job_id = f"job{next(self._ids)}"
         with self._changed:
+            if kind == "volume.restore":
+                self.filling.add(subject_id)
             self.jobs[job_id] = {
                 "id": job_id,
                 "kind": kind,
@@ -222,6 +224,8 @@ class ContractApi:
             if told["status"] == "FAILED" and error["retry"] and job["attempt"] < 5:
                 job.update(status="QUEUED", lease=None, error=error)
             elif told["status"] != "RUNNING":
+                if job["kind"] in ("volume.fill", "volume.delete") and told["status"] == "DONE":
+                    self.filling.discard(job["subject_id"])
                 job.update(status=told["status"], result=told.get("result"), error=error)
             self._changed.notify_all()
             orders = job["payload"] if job["kind"] == "volume.fill" else {}

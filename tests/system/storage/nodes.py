@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import signal
 import sys
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lunr.backup.image import mounting
 from lunr.storage.agent import Agent
 from lunr.storage.api_client import ApiClient
 from lunr.storage.engine import WORKER, Engine
 from lunr.storage.exports import Exports
 from lunr.storage.filling.fillings import Fillings
+from lunr.storage.filling.worker import take_lock
 from lunr.storage.jobs import Node
 from lunr.storage.metrics import Metrics
 from lunr.storage.pools.base import Pool
@@ -59,6 +65,19 @@ def own_folder(engine: Engine) -> Path:
 def make_fillings(pool: Pool, engine: Engine) -> Fillings:
     folder = own_folder(engine)
     return Fillings(pool, engine, folder / "state", folder / "run")
+
+
+def end_fillings(run: Path) -> None:
+    """End the processes that an agent which was killed left to serve filling volumes."""
+    for folder in Fillings.folder_in(run).glob("*"):
+        for entry in Path("/proc").glob("[0-9]*/cwd"):
+            with contextlib.suppress(OSError):
+                if entry.readlink() == folder:
+                    os.kill(int(entry.parent.name), signal.SIGKILL)
+        while (lock := take_lock(folder)) is None:
+            time.sleep(0.02)
+        os.close(lock)
+        mounting.unmount(folder / "mnt", lazy=True)
 
 
 def make_agent(

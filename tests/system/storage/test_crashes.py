@@ -99,6 +99,7 @@ class running:
 
     def __exit__(self, *_: object) -> None:
         self.agent.stop()
+        self.agent.node.fillings.close()
         self.api.stop()
 
 
@@ -126,6 +127,8 @@ def test_killed_at_every_step(ground: _Ground, kind: str) -> None:
         with running(ground.place, queued=(kind, case)) as (api, pool):
             done = api.wait("job1")
             assert done["status"] == "DONE", f"step {step}: {done}"
+            if kind == "volume.restore":
+                api.do("volume.fill", "v2", "v2", fill="eager", fill_limit_bytes=0)
             if kind == "backup.save":
                 _check_backups(ground, api, pool, f"step{step}")
             _check(ground, kind, pool, f"step {step}")

@@ -20,7 +20,7 @@ from tests.support.services import CHECKOUT, Tgtd
 from tests.support.waiting import free_port, wait_until
 from tests.system.storage import iscsi
 from tests.system.storage.contract_api import NODE, TOKEN, ContractApi
-from tests.system.storage.nodes import KEY
+from tests.system.storage.nodes import KEY, end_fillings
 from tests.system.storage.test_agent import backup, export_payload
 
 MIB = 1 << 20
@@ -46,6 +46,8 @@ api_url = {api.url}
 token_file = {folder}/token
 bind_port = {self.port}
 heartbeat = 1
+state_dir = {folder}/state
+run_dir = {folder}/run
 [files]
 path = {pool}
 image_gib = 1
@@ -116,6 +118,7 @@ def storage(
         storage.process.kill()
         storage.process.wait()
     wait_until(lambda: not storage.workers(), what="no worker is left")
+    end_fillings(folder / "run")
 
 
 def fill(pool: Path, volume_id: str) -> bytes:
@@ -130,7 +133,7 @@ def test_a_whole_life(storage: Storage, api: ContractApi, xfs_mount: Path, tgtd:
     data = fill(xfs_mount, "v1")
     backup(api, "v1", "b1")
     stored = {"repository": "account1", "backup_id": "b1"}
-    api.do("volume.restore", "v2", "v2", size_bytes=SIZE, **stored)
+    api.restore("v2", size_bytes=SIZE, **stored)
     assert (xfs_mount / "volumes/v2").read_bytes() == data
     payload = export_payload("v1")
     api.do("export.create", "v1", "v1", **payload)
@@ -184,20 +187,16 @@ def test_a_stop_leaves_exports_unless_told_to_take_them_down(
     assert not iscsi.admits(tgtd.portal, export)
 
 
-@pytest.mark.parametrize("kind", ["backup.save", "volume.restore"])
 @pytest.mark.parametrize("sig", [signal.SIGKILL, signal.SIGTERM])
 def test_ended_in_the_middle_of_moving_data(
-    storage: Storage, api: ContractApi, xfs_mount: Path, kind: str, sig: signal.Signals
+    storage: Storage, api: ContractApi, xfs_mount: Path, sig: signal.Signals
 ) -> None:
     storage.start()
     api.do("volume.create", "v1", "v1", size_bytes=SIZE)
     data = fill(xfs_mount, "v1")
-    backup(api, "v1", "b1")
-    case: dict[str, Any] = {"repository": "account1", "parent_id": None, "condemned": []}
-    case |= {"created_at": "2026-11-23T12:00:00Z", "size_bytes": SIZE}
-    case["backup_id"] = "b2" if kind == "backup.save" else "b1"
-    volume_id = "v1" if kind == "backup.save" else "v2"
-    job_id = api.add(kind, volume_id, case["backup_id"], **case)
+    case: dict[str, Any] = {"repository": "account1", "backup_id": "b1"}
+    saved = {"parent_id": None, "condemned": [], "created_at": "2026-11-23T12:00:00Z"}
+    job_id = api.add("backup.save", "v1", "b1", **case, **saved)
     wait_until(storage.workers, what="a worker runs", interval=0.001)
     code = storage.end(sig)
     assert code == (0 if sig is signal.SIGTERM else -sig)
@@ -205,11 +204,8 @@ def test_ended_in_the_middle_of_moving_data(
     storage.start()
     assert api.wait(job_id)["status"] == "DONE"
     wait_until(lambda: not any((xfs_mount / "backups").iterdir()))
-    if kind == "volume.restore":
-        assert (xfs_mount / "volumes/v2").read_bytes() == data
-    else:
-        api.do("volume.restore", "v3", "v3", **case)
-        assert (xfs_mount / "volumes/v3").read_bytes() == data
+    api.restore("v3", size_bytes=SIZE, **case)
+    assert (xfs_mount / "volumes/v3").read_bytes() == data
 
 
 def test_it_waits_for_api_and_tgtd(

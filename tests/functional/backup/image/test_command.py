@@ -1,4 +1,4 @@
-"""``lunr image``: a person looks into a backup."""
+"""``lunr backup mount``: a person looks into a backup."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.support.services import need_root
 from tests.support.waiting import wait_until
 
 ENGINE = [sys.executable, "-m", "lunr.backup.commands"]
-IMAGE = [sys.executable, "-m", "lunr.backup.image.command"]
+BACKUP = [sys.executable, "-m", "lunr.client.main", "backup"]
 
 
 @pytest.fixture
@@ -35,12 +35,12 @@ def test_a_backup_is_looked_into(tmp_path: Path, backup: bytes, end: str) -> Non
     point = tmp_path / "mnt"
     env = {**os.environ, "LUNR_STORE": f"files:{tmp_path}/store"}
     with subprocess.Popen(
-        [*IMAGE, "mount", "b1", point], env=env, stderr=subprocess.PIPE, text=True
+        [*BACKUP, "mount", "b1", point], env=env, stderr=subprocess.PIPE, text=True
     ) as process:
         wait_until(lambda: (point / "volume").exists() or process.poll() is not None)
         assert (point / "volume").read_bytes() == backup
         if end == "umount":
-            done = subprocess.run([*IMAGE, "umount", point], capture_output=True, text=True)
+            done = subprocess.run([*BACKUP, "umount", point], capture_output=True, text=True)
             assert (done.returncode, done.stderr) == (0, "")
         else:
             process.send_signal(signal.SIGINT)
@@ -51,7 +51,7 @@ def test_a_backup_is_looked_into(tmp_path: Path, backup: bytes, end: str) -> Non
 def test_what_can_not_be_done_is_said(tmp_path: Path, backup: bytes) -> None:
     def said(*words: str | Path) -> str:
         done = subprocess.run(
-            [*IMAGE, *words], capture_output=True, text=True, stdin=subprocess.DEVNULL
+            [*BACKUP, *words], capture_output=True, text=True, stdin=subprocess.DEVNULL
         )
         assert done.returncode != 0
         assert "Traceback" not in done.stderr

@@ -1,0 +1,142 @@
+"""``lunr-live``: backs up the virtual machines of a hypervisor, each at its time."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import signal
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+
+from lunr import __version__
+from lunr.backup import keys, masters
+from lunr.backup.repository import Repository
+from lunr.backup.stores import open_store
+from lunr.common import log
+from lunr.common.errors import Cancelled, LunrError
+from lunr.live import groups
+from lunr.live.backup import Options, backup
+from lunr.live.qmp import Monitor
+from lunr.live.settings import Machine, Settings, load
+
+logger = logging.getLogger(__name__)
+
+#: Seconds before a machine whose backup failed is tried again, at least; or its own time, if
+#: that is shorter.
+RETRY = 300.0
+
+
+class Keeper:
+    """Backs up one machine after another, when it is due."""
+
+    def __init__(
+        self, repository: Repository, machines: Sequence[Machine], stop: threading.Event
+    ) -> None:
+        """`stop` ends it, within a second also amid a backup."""
+        self._repository = repository
+        self._machines = machines
+        self._stop = stop
+
+    def run(self) -> None:
+        """Go on until stopped."""
+        due = {machine.name: self._due(machine) for machine in self._machines}
+        while not self._stop.is_set():
+            machine = min(self._machines, key=lambda one: due[one.name])
+            if self._stop.wait(max(0.0, due[machine.name] - time.time())):
+                return
+            began = time.time()
+            with log.context(machine.name):
+                wait = machine.every if self.attend(machine) else min(machine.every, RETRY)
+            due[machine.name] = max(began + wait, time.time())
+
+    def _due(self, machine: Machine) -> float:
+        """When the next backup of `machine` is due: the store knows of the last one."""
+        try:
+            found = groups.listed(self._repository, machine.name)
+        except LunrError as error:
+            logger.warning("%s: %s", machine.name, error)
+            return time.time()
+        if not found:
+            return time.time()
+        last = datetime.fromisoformat(found[0].created_at).astimezone(UTC).timestamp()
+        return min(last, time.time()) + machine.every
+
+    def attend(self, machine: Machine) -> bool:
+        """Back up `machine` and delete what it has too many of; whether that went well."""
+        options = Options(
+            machine=machine.name,
+            disks=machine.disks or None,
+            scratch=Path(machine.scratch),
+            agent=Path(machine.agent) if machine.agent else None,
+            cancel=self._stop,
+        )
+        try:
+            with Monitor.open(Path(machine.qmp)) as monitor:
+                group = backup(self._repository, monitor, options)
+            ways = ", ".join(f"{member.disk} {member.way}" for member in group.members)
+            stall = group.stall_seconds * 1000
+            logger.info("Saved %s: %s; it stood still for %.1f ms.", group.group_id, ways, stall)
+            self._forget(machine)
+        except Cancelled:
+            logger.info("Given up: the service is being stopped.")
+            return False
+        except LunrError as error:
+            logger.error("Not backed up: %s", error)  # noqa: TRY400 - a sentence is enough
+            return False
+        return True
+
+    def _forget(self, machine: Machine) -> None:
+        if not machine.keep:
+            return
+        left = groups.unfinished(self._repository, machine.name)
+        found = groups.listed(self._repository, machine.name)
+        oldest = found[: machine.keep][-1].group_id
+        for group in found[machine.keep :]:
+            groups.delete(self._repository, group.group_id)
+            logger.info("Deleted %s: %d newer ones are kept.", group.group_id, machine.keep)
+        # Older than what is kept, so no store is still behind with its listing.
+        for group_id in (one for one in left if one < oldest):
+            groups.delete(self._repository, group_id)
+            logger.info("Deleted what a backup that was killed had left: %s.", group_id)
+
+
+def serve(settings: Settings, stop: threading.Event) -> None:
+    """Back up all machines, until `stop` is set.
+
+    Raises:
+        LunrError: the store or the key can't be used.
+    """
+    place = settings.store
+    found = masters.load(Path(place.key_file)) if place.key_file else (keys.PUBLIC_MASTER,)
+    own, *older = masters.keyring(found, place.repository)
+    store = open_store(place.url, place.repository, cancel=stop)
+    try:
+        Keeper(Repository(store, own, older=older), settings.machines, stop).run()
+    finally:
+        store.close()
+
+
+def main() -> int:
+    """Run ``lunr-live``."""
+    parser = argparse.ArgumentParser(prog="lunr-live", description=__doc__)
+    parser.add_argument("--version", action="version", version=__version__)
+    parser.add_argument("--config", type=Path, default=Path("/etc/lunr/live.toml"))
+    options = parser.parse_args()
+    log.setup()
+    stop = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: stop.set())
+    try:
+        serve(load(options.config), stop)
+    except LunrError as error:
+        print(f"lunr-live: {error}", file=sys.stderr)  # noqa: T201 - before there is work
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

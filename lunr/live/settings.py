@@ -1,0 +1,126 @@
+"""The configuration of ``lunr-live``: TOML, a table for the store and one a machine."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, TypeVar
+
+from lunr.common import ids
+from lunr.common.errors import ConfigError, LunrError
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Machine:
+    """A virtual machine to back up.
+
+    Attributes:
+        qmp: a QMP socket of its own for lunr.
+        name: what its backups are called by.
+        every: seconds from one backup to the next.
+        keep: how many groups are kept; the oldest go first. 0: all.
+        disks: only these; empty: all.
+        scratch: a folder with room for what the guest overwrites meanwhile.
+        agent: the socket of the guest's agent, to freeze file systems with; "": none.
+    """
+
+    qmp: str
+    name: str
+    every: int = 3600
+    keep: int = 0
+    disks: list[str] = field(default_factory=list)
+    scratch: str = "/var/tmp"  # noqa: S108 - the files there have no names
+    agent: str = ""
+
+
+@dataclass(frozen=True)
+class Store:
+    """Where backups go.
+
+    Attributes:
+        url: files:/PATH or swift:PREFIX, with ST_* or OS_* in the environment.
+        repository: whose they are.
+        key_file: the master keys, mode 0600; "": a public one.
+    """
+
+    url: str
+    repository: str = "default"
+    key_file: str = ""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """All of it."""
+
+    store: Store
+    machines: tuple[Machine, ...]
+
+
+def load(path: Path) -> Settings:
+    """The settings in the file `path`.
+
+    Raises:
+        ConfigError: it can't be read, or something in it can't be used.
+    """
+    try:
+        return parse(tomllib.loads(path.read_text()))
+    except (OSError, ValueError, LunrError) as error:
+        reason = error.fields.get("reason") if isinstance(error, LunrError) else error
+        raise ConfigError(reason=f"{path}: {reason}") from error
+
+
+def parse(table: Mapping[str, Any]) -> Settings:
+    """The settings in a TOML document.
+
+    Raises:
+        ConfigError: something in it can't be used.
+    """
+    unknown = sorted(table.keys() - {"store", "machine"})
+    if unknown:
+        raise ConfigError(reason=f"{unknown[0]}: there are [store] and [[machine]].")
+    store = _table(Store, table.get("store", {}), "[store]")
+    _check_id(store.repository, "[store] repository")
+    given = table.get("machine", [])
+    if not isinstance(given, list) or not given:
+        raise ConfigError(reason="there is no [[machine]].")
+    machines = tuple(_table(Machine, one, f"[[machine]] {n}") for n, one in enumerate(given, 1))
+    for machine in machines:
+        _check_id(machine.name, "[[machine]] name")
+        if machine.every < 1 or machine.keep < 0:
+            raise ConfigError(reason=f"{machine.name}: every is 1 or more, keep 0 or more.")
+    if len({machine.name for machine in machines}) < len(machines):
+        raise ConfigError(reason="two machines have the same name.")
+    return Settings(store, machines)
+
+
+def _check_id(value: str, where: str) -> None:
+    if not ids.is_valid(value):
+        raise ConfigError(reason=f"{where}: {value!r} is no id of letters, digits, '-' and '_'.")
+
+
+_KINDS = {"str": str, "int": int, "list[str]": list}
+
+
+def _table(kind: type[T], given: object, where: str) -> T:
+    """`given` as a `kind` of the dataclasses above.
+
+    Raises:
+        ConfigError: a field is missing, unknown, or of another type.
+    """
+    known = {one.name: _KINDS[str(one.type)] for one in fields(kind)}  # type: ignore[arg-type]
+    if not isinstance(given, dict):
+        raise ConfigError(reason=f"{where} is a table.")
+    for name, value in given.items():
+        if name not in known:
+            raise ConfigError(reason=f"{where}: {name} is not one of {', '.join(known)}.")
+        right = type(value) is known[name]
+        if not right or (isinstance(value, list) and not all(isinstance(v, str) for v in value)):
+            raise ConfigError(reason=f"{where}: {name} can't be {value!r}.")
+    try:
+        return kind(**given)
+    except TypeError as error:
+        raise ConfigError(reason=f"{where}: {error}.") from error

@@ -7,9 +7,12 @@ what it needs and removes it. See docs/development.md.
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from tests.vm.node import World, running
 
 if "LUNR_VM" not in os.environ:
     collect_ignore_glob = ["*"]
@@ -32,3 +35,15 @@ def plain_disk() -> Path:
 @pytest.fixture
 def small_disk() -> Path:
     return SMALL_DISK
+
+
+@pytest.fixture(
+    scope="package", params=[("lvm", "lio"), ("thin", "tgt")], ids=lambda kind: "-".join(kind)
+)
+def world(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[World]:
+    """A service, which takes long to start: the tests of a kind of node share one."""
+    pool, target = request.param
+    with running(pool, target, DISK, tmp_path_factory.mktemp("world")) as world:
+        yield world

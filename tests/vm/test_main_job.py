@@ -16,13 +16,10 @@ from lunr.client import Client
 from lunr.client.records import Export
 from lunr.common import units
 from tests.support.initiator import Initiator, sh
-from tests.support.volume_groups import volume_group
 from tests.support.waiting import wait_until
-from tools.demos.stage import Lunr
+from tests.vm.node import LONG, World
 
 NAME = "iqn.2026-11.io.lunr.test:initiator"
-#: Emulated machines are slow.
-LONG = 240.0
 
 #: Writes to a file of 4 MiB, synchronously, until its input ends: what goes on during a backup.
 WRITER = """
@@ -44,22 +41,16 @@ def initiator() -> Iterator[Initiator]:
     initiator.close()
 
 
-@pytest.fixture(params=[("lvm", "lio"), ("thin", "tgt")], ids=lambda kind: "-".join(kind))
-def lunr(request: pytest.FixtureRequest, disk: Path, tmp_path: Path) -> Iterator[Lunr]:
-    pool, target = request.param
-    with volume_group("lunr-test", disk, thin_pool="pool" if pool == "thin" else None) as group:
-        options = ("--pool", pool, "--group", group, "--thin-pool", "pool", "--target", target)
-        service = Lunr(tmp_path / "lunr", *options)
-        try:
-            service.wait_until_up(LONG)
-            yield service
-        finally:
-            service.stop()
-
-
 def export(client: Client, volume_id: str) -> Export:
     client.exports.create(volume_id, initiator=NAME, ip="127.0.0.1")
     return client.exports.wait(volume_id, timeout=LONG)
+
+
+def remove(client: Client, volume_id: str) -> None:
+    client.exports.delete(volume_id)
+    client.exports.wait_deleted(volume_id, timeout=LONG)
+    client.volumes.delete(volume_id)
+    client.volumes.wait_deleted(volume_id, timeout=LONG)
 
 
 @contextlib.contextmanager
@@ -112,8 +103,8 @@ def contents(folder: Path) -> dict[str, str]:
 
 
 @pytest.mark.timeout(1500)
-def test_the_main_job(lunr: Lunr, initiator: Initiator, tmp_path: Path) -> None:
-    client = lunr.client()
+def test_the_main_job(world: World, initiator: Initiator, tmp_path: Path) -> None:
+    client = world.client
     volume = client.volumes.wait(client.volumes.create(size=1).id, timeout=LONG)
     exported = export(client, volume.id)
     device = initiator.login(exported)
@@ -154,7 +145,5 @@ def test_the_main_job(lunr: Lunr, initiator: Initiator, tmp_path: Path) -> None:
             found = contents(point)
             assert {name: found.get(name) for name in known} == known
         initiator.logout(again)
-        client.exports.delete(restored.id)
-        client.exports.wait_deleted(restored.id, timeout=LONG)
-        client.volumes.delete(restored.id)
-        client.volumes.wait_deleted(restored.id, timeout=LONG)
+        remove(client, restored.id)
+    remove(client, volume.id)

@@ -275,7 +275,8 @@ def test_a_lost_lease_ends_the_work_and_the_next_attempt_begins_after_it(
     payload = {"backup_id": "slow", "repository": REPOSITORY}
     job_id = api.add("backup.save", "v1", "slow", **payload)
     api.wait(job_id, "RUNNING")
-    first = wait_until(agent.supervisor.running)[0]
+    wait_until(lambda: [job.kind for job in agent.supervisor.running()] == ["backup.save"])
+    [first] = agent.supervisor.running()
     api.take_away(job_id)
     wait_until(lambda: api.jobs[job_id]["attempt"] == 2, what="it is claimed again")
     wait_until(

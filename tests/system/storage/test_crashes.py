@@ -137,17 +137,20 @@ def test_killed_at_every_step(ground: _Ground, kind: str) -> None:
 
 def _victim(place: Place, job: dict[str, Any], step: int) -> int:
     where = {name: str(value) for name, value in vars(place).items()}
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.system.storage.victim", json.dumps(where), json.dumps(job),
-         str(step)],
-        cwd=CHECKOUT,
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )  # fmt: skip
-    assert done.returncode <= 0, done.stderr
+    # Not a pipe: it has no end as long as what the victim left behind lives.
+    with tempfile.TemporaryFile("w+") as said:
+        done = subprocess.run(
+            [sys.executable, "-m", "tests.system.storage.victim", json.dumps(where),
+             json.dumps(job), str(step)],
+            cwd=CHECKOUT,
+            stdin=subprocess.DEVNULL,
+            stdout=said,
+            stderr=said,
+            timeout=60,
+            check=False,
+        )  # fmt: skip
+        said.seek(0)
+        assert done.returncode <= 0, said.read()
     return done.returncode
 
 

@@ -1,0 +1,86 @@
+"""A virtual machine that writes all the time, backed up live, killed, and started again.
+
+A guest with Debian's kernel (tools/setup --vm) writes a number to disk a, syncs, writes it to disk
+b, syncs, and so on, with files and their checksums. Of every cut the numbers must be equal,
+or a's one ahead, and all checksums right.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from lunr.common import units
+from tests.system.live import guests
+from tests.system.live.guests import Guest
+from tools.demos.stage import DemoError, Stage, expect, run
+
+LUNR = Path(sys.executable).with_name("lunr")
+BACKUPS = 3
+
+
+def live(folder: Path, *arguments: str | Path) -> str:
+    """What `lunr live` prints."""
+    return run([LUNR, "live", *arguments, "--store", f"files:{folder}/store"])
+
+
+def play(stage: Stage, folder: Path, guest: Guest) -> None:
+    """Back up, kill, restore, compare, start again."""
+    with stage.step("boot a guest that writes to two disks") as (step, _):
+        guest.start()
+        step.note = guest.said().strip()
+    made = []
+    for number in range(BACKUPS):
+        time.sleep(1)
+        with stage.step(f"live backup {number + 1}") as (step, _):
+            scratch = ("--qmp", guest.qmp, "--scratch", folder, "--json")
+            group = json.loads(live(folder, "backup", *scratch))
+            made.append(group["group_id"])
+            step.size = sum(member["bytes_read"] for member in group["members"])
+            stored = sum(member["bytes_stored"] for member in group["members"])
+            step.note = (
+                f"{group['members'][0]['way']}, stored {units.human(stored)}, "
+                f"stood still for {group['stall_seconds'] * 1000:.1f} ms"
+            )
+    with stage.step("kill -9") as (step, _):
+        guest.kill()
+    counter = 0
+    for group_id in made:
+        with stage.step("restore and compare") as (step, _):
+            back = folder / group_id
+            live(folder, "restore", group_id, back)
+            counter = guests.check(back / "a.raw", back / "b.raw")
+            step.note = f"{group_id}: both disks at {counter}, journals and checksums right"
+    with stage.step("start the guest from the last backup") as (step, _):
+        guest.a, guest.b = back / "a.raw", back / "b.raw"
+        guest.start()
+        step.note = guest.said().strip()
+        expect(f"ready at {counter}" in step.note, f"the guest goes on at {step.note}")
+    stage.table()
+
+
+def main() -> int:
+    """Play it."""
+    if not guests.KERNEL.exists():
+        print("tools/demo live: it needs Debian's kernel: tools/setup --vm", file=sys.stderr)
+        return 1
+    folder = Path(tempfile.mkdtemp(prefix="lunr-demo-"))
+    disks = [guests.make_disk(folder / name) for name in ("a.raw", "b.qcow2")]
+    guest = Guest(guests.make_initramfs(folder), *disks)
+    try:
+        play(Stage(), folder, guest)
+    except (DemoError, AssertionError) as error:
+        print(f"tools/demo live: {error}", file=sys.stderr)
+        return 1
+    finally:
+        guest.end()
+        shutil.rmtree(folder)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -153,7 +153,8 @@ class Agent:
         for volume in truth["volumes"]:
             if volume["id"] not in volumes:
                 _log.error("volume %s ought to be here and is not", volume["id"])
-        self.node.fillings.load(volumes - deleted, truth["filling"])
+        beginning = [subject for kind, subject in queued if kind == "volume.restore"]
+        self.node.fillings.load(volumes - deleted, truth["filling"], beginning)
         exports.restore(lambda: truth["exports"])
         wanted = {export["volume_id"] for export in truth["exports"]}
         self._remove_stray(present.keys() - wanted - deleted, queued)

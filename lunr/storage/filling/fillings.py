@@ -49,12 +49,13 @@ class Fillings:
         """Where below `run` the files are that serve the volumes."""
         return run / "fillings"
 
-    def load(self, there: Iterable[str], filling: Iterable[str]) -> None:
+    def load(self, there: Iterable[str], filling: Iterable[str], beginning: Iterable[str]) -> None:
         """Have all that fill served again, as far as they are not.
 
         Args:
             there: the ids of the pool's volumes.
             filling: of those that are not known to be full.
+            beginning: of those that nobody could use yet: `begin` is to come.
         """
         there, filling = set(there), set(filling)
         self._state.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -72,7 +73,7 @@ class Fillings:
             with self._lock:
                 self._all[folder.name] = one
             one.start()
-        self._lost = filling & there - self._all.keys()
+        self._lost = filling & there - self._all.keys() - set(beginning)
         for volume_id in self._lost:
             _log.error("%s", self._state_lost(volume_id))
         for one in self.all():

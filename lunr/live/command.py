@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import logging
+import signal
 import threading
 from collections.abc import Callable
 from dataclasses import asdict
@@ -19,7 +21,7 @@ from lunr.backup.restore import restore as restore_backup
 from lunr.backup.stores import open_store
 from lunr.common import ids, log, units
 from lunr.common.errors import LunrError
-from lunr.live import groups
+from lunr.live import groups, starting
 from lunr.live.backup import Options
 from lunr.live.backup import backup as back_up
 from lunr.live.groups import Group
@@ -192,6 +194,43 @@ def restore(repository: Repository, group_id: str, folder: Path, as_json: bool) 
     done = {member.disk: str(path) for member, path in paths.items()}
     lines = [f"{disk}: {path}" for disk, path in done.items()]
     click.echo(json.dumps({"disks": done}) if as_json else "\n".join(lines))
+
+
+@_command
+@click.argument("group_id", metavar="GROUP")
+@click.argument("folder", type=click.Path(file_okay=False, path_type=Path))
+@click.option(
+    "--qmp",
+    type=click.Path(path_type=Path),
+    help="The QMP socket that the machine will have: as soon as it is there, it is told to bring "
+    "all of its disks, and the command ends when it has.",
+)
+def start(repository: Repository, group_id: str, folder: Path, qmp: Path | None) -> None:
+    """Have the disks of GROUP in FOLDER at once, to start the machine from.
+
+    Each is a qcow2 file over the backup, which is fetched as it is read. The options for QEMU
+    are printed, and the disks are there until Ctrl-C, or with --qmp until they are filled.
+    Only root can do it. A second start in the same folder goes on with the same disks.
+    """
+    group = groups.load(repository, ids.check(group_id, "GROUP"))
+    folder.mkdir(parents=True, exist_ok=True)
+    stop = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: stop.set())
+    with contextlib.ExitStack() as stack:
+        disks = [
+            stack.enter_context(starting.Disk(repository, member, folder.resolve()))
+            for member in group.members
+        ]
+        click.echo(starting.command_line(group, disks))
+        monitor = None if qmp is None else starting.wait_for(qmp, stop)
+        if monitor is not None:
+            with monitor:
+                starting.fill(monitor, disks, stop)
+            if not stop.is_set():
+                click.echo("All disks are filled: they need nothing of lunr any more.")
+                stop.set()
+        starting.hold(disks, stop)
 
 
 @_command

@@ -48,3 +48,9 @@ class GroupMissing(NotFound):
     """There is no complete group of backups {id} in the store."""
 
     code = "group_missing"
+
+
+class CannotStart(Conflict):
+    """The machine can't be started from the group: {reason}"""
+
+    code = "cannot_start"

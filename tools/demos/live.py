@@ -7,11 +7,14 @@ or a's one ahead, and all checksums right.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
+import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 from lunr.common import units
@@ -26,6 +29,21 @@ BACKUPS = 3
 def live(folder: Path, *arguments: str | Path) -> str:
     """What `lunr live` prints."""
     return run([LUNR, "live", *arguments, "--store", f"files:{folder}/store"])
+
+
+@contextlib.contextmanager
+def started(folder: Path, group_id: str, disks: Path, qmp: Path) -> Iterator[subprocess.Popen[str]]:
+    """`lunr live start`, from when the disks are there."""
+    store = ("--store", f"files:{folder}/store", "--qmp", str(qmp))
+    argv = [str(LUNR), "live", "start", group_id, str(disks), *store]
+    process = subprocess.Popen(argv, stdout=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout is not None
+        expect("-blockdev" in process.stdout.readline(), "lunr live start failed")
+        yield process
+    finally:
+        process.terminate()
+        process.communicate()
 
 
 def play(stage: Stage, folder: Path, guest: Guest) -> None:
@@ -55,11 +73,16 @@ def play(stage: Stage, folder: Path, guest: Guest) -> None:
             live(folder, "restore", group_id, back)
             counter = guests.check(back / "a.raw", back / "b.raw")
             step.note = f"{group_id}: both disks at {counter}, journals and checksums right"
-    with stage.step("start the guest from the last backup") as (step, _):
-        guest.a, guest.b = back / "a.raw", back / "b.raw"
-        guest.start()
-        step.note = guest.said().strip()
-        expect(f"ready at {counter}" in step.note, f"the guest goes on at {step.note}")
+    with contextlib.ExitStack() as stack:
+        disks, boot = folder / "started", "start it from the last group, before its disks are there"
+        with stage.step(boot) as (step, _):
+            serving = stack.enter_context(started(folder, made[-1], disks, guest.qmp))
+            guest.a, guest.b = (disks / f"{made[-1]}-{name}.qcow2" for name in "ab")
+            guest.start()
+            step.note = guest.said().strip()
+            expect(f"ready at {counter}" in step.note, f"the guest goes on at {step.note}")
+        with stage.step("its disks are filled while it runs") as (step, _):
+            expect(serving.wait(60) == 0, "lunr live start failed")
     stage.table()
 
 

@@ -63,12 +63,10 @@ class Fillings:
             if not ids.is_valid(folder.name):
                 continue
             one = self._make(folder.name)
-            if not one.load() or folder.name not in there:
-                one.remove()  # a beginning, or what a delete left
-                continue
+            is_known = one.load() and folder.name in there
             one.is_told = folder.name not in filling
-            if one.is_settled and one.is_told:
-                one.remove()
+            if not is_known or (one.is_settled and one.is_told):
+                _forget(one)  # a beginning, what a delete left, or the end
                 continue
             with self._lock:
                 self._all[folder.name] = one
@@ -101,6 +99,7 @@ class Fillings:
             errors.LunrError: it can't.
         """
         ids.check(volume_id)
+        self._lost.discard(volume_id)
         with self._lock:
             one = self._all.get(volume_id)
             if one is None:
@@ -190,3 +189,10 @@ class Fillings:
 
     def _state_lost(self, volume_id: str) -> FillStateLost:
         return FillStateLost(id=volume_id, folder=self._state)
+
+
+def _forget(one: Filling) -> None:
+    try:
+        one.remove()
+    except errors.LunrError as error:  # the next start tries again
+        _log.error("%s", error)

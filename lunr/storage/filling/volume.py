@@ -18,7 +18,7 @@ from lunr.common import concurrency, errors, ids
 from lunr.storage.backoff import Backoff
 from lunr.storage.engine import Engine
 from lunr.storage.filling.task import Progress, Task, sync
-from lunr.storage.filling.worker import Worker, reach, take_lock
+from lunr.storage.filling.worker import Worker, adopt, reach, take_lock
 from lunr.storage.pools.base import Extent
 
 _log = logging.getLogger(__name__)
@@ -272,19 +272,29 @@ class Filling:
             self.start()
 
     def close(self) -> None:
-        """Unmount it, whoever has it open, and end the process; all that is kept stays."""
+        """Unmount it, whoever has it open, and end the process; all that is kept stays.
+
+        Raises:
+            FillingBusy: the process can't be ended.
+        """
         self._stopping.set()
-        with self._changed:
-            worker = self._worker
-        if worker is not None:
+        if self._is_ended(0.0):
+            return
+        try:
+            # A connection of its own: nobody may be following the process.
+            worker = adopt(self._run)
+        except OSError as error:
+            if self._is_ended(_END_TIMEOUT):  # it was just ending
+                return
+            raise FillingBusy(id=self.volume_id, reason=str(error)) from error
+        try:
             worker.order("detach")
-        if not self._is_ended(_END_TIMEOUT):
-            with self._changed:
-                worker = self._worker
-            if worker is not None:
-                worker.kill()
             if not self._is_ended(_END_TIMEOUT):
-                raise FillingBusy(id=self.volume_id, reason="its process can't be ended")
+                worker.kill()
+        finally:
+            worker.close()
+        if not self._is_ended(_END_TIMEOUT):
+            raise FillingBusy(id=self.volume_id, reason="its process can't be ended")
 
     def remove(self) -> None:
         """End it, and forget all of it; the target stays.

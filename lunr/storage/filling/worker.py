@@ -109,7 +109,7 @@ def reach(folder: Path, task: Mapping[str, Any], command: Sequence[str] = COMMAN
             finally:
                 os.close(lock)
         try:
-            return _adopt(folder)
+            return adopt(folder)
         except OSError:  # it is just beginning, or ending
             time.sleep(_PAUSE)
     raise WorkerSilent(folder=folder)
@@ -148,7 +148,12 @@ def _start(folder: Path, task: Mapping[str, Any], command: Sequence[str], lock: 
     return worker
 
 
-def _adopt(folder: Path) -> Worker:
+def adopt(folder: Path) -> Worker:
+    """The process that serves in `folder`.
+
+    Raises:
+        OSError: there is none, or it does not listen.
+    """
     connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         at = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)

@@ -1,8 +1,13 @@
 """lunr: a block volume service with incremental backups in OpenStack Swift."""
 
-from importlib.metadata import PackageNotFoundError, version
 
-try:
-    __version__ = version("lunr")
-except PackageNotFoundError:  # run from a checkout that was never installed
-    __version__ = "0+unknown"
+def __getattr__(name: str) -> str:
+    """``__version__``, looked up when it is asked for: that takes longer than to start Python."""
+    if name != "__version__":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version("lunr")
+    except PackageNotFoundError:  # run from a checkout that was never installed
+        return "0+unknown"

@@ -50,6 +50,8 @@ _LIVE_HEADER = struct.Struct("<8sQ16s36s")
 _LIVE_MAGIC = b"LUNRLIVE"
 _PAGE = 4096
 _BATCH = 2048  # sectors read or written at once
+#: For bytes.translate: all states but PRESENT are ABSENT.
+_ONLY_PRESENT = bytes(state if state == PRESENT else 0 for state in range(256))
 
 
 class MapCorrupt(LunrError):
@@ -261,12 +263,15 @@ class Maps:
     def _fill_live(self, fd: int) -> None:
         """Write what the disk map claims to a new live map."""
         shape = self._shape
+        states = bytearray(shape.chunks)
         for number, content in self._disk.contents():
             at = (number - 1) * CONTENT
-            os.pwrite(fd, content[: shape.area - at], _PAGE + at)
+            head, tail = content[: max(0, shape.chunks - at)], content[: shape.area - at]
+            states[at : at + len(head)] = head
+            if len(tail) > len(head):
+                os.pwrite(fd, tail[len(head) :], _PAGE + at + len(head))
         # Bits tell what a chunk has; its byte may be older or younger than they.
-        states = bytearray(os.pread(fd, shape.chunks, _PAGE))
-        states = bytearray(PRESENT if state == PRESENT else 0 for state in states)
+        states = states.translate(_ONLY_PRESENT)
         for chunk, bits in self._bits(fd):
             if states[chunk] != PRESENT and any(bits):
                 states[chunk] = PARTIAL

@@ -10,17 +10,34 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, ClassVar
 
 import requests
-import swiftclient
-from swiftclient.exceptions import ClientException
 
 from lunr.backup import errors
 from lunr.backup.format.names import Buffer
 from lunr.backup.stores.base import Store
+
+
+@contextlib.contextmanager
+def _without(name: str) -> Iterator[None]:
+    """Let a module seem not to be installed, unless it was imported already."""
+    sys.modules.setdefault(name, None)  # type: ignore[arg-type]  # import's word for that
+    try:
+        yield
+    finally:
+        if sys.modules[name] is None:
+            del sys.modules[name]
+
+
+# Where keystoneclient is installed, swiftclient imports it and all that it drags in. That takes
+# most of the time that a process needs to start, for logins that are not asked for there.
+with _without("keystoneclient"):
+    import swiftclient
+    from swiftclient.exceptions import ClientException
 
 _PAGE = 10000
 #: The account's URL, and a token for it.

@@ -1,0 +1,154 @@
+"""The process that serves a filling volume is one, whoever is killed."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from lunr.storage.filling import worker as module
+from lunr.storage.filling.worker import Worker, adopt, reach, take_lock
+from tests.support.waiting import wait_until
+
+#: Listens as the real one does, tells what it was told, and ends when told to.
+PROGRAM = """
+import json, os, sys, time
+from pathlib import Path
+from lunr.backup.image.control import Control
+
+task = json.loads(sys.stdin.readline())
+time.sleep(task["pause"])
+control = Control(sys.stdin, sys.stdout)
+control.open(Path(task["control"]))
+control.tell("mounted", secret=task["secret"])
+
+def order(line, answer):
+    answer("heard", line=line.strip())
+    if line.strip() == "end":
+        control.tell("done")
+        control.close()
+        os._exit(0)
+
+control.listen(order)
+time.sleep(600)
+"""
+COMMAND = (sys.executable, "-c", PROGRAM)
+#: A path that is far too long for a unix socket (unix(7)).
+DEEP = "a" * 100
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Iterator[Path]:
+    folder = tmp_path / DEEP / DEEP
+    folder.mkdir(parents=True)
+    yield folder
+    lock = take_lock(folder)
+    if lock is None:
+        adopt(folder).kill()
+        lock = wait_until(lambda: take_lock(folder))
+    os.close(lock)
+
+
+def start(folder: Path, pause: float = 0.0) -> Worker:
+    return reach(folder, {"secret": "s3cret", "pause": pause}, COMMAND)
+
+
+def test_it_is_started_once_and_then_taken_over(folder: Path) -> None:
+    first = start(folder)
+    told = first.events()
+    assert first.is_new and next(told) == {"event": "mounted", "secret": "s3cret"}
+    second = start(folder)
+    others = second.events()
+    assert not second.is_new and next(others)["event"] == "mounted"
+    second.order("hello")
+    assert next(others) == {"event": "heard", "line": "hello"}
+    first.order("end")
+    assert [event["event"] for event in told] == ["heard", "done"]
+    assert list(others)[-1:] == [{"event": "done"}]
+    first.close()
+    second.close()
+    lock = wait_until(lambda: take_lock(folder), what="it is gone")
+    os.close(lock)
+
+
+def test_one_that_is_just_beginning_is_waited_for(folder: Path) -> None:
+    first = start(folder, pause=0.5)
+    second = start(folder)
+    assert not second.is_new
+    assert next(second.events())["event"] == "mounted"
+    first.close()
+    second.close()
+
+
+def test_killed_another_is_started(folder: Path) -> None:
+    first = start(folder)
+    told = first.events()
+    next(told)
+    first.kill()
+    assert list(told) == []
+    first.close()
+    second = start(folder)
+    assert second.is_new
+    next(second.events())
+    second.close()
+
+
+def test_it_outlives_whoever_started_it(folder: Path) -> None:
+    code = (
+        "import sys, os, pathlib\n"
+        "from lunr.storage.filling.worker import reach\n"
+        f"worker = reach(pathlib.Path({str(folder)!r}), "
+        f"{{'secret': 'x', 'pause': 0}}, (sys.executable, '-c', {PROGRAM!r}))\n"
+        "next(worker.events())\n"
+        "os.kill(os.getpid(), 9)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], timeout=30, check=False)
+    assert done.returncode == -9
+    found = start(folder)
+    assert not found.is_new
+    told = found.events()
+    assert next(told)["event"] == "mounted"
+    found.order("hello")
+    assert next(told) == {"event": "heard", "line": "hello"}
+    found.close()
+
+
+def test_of_many_at_once_one_starts_it(folder: Path) -> None:
+    found: list[Worker] = []
+    threads = [
+        threading.Thread(target=lambda: found.append(start(folder, pause=0.2))) for _ in range(6)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(worker.is_new for worker in found) == [False] * 5 + [True]
+    for worker in found:
+        worker.close()
+
+
+def test_one_that_never_answers_is_told_of(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_REACH", 0.3)
+    first = start(folder, pause=1.5)
+    with pytest.raises(module.WorkerSilent):
+        start(folder)
+    next(first.events())
+    first.close()
+
+
+def test_secrets_are_in_no_arguments(folder: Path) -> None:
+    worker = start(folder)
+    next(worker.events())
+    for entry in Path("/proc").glob("[0-9]*"):
+        try:
+            if (entry / "cwd").readlink() == folder:
+                words = (entry / "cmdline").read_bytes() + (entry / "environ").read_bytes()
+                assert b"s3cret" not in words
+        except OSError:  # it ended
+            continue
+    worker.close()

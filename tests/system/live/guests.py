@@ -15,7 +15,8 @@ from tests.support.waiting import wait_until
 TOP = Path(__file__).resolve().parents[3]
 KERNEL = TOP / ".vm" / "kernel"
 INIT = Path(__file__).with_name("init")
-MODULES = ("virtio_pci", "virtio_blk", "crc32c_generic", "ext4")
+MODULES = ("virtio_pci", "virtio_blk", "virtio_console", "crc32c_generic", "ext4")
+AGENT = Path("/usr/sbin/qemu-ga")
 SIZE = 48 << 20
 
 
@@ -35,6 +36,7 @@ def make_initramfs(folder: Path) -> Path:
     (root / "modules").mkdir()
     shutil.copy2(shutil.which("busybox") or "busybox", root / "bin" / "busybox")
     shutil.copy2(INIT, root / "init")
+    _add_agent(root)
     version = next((KERNEL / "lib" / "modules").iterdir()).name
     order: list[str] = []
     for module in MODULES:
@@ -59,6 +61,17 @@ def make_initramfs(folder: Path) -> Path:
     return archive
 
 
+def _add_agent(root: Path) -> None:
+    """qemu-ga and the libraries that it needs, if it is installed here."""
+    if not AGENT.exists():
+        return
+    told = subprocess.run(["ldd", str(AGENT)], check=True, capture_output=True, text=True).stdout
+    for path in (AGENT, *(Path(word) for word in told.split() if word.startswith("/"))):
+        target = root / path.relative_to("/")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(path, target)
+
+
 class Guest:
     """A running one with the disks a and b."""
 
@@ -67,6 +80,7 @@ class Guest:
         self._initramfs, self._extra = initramfs, extra
         self._sockets = Path(tempfile.mkdtemp(prefix="g"))
         self.qmp = self._sockets / "qmp"
+        self.agent = self._sockets / "agent"
         self._console = self._sockets / "console"
         self.process: subprocess.Popen[bytes] | None = None
 
@@ -82,6 +96,8 @@ class Guest:
             *("-append", "console=ttyS0 quiet panic=-1 mitigations=off tsc=reliable"),
             *("-serial", f"file:{self._console}"),
             *("-qmp", f"unix:{self.qmp},server=on,wait=off"),
+            *("-chardev", f"socket,id=agent,path={self.agent},server=on,wait=off"),
+            *("-device", "virtio-serial-pci", "-device", "virtserialport,chardev=agent"),
         ]
         for name, path in (("a", self.a), ("b", self.b)):
             kind = "qcow2" if path.suffix == ".qcow2" else "raw"

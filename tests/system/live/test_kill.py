@@ -15,6 +15,7 @@ import pytest
 
 from lunr.live.qmp import Monitor
 from tests.system.live.conftest import Vault
+from tests.system.live.guests import Guest
 from tests.system.live.machines import Machine
 from tests.system.live.test_backup import ways
 
@@ -27,8 +28,8 @@ TRIED = os.environ.get("LUNR_CRASH_STEPS", "5")
 VICTIM = Path(__file__).with_name("victim.py")
 
 
-def killed(machine: Machine, vault: Vault, step: int, *alone: str) -> bool:
-    argv = [sys.executable, str(VICTIM), str(machine.qmp), vault.url, str(step), *alone]
+def killed(machine: Machine | Guest, vault: Vault, step: int | str, *more: str) -> bool:
+    argv = [sys.executable, str(VICTIM), str(machine.qmp), vault.url, str(step), *more]
     top = str(VICTIM.parents[3])
     done = subprocess.run(argv, env={**os.environ, "PYTHONPATH": top}, stderr=subprocess.DEVNULL)
     assert done.returncode in (0, -9)

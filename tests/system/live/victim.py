@@ -1,8 +1,9 @@
 """Backs up a machine and is killed, with SIGKILL, before or just after
 a given message to QEMU.
 
-``python victim.py QMP STORE STEP [alone]``. With ``alone`` the process that guards it is killed
-first. Ends with exit code 0 if the backup took fewer steps.
+``python victim.py QMP STORE STEP [alone]``, or ``python victim.py QMP STORE COMMAND AGENT`` to be
+killed just after that command was sent, to QEMU or to the guest's agent. With ``alone`` the
+process that guards it is killed first. Ends with exit code 0 if the backup took fewer steps.
 """
 
 from __future__ import annotations
@@ -22,8 +23,10 @@ from lunr.live.qmp import Lines, Monitor
 
 
 def main() -> None:
-    qmp, store, step, *alone = sys.argv[1:]
-    left = int(step)
+    qmp, store, step, *more = sys.argv[1:]
+    alone = more == ["alone"]
+    left = int(step) if step.isdigit() else sys.maxsize
+    agent = None if alone or not more else Path(more[0])
     guards: list[guard.Guard] = []
     send, enter = Lines.send, guard.Guard.__enter__
 
@@ -40,6 +43,8 @@ def main() -> None:
     def doomed(self: Lines, *messages: Any, **kwargs: Any) -> None:
         step_on()
         send(self, *messages, **kwargs)
+        if any(message["execute"] == step for message in messages):
+            os.kill(os.getpid(), signal.SIGKILL)
         step_on()
 
     def noted(self: guard.Guard) -> guard.Guard:
@@ -50,7 +55,8 @@ def main() -> None:
     guard.Guard.__enter__ = noted  # type: ignore[method-assign]
     repository = Repository(open_store(store, "default"), derive(PUBLIC_MASTER, "default"))
     with Monitor.open(Path(qmp)) as monitor:
-        backup(repository, monitor, Options(scratch=Path(store.removeprefix("files:")).parent))
+        scratch = Path(store.removeprefix("files:")).parent
+        backup(repository, monitor, Options(scratch=scratch, agent=agent))
 
 
 if __name__ == "__main__":

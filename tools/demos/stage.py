@@ -283,6 +283,10 @@ class Session:
         """Read there, and expect nothing but bytes of the value `pattern`."""
         self._do(f"read -P {pattern} {offset} {length}")
 
+    def read_into_nothing(self, offset: int, length: int) -> None:
+        """Read there, whatever it is."""
+        self._do(f"read {offset} {length}")
+
     def write(self, source: Path, offset: int, length: int) -> None:
         """Write the first `length` bytes of the file `source` at `offset` of the disk."""
         self._do(f"write -s {source} {offset} {length}")

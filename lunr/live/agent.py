@@ -60,7 +60,10 @@ class Agent:
         Raises:
             errors.FreezeFailed: some may be frozen all the same: :meth:`thaw` them.
         """
-        return int(self._call("guest-fsfreeze-freeze", "freeze"))
+        count = self._call("guest-fsfreeze-freeze", "freeze")
+        if type(count) is not int:
+            raise self._failed("freeze", "its answer makes no sense.")
+        return count
 
     def thaw(self) -> None:
         """Thaw what is frozen; fine when nothing is.
@@ -89,8 +92,9 @@ class Agent:
             raise self._failed(action, f"it has not answered for {PATIENCE:g} seconds.")
         if "return" not in answer:
             told = answer.get("error")
-            reason = told.get("desc") if isinstance(told, dict) else "it does not say why."
-            raise self._failed(action, f"{reason}")
+            reason = told.get("desc") if isinstance(told, dict) else None
+            # As it is, it could write anything to somebody's terminal.
+            raise self._failed(action, f"it says {ascii(reason)[:200]}.")
         return answer["return"]
 
     def _send(self, message: dict[str, Any], action: str) -> None:

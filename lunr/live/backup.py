@@ -10,9 +10,9 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
-from lunr.backup import errors as engine
 from lunr.backup.format.blocks import Compression
 from lunr.backup.format.roots import Root
+from lunr.backup.parent import UNUSABLE
 from lunr.backup.pipeline import Backup, save
 from lunr.backup.repository import Repository
 from lunr.common.errors import LunrError
@@ -108,7 +108,7 @@ def plan(repository: Repository, name: str, disks: Sequence[Disk]) -> list[Plan]
     """What each of the `disks` of the machine `name` can build upon.
 
     Raises:
-        engine.StoreUnavailable, engine.StoreRefused: the store does not tell.
+        StoreUnavailable, StoreRefused: the store does not tell.
     """
     known = _Known(repository, name)
     plans = []
@@ -153,27 +153,15 @@ class _Known:
             self._loaded[group_id] = None
             try:
                 self._loaded[group_id] = groups.load(self._repository, group_id)
-            except (errors.GroupMissing, *_UNREADABLE) as error:
+            except (errors.GroupMissing, *UNUSABLE) as error:
                 logger.warning("%s", error)
         return self._loaded[group_id]
 
     def _latest(self, disk: Disk) -> str | None:
         if self._listed is None:
-            try:
-                self._listed = groups.listed(self._repository, self._name)
-            except _UNREADABLE as error:
-                logger.warning("Saving in full: %s", error)
-                self._listed = []
+            self._listed = groups.listed(self._repository, self._name)
         members = (group.member(disk.name) for group in self._listed)
         return next((member.backup_id for member in members if member), None)
-
-
-_UNREADABLE = (
-    engine.CorruptObject,
-    engine.ObjectMissing,
-    engine.UnsupportedFormat,
-    engine.WrongKey,
-)
 
 
 @dataclass(frozen=True)

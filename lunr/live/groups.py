@@ -9,6 +9,7 @@ all else is, and the storage format needs nothing new.
 from __future__ import annotations
 
 import json
+import logging
 import mmap
 import re
 from collections.abc import Iterable, Iterator
@@ -18,10 +19,13 @@ from pathlib import Path
 from typing import Any
 
 from lunr.backup import errors as engine
+from lunr.backup.parent import UNUSABLE
 from lunr.backup.pipeline import Backup, save
 from lunr.backup.repository import Repository
 from lunr.common import ids
 from lunr.live import errors
+
+logger = logging.getLogger(__name__)
 
 _VERSION = 1
 
@@ -217,8 +221,7 @@ def delete(repository: Repository, group_id: str) -> None:
 def listed(repository: Repository, machine: str | None = None) -> list[Group]:
     """The complete groups that the store lists, the newest first; of `machine`, or of all.
 
-    Raises:
-        engine.CorruptObject, engine.WrongKey and others: one can't be read.
+    The log tells of those that can't be read.
     """
     there = set(repository.backup_ids())
     groups = []
@@ -229,6 +232,9 @@ def listed(repository: Repository, machine: str | None = None) -> list[Group]:
         try:
             group = _load(repository, found)
         except errors.GroupMissing:
+            continue
+        except UNUSABLE as error:
+            logger.warning("Group %s can't be read: %s", found, error)
             continue
         if all(member.backup_id in there for member in group.members):
             groups.append(group)

@@ -28,6 +28,8 @@ PATIENCE = 30.0
 _KEPT_EVENTS = 1000
 
 _PIECE = 1 << 16
+#: The longest line that is waited for. The other side may be a guest, which may be hostile.
+_LONGEST = 16 << 20
 
 
 class Lines:
@@ -74,6 +76,8 @@ class Lines:
             left = deadline - time.monotonic()
             if left <= 0:
                 return None
+            if len(self._buffer) > _LONGEST:
+                raise errors.MonitorUnavailable(path=self.path, reason="its line has no end.")
             try:
                 self.sock.settimeout(left)
                 piece = self.sock.recv(_PIECE)

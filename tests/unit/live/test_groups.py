@@ -92,6 +92,18 @@ def test_other_backups_are_no_groups(repository: Repository) -> None:
         groups.delete(repository, "monday")
 
 
+def test_one_that_can_not_be_read_hides_no_other(
+    repository: Repository, caplog: pytest.LogCaptureFixture
+) -> None:
+    one = made(repository, "web", "a")
+    other = made(repository, "web", "a", moment=MOMENT.replace(hour=21))
+    groups.store(repository, one)
+    groups.store(repository, other)
+    repository.store.put(f"roots/{other.group_id}", b"{}")
+    assert groups.listed(repository) == [one]
+    assert other.group_id in caplog.text
+
+
 def test_the_newest_group_is_first(repository: Repository) -> None:
     one = made(repository, "web", "a")
     other = made(repository, "web", "a", moment=MOMENT.replace(hour=21))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import socket
 import threading
@@ -21,7 +22,8 @@ def pair(answer: Callable[[dict[str, Any]], list[bytes]]) -> tuple[Lines, thread
     ours, theirs = socket.socketpair()
 
     def serve() -> None:
-        with theirs, theirs.makefile("rb") as messages:
+        # The other side may have heard enough.
+        with contextlib.suppress(BrokenPipeError), theirs, theirs.makefile("rb") as messages:
             for line in messages:
                 for part in answer(json.loads(line)):
                     theirs.sendall(part)
@@ -116,6 +118,20 @@ def test_a_guest_that_talks_nonsense() -> None:
     with pytest.raises(errors.FreezeFailed, match="no"):
         agent.thaw()
     agent.close()
+
+
+def test_a_guest_that_is_hostile() -> None:
+    for answer, said in (
+        (line(**{"return": ["x"]}), "makes no sense"),
+        (line(**{"return": True}), "makes no sense"),
+        (line(error={"desc": "\x1b[2Jgone"}), r"\\x1b"),
+        (b"x" * (18 << 20), "no end"),
+    ):
+        lines, _ = pair(guest(freeze=[answer], thaw=[]))
+        agent = Agent(lines)
+        with pytest.raises(errors.FreezeFailed, match=said):
+            agent.freeze()
+        agent.close()
 
 
 def test_nobody_in_the_guest(tmp_path: Path) -> None:

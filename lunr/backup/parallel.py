@@ -13,7 +13,7 @@ T = TypeVar("T")
 
 #: How long a caller who was interrupted waits for threads that are in the
 #: middle of something; they are daemons and touch nothing after it.
-_PATIENCE = 0.5
+_PATIENCE = 0.3
 
 
 def each(

@@ -10,7 +10,8 @@ at the end ``{"event": "done", "result"}`` (exit code 0) or ``{"event":
 A task has ``task`` (save, restore, verify, delete, collect or sweep),
 ``store`` (``url`` and ``options``), ``key`` (the master keys in hexadecimal, one a
 line, the first writes; null: the public one), ``repository``, ``concurrency``,
-``compression`` (``zstd`` or ``none``), ``encryption`` (``aes-256-gcm`` or ``none``), and:
+``compression`` (``zstd`` or ``none``), ``encryption`` (``aes-256-gcm`` or ``none``),
+``limit`` (bytes a second to and from the store, in all; 0 or absent: no limit), and:
 
 ========  ====================================================================
 save      source, size_bytes, backup_id, volume_id, parent_id, condemned, created_at,
@@ -63,7 +64,7 @@ logger = logging.getLogger(__name__)
 
 _REPORTS_EVERY = 0.2
 #: Seconds that a cancelled task has to end by itself.
-_PATIENCE = 1.0
+_PATIENCE = 0.5
 
 
 @dataclass(frozen=True)
@@ -270,7 +271,10 @@ def run(task: Mapping[str, Any], progress: Progress, cancel: threading.Event) ->
     key, cipher = task.get("key"), CIPHERS[task.get("encryption", "aes-256-gcm")]
     found = (keys.PUBLIC_MASTER,) if key is None else masters.parse(key.splitlines(), "the task")
     own, *older = masters.keyring(found, name, cipher)
-    store = open_store(_field(place, "url"), name, place.get("options", {}), cancel)
+    limit = task.get("limit", 0)
+    if not isinstance(limit, int) or limit < 0:
+        raise errors.BadRequest(reason="limit is no number of bytes a second.")
+    store = open_store(_field(place, "url"), name, place.get("options", {}), cancel, limit)
     try:
         return handler(Job(task, Repository(store, own, older=older), progress, cancel))
     finally:

@@ -160,6 +160,12 @@ NODE = [
         help="Jobs that move data (backup, restore, verify, …) done at once.",
     ),
     cfg.IntOpt(
+        "backup_mib_per_second",
+        default=0,
+        min=0,
+        help="The most MiB a second that one backup, restore or verification sends to the store and gets from it; 0: no limit.",
+    ),
+    cfg.IntOpt(
         "concurrent_fills",
         default=2,
         min=1,

@@ -56,6 +56,7 @@ class Engine:
         encryption: "aes-256-gcm" or "none": of what is written.
         compression: "zstd" or "none".
         concurrency: requests to the store at once, of one job.
+        limit: bytes a second to and from the store, of one job; 0: no limit.
         moved: called with the bytes that workers have worked off since the last call.
         command: what starts a worker.
     """
@@ -66,6 +67,7 @@ class Engine:
     encryption: str = "aes-256-gcm"
     compression: str = "zstd"
     concurrency: int = 4
+    limit: int = 0
     moved: Callable[[int], None] = lambda _: None
     command: Sequence[str] = WORKER
 
@@ -90,6 +92,7 @@ class Engine:
             **self.access(),
             "encryption": self.encryption,
             "compression": self.compression,
+            "limit": self.limit,
             **fields,
         }
         try:

@@ -17,6 +17,7 @@ from typing import Any, TypeVar, cast
 
 from lunr.backup import configured, masters
 from lunr.common import config, errors, ids, log, private
+from lunr.common.units import MIB
 from lunr.storage import system
 from lunr.storage.agent import Agent
 from lunr.storage.api_client import ApiClient
@@ -138,6 +139,7 @@ def _agent(conf: config.ConfigOpts, metrics: Metrics, problems: _Problems) -> Ag
         encryption=conf.store.encryption,
         compression=conf.store.compression,
         concurrency=conf.store.concurrency,
+        limit=conf.node.backup_mib_per_second * MIB,
         moved=metrics.worker_bytes.inc,
     )
     fillings = Fillings(pool, engine, Path(conf.node.state_dir), run)

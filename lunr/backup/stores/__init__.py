@@ -12,6 +12,7 @@ from typing import Any
 from lunr.backup import errors
 from lunr.backup.stores.base import Retrying, Store
 from lunr.backup.stores.files import FileStore, folders
+from lunr.backup.stores.limited import Limited, Pace
 from lunr.common import ids
 
 __all__ = ["Store", "open_store", "repositories", "scheme"]
@@ -22,6 +23,7 @@ def open_store(
     repository: str,
     options: Mapping[str, Any] | None = None,
     cancel: threading.Event | None = None,
+    limit: int = 0,
 ) -> Store:
     """The objects of one repository in the store at `url`, with retries.
 
@@ -30,7 +32,8 @@ def open_store(
         repository: an id: the account's folder, or the tail of its container.
         options: for Swift, those of the configuration's group ``[swift]``, with
             ``key`` for the password; None reads ``ST_*`` and ``OS_*`` from the environment.
-        cancel: ends the pauses between retries.
+        cancel: ends the pauses between retries, and those for the limit.
+        limit: bytes a second that go there and come back; 0: as many as can.
 
     Raises:
         errors.BadStoreURL, errors.StoreUnavailable, errors.StoreRefused.
@@ -38,13 +41,19 @@ def open_store(
     ids.check(repository, "repository")
     place = url.partition(":")[2]
     if scheme(url) == "files":
-        return Retrying(FileStore(Path(place) / repository), retries=2, cancel=cancel)
+        files = _limited(FileStore(Path(place) / repository), limit, cancel)
+        return Retrying(files, retries=2, cancel=cancel)
     # Here and not above: swiftclient takes longer to import than all the rest.
     from lunr.backup.stores.swift import SwiftStore
 
     options = _environment() if options is None else options
     store = SwiftStore(f"{place}-{repository}", _connection_options(options))
-    return Retrying(store, retries=int(options.get("retries", 5)), cancel=cancel)
+    retries = int(options.get("retries", 5))
+    return Retrying(_limited(store, limit, cancel), retries=retries, cancel=cancel)
+
+
+def _limited(store: Store, limit: int, cancel: threading.Event | None) -> Store:
+    return Limited(store, Pace(limit, cancel)) if limit else store
 
 
 def repositories(url: str, options: Mapping[str, Any] | None = None) -> list[str]:

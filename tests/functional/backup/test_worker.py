@@ -167,6 +167,19 @@ def test_only_what_may_have_changed_is_read(place: Place) -> None:
         assert place.target.read_bytes() == data
 
 
+def test_the_limit_is_kept_and_used(place: Place) -> None:
+    data = os.urandom(24 << 20)
+    place.source.write_bytes(data)
+    did = place.do("save", **place.save("b1"), limit=12 << 20)
+    assert did["seconds"] == pytest.approx(2.0, rel=0.1)
+    place.target.write_bytes(bytes(len(data)))
+    done = place.do("restore", backup_id="b1", target=str(place.target), limit=12 << 20)
+    assert done["seconds"] == pytest.approx(2.0, rel=0.1)
+    assert place.target.read_bytes() == data
+    for wrong in (-1, "fast", None):
+        assert place.fail("verify", backup_ids=["b1"], limit=wrong)["code"] == "bad_request"
+
+
 @pytest.mark.parametrize(
     "changed",
     [7, {}, "all", [7], [[1]], [[1, 2, 3]], [["a", "b"]], [[5, 5]], [[-1, 3]], [[4, 8], [0, 4]]],

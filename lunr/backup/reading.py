@@ -228,10 +228,10 @@ def _uses(chunk: int, entry: Entry, count: int) -> Iterator[tuple[Kind, Ref | No
 
 def load_range(
     repository: Repository, entry: Entry, length: int, geometry: Geometry, blocks: range
-) -> bytearray:
+) -> Buffer:
     """See :meth:`lunr.backup.repository.Repository.load_range`."""
     start, end = blocks.start * geometry.block, min(blocks.stop * geometry.block, length)
-    data = bytearray(end - start)
+    data: bytearray | None = None
     reading = Reading(repository, {0: entry}, length, geometry)
     whole = len(blocks) * geometry.block >= length
     for fetch in reading.fetches:
@@ -241,9 +241,13 @@ def load_range(
             some = Fetch(fetch.kind, fetch.ref, list(_cut(fetch.uses, blocks)))
             parts = reading.parts(some, reading.open(some) if some.uses else None)
         for offset, part, count in parts:
-            if part is not None:
-                data[offset - start : offset - start + count] = part
-    return data
+            if part is None:
+                continue
+            if count == end - start:  # nearly always; to copy it takes as long as to check it
+                return part
+            data = bytearray(end - start) if data is None else data
+            data[offset - start : offset - start + count] = part
+    return bytearray(end - start) if data is None else data
 
 
 def _cut(uses: Iterable[Use], blocks: range) -> Iterator[Use]:

@@ -68,6 +68,7 @@ from lunr.backup.image.image import Image
 from lunr.backup.image.local import Local
 from lunr.backup.image.presence import UNIT, Shape
 from lunr.backup.image.source import Source, kept_root
+from lunr.backup.linux import reuse_memory
 from lunr.backup.repository import Repository
 from lunr.backup.stores import open_store
 from lunr.common import errors, ids, log
@@ -288,6 +289,7 @@ def _mode(text: str) -> Mode:
 def main() -> int:
     """Do the task on standard input."""
     log.setup()
+    reuse_memory()
     # A reader of the kernel's requests should not wait 5 ms for each turn of a fetching thread.
     sys.setswitchinterval(0.0005)
     control = Control(sys.stdin, sys.stdout)

@@ -9,7 +9,7 @@ import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -200,7 +200,7 @@ class Filling:
         """
         with self._changed:
             self._orders = (f"fill {mode}", f"limit {limit}")
-            self._damaged.clear()
+            self.progress = replace(self.progress, damaged=0)
             worker = self._worker if self._mounted else None
         if worker is not None:
             self._give_orders(worker)

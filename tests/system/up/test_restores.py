@@ -233,6 +233,10 @@ def test_a_damaged_object_costs_its_blocks_alone(
     seen = client.volumes.get(id)
     assert seen.status == "RESTORING" and seen.usable
     assert seen.progress >= 99 and damaged.name in (seen.reason or "")
+    client.volumes.update(id, fill="lazy")  # tried again, in vain
+    assert client.volumes.get(id).reason is None
+    wait_until(lambda: client.volumes.get(id).reason, what="it says so again")
+    assert damaged.name in (client.volumes.get(id).reason or "")
     disk = Disk(export(client, id), tmp_path)
     assert not reads(disk, tmp_path / "copy"), "part of it is lost"
     # Written again, it is whole.

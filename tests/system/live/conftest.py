@@ -15,14 +15,13 @@ from lunr.live.backup import Options, backup
 from lunr.live.groups import Group
 from lunr.live.qmp import Monitor
 from tests.system.live.guests import Guest
-from tests.system.live.machines import MIB, Disk, Machine, need_qemu
+from tests.system.live.machines import MIB, Disk, Machine
 from tests.unit.backup.support import Faulty
 
 
 @pytest.fixture
 def machine(tmp_path: Path) -> Iterator[Machine]:
     """One with two disks: raw on virtio-blk, qcow2 on virtio-scsi."""
-    need_qemu()
     disks = [
         Disk("alpha", tmp_path / "alpha.raw", 24 * MIB, "raw", "virtio"),
         Disk("beta", tmp_path / "beta.qcow2", 17 * MIB + 512, "qcow2", "scsi"),

@@ -28,6 +28,7 @@ class Disk:
     """A disk, and what should be on it."""
 
     def __init__(self, name: str, path: Path, size: int, kind: str, bus: str) -> None:
+        need_qemu()
         self.name, self.path, self.kind, self.bus = name, path, kind, bus
         self.content = bytearray(size)
         self.create()

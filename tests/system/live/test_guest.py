@@ -21,7 +21,7 @@ from tests.system.live.guests import Guest
 from tests.system.live.test_backup import ways
 from tests.system.live.test_kill import killed
 
-CUTS = int(os.environ.get("LUNR_LIVE_CUTS", "4"))
+CUTS = int(os.environ.get("LUNR_LIVE_CUTS", "3"))
 
 
 @pytest.fixture
@@ -71,30 +71,18 @@ def test_every_cut_is_one_instant(guest: Guest, vault: Vault, tmp_path: Path) ->
     assert f"ready at {counters[-1]}" in guest.said()
 
 
-def test_its_file_systems_are_frozen_for_the_cut(
+def test_its_file_systems_are_frozen_and_always_thawed(
     guest: Guest, vault: Vault, caplog: pytest.LogCaptureFixture
 ) -> None:
     if not guests.AGENT.exists():
         pytest.skip("qemu-ga is not installed (Debian's qemu-guest-agent)")
     group = vault.backup(guest, agent=guest.agent)
     assert group.frozen == 2, caplog.text
-    # It was thawed: it writes again, and a second one finds nothing frozen.
-    time.sleep(1)
-    again = vault.backup(guest, agent=guest.agent)
-    assert again.frozen == 2, caplog.text
-    counters = [guests.check(*restored(vault, one.group_id)) for one in (group, again)]
-    assert counters[0] < counters[1]
-
-
-@pytest.mark.parametrize("command", ["guest-fsfreeze-freeze", "stop", "guest-fsfreeze-thaw"])
-def test_it_is_thawed_when_the_client_is_killed(guest: Guest, vault: Vault, command: str) -> None:
-    if not guests.AGENT.exists():
-        pytest.skip("qemu-ga is not installed (Debian's qemu-guest-agent)")
-    assert killed(guest, vault, command, str(guest.agent))
-    Monitor.open(guest.qmp, 60).close()  # QEMU serves the next one when the guard is done
-    counters = []
-    for _ in range(2):
+    counters = [guests.check(*restored(vault, group.group_id))]
+    for command in ("guest-fsfreeze-freeze", "stop", "guest-fsfreeze-thaw"):
+        assert killed(guest, vault, command, str(guest.agent))
+        Monitor.open(guest.qmp, 60).close()  # QEMU serves the next one when the guard is done
+        time.sleep(1)
         group = vault.backup(guest)
         counters.append(guests.check(*restored(vault, group.group_id)))
-        time.sleep(1)
-    assert counters[0] < counters[1]  # it writes
+    assert counters == sorted(set(counters))  # it writes

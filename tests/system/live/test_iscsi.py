@@ -9,7 +9,7 @@ from lunr.storage.targets.base import Export
 from lunr.storage.targets.tgt import TgtTarget
 from tests.support.services import Tgtd
 from tests.system.live.conftest import Vault
-from tests.system.live.machines import MIB, Disk, Machine, need_qemu
+from tests.system.live.machines import MIB, Disk, Machine
 from tests.system.live.test_backup import ways
 from tests.system.storage import iscsi
 
@@ -47,7 +47,6 @@ class Remote(Disk):
 
 
 def test_full_and_increments(tgtd: Tgtd, tmp_path: Path, vault: Vault) -> None:
-    need_qemu()
     target = TgtTarget(tgtd.socket, tmp_path)
     disks: list[Disk] = [
         Remote("far", tmp_path / "far", 16 * MIB, target, tgtd.portal),

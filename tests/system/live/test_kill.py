@@ -23,7 +23,7 @@ from tests.system.live.test_backup import ways
 STEPS = 160
 #: The first of them that leaves something behind: before it is only asked.
 FIRST = 20
-TRIED = os.environ.get("LUNR_CRASH_STEPS", "5")
+TRIED = os.environ.get("LUNR_CRASH_STEPS", "3")
 
 VICTIM = Path(__file__).with_name("victim.py")
 

@@ -3,19 +3,16 @@
 usage: tools/bench lazy [--size MiB] [--rounds N] [--folder DIR]
 
 The store is a real Swift on loopback, on this machine: it takes its share of the
-same processors. Figures are medians of N rounds (5). Needs root and FUSE.
+same processors. Figures are medians of N rounds (5). Needs root and FUSE, and tgtd,
+qemu-io and qemu-img for what goes over iSCSI.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
-import json
 import os
 import random
-import shutil
-import statistics
-import subprocess
 import sys
 import tempfile
 import threading
@@ -24,109 +21,22 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from lunr.backup import keys
-from lunr.backup.format.names import Kind, Ref
+sys.path.insert(0, str(Path(__file__).parents[2]))
 from lunr.backup.pipeline import Backup, save
-from lunr.backup.repository import Repository
 from lunr.backup.sources import FileSource
-from lunr.backup.stores import open_store
-from tools.services.loopback import read_env
+from tools.benchmarks.filling import libraries, wire
+from tools.benchmarks.filling.served import Swift, Volume
+from tools.benchmarks.filling.table import Table
 
-TOP = Path(__file__).resolve().parents[2]
-MIB, GIB, TIB = 1 << 20, 1 << 30, 1 << 40
+MIB = 1 << 20
 CHUNK = 4 * MIB
-SPARSE = {"1 GiB": GIB, "100 GiB": 100 * GIB, "10 TiB": 10 * TIB}
-
-
-class Swift:
-    """The store, and what it takes to reach it."""
-
-    def __init__(self, folder: Path) -> None:
-        self._root = folder / "swift"
-        self._tool("start")
-        env = read_env(self._root / "env")
-        self.options = {"auth_url": env["ST_AUTH"], "user": env["ST_USER"], "key": env["ST_KEY"]}
-        self.store = open_store("swift:bench", "lazy", self.options)
-        self.repository = Repository(self.store, keys.derive(keys.PUBLIC_MASTER, "lazy"))
-
-    def _tool(self, word: str) -> None:
-        subprocess.run(
-            [TOP / "tools" / "swift", word, self._root], check=True, stdout=subprocess.DEVNULL
-        )
-
-    def wipe(self) -> None:
-        self.store.close()
-        self._tool("wipe")
-
-    def chunks(self, backup_id: str) -> list[str]:
-        """The names of the objects of a backup without patches."""
-        root = self.repository.load_root(backup_id)
-        return [
-            entry.name(Kind.CHUNK)
-            for chunks, ref in self.repository.segments_of(root)
-            if ref is not None
-            for entry in self.repository.load_segment(ref, len(chunks))
-            if isinstance(entry, Ref)
-        ]
-
-
-class Volume:
-    """A volume of a backup, served by its process."""
-
-    def __init__(self, folder: Path, swift: Swift, backup_id: str, size: int, **task: Any) -> None:
-        self._folder = Path(tempfile.mkdtemp(dir=folder))
-        point, self.target = self._folder / "mount", self._folder / "target"
-        point.mkdir()
-        with self.target.open("wb") as file:
-            file.truncate(size)
-        self.started = time.monotonic()
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "lunr.backup.image.worker"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        given = {"target_is_zero": True, "fill": "never", **task}
-        order = {
-            "task": "volume",
-            "store": {"url": "swift:bench", "options": swift.options},
-            "key": None,
-            "repository": "lazy",
-            "backup_id": backup_id,
-            "mountpoint": str(point),
-            "target": str(self.target),
-            "size_bytes": size,
-            "map": str(self._folder / "map"),
-            "live": str(self._folder / "live"),
-            **given,
-        }
-        self.tell(json.dumps(order))
-        self.wait_for("mounted")
-        self.path = point / "volume"
-
-    def tell(self, line: str) -> None:
-        assert self._process.stdin is not None
-        self._process.stdin.write(line + "\n")
-        self._process.stdin.flush()
-
-    def wait_for(self, event: str) -> dict[str, Any]:
-        assert self._process.stdout is not None
-        for line in self._process.stdout:
-            found: dict[str, Any] = json.loads(line)
-            if found["event"] == event:
-                return found
-        raise SystemExit(f"the worker ended without {event}")
-
-    def close(self) -> None:
-        self.tell("unmount")
-        self._process.wait()
-        shutil.rmtree(self._folder)
 
 
 class Bench:
     def __init__(self, folder: Path, size: int, rounds: int) -> None:
         self.folder, self.size, self.rounds = folder, size, rounds
         self.swift = Swift(folder)
+        self.table = Table()
         self.rng = random.Random(1)
 
     def save(self, backup_id: str, size: int, pieces: dict[int, int]) -> None:
@@ -151,25 +61,7 @@ class Bench:
             os.close(fd)
             volume.close()
 
-    def median(self, measure: Callable[[], float]) -> float:
-        return statistics.median(measure() for _ in range(self.rounds))
-
     # --- what is measured ------------------------------------------------------------
-
-    def first_byte(self) -> None:
-        print("from the start of the process to the first byte read (s):")
-        figures = []
-        for name, size in SPARSE.items():
-            self.save(f"sparse-{size}", size, {size // 2: CHUNK, size - CHUNK: CHUNK})
-
-            def measure(size: int = size) -> float:
-                with self.volume(f"sparse-{size}", size) as (volume, fd):
-                    assert any(os.pread(fd, 4096, size // 2))
-                    return time.monotonic() - volume.started
-
-            figures.append(self.median(measure))
-            print(f"  {name:<10}{figures[-1]:>8.3f}")
-        print(f"  the longest is {max(figures) / min(figures):.2f}x the shortest (at most 1.5)")
 
     def cold_read(self) -> None:
         names = self.swift.chunks("full")
@@ -185,22 +77,34 @@ class Bench:
                 started = time.monotonic()
                 os.pread(fd, 4096, number * CHUNK + 8192)
                 reads.append(time.monotonic() - started)
-        self.ratio("cold 4 KiB read", reads, "GET of its chunk", gets, "at most 1.5")
+        self.table.time("cold 4 KiB read", reads, "GET of its chunk", gets, 1.5)
 
     def writes(self) -> None:
-        absent: list[float] = []
-        present: list[float] = []
-        data = os.urandom(4096)
+        absent, present = [], []
         with self.volume("full", self.size) as (_, fd):
             os.pread(fd, 4096, 0)
-            for number in range(1, self.size // CHUNK):
-                for unit in range(20):
-                    at = number * CHUNK + unit * 8192
-                    for times in (absent, present):
-                        started = time.perf_counter()
-                        os.pwrite(fd, data, at)
-                        times.append(time.perf_counter() - started)
-        self.ratio("4 KiB write, absent", absent, "present", present, "at most 1.5")
+            for first, again in self.first_and_again(fd):
+                absent.append(first)
+                present.append(again)
+        self.table.time("4 KiB write, absent", absent, "the same, present", present, 1.5)
+        # What of that is the local file system's, which has no page and no room there yet.
+        with tempfile.TemporaryFile(dir=self.folder) as file:
+            file.truncate(self.size)
+            pairs = list(self.first_and_again(file.fileno()))
+        hole, there = ([pair[at] for pair in pairs] for at in (0, 1))
+        self.table.time("… of a plain sparse file, hole", hole, "the same, again", there, None)
+
+    def first_and_again(self, fd: int) -> Iterator[tuple[float, float]]:
+        """Seconds that writes of 4 KiB take to where nothing was written, and there again."""
+        data = os.urandom(4096)
+        for number in range(1, self.size // CHUNK):
+            for unit in range(20):
+                at = number * CHUNK + unit * 8192
+                started = time.perf_counter()
+                os.pwrite(fd, data, at)
+                between = time.perf_counter()
+                os.pwrite(fd, data, at)
+                yield between - started, time.perf_counter() - between
 
     def fill(self) -> None:
         names = self.swift.chunks("full")
@@ -236,7 +140,9 @@ class Bench:
         for _ in range(self.rounds):
             rates[0].append(fill())
             rates[1].append(get_all())
-        self.rate("fill, to disk and synced", rates[0], "GET by 4 threads", rates[1], "0.8")
+        self.table.rate(
+            *("fill, to disk and synced", rates[0], "GET by 4 threads", rates[1], 0.8, "MiB/s")
+        )
 
     def foreground(self) -> None:
         idle, busy = [], []
@@ -249,29 +155,47 @@ class Bench:
             volume.tell("fill eager")
             for _ in range(self.rounds):
                 busy.append(self.random_reads(fd, here))
-            still = any(os.lseek(fd, 0, os.SEEK_DATA) != 0 for _ in range(1))  # the volume answers
-            assert not still
-        self.rate("4 KiB reads while filling", busy, "idle", idle, "0.5", "/s")
+            still_fills = volume.is_filling()
+        if not still_fills:
+            raise SystemExit("it was full before all was measured: give it a larger --size")
+        self.table.rate("4 KiB reads while filling", busy, "when idle", idle, 0.5, "/s")
 
     def filled(self) -> None:
-        with self.volume("full", self.size) as (volume, early):
+        """A volume that is full: attached before it was, attached afterwards, and the plain file.
+
+        The present attachment goes on through the process, a new open is passed through by
+        the kernel, the next attachment is the plain file.
+        """
+        with self.volume("full", self.size) as (volume, early), contextlib.ExitStack() as held:
+            urls = held.enter_context(wire.exported(self.folder, {"early": volume.path}))
             volume.tell("fill eager")
             volume.wait_for("filled")
-            late = os.open(volume.path, os.O_RDWR)
-            plain = os.open(volume.target, os.O_RDWR)
-            for title, work, unit in (
-                ("4 KiB reads", self.random_reads, "/s"),
-                ("4 KiB writes", self.random_writes, "/s"),
-                ("1 MiB reads", self.sequential_reads, "MiB/s"),
+            files = {"late": volume.path, "plain": volume.target}
+            urls |= held.enter_context(wire.exported(self.folder, files))
+            for title, size, options in (
+                ("4 KiB reads", 4096, ()),
+                ("4 KiB writes", 4096, ("-w",)),
+                ("256 KiB reads", 256 << 10, ()),
             ):
-                rates: dict[int, list[float]] = {early: [], late: [], plain: []}
+                count = min(20_000, self.size // size)
+                rates: dict[str, list[float]] = {name: [] for name in urls}
                 for _ in range(self.rounds):
-                    for fd, figures in rates.items():
+                    for name, url in urls.items():
+                        rates[name].append(wire.rate(url, count, size, options))
+                plain = rates["plain"]
+                for name, shown in (("early", "present attachment"), ("late", "passed through")):
+                    given = (f"iSCSI {title}, {shown}", rates[name], "the plain file", plain)
+                    self.table.rate(*given, 0.9, "/s")
+            late = held.enter_context(_opened(volume.path))
+            plain_fd = held.enter_context(_opened(volume.target))
+            for title, work in (("reads", self.random_reads), ("writes", self.random_writes)):
+                found: dict[int, list[float]] = {early: [], late: [], plain_fd: []}
+                for _ in range(self.rounds):
+                    for fd, figures in found.items():
                         figures.append(work(fd, self.size))
-                self.rate(f"{title}, FUSE", rates[early], "plain file", rates[plain], "-", unit)
-                self.rate(f"{title}, passed", rates[late], "plain file", rates[plain], "0.9", unit)
-            os.close(late)
-            os.close(plain)
+                for fd, shown in ((early, "FUSE"), (late, "passed through")):
+                    what = f"local 4 KiB {title}, {shown}"
+                    self.table.rate(what, found[fd], "the plain file", found[plain_fd], None, "/s")
 
     def random_reads(self, fd: int, size: int, seconds: float = 0.7) -> float:
         return self.timed(lambda at: os.pread(fd, 4096, at), size, seconds)
@@ -289,37 +213,14 @@ class Bench:
             count += 50
         return count / (time.monotonic() - started)
 
-    def sequential_reads(self, fd: int, size: int) -> float:
-        started = time.monotonic()
-        for at in range(0, size, MIB):
-            os.pread(fd, MIB, at)
-        return size / MIB / (time.monotonic() - started)
 
-    # --- the report ------------------------------------------------------------------
-
-    def ratio(
-        self, name: str, ours: list[float], other: str, theirs: list[float], goal: str
-    ) -> None:
-        mine, yours = statistics.median(ours), statistics.median(theirs)
-        print(
-            f"{name}: {mine * 1e3:.3f} ms, {other}: {yours * 1e3:.3f} ms, "
-            f"{mine / yours:.2f}x ({goal})"
-        )
-
-    def rate(
-        self,
-        name: str,
-        ours: list[float],
-        other: str,
-        theirs: list[float],
-        goal: str,
-        unit: str = "MiB/s",
-    ) -> None:
-        mine, yours = statistics.median(ours), statistics.median(theirs)
-        print(
-            f"{name}: {mine:.0f} {unit}, {other}: {yours:.0f} {unit}, "
-            f"{mine / yours:.2f} (at least {goal})"
-        )
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[int]:
+    fd = os.open(path, os.O_RDWR)
+    try:
+        yield fd
+    finally:
+        os.close(fd)
 
 
 def main() -> None:
@@ -333,11 +234,15 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="lunr-bench-", dir=arguments.folder) as folder:
         bench = Bench(Path(folder), arguments.size * MIB, arguments.rounds)
         try:
+            store = {name: bench.swift.env[name] for name in ("ST_AUTH", "ST_USER", "ST_KEY")}
+            wire.first_byte(Path(folder), store, bench.table, arguments.rounds)
             bench.save("full", bench.size, {0: bench.size})
-            for part in (bench.first_byte, bench.cold_read, bench.writes, bench.fill):
+            for part in (bench.cold_read, bench.writes, bench.fill, bench.foreground, bench.filled):
                 part()
-            for part in (bench.foreground, bench.filled):
-                part()
+            libraries.compare(Path(folder), bench.table, arguments.rounds)
+            bench.table.print()
+            load = " ".join(f"{figure:.1f}" for figure in os.getloadavg())
+            print(f"load of this machine, over 1, 5 and 15 minutes: {load}")
         finally:
             bench.swift.wipe()
 

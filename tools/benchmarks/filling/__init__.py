@@ -1,0 +1,1 @@
+"""What tools/bench lazy measures, and with what."""

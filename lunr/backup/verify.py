@@ -76,7 +76,7 @@ def verify(
         repository: whose backups.
         backup_ids: which; those that are not there are damaged.
         share: read only these of the chunk and patch objects. Roots and segments are read always.
-        concurrency: requests to the store at once.
+        concurrency: requests to the store at once; 1 does everything in this thread.
         progress: told what is done.
         cancel: set to give up within a second, with Cancelled.
 
@@ -84,13 +84,12 @@ def verify(
         errors.StoreUnavailable, errors.StoreRefused: see above.
     """
     started = time.monotonic()
-    threads = max(2, concurrency)
     listed = frozenset(repository.backup_ids())
     chosen = sorted(listed) if backup_ids is None else list(dict.fromkeys(backup_ids))
     noted = damage.names(repository)
     run = _Verify(repository, share, noted, progress)
     roots = run.load_roots(chosen, listed)
-    parallel.each(run.steps(roots), lambda step: step(), threads, cancel)
+    parallel.each(run.steps(roots), lambda step: step(), concurrency, cancel)
     for name in noted & run.good - run.bad.keys():
         logger.info("%s is good again", name)
         damage.forget(repository, name)
@@ -99,7 +98,7 @@ def verify(
     bad = {name: f"The object {name} was found bad before." for name in noted - run.good} | run.bad
     if bad:
         others = run.load_roots(sorted(listed.difference(chosen)), listed)
-        run.damaged |= damage.needing(repository, [*roots, *others], bad, threads, cancel)
+        run.damaged |= damage.needing(repository, [*roots, *others], bad, concurrency, cancel)
     return Verified(
         len(chosen),
         run.objects,

@@ -47,7 +47,7 @@ def open_store(
     from lunr.backup.stores.swift import SwiftStore
 
     options = _environment() if options is None else options
-    store = SwiftStore(f"{place}-{repository}", _connection_options(options))
+    store = SwiftStore(f"{place}-{repository}", connection_options(options))
     retries = int(options.get("retries", 5))
     return Retrying(_limited(store, limit, cancel), retries=retries, cancel=cancel)
 
@@ -70,7 +70,7 @@ def repositories(url: str, options: Mapping[str, Any] | None = None) -> list[str
 
         options = _environment() if options is None else options
         prefix = f"{place}-"
-        with contextlib.closing(SwiftStore(prefix, _connection_options(options))) as store:
+        with contextlib.closing(SwiftStore(prefix, connection_options(options))) as store:
             found = [name.removeprefix(prefix) for name in store.containers(prefix)]
     return sorted(name for name in found if ids.is_valid(name))
 
@@ -112,7 +112,8 @@ def _environment() -> dict[str, Any]:
     }
 
 
-def _connection_options(options: Mapping[str, Any]) -> dict[str, Any]:
+def connection_options(options: Mapping[str, Any]) -> dict[str, Any]:
+    """What a SwiftStore is given for `options` as :func:`open_store` takes them."""
     if not options.get("auth_url"):
         raise errors.StoreRefused(
             store="swift", reason="no authentication URL is given (ST_AUTH or OS_AUTH_URL)."

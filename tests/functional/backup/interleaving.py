@@ -1,10 +1,11 @@
-"""Runs real saves, deletes, collections and sweeps in an order that a seed decides.
+"""Runs real saves, deletes, collections, sweeps and verifications in an order that a seed decides.
 
 Every actor is a thread with a view of one store of its own. Each request to
 the store waits until the scheduler lets it go, so exactly one runs at a time,
 and the same seed gives the same run. Time is the scheduler's. Listings lag:
 each name is shown as it was at some moment up to `lag` seconds ago. Actors
-crash in front of any request, and nothing of them is heard again.
+crash in front of any request, and nothing of them is heard again. Objects rot:
+they are changed, cut short or lost.
 """
 
 from __future__ import annotations
@@ -35,16 +36,46 @@ class World:
         self.now = 1_000_000.0
         self.objects: dict[str, bytes] = {}
         self.history: dict[str, list[tuple[float, int | None]]] = {}
-        self.puts: set[str] = set()
+        self.written: dict[str, bytes] = {}
+        self.rotten: set[str] = set()
+        self.rotted = 0
+        self.broken: str | None = None
+        self.connect: Callable[[], Store] = lambda: Objects(self)
 
     def put(self, name: str, data: bytes) -> None:
         kind = name.partition("/")[0]
-        if kind in ("chunks", "segments", "patches"):
-            assert self.objects.get(name, data) == data, f"{name} was changed"
-            was_deleted = name in self.history and name not in self.objects
-            assert not was_deleted, f"the name {name} was used again"
+        if kind in ("chunks", "segments", "patches") and name in self.history:
+            # The same again is fine: it mends what has rotted.
+            was_deleted = name not in self.objects and name not in self.rotten
+            if was_deleted or self.written[name] != data:
+                # Whoever asked may take an error for the store's: the scheduler tells it, too.
+                self.broken = f"the name {name} was used again"
+                raise AssertionError(self.broken)
+        self.rotten.discard(name)
+        self.written[name] = data
         self.objects[name] = data
         self.history.setdefault(name, []).append((self.now, len(data)))
+
+    def rot(self) -> None:
+        """Change an object of data, cut it short, or lose it."""
+        kind = self.random.choice(("chunks/", "chunks/", "patches/", "patches/", "segments/"))
+        names = [one for one in self.objects if one.startswith(kind) and one not in self.rotten]
+        if not names:
+            return
+        name = self.random.choice(names)
+        data = bytearray(self.objects[name])
+        at = self.random.randrange(len(data))
+        self.rotten.add(name)
+        self.rotted += 1
+        match self.random.choice(("changed", "short", "lost")):
+            case "changed":
+                data[at] ^= 1 << self.random.randrange(8)
+                self.objects[name] = bytes(data)
+            case "short":
+                self.objects[name] = bytes(data[:at])
+                self.history[name].append((self.now, at))
+            case _:
+                self.delete(name)
 
     def delete(self, name: str) -> None:
         if self.objects.pop(name, None) is not None:
@@ -62,33 +93,59 @@ class World:
         return shown
 
 
-class View(Store):
-    """The world as one actor reaches it; without an actor, at once."""
+class Objects(Store):
+    """The world as a store."""
 
-    def __init__(self, world: World, actor: Actor | None = None) -> None:
+    def __init__(self, world: World) -> None:
         self._world = world
-        self._wait = actor.wait if actor else lambda _: None
         self.lag = world.lag  # type: ignore[misc]
 
     def put(self, name: str, *buffers: Buffer, durable: bool = False) -> None:
-        data = b"".join(buffers)
-        self._wait(f"put {name}")
-        self._world.put(name, data)
+        self._world.put(name, b"".join(buffers))
 
     def get(self, name: str, offset: int = 0, length: int | None = None) -> Buffer:
-        self._wait(f"get {name}")
         if name not in self._world.objects:
             raise errors.ObjectMissing(name=name)
         data = self._world.objects[name]
         return data[offset:] if length is None else data[offset : offset + length]
 
     def delete(self, name: str) -> None:
-        self._wait(f"delete {name}")
         self._world.delete(name)
 
     def list(self, prefix: str = "") -> Iterator[tuple[str, int]]:
-        self._wait(f"list {prefix}")
         yield from self._world.list(prefix)
+
+    def sync(self) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
+class View(Store):
+    """A store as one actor reaches it: each request waits until the actor may go on."""
+
+    def __init__(self, store: Store, lag: float, wait: Callable[[str], None]) -> None:
+        self._store = store
+        self._wait = wait
+        self.lag = lag  # type: ignore[misc]
+
+    def put(self, name: str, *buffers: Buffer, durable: bool = False) -> None:
+        data = b"".join(buffers)
+        self._wait(f"put {name}")
+        self._store.put(name, data)
+
+    def get(self, name: str, offset: int = 0, length: int | None = None) -> Buffer:
+        self._wait(f"get {name}")
+        return self._store.get(name, offset, length)
+
+    def delete(self, name: str) -> None:
+        self._wait(f"delete {name}")
+        self._store.delete(name)
+
+    def list(self, prefix: str = "") -> Iterator[tuple[str, int]]:
+        self._wait(f"list {prefix}")
+        yield from list(self._store.list(prefix))
 
     def sync(self) -> None:
         pass
@@ -112,7 +169,8 @@ class Actor:
         self._idle = threading.Semaphore(0)
         self._world = world
         self._crash = False
-        repository = Repository(View(world, self), KEYS, clock=lambda: world.now)
+        view = View(world.connect(), world.lag, self.wait)
+        repository = Repository(view, KEYS, clock=lambda: world.now)
         self._thread = threading.Thread(target=self._run, args=(work, repository), daemon=True)
         self._thread.start()
 
@@ -198,6 +256,7 @@ class Scheduler:
             self.finished.append(actor)
             if isinstance(actor.failure, AssertionError):
                 raise actor.failure
+        assert self.world.broken is None, self.world.broken
 
     def kill_all(self) -> None:
         """End every thread, whatever it is doing."""

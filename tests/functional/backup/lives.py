@@ -1,0 +1,285 @@
+"""Random lives of an account's backups, and what must be true in each and at its end."""
+
+from __future__ import annotations
+
+import contextlib
+from collections import Counter
+
+from lunr.backup import collect as garbage
+from lunr.backup import condemned, damage
+from lunr.backup.errors import CorruptObject, ObjectMissing, UnsupportedFormat
+from lunr.backup.format.names import Kind
+from lunr.backup.repository import Repository
+from lunr.backup.stores import connection_options
+from lunr.backup.stores.swift import SwiftStore
+from lunr.backup.verify import verify
+from lunr.common.errors import LunrError
+from tests.functional.backup.interleaving import KEYS, Actor, Objects, Scheduler, World
+from tests.functional.backup.swift_server import SwiftServer
+from tests.unit.backup.support import load_bytes, save_bytes
+
+LAG = 1800.0
+_CHUNKS = 6
+_BLOCKS = 4  # of a chunk
+
+
+class Life:
+    """Two volumes change, are saved, verified, deleted and collected, for some hundred requests."""
+
+    def __init__(self, seed: int, lag: float, grace: float, service: bool, rot: bool) -> None:
+        self.world = World(seed, lag)
+        self.chance = self.world.random
+        self.rot = self.chance.choice((0.0, 0.05)) if rot else 0.0
+        self.scheduler = Scheduler(self.world)
+        self.grace = grace
+        self.service = service
+        self.volumes = [[0] * _CHUNKS * _BLOCKS, [0] * _CHUNKS * _BLOCKS]
+        self.serial = 0
+        self.saved: dict[str, bytes] = {}  # acknowledged, and not being deleted
+        self.content: dict[str, bytes] = {}  # whatever was ever begun
+        self.deleting: set[str] = set()  # or deleted, or as good as that
+        self.deleted: set[str] = set()
+        # What the service knows, in its database:
+        self.saving: dict[str, Actor] = {}
+        self.collections: dict[str, set[str]] = {}  # unswept -> saves it must wait for
+        self.direct = Repository(Objects(self.world), KEYS, clock=lambda: self.world.now)
+
+    # --- what the actors do ------------------------------------------------------
+
+    def start_save(self) -> None:
+        self.serial += 1
+        backup_id = f"b{self.serial}"
+        volume = self.volumes[self.chance.randrange(2)]
+        for _ in range(self.chance.randrange(4)):
+            # A whole chunk, or one block, which goes into a patch.
+            first = self.chance.randrange(_CHUNKS) * _BLOCKS
+            count = self.chance.choice((1, _BLOCKS))
+            volume[first : first + count] = [self.chance.randrange(9)] * count
+        data = self.bytes_of(volume)
+        parent = self.chance.choice([*self.saved, None])
+        known = tuple(self.collections) if self.service else ()
+        self.content[backup_id] = data
+
+        def work(repository: Repository) -> None:
+            save_bytes(repository, data, backup_id, parent, condemned=known)
+            self.saved[backup_id] = data
+
+        self.saving[backup_id] = self.scheduler.start(f"save {backup_id}", work)
+
+    def bytes_of(self, volume: list[int]) -> bytes:
+        return b"".join(bytes([value]) * 64 for value in volume)
+
+    def start_delete(self) -> None:
+        parents = set()
+        if self.service:  # refuses to delete the parent of a running backup
+            parents = {actor.what for actor in self.scheduler.actors}
+        choices = [one for one in self.saved if f"save {one}" not in parents]
+        if not choices:
+            return
+        backup_id = self.chance.choice(choices)
+        del self.saved[backup_id]
+        self.deleting.add(backup_id)
+
+        def work(repository: Repository) -> None:
+            repository.delete_root(backup_id)
+            self.deleted.add(backup_id)
+
+        self.scheduler.start(f"delete {backup_id}", work)
+
+    def keep(self) -> list[str]:
+        """All backups that are or may be there, as the service knows them."""
+        if not self.service:
+            return []
+        return [one for one in self.content if one not in self.deleted]
+
+    def start_collect(self) -> None:
+        keep = self.keep()
+
+        def work(repository: Repository) -> None:
+            found = garbage.collect(repository, keep, self.grace, threads=1)
+            if found.collection is not None and self.service:
+                self.collections[found.collection] = {
+                    one for one, actor in self.saving.items() if not actor.over
+                }
+
+        self.scheduler.start("collect", work)
+
+    def start_sweep(self) -> None:
+        known = list(self.collections) if self.service else condemned.listed(self.direct)
+        if not known:
+            return
+        collection = self.chance.choice(list(known))
+        if self.service and any(not self.saving[one].over for one in self.collections[collection]):
+            return
+        keep = self.keep()
+
+        def work(repository: Repository) -> None:
+            garbage.sweep(repository, collection, keep, self.grace, threads=1)
+            self.collections.pop(collection, None)
+
+        self.scheduler.start(f"sweep {collection}", work)
+
+    def start_verify(self) -> None:
+        chosen = self.chance.choice((None, list(self.saved)))
+
+        def work(repository: Repository) -> None:
+            for backup_id in verify(repository, chosen, concurrency=1).damaged:
+                assert backup_id in self.deleting or self.is_damaged(backup_id)
+
+        self.scheduler.start("verify", work)
+
+    # --- the life ------------------------------------------------------------------
+
+    def go(self) -> None:
+        starts = [self.start_save] * 3 + [self.start_sweep] * 2
+        starts += [self.start_delete, self.start_collect, self.start_verify]
+        for _ in range(60):
+            if len(self.scheduler.actors) < 6:
+                self.chance.choice(starts)()
+            if self.chance.random() < self.rot:
+                self.world.rot()
+            for _ in range(self.chance.randrange(20)):
+                if self.scheduler.actors:
+                    self.scheduler.step()
+            self.check()
+        while self.scheduler.actors:
+            self.scheduler.step()
+        self.check()
+
+    def check(self) -> None:
+        """Every backup whose root is there, acknowledged or not, reads as it was.
+
+        Or not at all, if it needs what has rotted.
+        """
+        for backup_id in self.backups():
+            if backup_id not in self.deleting:
+                try:
+                    data = load_bytes(self.direct, backup_id)
+                except LunrError as error:
+                    assert self.is_damaged(backup_id), error
+                else:
+                    assert data == self.content[backup_id]
+        assert self.saved.keys() <= set(self.backups())
+
+    def backups(self) -> list[str]:
+        """The ids of all that are there."""
+        roots = [name for name in self.world.objects if name.startswith("roots/")]
+        return [name.removeprefix("roots/") for name in roots]
+
+    def is_damaged(self, backup_id: str) -> bool:
+        """Whether something that it needs has rotted."""
+        return not self.world.rotten.isdisjoint(self.needs(backup_id))
+
+    def needs(self, backup_id: str) -> set[str]:
+        """The names of what a backup needs, as far as its segments can be read."""
+        root = self.direct.load_root(backup_id)
+        names = {f"roots/{backup_id}"}
+        for chunks, ref in self.direct.segments_of(root):
+            if ref is not None:
+                names.add(ref.name(Kind.SEGMENT))
+                with contextlib.suppress(CorruptObject, ObjectMissing, UnsupportedFormat):
+                    names.update(garbage.objects_of(*self.direct.load_segment(ref, len(chunks))))
+        return names
+
+    # --- what is left of it --------------------------------------------------------------
+
+    def recover(self) -> None:
+        """Verify finds all that is damaged, and the next backups have nothing of it."""
+        self.world.now += 4 * LAG
+        damaged = verify(self.direct, concurrency=1).damaged
+        for backup_id in self.backups():
+            try:
+                load_bytes(self.direct, backup_id)
+            except LunrError as error:
+                assert backup_id in damaged, error
+            if backup_id in damaged:
+                assert self.is_damaged(backup_id)
+        self.world.now += 4 * LAG
+        for volume in self.volumes:
+            self.serial += 1
+            backup_id, parent = f"b{self.serial}", self.chance.choice([*self.backups(), None])
+            data = self.content[backup_id] = self.bytes_of(volume)
+            known = tuple(self.collections)
+            save_bytes(self.direct, data, backup_id, parent, condemned=known)
+            self.saved[backup_id] = data
+            assert load_bytes(self.direct, backup_id) == data
+            assert not self.is_damaged(backup_id)
+        # As long as a backup has lost a segment nobody can tell what is garbage.
+        for backup_id in self.backups():
+            if any(
+                name.startswith("segments/") for name in self.needs(backup_id) & self.world.rotten
+            ):
+                self.delete(backup_id)
+
+    def end(self) -> None:
+        """Nothing is left but what is needed; and nothing at all when there are no backups."""
+        self.drain()
+        self.check()
+        needed = {name for backup_id in self.backups() for name in self.needs(backup_id)}
+        there = set(self.world.objects)
+        notes = {name for name in there if name.startswith("bad/")}
+        lists = {name for name in there if name.startswith("condemned/")}
+        assert there - notes - lists == needed & there
+        assert needed - there <= self.world.rotten
+        assert {damage.subject_of(name) for name in notes} == needed & self.world.rotten
+        for collection in condemned.listed(self.direct):
+            left = condemned.load(self.direct, collection)
+            assert left is None or left.swept
+            assert left is None or needed.issuperset(map(damage.subject_of, left.objects))
+        self.world.now += 4 * LAG  # or a root that was stored just now is not listed
+        for backup_id in self.backups():
+            self.delete(backup_id)
+        self.drain()
+        assert not self.world.objects
+
+    def delete(self, backup_id: str) -> None:
+        self.deleting.add(backup_id)
+        self.deleted.add(backup_id)
+        self.saved.pop(backup_id, None)
+        self.direct.delete_root(backup_id)
+
+    def drain(self) -> None:
+        """Time goes by, and whoever collects now finds a quiet repository."""
+        for _ in range(4):
+            self.world.now += 4 * (self.grace + LAG + 1000)
+            keep = [one for one in self.keep() if f"roots/{one}" in self.world.objects]
+            for collection in condemned.listed(self.direct):
+                garbage.sweep(self.direct, collection, keep, self.grace, threads=1)
+            garbage.collect(self.direct, keep, self.grace, threads=1)
+
+
+def go(
+    seed: int, lag: float, grace: float, service: bool, rot: bool = True, swift: bool = False
+) -> Counter[str]:
+    """One life; how often each kind of actor ended how, and how many objects rotted.
+
+    Args:
+        seed: decides about everything.
+        lag: seconds that listings are behind.
+        grace: see :mod:`lunr.backup.collect`.
+        service: as the service does it, that knows every backup.
+        rot: in half of the lives, objects rot.
+        swift: reach the objects by the store class for Swift, over sockets.
+    """
+    with contextlib.ExitStack() as stack:
+        life = Life(seed, lag, grace, service, rot)
+        stack.callback(life.scheduler.kill_all)
+        if swift:
+            server = stack.enter_context(SwiftServer(Objects(life.world)).running())
+            store = SwiftStore("test", connection_options(server.options))
+            stack.callback(store.close)
+            life.world.connect = lambda: store
+        try:
+            life.go()
+            life.recover()
+            life.end()
+        except BaseException:
+            print(f"repeat this with LUNR_SEED={seed} LUNR_INTERLEAVINGS=1")
+            raise
+    ends = Counter(
+        f"{one.what.split()[0]} "
+        + ("crashed" if one.crashed else one.failure.code if one.failure else "done")
+        for one in life.scheduler.finished
+    )
+    ends["rotten"] = life.world.rotted
+    return ends

@@ -81,26 +81,32 @@ _SERVERS = {"own": _serve_own, "mfusepy": _serve_mfusepy}
 
 
 def compare(folder: Path, table: Table, rounds: int) -> None:
-    """Random reads of 4 KiB a second through both."""
+    """Random reads of 4 KiB through both: how many a second, and what one costs the server."""
     if importlib.util.find_spec("mfusepy") is None or find_library("fuse3") is None:
         print("no library to compare with: it takes the extra bench, and libfuse3")
         return
     path = folder / "passed"
     path.write_bytes(os.urandom(_SIZE))
     rates: dict[str, list[float]] = {name: [] for name in _SERVERS}
+    costs: dict[str, list[float]] = {name: [] for name in _SERVERS}
     with contextlib.ExitStack() as held:
         files = {name: held.enter_context(_served(name, path)) for name in _SERVERS}
         for _ in range(rounds):
-            for name, fd in files.items():
-                rates[name].append(_reads(fd))
+            for name, (fd, pid) in files.items():
+                before = _processor(pid)
+                begun = time.monotonic()
+                count = _reads(fd)
+                rates[name].append(count / (time.monotonic() - begun))
+                costs[name].append((_processor(pid) - before) / count)
     table.rate(
         *("4 KiB reads, own protocol", rates["own"], "mfusepy", rates["mfusepy"], None, "/s")
     )
+    table.time(*("… processor time of one, own", costs["own"], "mfusepy", costs["mfusepy"], None))
 
 
 @contextlib.contextmanager
-def _served(name: str, path: Path) -> Iterator[int]:
-    """`path` through FUSE, open."""
+def _served(name: str, path: Path) -> Iterator[tuple[int, int]]:
+    """`path` through FUSE, open, and the process that serves it."""
     with tempfile.TemporaryDirectory(dir=path.parent) as point:
         argv = [sys.executable, "-m", __name__, name, str(path), point]
         process = subprocess.Popen(argv, cwd=Path(__file__).parents[3])
@@ -112,7 +118,7 @@ def _served(name: str, path: Path) -> Iterator[int]:
                 time.sleep(0.01)
             fd = os.open(file, os.O_RDONLY)
             try:
-                yield fd
+                yield fd, process.pid
             finally:
                 os.close(fd)
         finally:
@@ -120,14 +126,21 @@ def _served(name: str, path: Path) -> Iterator[int]:
             process.wait(10)
 
 
-def _reads(fd: int, seconds: float = 0.7) -> float:
+def _processor(pid: int) -> float:
+    """Seconds of processor time that a process has used."""
+    words = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(words[11]) + int(words[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def _reads(fd: int, seconds: float = 1.0) -> int:
+    """Read here and there for so long; how often."""
     rng, count = random.Random(1), 0
-    begun = time.monotonic()
-    while time.monotonic() < begun + seconds:
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
         for _ in range(50):
             os.pread(fd, 4096, rng.randrange(_SIZE // 4096) * 4096)
         count += 50
-    return count / (time.monotonic() - begun)
+    return count
 
 
 if __name__ == "__main__":

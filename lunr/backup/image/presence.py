@@ -89,7 +89,8 @@ class Presence:
         self._base = base
         self._bits_base = base + shape.chunks
         # What is asked for at every write.
-        self._chunks, self._bits, self._units = shape.chunks, shape.bits, shape.chunk // UNIT
+        self._chunk, self._units = shape.chunk, shape.chunk // UNIT
+        self._chunks, self._bits = shape.chunks, shape.bits
         self._changed = changed
         self.present = area[base : base + shape.chunks].count(PRESENT)
 
@@ -104,17 +105,17 @@ class Presence:
 
     def has(self, offset: int, end: int) -> bool:
         """Whether all units that a range of bytes touches are there."""
-        shape = self.shape
-        chunk, start = divmod(offset, shape.chunk)
-        stop = end - chunk * shape.chunk
-        if stop <= shape.chunk:  # nearly always
+        size = self._chunk
+        chunk, start = divmod(offset, size)
+        stop = end - chunk * size
+        if stop <= size:  # nearly always
             state = self._area[self._base + chunk]
             if state == PRESENT:
                 return True
             return state == PARTIAL and not self._missing(chunk, start // UNIT, -(-stop // UNIT))
         return all(
             self.state(number) == PRESENT or not self._missing(number, first, last)
-            for number, first, last in shape.pieces(offset, end)
+            for number, first, last in self.shape.pieces(offset, end)
         )
 
     def absent(self, chunk: int, first: int, end: int) -> list[tuple[int, int]]:
@@ -126,7 +127,7 @@ class Presence:
 
     def _missing(self, chunk: int, first: int, end: int) -> int:
         """The absent units from `first` to `end` as the bits of a number, the first the lowest."""
-        start = self._bits_base + chunk * self.shape.bits
+        start = self._bits_base + chunk * self._bits
         low, high = start + (first >> 3), start + ((end + 7) >> 3)
         there = int.from_bytes(self._area[low:high], "little") >> (first & 7)
         return ~there & ((1 << (end - first)) - 1)

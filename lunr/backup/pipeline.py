@@ -61,6 +61,7 @@ class Backup:
             not heeded.
         consistency_group: see :class:`Root`.
         geometry: the sizes to cut it by.
+        internal: see :class:`Root`.
     """
 
     backup_id: str
@@ -71,6 +72,7 @@ class Backup:
     changed: Sequence[Sequence[int]] | None = None
     consistency_group: str | None = None
     geometry: Geometry = field(default_factory=Geometry)
+    internal: bool = False
 
 
 def save(
@@ -164,6 +166,7 @@ class _Save:
             segments=tuple(self._segments),
             key_id=self._repository.keys.id,
             consistency_group=self._backup.consistency_group,
+            internal=self._backup.internal,
             statistics=Statistics(
                 bytes_read=self._bytes_read,
                 bytes_stored=self._bytes_stored,

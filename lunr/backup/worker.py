@@ -18,7 +18,8 @@ save      source, size_bytes, backup_id, volume_id, parent_id, condemned, create
           allocated (``[[first byte, end], …]``, in order: there is nothing but
           zeros elsewhere; null or absent: nobody knows), changed (the same of what may
           differ from the backup parent_id; heeded only where that can be built upon),
-          absent (the same of what is not there: it is as in the backup base_id).
+          absent (the same of what is not there: it is as in the backup base_id),
+          internal (it is made by the service for itself; default false).
           The result's ``written`` is false when the backup was there already, of
           whatever moment
 restore   backup_id, target, size_bytes, target_is_zero
@@ -111,6 +112,7 @@ def _save(job: Job) -> dict[str, Any]:
                 parent_id=task.get("parent_id"),
                 condemned=tuple(task.get("condemned", ())),
                 changed=changed,
+                internal=bool(task.get("internal", False)),
             ),
             concurrency=job.concurrency,
             compression=Compression[task.get("compression", "zstd").upper()],

@@ -35,8 +35,9 @@ def rebuild(context: Context, _: bool, account: str | None) -> None:
     For a database that is lost or too old: every root in the store tells of one backup.
     Accounts that are not there are made, with the default quotas; volumes are not, but new ones
     can be made from the backups. Names and metadata are not in the store. What has a record is
-    left as it is, so it can be done again. What can't be recorded is told with the reason, and
-    the exit code is 1.
+    left as it is, so it can be done again. What lunr made for itself to move a volume is recorded
+    as that, and the housekeeper deletes it when no volume needs it. What can't be recorded is told
+    with the reason, and the exit code is 1.
     """
     made = there = 0
     failed: list[dict[str, Any]] = []
@@ -67,7 +68,8 @@ def _roots(
     return catalog.backups(conf.store.url, options, masters, account)
 
 
-def _stored(account_id: str, root: Root, name: str = "", metadata: Any = None) -> Stored:
+def _stored(account_id: str, root: Root, **told: Any) -> Stored:
+    """What `root` tells of a backup, and what was `told` of it."""
     created = datetime.fromisoformat(root.created_at).astimezone(UTC).replace(tzinfo=None)
     did = root.statistics
     return Stored(
@@ -80,8 +82,8 @@ def _stored(account_id: str, root: Root, name: str = "", metadata: Any = None) -
         bytes_read=did.bytes_read,
         bytes_stored=did.bytes_stored,
         objects_stored=did.objects_stored,
-        name=name,
-        metadata=metadata or {},
+        internal=root.internal,
+        **told,
     )
 
 
@@ -108,9 +110,9 @@ def import_(context: Context, file: TextIO) -> None:
     masters = configured.open_masters(conf)
     options = configured.store_options(conf)
     with catalog.opened(conf.store.url, options, told["account_id"], masters) as repository:
-        root = repository.load_root(told["id"])
+        root = repository.load_root(told.pop("id"))
     context.services.accounts.ensure(told["account_id"])
-    stored = _stored(told["account_id"], root, told.get("name", ""), told.get("metadata"))
+    stored = _stored(told.pop("account_id"), root, **told)
     show({"id": stored.id, "made": context.services.records.put(stored)})
 
 
@@ -119,6 +121,7 @@ def _parse(file: TextIO) -> dict[str, Any]:
         told = json.load(file)
         id, account_id = told["id"], told["account_id"]
         name, metadata = told.get("name", ""), told.get("metadata", {})
+        protected, schedule_id = told.get("protected", False), told.get("schedule_id")
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise NotARecord(reason=f"{type(error).__name__}: {error}.") from error
     ids.check(id)
@@ -126,4 +129,15 @@ def _parse(file: TextIO) -> dict[str, Any]:
     texts = [name, *metadata, *metadata.values()] if isinstance(metadata, dict) else [None]
     if not all(isinstance(text, str) for text in texts):
         raise NotARecord(reason="name and metadata are strings.")
-    return {"id": id, "account_id": account_id, "name": name, "metadata": metadata}
+    if not isinstance(protected, bool):
+        raise NotARecord(reason="protected is true or false.")
+    if schedule_id is not None:
+        ids.check(schedule_id, "schedule_id")
+    return {
+        "id": id,
+        "account_id": account_id,
+        "name": name,
+        "metadata": metadata,
+        "protected": protected,
+        "schedule_id": schedule_id,
+    }

@@ -27,7 +27,8 @@ class Stored:
         size: of the volume, GiB.
         created_at: naive, UTC.
         bytes_read, bytes_stored, objects_stored: what its save did.
-        name, metadata: the owner's, where they are known.
+        name, metadata, protected, schedule_id: as in the record, where they are known.
+        internal: lunr made it for itself: it is deleted unless a volume needs it.
     """
 
     id: str
@@ -41,6 +42,9 @@ class Stored:
     objects_stored: int
     name: str = ""
     metadata: Mapping[str, Any] = field(default_factory=dict)
+    protected: bool = False
+    schedule_id: str | None = None
+    internal: bool = False
 
 
 class Records:
@@ -88,6 +92,8 @@ class Records:
             "created_at": iso(backup.created_at),
             "name": backup.name,
             "metadata": backup.meta,
+            "protected": backup.protected,
+            "schedule_id": backup.schedule_id,
         }
 
     def put(self, stored: Stored) -> bool:
@@ -113,6 +119,9 @@ class Records:
                 volume_id=stored.volume_id,
                 name=stored.name,
                 meta=dict(stored.metadata),
+                protected=stored.protected,
+                schedule_id=stored.schedule_id,
+                internal=stored.internal,
                 size=stored.size,
                 parent_id=stored.parent_id,
                 bytes_read=stored.bytes_read,

@@ -41,6 +41,7 @@ class Root:
         key_id: tells which keys it was written with.
         consistency_group: backups taken at the same instant share it; or None.
         statistics: of the save.
+        internal: the service made it for itself, and will delete it.
     """
 
     backup_id: str
@@ -53,6 +54,7 @@ class Root:
     key_id: str
     consistency_group: str | None = None
     statistics: Statistics = field(default_factory=Statistics)
+    internal: bool = False
 
 
 def encode(root: Root, keys: Keys) -> bytes:
@@ -72,6 +74,8 @@ def encode(root: Root, keys: Keys) -> bytes:
         "consistency_group": root.consistency_group,
         "statistics": asdict(root.statistics),
     }
+    if root.internal:
+        record["internal"] = True
     return json.dumps({**record, "digest": _digest(record, keys)}, indent=1).encode()
 
 
@@ -130,4 +134,5 @@ def decode(raw: bytes, backup_id: str, name: str, *keyring: Keys) -> Root:
         key_id=record["key_id"],
         consistency_group=record["consistency_group"],
         statistics=Statistics(**record["statistics"]),
+        internal=record.get("internal", False),
     )

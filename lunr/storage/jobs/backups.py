@@ -98,6 +98,7 @@ def _save(
             parent_id=parent_id,
             condemned=job.payload.get("condemned", []),
             created_at=job.payload.get("created_at"),
+            internal=job.payload.get("internal") is True,
         )
 
 

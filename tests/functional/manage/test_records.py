@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 
+from lunr.api.services.backups import BackupProtected
+from lunr.api.services.listing import Query
 from tests.functional.manage.conftest import Manage
 from tests.unit.backup.support import save_bytes
 
@@ -30,6 +32,17 @@ def backup(manage: Manage, account: str, id: str) -> Any:
     services = manage.services()
     try:
         return services.backups.get(account, id)
+    finally:
+        services.close()
+
+
+def backups(manage: Manage, account: str, internal: bool = False) -> list[dict[str, Any]]:
+    services = manage.services()
+    try:
+        found: list[dict[str, Any]] = services.backups.list(Query(account_id=account), internal)[
+            "backups"
+        ]
+        return found
     finally:
         services.close()
 
@@ -86,7 +99,14 @@ def test_what_was_deleted_is_not_recorded_again(stored: Manage) -> None:
 def test_a_record_is_carried_to_another_database(stored: Manage) -> None:
     stored.told("rebuild", "--from-store")
     record = stored.told("record", "export", "b2")
-    record |= {"name": "the good one", "metadata": {"of": "Monday"}}
+    assert (record["protected"], record["schedule_id"]) == (False, None)
+    told = {
+        "name": "the good one",
+        "metadata": {"of": "Monday"},
+        "protected": True,
+        "schedule_id": "s1",
+    }
+    record |= told
     (stored.folder / "lunr.db").unlink()
     assert stored("database", "upgrade").exit_code == 0
     file = stored.folder / "record.json"
@@ -95,6 +115,20 @@ def test_a_record_is_carried_to_another_database(stored: Manage) -> None:
     assert stored.told("record", "import", str(file)) == {"id": "b2", "made": False}
     found = backup(stored, "acme", "b2")
     assert (found["name"], found["metadata"]) == ("the good one", {"of": "Monday"})
+    with pytest.raises(BackupProtected):
+        stored.services().backups.delete("acme", "b2")
+    assert stored.told("record", "export", "b2") == record
+
+
+def test_what_lunr_made_for_itself_is_recorded_as_that(stored: Manage) -> None:
+    with stored.repository("acme") as repository:
+        assert save_bytes(repository, DATA, "moved", internal=True).internal
+    assert stored.told("rebuild", "--from-store")["made"] == 4
+    assert "moved" not in {one["id"] for one in backups(stored, "acme")}
+    assert [one["id"] for one in backups(stored, "acme", internal=True) if one["internal"]] == [
+        "moved"
+    ]
+    assert stored("record", "export", "moved").exit_code == 1
 
 
 @pytest.mark.parametrize(
@@ -106,6 +140,8 @@ def test_a_record_is_carried_to_another_database(stored: Manage) -> None:
         ({"account_id": "other"}, "no backup b2 in the store"),
         ({"name": 3}, "strings"),
         ({"metadata": {"a": {}}}, "strings"),
+        ({"protected": "yes"}, "true or false"),
+        ({"schedule_id": "../s"}, "an id is"),
     ],
 )
 def test_a_bad_record_is_refused(stored: Manage, changes: dict[str, Any], said: str) -> None:

@@ -110,6 +110,7 @@ def save_bytes(
     condemned: tuple[str, ...] = (),
     compression: Compression = Compression.ZSTD,
     changed: Sequence[tuple[int, int]] | None = None,
+    internal: bool = False,
 ) -> Root:
     return save(
         repo,
@@ -122,6 +123,7 @@ def save_bytes(
             condemned=condemned,
             changed=changed,
             geometry=geometry,
+            internal=internal,
         ),
         concurrency=concurrency,
         compression=compression,

@@ -175,8 +175,8 @@ def stalls(folder: Path, cuts: int, console: Console) -> None:
     if not guests.KERNEL.exists():
         console.print("no stalls: Debian's kernel is not there (tools/setup --vm)")
         return
-    disks = [guests.make_disk(folder / name) for name in ("a.raw", "b.qcow2")]
-    guest = Guest(guests.make_initramfs(folder), *disks)
+    a, b = (guests.make_disk(folder / name) for name in ("a.raw", "b.qcow2"))
+    guest = Guest(guests.make_initramfs(folder), a, b)
     repository = opened(folder / "guest")
     try:
         guest.start()

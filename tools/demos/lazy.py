@@ -80,9 +80,9 @@ def play(stage: Stage, folder: Path, client: Client) -> None:
         client.exports.wait_deleted(id)
         copy = folder / "copy"
         export(client, id, folder).read_image(copy, show)
-        with image.open("r+b") as file:
-            file.seek(SIZE - 64 * units.MIB)
-            file.write(patch.read_bytes())
+        with image.open("r+b") as changed:
+            changed.seek(SIZE - 64 * units.MIB)
+            changed.write(patch.read_bytes())
         with image.open("rb") as one, copy.open("rb") as other:
             while part := one.read(units.MIB):
                 expect(part == other.read(units.MIB), "the restored volume differs")

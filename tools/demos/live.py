@@ -92,8 +92,8 @@ def main() -> int:
         print("tools/demo live: it needs Debian's kernel: tools/setup --vm", file=sys.stderr)
         return 1
     folder = Path(tempfile.mkdtemp(prefix="lunr-demo-"))
-    disks = [guests.make_disk(folder / name) for name in ("a.raw", "b.qcow2")]
-    guest = Guest(guests.make_initramfs(folder), *disks)
+    a, b = (guests.make_disk(folder / name) for name in ("a.raw", "b.qcow2"))
+    guest = Guest(guests.make_initramfs(folder), a, b)
     try:
         play(Stage(), folder, guest)
     except (DemoError, AssertionError) as error:

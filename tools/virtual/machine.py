@@ -46,6 +46,9 @@ GUEST = Path(__file__).parent / "guest"
 TIMED_OUT = 124
 NO_ANSWER = 125
 
+#: Signals that ask this process to end.
+_TO_END = (signal.SIGTERM, signal.SIGHUP)
+
 _UNITS = {"M": 1 << 20, "G": 1 << 30}
 _KERNEL_OPTIONS = (
     "console=ttyS0 quiet panic=-1 nokaslr mitigations=off random.trust_cpu=on tsc=reliable "
@@ -171,42 +174,58 @@ def _disks(folder: Path, disks: Sequence[tuple[int, bool]]) -> list[str]:
 
 def _wait(argv: Sequence[str], timeout: float | None, folder: Path) -> None:
     """Run qemu to its end; `folder`/timeout tells that it was ended by us."""
-    # When its input ends, the stdio device closes and the guest's writes hang: it is kept open.
-    try:
-        process = subprocess.Popen(argv, stdin=subprocess.PIPE, start_new_session=True)
-    except FileNotFoundError as error:
-        raise CannotRun(f"{argv[0]} is not installed: tools/setup --vm") from error
+    with _asked_to_end(), _started(argv) as process:
 
-    def end() -> None:
-        (folder / "timeout").touch()
-        process.kill()
+        def end() -> None:
+            (folder / "timeout").touch()
+            process.kill()
 
-    timer = threading.Timer(timeout, end) if timeout else None
-    try:
-        with _ending(process):
+        timer = threading.Timer(timeout, end) if timeout else None
+        try:
             if timer is not None:
                 timer.start()
             process.wait()
-    finally:
-        if timer is not None:
-            timer.cancel()
+        finally:
+            if timer is not None:
+                timer.cancel()
 
 
 @contextlib.contextmanager
-def _ending(process: subprocess.Popen[bytes]) -> Iterator[None]:
-    """End the VM with this process, also when that is asked to end."""
+def _asked_to_end() -> Iterator[None]:
+    """End by SystemExit when a signal asks for it; what is inside cleans up."""
 
     def stop(number: int, _frame: object) -> None:
         raise SystemExit(128 + number)
 
-    before = {sig: signal.signal(sig, stop) for sig in (signal.SIGTERM, signal.SIGHUP)}
+    before = {sig: signal.signal(sig, stop) for sig in _TO_END}
     try:
         yield
     finally:
-        process.kill()
-        process.wait()
         for sig, handler in before.items():
             signal.signal(sig, handler)
+
+
+@contextlib.contextmanager
+def _started(argv: Sequence[str]) -> Iterator[subprocess.Popen[bytes]]:
+    """A process that does not outlive the ``with``.
+
+    When its input ends, the stdio device closes and the guest's writes hang: it is kept open.
+    """
+    process = None
+    try:
+        # Told to end in the middle of the start, this process would leave it behind.
+        signal.pthread_sigmask(signal.SIG_BLOCK, _TO_END)
+        try:
+            process = subprocess.Popen(argv, stdin=subprocess.PIPE, start_new_session=True)
+        except FileNotFoundError as error:
+            raise CannotRun(f"{argv[0]} is not installed: tools/setup --vm") from error
+        finally:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, _TO_END)
+        yield process
+    finally:
+        if process is not None:
+            process.kill()
+            process.wait()
 
 
 def _read(path: Path) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -96,3 +98,19 @@ def test_swift_that_refuses_a_fresh_token_may_yet_come_round(cloud: Cloud) -> No
     cloud.closed = False
     assert bytes(store.get("roots/b")) == b"content"
     store.close()
+
+
+def test_the_store_does_not_load_what_it_does_not_ask() -> None:
+    """It would double the time until a restored volume can be used."""
+    pytest.importorskip("keystoneclient", reason="swiftclient loads it only where it is")
+    code = "import lunr.backup.stores.swift, sys; print(*sys.modules)"
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "swiftclient.client" in said.stdout.split()
+    assert "keystoneclient" not in said.stdout
+
+
+def test_keystoneclient_can_be_loaded_afterwards() -> None:
+    pytest.importorskip("keystoneclient")
+    code = "import lunr.backup.stores.swift, keystoneclient, sys; print(*sys.modules)"
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "keystoneclient" in said.stdout.split()

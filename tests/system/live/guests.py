@@ -6,6 +6,7 @@ import hashlib
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -75,7 +76,7 @@ def _add_agent(root: Path) -> None:
 class Guest:
     """A running one with the disks a and b."""
 
-    def __init__(self, initramfs: Path, a: Path, b: Path, *extra: str) -> None:
+    def __init__(self, initramfs: Path, a: Path, b: Path, extra: Sequence[str] = ()) -> None:
         self.a, self.b = a, b
         self._initramfs, self._extra = initramfs, extra
         self._sockets = Path(tempfile.mkdtemp(prefix="g"))

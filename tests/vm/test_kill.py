@@ -50,6 +50,7 @@ class Life:
             ("export.delete", lambda: client.exports.delete(self.volume)),
             ("volume.delete", lambda: client.volumes.delete(self.volume)),
             ("volume.restore", lambda: self._copy(backup=self.backup)),
+            ("volume.fill", lambda: self._copy(backup=self.backup)),
         ]
 
     def end(self) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 
 class Extents:
@@ -29,3 +29,17 @@ class Extents:
             if begin >= end:
                 return
             yield max(begin, start), min(stop, end)
+
+
+def runs(numbers: Iterable[int]) -> Iterator[tuple[int, int]]:
+    """The runs (first, end) of neighbours in `numbers`."""
+    run: tuple[int, int] | None = None
+    for number in sorted(numbers):
+        if run is not None and run[1] == number:
+            run = run[0], number + 1
+            continue
+        if run is not None:
+            yield run
+        run = number, number + 1
+    if run is not None:
+        yield run

@@ -22,14 +22,15 @@ from functools import partial
 from lunr.backup import errors, parallel
 from lunr.backup.condemned import load_names
 from lunr.backup.draft import Draft
-from lunr.backup.extents import Extents
-from lunr.backup.format import blocks, segments
-from lunr.backup.format.blocks import Compression, ObjectKind
-from lunr.backup.format.names import Buffer, Geometry, Kind, Ref
+from lunr.backup.extents import Extents, runs
+from lunr.backup.format import blocks
+from lunr.backup.format.blocks import Compression
+from lunr.backup.format.names import Geometry, Kind, Ref
 from lunr.backup.format.roots import Root, Statistics
 from lunr.backup.format.segments import Entry, Place, places_of
 from lunr.backup.indexes import Indexes
 from lunr.backup.linux import reuse_memory
+from lunr.backup.output import Output
 from lunr.backup.packing import Loose, Packer
 from lunr.backup.parent import UNUSABLE, Before, KnownChunks, Parent, load_parent
 from lunr.backup.repository import Repository
@@ -115,7 +116,8 @@ def save(
     with Writer(repository, backup.backup_id) as writer:
         condemned, known = load_names(repository, backup.condemned)
         writer.declare(known)
-        run = _Save(repository, source, backup, writer.token, condemned, compression, concurrency)
+        output = Output(repository, backup.geometry, writer.token, compression, concurrency)
+        run = _Save(repository, source, backup, output, condemned, concurrency)
         root = run.run(progress, cancel)
         repository.store.sync()
         writer.renew()
@@ -129,26 +131,23 @@ class _Save:
         repository: Repository,
         source: Source,
         backup: Backup,
-        token: bytes,
+        output: Output,
         condemned: frozenset[str],
-        compression: Compression,
         concurrency: int,
     ) -> None:
         self._repository = repository
         self._source = source
         self._backup = backup
         self._geometry = backup.geometry
-        self._token = token
+        self._output = output
         self._condemned = condemned
-        self._compression = compression
         self._threads = 1 if concurrency == 1 else concurrency + (os.cpu_count() or 1)
-        self._slots = threading.Semaphore(concurrency)
         self._lock = threading.Lock()
         self._local = threading.local()
         self._known = KnownChunks()
         self._most = self._geometry.chunk // self._geometry.block
         self._segments: list[Ref | None] = [None] * self._geometry.segments(source.size)
-        self._bytes_read = self._bytes_stored = self._objects = self._zeros = self._done = 0
+        self._bytes_read = self._zeros = self._done = 0
 
     def run(self, progress: Progress | None, cancel: threading.Event | None) -> Root:
         started = time.monotonic()
@@ -169,8 +168,8 @@ class _Save:
             internal=self._backup.internal,
             statistics=Statistics(
                 bytes_read=self._bytes_read,
-                bytes_stored=self._bytes_stored,
-                objects_stored=self._objects,
+                bytes_stored=self._output.bytes_stored,
+                objects_stored=self._output.objects,
                 chunks=self._geometry.chunks(size),
                 zero_chunks=self._zeros,
                 seconds=round(time.monotonic() - started, 3),
@@ -219,8 +218,8 @@ class _Save:
                     number,
                     chunks,
                     Before() if parent is None else parent.segment(number, chunks),
-                    Indexes(self._repository, self._geometry, self._slots),
-                    Packer(self._most, partial(self._store_object, ObjectKind.PATCH)),
+                    Indexes(self._repository, self._geometry, self._output.slots),
+                    Packer(self._most, self._output.patch),
                 )
                 yield from self._steps_of(draft, wanted, changes)
 
@@ -292,7 +291,8 @@ class _Save:
             ]
             if self._patch(draft, chunk, digest, fresh):
                 return
-        self._settle(draft, chunk, self._store_chunk(digest, hashes, data))
+        ref = Ref(digest, self._output.token)
+        self._settle(draft, chunk, self._known.claim(ref) or self._output.chunk(ref, hashes, data))
 
     def _hashes_before(self, draft: Draft, chunk: int, length: int) -> list[bytes | None] | None:
         """The hashes of the blocks that the parent's chunk has; None: it is of no use."""
@@ -319,7 +319,7 @@ class _Save:
             first, stop = begin - start, -(-(end - start) // geometry.block)
             wanted.update(range(first // geometry.block, stop))
         fresh: list[Loose] = []
-        for first, stop in _runs(wanted):
+        for first, stop in runs(wanted):
             at, end = first * geometry.block, min(stop * geometry.block, length)
             data = self._read(start + at, end - at)
             for block, digest in enumerate(
@@ -375,7 +375,7 @@ class _Save:
             self._zeros += entry is None
         draft.settle(chunk, entry)
 
-    # --- reading and storing -----------------------------------------------------------
+    # --- reading, and storing a segment -----------------------------------------------------------
 
     def _read(self, offset: int, length: int) -> memoryview:
         """Bytes of the source, until this thread reads again."""
@@ -398,19 +398,6 @@ class _Save:
             return None
         return Loose(chunk, block, digest, bytes(data))
 
-    def _store_chunk(self, digest: bytes, hashes: Sequence[bytes], data: memoryview) -> Ref:
-        known = self._known.claim(Ref(digest, self._token))
-        return known or self._store_object(ObjectKind.CHUNK, hashes, data)
-
-    def _store_object(self, kind: ObjectKind, hashes: Sequence[bytes], data: memoryview) -> Ref:
-        keys = self._repository.keys
-        ref = Ref(blocks.content_hash(hashes, keys), self._token)
-        self._put(
-            ref.name(Kind.CHUNK if kind is ObjectKind.CHUNK else Kind.PATCH),
-            blocks.encode(kind, ref, data, hashes, self._geometry.block, self._compression, keys),
-        )
-        return ref
-
     def _store_segment(self, draft: Draft) -> None:
         if draft.is_as_before and draft.before.ref is not None:
             name = draft.before.ref.name(Kind.SEGMENT)
@@ -419,17 +406,7 @@ class _Save:
                 return
         entries = draft.finish(self._most, self._read_block)
         if any(entries):
-            ref, raw = segments.encode(entries, self._token, self._repository.keys)
-            self._put(ref.name(Kind.SEGMENT), [raw])
-            self._segments[draft.number] = ref
-
-    def _put(self, name: str, buffers: Iterable[Buffer]) -> None:
-        parts = list(buffers)
-        with self._slots:
-            self._repository.store.put(name, *parts)
-        with self._lock:
-            self._objects += 1
-            self._bytes_stored += sum(len(part) for part in parts)
+            self._segments[draft.number] = self._output.segment(entries)
 
 
 def _is_zero(data: memoryview) -> bool:
@@ -440,17 +417,3 @@ def _is_zero(data: memoryview) -> bool:
         if piece != _ZEROS[: len(piece)]:
             return False
     return True
-
-
-def _runs(numbers: Iterable[int]) -> Iterator[tuple[int, int]]:
-    """The runs (first, end) of neighbours in `numbers`."""
-    run: tuple[int, int] | None = None
-    for number in sorted(numbers):
-        if run is not None and run[1] == number:
-            run = run[0], number + 1
-            continue
-        if run is not None:
-            yield run
-        run = number, number + 1
-    if run is not None:
-        yield run

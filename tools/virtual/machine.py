@@ -50,7 +50,7 @@ NO_ANSWER = 125
 _TO_END = (signal.SIGTERM, signal.SIGHUP)
 
 _UNITS = {"M": 1 << 20, "G": 1 << 30}
-_KERNEL_OPTIONS = (
+KERNEL_OPTIONS = (
     "console=ttyS0 quiet panic=-1 nokaslr mitigations=off random.trust_cpu=on tsc=reliable "
     "nowatchdog audit=0 apparmor=0 norandmaps"
 )
@@ -58,7 +58,7 @@ _KERNEL_OPTIONS = (
 #: checks at each entry to the kernel, one more level of page tables. With norandmaps above, which
 #: lets translated code be used by the next process too, commands take half the time and copies
 #: a third.
-_CPU = "max,erms=off,fsrm=off,avx=off,avx2=off,smap=off,smep=off,la57=off"
+CPU = "max,erms=off,fsrm=off,avx=off,avx2=off,smap=off,smep=off,la57=off"
 _MEGAHERTZ = re.compile(r"cpu MHz\s*: ([\d.]+)")
 
 
@@ -113,7 +113,7 @@ def _write_orders(folder: Path, shares: Sequence[Path], command: Sequence[str], 
     )
 
 
-def _clock() -> str:
+def clock() -> str:
     """The kernel's option that spares it the measuring of its clock.
 
     The emulated counter is this machine's own. On a busy one the measurement goes
@@ -128,12 +128,12 @@ def _machine(folder: Path, memory: int) -> list[str]:
     return [
         "qemu-system-x86_64",
         # With KVM, Debian's kernel does not come up inside some virtual machines.
-        *("-accel", "tcg,thread=multi,tb-size=512", "-machine", "q35", "-cpu", _CPU),
+        *("-accel", "tcg,thread=multi,tb-size=512", "-machine", "q35", "-cpu", CPU),
         # A second one makes it slower: they wait for each other at every locked instruction.
         *("-smp", "1", "-m", str(memory), "-nodefaults", "-display", "none", "-no-reboot"),
         *("-kernel", str(CACHE / "kernel" / "boot" / f"vmlinuz-{version}")),
         *("-initrd", str(CACHE / "initramfs.cpio")),
-        *("-append", f"{_KERNEL_OPTIONS} {_clock()} lunr_run={folder}"),
+        *("-append", f"{KERNEL_OPTIONS} {clock()} lunr_run={folder}"),
         *("-serial", f"file:{folder}/console", "-device", "virtio-rng-pci"),
         *("-device", "virtio-serial-pci", "-chardev", "stdio,id=output,signal=off"),
         *("-device", "virtserialport,chardev=output,name=output"),

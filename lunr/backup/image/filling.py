@@ -129,7 +129,7 @@ class FillingVolume:
             self._data.zero(offset, length)
             return
         self._need_halves(offset, end, until)
-        pieces = list(self._covered(offset, end))
+        pieces = list(self.presence.shape.covered(offset, end))
         with self._locked(range(pieces[0][0], pieces[-1][0] + 1)):
             self._data.zero(offset, length)
             for chunk, stop, first, last in pieces:
@@ -137,18 +137,6 @@ class FillingVolume:
                     self.presence.add_chunks(chunk, stop)
                 else:
                     self.presence.add(chunk, first, last)
-
-    def _covered(self, offset: int, end: int) -> Iterator[tuple[int, int, int, int]]:
-        """A range as (first chunk, end, first unit, end): many whole chunks are one item."""
-        head = min(-(-offset // self._chunk) * self._chunk, end)
-        tail = max(end // self._chunk * self._chunk, head)
-        for chunk, first, last in self.presence.shape.pieces(offset, head):
-            yield chunk, chunk + 1, first, last
-        if tail - head > self._chunk:
-            yield head // self._chunk, tail // self._chunk, 0, 0
-            head = tail
-        for chunk, first, last in self.presence.shape.pieces(head, end):
-            yield chunk, chunk + 1, first, last
 
     def sync(self) -> None:
         """See :meth:`protocol.File.sync`."""

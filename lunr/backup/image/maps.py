@@ -39,7 +39,7 @@ from pathlib import Path
 from blake3 import blake3
 
 from lunr.backup.image.local import Local
-from lunr.backup.image.presence import PARTIAL, PRESENT, Presence, Shape
+from lunr.backup.image.presence import PARTIAL, PRESENT, Pieces, Presence, Shape
 from lunr.common.errors import LunrError
 
 SECTOR = 512
@@ -164,14 +164,14 @@ def _sectors(shape: Shape) -> int:
     return 1 + -(-shape.area // CONTENT)
 
 
-def create(path: Path, shape: Shape, backup_id: str, present: Iterable[tuple[int, int]]) -> None:
-    """Put an empty disk map at `path`, durably; it is there whole, or not at all.
+def create(path: Path, shape: Shape, backup_id: str, area: Pieces) -> None:
+    """Put a disk map at `path`, durably; it is there whole, or not at all.
 
     Args:
         path: of the file.
         shape: of the volume.
         backup_id: what the volume is filled from.
-        present: ranges (first, end) of chunks that are there from the start.
+        area: what it claims from the start: see lunr/backup/image/presence.py.
     """
     new = path.with_name(path.name + ".new")
     header = Header(secrets.token_bytes(16), shape, backup_id)
@@ -184,14 +184,28 @@ def create(path: Path, shape: Shape, backup_id: str, present: Iterable[tuple[int
         raw.truncate(_sectors(shape) * SECTOR)
     with contextlib.closing(Local(new)) as file:
         disk = DiskMap(file)
-        states = bytearray(shape.chunks)
-        for first, end in present:
-            states[first:end] = bytes([PRESENT]) * (end - first)
-        contents = (states[at : at + CONTENT] for at in range(0, len(states), CONTENT))
-        disk.write((n, bytes(content)) for n, content in enumerate(contents, 1) if any(content))
+        disk.write(_in_sectors(area))
         disk.sync()
     new.replace(path)
     _sync_folder(path.parent)
+
+
+def _in_sectors(area: Pieces) -> Iterator[tuple[int, bytes]]:
+    """Number and content of the sectors of an area that are not all zeros."""
+    number, content = 1, bytearray(CONTENT)
+    for at, piece in area:
+        rest = memoryview(piece)
+        while rest:
+            index, start = divmod(at, CONTENT)
+            if index + 1 != number:
+                if any(content):
+                    yield number, bytes(content)
+                number, content = index + 1, bytearray(CONTENT)
+            part = rest[: CONTENT - start]
+            content[start : start + len(part)] = part
+            rest, at = rest[len(part) :], at + len(part)
+    if any(content):
+        yield number, bytes(content)
 
 
 class Maps:

@@ -12,15 +12,18 @@ memory: what was never touched costs nothing. 10 TiB in chunks of 4 MiB have
 
 from __future__ import annotations
 
+import itertools
 import mmap
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 UNIT = 4096
 ABSENT, PARTIAL, PRESENT = range(3)
 
 Area = mmap.mmap | bytearray
+#: What of an area is not zeros: (offset, bytes), in order.
+Pieces = Iterable[tuple[int, bytes | bytearray]]
 
 
 @dataclass(frozen=True)
@@ -60,6 +63,51 @@ class Shape:
             stop = min(end - chunk * self.chunk, self.chunk)
             yield chunk, start // UNIT, -(-stop // UNIT)
             offset = (chunk + 1) * self.chunk
+
+    def covered(self, offset: int, end: int) -> Iterator[tuple[int, int, int, int]]:
+        """A range as (first chunk, end, first unit, end): many whole chunks are one item."""
+        head = min(-(-offset // self.chunk) * self.chunk, end)
+        tail = max(end // self.chunk * self.chunk, head)
+        for chunk, first, last in self.pieces(offset, head):
+            yield chunk, chunk + 1, first, last
+        if tail - head > self.chunk:
+            yield head // self.chunk, tail // self.chunk, 0, 0
+            head = tail
+        for chunk, first, last in self.pieces(head, end):
+            yield chunk, chunk + 1, first, last
+
+
+def area_with(shape: Shape, present: Iterable[tuple[int, int]]) -> Pieces:
+    """The area where these ranges (first, end) of chunks are there, and nothing else is."""
+    states = bytearray(shape.chunks)
+    for first, end in present:
+        states[first:end] = bytes([PRESENT]) * (end - first)
+    return [(0, states)]
+
+
+def area_without(shape: Shape, absent: Sequence[tuple[int, int]]) -> Pieces:
+    """The area where all is there but these ranges (first byte, end), which are in order."""
+    states = bytearray([PRESENT]) * shape.chunks
+    for offset, end in absent:
+        for first, last, _, _ in shape.covered(offset, end):
+            states[first:last] = bytes(last - first)  # where a part is there, its bits tell
+    bits = ((shape.chunks + chunk * shape.bits, part) for chunk, part in _parts(shape, absent))
+    return itertools.chain([(0, states)], bits)
+
+
+def _parts(shape: Shape, absent: Iterable[tuple[int, int]]) -> Iterator[tuple[int, bytes]]:
+    """The chunks of which something is absent, but not as one of many, and their bits."""
+    pieces = (
+        (chunk, ((1 << (last - first)) - 1) << first)
+        for offset, end in absent
+        for chunk, stop, first, last in shape.covered(offset, end)
+        if stop == chunk + 1
+    )
+    for chunk, missing in itertools.groupby(pieces, lambda piece: piece[0]):
+        there = (1 << shape.units(chunk)) - 1
+        for _, units in missing:
+            there &= ~units
+        yield chunk, there.to_bytes(shape.bits, "little")
 
 
 class Presence:

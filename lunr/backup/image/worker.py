@@ -19,6 +19,8 @@ target_is_zero whether it reads as zeros where nothing was written by an earlier
 map            the disk map; made when it is not there. The backup's root is kept
                beside it, as the same name with ``.root``
 live           the live map, good for this boot; best below /run
+gaps           a file of lunr/backup/image/gaps.py: all but that is there when the map
+               is made; null or absent: nothing is
 fill           eager, lazy or never
 concurrency    chunks fetched at once (4)
 limit          bytes a second that the fill may fetch (0: no limit)
@@ -64,9 +66,10 @@ from lunr.backup.image import maps, mounting, protocol
 from lunr.backup.image.control import Control
 from lunr.backup.image.fill import Fill, Mode
 from lunr.backup.image.filling import FillingVolume
+from lunr.backup.image.gaps import Gaps
 from lunr.backup.image.image import Image
 from lunr.backup.image.local import Local
-from lunr.backup.image.presence import UNIT, Shape
+from lunr.backup.image.presence import UNIT, Pieces, Shape, area_with, area_without
 from lunr.backup.image.source import Source, kept_root
 from lunr.backup.linux import reuse_memory
 from lunr.backup.repository import Repository
@@ -222,14 +225,20 @@ class Worker:
     def _open_maps(self, shape: Shape, source: Source, target: Local, is_zero: bool) -> maps.Maps:
         path, backup_id = Path(self._field("map")), str(self._field("backup_id"))
         if not path.exists():
-            zeros = source.zero_ranges(shape.size) if is_zero else []
-            target.sync()  # the zeros that the map will claim
-            maps.create(path, shape, backup_id, zeros)
+            target.sync()  # what the map will claim
+            maps.create(path, shape, backup_id, self._area(shape, source, is_zero))
         opened = maps.Maps(_opened(path), Path(self._field("live")))
         header = opened.header
         if (header.shape, header.backup_id) != (shape, backup_id):
             raise maps.MapMismatch(path=path, reason=f"{header.backup_id}, {header.shape}.")
         return opened
+
+    def _area(self, shape: Shape, source: Source, is_zero: bool) -> Pieces:
+        """What is there from the start."""
+        if self._task.get("gaps") is not None:
+            gaps = _read(Path(self._task["gaps"]), str(self._field("backup_id")))
+            return area_without(shape, gaps.extents)
+        return area_with(shape, source.zero_ranges(shape.size) if is_zero else [])
 
     # --- orders ------------------------------------------------------------------------
 
@@ -277,6 +286,16 @@ def _opened(path: Path) -> Local:
         return Local(path)
     except OSError as error:
         raise errors.BadRequest(reason=f"{path}: {error.strerror}.") from error
+
+
+def _read(path: Path, backup_id: str) -> Gaps:
+    try:
+        gaps = Gaps.read(path)
+    except OSError as error:
+        raise errors.BadRequest(reason=f"{path}: {error.strerror}.") from error
+    if gaps.backup_id != backup_id:
+        raise errors.BadRequest(reason=f"{path} is about the backup {gaps.backup_id}.")
+    return gaps
 
 
 def _mode(text: str) -> Mode:

@@ -14,7 +14,7 @@ from lunr.backup.format.names import Geometry
 from lunr.backup.image import maps
 from lunr.backup.image.filling import FillingVolume
 from lunr.backup.image.local import Local
-from lunr.backup.image.presence import UNIT, Shape
+from lunr.backup.image.presence import UNIT, Shape, area_with
 from lunr.backup.image.source import Source, kept_root
 from lunr.backup.stores.base import Store
 from lunr.backup.stores.memory import MemoryStore
@@ -98,7 +98,8 @@ class World:
         self.root = self.map.with_name("map.root")
         self.root.unlink(missing_ok=True)
         zeros = source.zero_ranges(self.size) if self.is_zero else []
-        maps.create(self.map, Shape(self.size, CHUNK), "b1", zeros)
+        shape = Shape(self.size, CHUNK)
+        maps.create(self.map, shape, "b1", area_with(shape, zeros))
         self.live.unlink(missing_ok=True)
 
     def report(self, event: str, **fields: object) -> None:

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 
 from lunr.backup.image import maps
 from lunr.backup.image.local import Local
-from lunr.backup.image.presence import PRESENT, UNIT, Shape
+from lunr.backup.image.presence import PRESENT, UNIT, Shape, area_with, area_without
 
 #: 1250 chunks, 8 sectors.
 SHAPE = Shape(20000 * UNIT - 100, 16 * UNIT)
@@ -26,7 +26,7 @@ class Files:
         self.shape = shape
 
     def create(self, *present: tuple[int, int]) -> None:
-        maps.create(self.map, self.shape, "b1", present)
+        maps.create(self.map, self.shape, "b1", area_with(self.shape, present))
 
     @contextlib.contextmanager
     def open(self) -> Iterator[maps.Maps]:
@@ -213,6 +213,28 @@ def _units(found: list[tuple[int, int]]) -> set[int]:
         for offset, length in found
         for unit in range(offset // UNIT, -(-(offset + length) // UNIT))
     }
+
+
+@settings(max_examples=60)
+@given(
+    edges=st.lists(st.integers(0, 20000), unique=True, max_size=40).map(sorted),
+    more=st.sampled_from([0, 3 * UNIT, 40 * UNIT]),
+)
+def test_a_map_without_some_extents_lacks_just_these(
+    edges: list[int], more: int, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    absent = [
+        (first * UNIT, min(end * UNIT, SHAPE.size))
+        for first, end in zip(edges[::2], edges[1::2], strict=False)
+        if first * UNIT < SHAPE.size
+    ]
+    files = Files(tmp_path_factory.mktemp("gaps"), Shape(SHAPE.size + more, SHAPE.chunk))
+    maps.create(files.map, files.shape, "b1", area_without(files.shape, absent))
+    with files.open() as opened:
+        wanted = {unit for start, end in absent for unit in range(start // UNIT, -(-end // UNIT))}
+        assert _units(extents(opened)) == wanted
+        chunks = {unit * UNIT // SHAPE.chunk for unit in wanted}
+        assert opened.presence.present == files.shape.chunks - len(chunks)
 
 
 def test_ten_tebibytes_cost_little(tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from lunr.storage.api_client import ApiClient
 from lunr.storage.backoff import Backoff
 from lunr.storage.job import Job, Stop
 from lunr.storage.jobs import HANDLERS, Node, lanes
+from lunr.storage.jobs.taking import drop
 from lunr.storage.metrics import Metrics
 from lunr.storage.pool_watch import PoolWatch
 from lunr.storage.pools.base import Purpose, Snapshot
@@ -153,7 +154,9 @@ class Agent:
         for volume in truth["volumes"]:
             if volume["id"] not in volumes:
                 _log.error("volume %s ought to be here and is not", volume["id"])
-        beginning = [subject for kind, subject in queued if kind == "volume.restore"]
+        beginning = [
+            subject for kind, subject in queued if kind in ("volume.restore", "volume.clone")
+        ]
         self.node.fillings.load(volumes - deleted, truth["filling"], beginning)
         exports.restore(lambda: truth["exports"])
         wanted = {export["volume_id"] for export in truth["exports"]}
@@ -165,7 +168,7 @@ class Agent:
         for snap in doomed:
             _log.info("removing snapshot %s of volume %s", snap.id, snap.volume_id)
             try:
-                self.node.pool.delete_snapshot(snap)
+                drop(self.node, snap)
             except errors.LunrError as error:
                 _log.warning("%s", error)
                 left.append(snap)

@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from lunr.common import errors
 from lunr.storage.backoff import Backoff
 from lunr.storage.jobs import Node
+from lunr.storage.jobs.taking import drop
 from lunr.storage.pools.base import Snapshot
 
 _log = logging.getLogger(__name__)
@@ -52,7 +53,7 @@ class Removals:
 
     def _remove(self, subject: str | Snapshot) -> None:
         if isinstance(subject, Snapshot):
-            self._node.pool.delete_snapshot(subject)
+            drop(self._node, subject)
             return
 
         def tick(done: int, total: int) -> None:

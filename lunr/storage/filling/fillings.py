@@ -7,8 +7,10 @@ import threading
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
+from lunr.backup.image.gaps import Gaps
 from lunr.common import errors, ids
 from lunr.storage.engine import Engine
+from lunr.storage.filling.lacking import Lacking
 from lunr.storage.filling.task import Task
 from lunr.storage.filling.volume import Filling
 from lunr.storage.pools.base import Pool
@@ -37,6 +39,8 @@ class Fillings:
         self._pool = pool
         self._engine = engine
         self._state = state / "fillings"
+        #: What users' snapshots lack that were taken of filling volumes.
+        self.lacking = Lacking(state / "lacking")
         self._run = self.folder_in(run)
         self._lock = threading.Lock()
         self._all: dict[str, Filling] = {}
@@ -87,11 +91,22 @@ class Fillings:
             return frozenset()
         return frozenset(folder.name for folder in self._state.iterdir())
 
+    def has(self, volume_id: str) -> bool:
+        """Whether it is kept what the volume is filled from."""
+        return self._make(ids.check(volume_id)).load()
+
+    def prepare(self, volume_id: str, task: Task, gaps: Gaps) -> None:
+        """Keep what a volume is to be filled from that the pool will have but for `gaps`.
+
+        For `begin` to go on when the pool has it.
+        """
+        self._make(ids.check(volume_id)).keep(task, gaps)
+
     def begin(self, volume_id: str, task: Task, heed: Callable[[], None]) -> None:
-        """Return when the volume, which the pool has as zeros, can be used; again: nothing.
+        """Return when the volume, which the pool has, can be used; again: nothing.
 
         Args:
-            volume_id: the volume.
+            volume_id: the volume; it is zeros, if it was not prepared.
             task: what it is filled from.
             heed: called now and then; it may raise to give up.
 
@@ -168,6 +183,13 @@ class Fillings:
         if one is None:
             one = self._make(ids.check(volume_id))
         one.remove()
+
+    def stop(self, volume_id: str) -> None:
+        """End the volume's process; what is kept stays, for `begin`."""
+        with self._lock:
+            one = self._all.pop(volume_id, None)
+        if one is not None:
+            one.close()
 
     def close(self) -> None:
         """End all processes; what is kept stays."""

@@ -15,13 +15,15 @@ class Task:
     """What a volume is filled from; kept on the node until it is full.
 
     Attributes:
-        is_filled: nothing is absent any more, and the maps are gone.
+        is_filled: nothing is absent any more.
+        is_clone: it is filled by dm-clone, not through FUSE.
     """
 
     backup_id: str
     repository: str
     size_bytes: int
     is_filled: bool = False
+    is_clone: bool = False
 
     def write(self, path: Path) -> None:
         """Keep it at `path`, so that a power cut does not lose it."""

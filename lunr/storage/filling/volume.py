@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from lunr.backup.image import mounting
+from lunr.backup.image.gaps import Gaps
 from lunr.common import concurrency, errors, ids
 from lunr.storage.backoff import Backoff
 from lunr.storage.engine import Engine
@@ -100,6 +101,7 @@ class Filling:
         self._damaged: dict[str, str] = {}
         self._answer: dict[str, Any] | None = None
         self._thread: threading.Thread | None = None
+        self._still = threading.Lock()
 
     # --- what there is ---------------------------------------------------------------
 
@@ -137,6 +139,10 @@ class Filling:
     def _task_file(self) -> Path:
         return self._state / "task"
 
+    @property
+    def _gaps_file(self) -> Path:
+        return self._state / "gaps"
+
     def shown(self) -> dict[str, Any]:
         """How far it is, for operators."""
         return {
@@ -158,9 +164,11 @@ class Filling:
         self._filled = self.task.is_filled
         return True
 
-    def keep(self, task: Task) -> None:
-        """Begin, with a target that is zeros."""
+    def keep(self, task: Task, gaps: Gaps | None = None) -> None:
+        """Begin, with a target that is zeros, or that will lack just these `gaps`."""
         self._state.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if gaps is not None:
+            concurrency.blocking(gaps.write, self._gaps_file)
         task.write(self._task_file)
         concurrency.blocking(sync, self._state.parent)
         self.task = task
@@ -219,20 +227,23 @@ class Filling:
     def still(self) -> Iterator[list[Extent]]:
         """The extents that are absent, in order; they stay so inside: take a snapshot.
 
+        One at a time; others wait.
+
         Raises:
             FillingBusy: they did not stay so, or nobody says which they are.
         """
-        with self._changed:
-            worker = self._worker if self._mounted else None
-        if worker is None:
-            raise FillingBusy(id=self.volume_id, reason="its process is being started again")
-        found = self._ask(worker, "still", "unfetched")
-        try:
-            yield [Extent(offset, offset + length) for offset, length in found["extents"]]
-        finally:
-            gone = self._ask(worker, "go", "gone")
-        if not gone["in_time"]:
-            raise FillingBusy(id=self.volume_id, reason="the snapshot took too long")
+        with self._still:
+            with self._changed:
+                worker = self._worker if self._mounted else None
+            if worker is None:
+                raise FillingBusy(id=self.volume_id, reason="its process is being started again")
+            found = self._ask(worker, "still", "unfetched")
+            try:
+                yield [Extent(offset, offset + length) for offset, length in found["extents"]]
+            finally:
+                gone = self._ask(worker, "go", "gone")
+            if not gone["in_time"]:
+                raise FillingBusy(id=self.volume_id, reason="the snapshot took too long")
 
     def settle(self) -> bool:
         """Serve it no more, if it is full and nobody has it open; whether that is so.
@@ -260,7 +271,7 @@ class Filling:
         full = Task(self.task.backup_id, self.task.repository, self.task.size_bytes, True)
         full.write(self._task_file)
         self.task = full
-        for name in ("map", "map.root"):
+        for name in ("map", "map.root", "gaps"):
             (self._state / name).unlink(missing_ok=True)
         self._clear_run()
         return True
@@ -305,7 +316,7 @@ class Filling:
         self.close()
         self._clear_run()
         # The task last: what is half removed is removed again.
-        for name in ("map", "map.root", "task"):
+        for name in ("map", "map.root", "gaps", "task"):
             (self._state / name).unlink(missing_ok=True)
         shutil.rmtree(self._state, ignore_errors=True)
 
@@ -381,6 +392,7 @@ class Filling:
             "target_is_zero": True,
             "map": str(self._state / "map"),
             "live": str(self._run / "live"),
+            "gaps": str(self._gaps_file) if self._gaps_file.exists() else None,
             "fill": "never",
         }
 

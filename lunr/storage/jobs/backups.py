@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
+from lunr.backup.image.gaps import Gaps
 from lunr.common import errors, units
 from lunr.storage.job import Job, Stop
 from lunr.storage.jobs.extents import BLOCK, CHUNK, MOST_ALLOCATED, MOST_CHANGED, coalesce
 from lunr.storage.jobs.node import Node
+from lunr.storage.jobs.taking import take
 from lunr.storage.pools.base import Extent, Pool, Purpose, Snapshot, SnapshotLost
 
 _log = logging.getLogger(__name__)
@@ -27,56 +29,38 @@ def save(node: Node, job: Job) -> dict[str, Any]:
     if job.payload.get("snapshot_id") is not None:
         # Which may be older than the reference.
         snapshot = Snapshot(volume_id, job.id_of("snapshot_id"))
-        result = _save(node, job, snapshot, _WHOLE, lambda _: None)
+        gaps = None
+        if job.payload.get("base_id") is not None:
+            gaps = node.fillings.lacking.of(snapshot, job.id_of("base_id"))
+        result = _save(node, job, snapshot, gaps, lambda size: _there(job, gaps, size))
         del result["written"]
         return result
     snapshot = Snapshot(volume_id, backup_id, Purpose.BACKUP)
     with _gone_on_failure(node.pool, job, snapshot):
         # There is one if an attempt was killed after all was done.
         node.references.give_up(volume_id, backup_id)
-        there = _take(node, snapshot)
+        if node.fillings.get(volume_id) is not None:
+            # What one of an earlier attempt lacks, nobody knows any more.
+            node.pool.delete_snapshot(snapshot)
+        gaps = take(node, snapshot)
         result = _save(
-            node, job, snapshot, there, lambda size: _changed(node, job, snapshot, there, size)
+            node, job, snapshot, gaps, lambda size: _changed(node, job, snapshot, gaps, size)
         )
     # A backup that was there before may be of an earlier moment than this snapshot. And one that
     # will be deleted at once is nobody's parent. What a snapshot lacked tells nothing of changes.
     was_written = result.pop("written")
-    if was_written and job.payload.get("internal") is not True and not there.absent:
+    if was_written and job.payload.get("internal") is not True and gaps is None:
         node.references.keep(snapshot)
     else:
         node.pool.delete_snapshot(snapshot)
     return result
 
 
-class _There(NamedTuple):
-    """What a snapshot of a volume that is being restored lacks, and which backup has that."""
-
-    absent: Sequence[Extent] = ()
-    base_id: str | None = None
-
-
-_WHOLE = _There()
-
-
-def _take(node: Node, snapshot: Snapshot) -> _There:
-    """Take the snapshot of a volume, which may be filled meanwhile."""
-    filling = node.fillings.get(snapshot.volume_id)
-    if filling is not None:
-        # What one of an earlier attempt lacks, nobody knows any more.
-        node.pool.delete_snapshot(snapshot)
-    if filling is None or filling.is_filled or filling.task is None:
-        node.pool.snapshot(snapshot)
-        return _WHOLE
-    with filling.still() as absent:
-        node.pool.snapshot(snapshot)
-    return _There(absent, filling.task.backup_id)
-
-
 def _save(
     node: Node,
     job: Job,
     snapshot: Snapshot,
-    there: _There,
+    gaps: Gaps | None,
     changed: Callable[[int], list[Extent] | None],
 ) -> dict[str, Any]:
     pool = node.pool
@@ -91,8 +75,8 @@ def _save(
             size_bytes=size,
             allocated=_allocated(pool, job, snapshot, size),
             changed=None if parent_id is None else changed(size),
-            absent=there.absent,
-            base_id=there.base_id,
+            absent=[] if gaps is None else gaps.extents,
+            base_id=None if gaps is None else gaps.backup_id,
             backup_id=job.id_of("backup_id"),
             volume_id=snapshot.volume_id,
             parent_id=parent_id,
@@ -154,14 +138,12 @@ def _allocated(pool: Pool, job: Job, snapshot: Snapshot, size: int) -> list[Exte
 
 
 def _changed(
-    node: Node, job: Job, snapshot: Snapshot, there: _There, size: int
+    node: Node, job: Job, snapshot: Snapshot, gaps: Gaps | None, size: int
 ) -> list[Extent] | None:
     """What of `snapshot` may differ from the parent; None: all of it."""
     parent_id, volume_id = job.id_of("parent_id"), snapshot.volume_id
-    if there.absent:
-        if parent_id != there.base_id:
-            return None
-        return coalesce(_between(there.absent, size), size, BLOCK, MOST_CHANGED)
+    if gaps is not None:
+        return _there(job, gaps, size)
     why = "no snapshot of it is kept"
     with node.references.using(volume_id, parent_id) as reference:
         if reference is not None:
@@ -186,7 +168,14 @@ def _changed(
     return None
 
 
-def _between(extents: Iterable[Extent], size: int) -> Iterator[Extent]:
+def _there(job: Job, gaps: Gaps | None, size: int) -> list[Extent] | None:
+    """What a snapshot has beside its `gaps`, if the parent has those; None: all may differ."""
+    if gaps is None or job.payload.get("parent_id") != gaps.backup_id:
+        return None
+    return coalesce(_between(gaps.extents, size), size, BLOCK, MOST_CHANGED)
+
+
+def _between(extents: Iterable[tuple[int, int]], size: int) -> Iterator[Extent]:
     """What is not in `extents`."""
     at = 0
     for start, end in extents:

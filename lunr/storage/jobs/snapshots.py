@@ -2,16 +2,42 @@
 
 from __future__ import annotations
 
-from lunr.storage.job import Job
+from typing import Any
+
+from lunr.backup.image.gaps import Gaps
+from lunr.storage.job import Job, Stop
 from lunr.storage.jobs.node import Node
+from lunr.storage.jobs.taking import drop, take
 from lunr.storage.pools.base import Snapshot
 
 
-def create(node: Node, job: Job) -> None:
-    """The volume's bytes of this moment, kept."""
-    node.pool.snapshot(Snapshot(job.volume_id, job.id_of("snapshot_id")))
+def create(node: Node, job: Job) -> dict[str, Any]:
+    """The volume's bytes of this moment, kept, or those that are there if it is being filled.
+
+    What it lacks is kept before it is taken, and here forgotten after it is gone: one of which
+    nothing is kept is whole.
+    """
+    snapshot = Snapshot(job.volume_id, job.id_of("snapshot_id"))
+    lacking = node.fillings.lacking
+
+    def keep(gaps: Gaps) -> None:
+        job.heed(0, 0)  # another attempt may have ended while this one waited
+        if gaps.extents:
+            lacking.keep(snapshot, gaps)
+
+    if lacking.has(snapshot):  # by an attempt that was killed: perhaps before it stood still
+        node.pool.delete_snapshot(snapshot)
+        lacking.forget(snapshot)
+    try:
+        gaps = take(node, snapshot, keep)
+    except BaseException:
+        if job.stop_reason is not Stop.LOST and lacking.has(snapshot):
+            node.pool.delete_snapshot(snapshot)
+            lacking.forget(snapshot)
+        raise
+    return {"base_id": None if gaps is None else gaps.backup_id}
 
 
 def delete(node: Node, job: Job) -> None:
     """No snapshot."""
-    node.pool.delete_snapshot(Snapshot(job.volume_id, job.id_of("snapshot_id")))
+    drop(node, Snapshot(job.volume_id, job.id_of("snapshot_id")))

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
+
+from lunr.backup.image.gaps import Gaps
 from lunr.common import errors, ids
 from lunr.storage.filling.task import Task
 from lunr.storage.filling.volume import Filling
 from lunr.storage.job import Job, Stop
 from lunr.storage.jobs.node import Node
+from lunr.storage.jobs.taking import taken
 from lunr.storage.pools.base import Snapshot
 
 #: Damaged objects that a reason names.
@@ -19,7 +24,10 @@ def create(node: Node, job: Job) -> None:
 
 
 def clone(node: Node, job: Job) -> None:
-    """A volume with the bytes of a snapshot or of another volume."""
+    """A volume with the bytes of a snapshot or of another volume.
+
+    Where these are of a volume that was being filled, or is, it fills as that one does.
+    """
     source = job.payload.get("source") or {}
     source_id = ids.check(source.get("id"), "payload.source.id")
     origin: str | Snapshot
@@ -31,7 +39,39 @@ def clone(node: Node, job: Job) -> None:
             origin = Snapshot(volume_id, source_id)
         case _:
             raise errors.InvalidField(field="payload.source.kind", reason="snapshot or volume")
-    node.pool.clone(job.volume_id, origin, job.size(), job.tick)
+    if job.payload.get("base_id") is None:
+        node.pool.clone(job.volume_id, origin, job.size(), job.tick)
+    else:
+        _clone_lacking(node, job, origin)
+
+
+def _clone_lacking(node: Node, job: Job, origin: str | Snapshot) -> None:
+    volume_id = job.volume_id
+    task = Task(job.id_of("base_id"), job.id_of("repository"), job.size())
+    # What it lacks is kept before the pool has it. So one without was made by an attempt whose
+    # state was lost; nobody has used it.
+    if not (volume_id in node.pool.volumes() and node.fillings.has(volume_id)):
+        node.fillings.remove(volume_id)
+        node.pool.delete(volume_id)
+        with _standing(node, origin, task.backup_id) as (snapshot, gaps):
+            node.fillings.prepare(volume_id, task, gaps)
+            node.pool.clone(volume_id, snapshot, task.size_bytes, job.tick)
+    try:
+        node.fillings.begin(volume_id, task, lambda: job.heed(0, 0))
+    except BaseException:
+        if job.stop_reason is not Stop.LOST:
+            node.fillings.stop(volume_id)
+        raise
+
+
+@contextlib.contextmanager
+def _standing(node: Node, origin: str | Snapshot, base_id: str) -> Iterator[tuple[Snapshot, Gaps]]:
+    """A snapshot with the bytes of `origin`, and what it lacks."""
+    if isinstance(origin, Snapshot):
+        yield origin, node.fillings.lacking.of(origin, base_id)
+        return
+    with taken(node, origin) as (snapshot, gaps):
+        yield snapshot, gaps or Gaps(base_id, [])
 
 
 class RestoreDamaged(errors.LunrError):

@@ -177,6 +177,15 @@ NODE = [
         help="Folder for what the node must remember of volumes that are being restored; on a disk.",
     ),
     cfg.StrOpt(
+        "dm_clone",
+        default="auto",
+        choices=[
+            ("auto", "where the kernel has dm-clone"),
+            ("off", "through FUSE in any case"),
+        ],
+        help="Whether the kernel fills new restored volumes (pools lvm and thin), see docs/restores.md.",
+    ),
+    cfg.StrOpt(
         "run_dir",
         default="/run/lunr/node",
         help="Folder for what is good until the next boot; best in memory.",

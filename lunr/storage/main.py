@@ -23,10 +23,11 @@ from lunr.storage.agent import Agent
 from lunr.storage.api_client import ApiClient
 from lunr.storage.engine import PROGRAMS, Engine
 from lunr.storage.exports import Exports
+from lunr.storage.filling import clone_device
 from lunr.storage.filling.fillings import Fillings
 from lunr.storage.jobs import Node
 from lunr.storage.metrics import Metrics
-from lunr.storage.pools.base import Pool
+from lunr.storage.pools.base import DevicePool, Pool
 from lunr.storage.references import References
 from lunr.storage.server import NodeApi
 from lunr.storage.targets.base import Target
@@ -126,6 +127,8 @@ def _agent(conf: config.ConfigOpts, metrics: Metrics, problems: _Problems) -> Ag
     run = Path(conf.node.run_dir)
     pool, target = ask(_pool, conf), ask(_target, conf, Fillings.folder_in(run))
     ask(_need_fuse)
+    if isinstance(pool, DevicePool):
+        pool.hide_loops()
     if pool is not None:
         ask(pool.check)
     # A tgtd that is away may come yet; what the kernel lacks does not come by itself.
@@ -142,7 +145,11 @@ def _agent(conf: config.ConfigOpts, metrics: Metrics, problems: _Problems) -> Ag
         limit=conf.node.backup_mib_per_second * MIB,
         moved=metrics.worker_bytes.inc,
     )
-    fillings = Fillings(pool, engine, Path(conf.node.state_dir), run)
+    by_clone = conf.node.pool != "files" and conf.node.dm_clone == "auto"
+    fillings = Fillings(
+        *(pool, engine, Path(conf.node.state_dir), run),
+        dm_clone=by_clone and clone_device.available(),
+    )
     return Agent(
         Node(pool, Exports(fillings, target), engine, fillings, _references(conf, pool)),
         target,

@@ -29,8 +29,9 @@ class Image:
 
     writable = False
 
-    def __init__(self, source: Source) -> None:
-        self.size = source.size
+    def __init__(self, source: Source, size: int | None = None) -> None:
+        """Show `source`; one that is larger, `size` bytes, has zeros after it."""
+        self.size = source.size if size is None else size
         self._source = source
         self._lock = threading.Lock()
         self._chunks: OrderedDict[int, Buffer | None] = OrderedDict()
@@ -68,7 +69,7 @@ class Image:
                 return self._blocks_or_error(chunk, start, length, until)
         if data is None:
             return bytes(length)
-        return memoryview(data)[start : start + length]
+        return _filled_up(memoryview(data)[start : start + length], length)
 
     def _is_first_touch(self, chunk: int, length: int) -> bool:
         with self._lock:
@@ -95,7 +96,7 @@ class Image:
         if data is None:
             return bytes(length)
         start -= first * block
-        return memoryview(data)[start : start + length]
+        return _filled_up(memoryview(data)[start : start + length], length)
 
     def _blocks_or_error(self, chunk: int, start: int, length: int, until: float) -> Bytes:
         """Part of a chunk that is not all there: perhaps this is."""
@@ -141,3 +142,8 @@ class Image:
 
     def sync(self) -> None:
         """See :meth:`protocol.File.sync`: nothing is written."""
+
+
+def _filled_up(data: memoryview, length: int) -> Bytes:
+    """`data` with zeros after it: the backup may end in the middle of a chunk."""
+    return data if len(data) == length else bytes(data).ljust(length, b"\0")

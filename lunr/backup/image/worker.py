@@ -9,7 +9,9 @@ vanish when whoever started it does. Without, the end of standard input unmounts
 A task has ``task`` (image or volume), ``store`` (``url`` and ``options``), ``key``,
 ``repository``, as for lunr/backup/worker.py, ``backup_id``, ``mountpoint`` (a folder;
 the file is ``volume`` in it), ``patience`` (seconds a read waits for a store that is
-away; 25), ``control`` (path of a socket, or null) and, for a volume:
+away; 25), ``control`` (path of a socket, or null). An image may have ``size_bytes``, more
+than the backup's: zeros follow; and ``root``, a file in which the backup's root is kept, so
+that it can be shown again while the store is away. A volume has
 
 =============  ===================================================================
 target         the local file or block device
@@ -174,14 +176,20 @@ class Worker:
         if kind not in ("image", "volume"):
             raise errors.BadRequest(reason=f"there is no task {kind!r}.")
         repository, backup_id = self._repository(), ids.check(self._field("backup_id"))
-        if kind == "image":
-            root = repository.load_root(backup_id)
-        else:
+        if kind == "volume":
             path = Path(self._field("map"))
             root = kept_root(repository, backup_id, path.with_name(f"{path.name}.root"))
+        elif self._task.get("root") is not None:
+            root = kept_root(repository, backup_id, Path(self._task["root"]))
+        else:
+            root = repository.load_root(backup_id)
         source = Source(repository, root, self.report)
         self._closing.callback(source.close)
-        return Image(source) if kind == "image" else self._open_volume(source)
+        if kind == "volume":
+            return self._open_volume(source)
+        size = int(self._task.get("size_bytes", source.size))
+        _check_size(size, source)
+        return Image(source, size)
 
     def _repository(self) -> Repository:
         place, name, key = self._field("store"), self._field("repository"), self._task.get("key")
@@ -201,10 +209,7 @@ class Worker:
 
     def _open_volume(self, source: Source) -> FillingVolume:
         size, geometry = int(self._field("size_bytes")), source.geometry
-        if size < source.size:
-            raise errors.BadRequest(
-                reason=f"size_bytes {size} is less than the backup's {source.size}."
-            )
+        _check_size(size, source)
         if geometry.block % UNIT:
             raise errors.BadRequest(reason=f"blocks of {geometry.block} bytes can't be filled in.")
         target = _opened(Path(self._field("target")))
@@ -279,6 +284,13 @@ class Worker:
 
         self._go.clear()
         threading.Thread(target=hold, name="still", daemon=True).start()
+
+
+def _check_size(size: int, source: Source) -> None:
+    if size < source.size:
+        raise errors.BadRequest(
+            reason=f"size_bytes {size} is less than the backup's {source.size}."
+        )
 
 
 def _opened(path: Path) -> Local:

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from pathlib import Path
 
 from lunr.backup.image.gaps import Gaps
 from lunr.common import errors, ids
 from lunr.storage.engine import Engine
+from lunr.storage.filling import cloned
+from lunr.storage.filling.cloned import Cloned
 from lunr.storage.filling.lacking import Lacking
 from lunr.storage.filling.task import Task
 from lunr.storage.filling.volume import Filling
-from lunr.storage.pools.base import Pool
+from lunr.storage.pools.base import DevicePool, Pool
 
 _log = logging.getLogger(__name__)
 
@@ -27,7 +31,9 @@ class FillStateLost(errors.LunrError):
 class Fillings:
     """The filling volumes of `pool`; what is known of them is below `state`."""
 
-    def __init__(self, pool: Pool, engine: Engine, state: Path, run: Path) -> None:
+    def __init__(
+        self, pool: Pool, engine: Engine, state: Path, run: Path, *, dm_clone: bool = False
+    ) -> None:
         """Nothing is done yet.
 
         Args:
@@ -35,6 +41,7 @@ class Fillings:
             engine: how the store is reached.
             state: a folder that survives a reboot.
             run: one that need not.
+            dm_clone: whether the kernel may fill new ones, if the pool is of devices.
         """
         self._pool = pool
         self._engine = engine
@@ -42,6 +49,7 @@ class Fillings:
         #: What users' snapshots lack that were taken of filling volumes.
         self.lacking = Lacking(state / "lacking")
         self._run = self.folder_in(run)
+        self._dm_clone = dm_clone
         self._lock = threading.Lock()
         self._all: dict[str, Filling] = {}
         self._lost: set[str] = set()
@@ -118,9 +126,13 @@ class Fillings:
         with self._lock:
             one = self._all.get(volume_id)
             if one is None:
-                one = self._all[volume_id] = self._make(volume_id)
+                one = self._make(volume_id)
                 if not one.load():
+                    is_clone = self._dm_clone and task.size_bytes <= cloned.LARGEST
+                    task = replace(task, is_clone=is_clone)
+                    one = self._make(volume_id, task)
                     one.keep(task)
+                self._all[volume_id] = one
         one.start()
         if not one.is_settled:
             one.wait_mounted(heed)
@@ -199,15 +211,20 @@ class Fillings:
             except errors.LunrError as error:
                 _log.error("%s", error)
 
-    def _make(self, volume_id: str) -> Filling:
-        return Filling(
-            volume_id,
-            self._state / volume_id,
-            self._run / volume_id,
-            lambda: self._pool.path(volume_id),
-            self._engine,
-            lambda id: self.remounted(id),
+    def _make(self, volume_id: str, task: Task | None = None) -> Filling:
+        """The volume as `task` has it, or what is kept of it."""
+        folder = self._state / volume_id
+        if task is None:
+            with contextlib.suppress(FileNotFoundError):
+                task = Task.read(folder / Filling.TASK)
+        parts = (
+            *(volume_id, folder, self._run / volume_id, lambda: self._pool.path(volume_id)),
+            *(self._engine, lambda id: self.remounted(id)),
         )
+        # Of one that nothing is known of there may be a device.
+        if isinstance(self._pool, DevicePool) and (task is None or task.is_clone):
+            return Cloned(self._pool, *parts)
+        return Filling(*parts)
 
     def _state_lost(self, volume_id: str) -> FillStateLost:
         return FillStateLost(id=volume_id, folder=self._state)

@@ -60,6 +60,9 @@ class Filling:
         is_stale: whether the process is another than the one that exports were made of.
     """
 
+    #: The file in `state` that the task is kept in.
+    TASK = "task"
+
     def __init__(
         self,
         volume_id: str,
@@ -137,7 +140,7 @@ class Filling:
 
     @property
     def _task_file(self) -> Path:
-        return self._state / "task"
+        return self._state / self.TASK
 
     @property
     def _gaps_file(self) -> Path:

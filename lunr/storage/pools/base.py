@@ -262,3 +262,34 @@ class Pool(abc.ABC):
             errors.LunrError: it can't be found out; also while it is iterated over.
         """
         return None
+
+
+class DevicePool(Pool):
+    """A pool whose volumes are logical volumes, so that dm-clone can fill them (docs/restores.md).
+
+    It then keeps beside the volume, as one of its own, what of it is there.
+    """
+
+    @abc.abstractmethod
+    def make_filling(self, volume_id: str, size: int) -> Path:
+        """A device of at least `size` bytes for a volume that fills, all zeros when it is new.
+
+        Raises:
+            PoolFull: there is no room.
+        """
+
+    @abc.abstractmethod
+    def remove_filling(self, volume_id: str) -> None:
+        """Remove that device, if there is one. With its volume it goes as well."""
+
+    @abc.abstractmethod
+    def clone_name(self, volume_id: str) -> str:
+        """What device-mapper is to call the device that a volume is filled through."""
+
+    @abc.abstractmethod
+    def hide_loops(self) -> None:
+        """Have this pool's commands see no loop device but those that the pool may be made of.
+
+        Others, and these are read-only, show what belongs to a guest: a label of LVM in it
+        would count, too. To be called first of all.
+        """

@@ -25,8 +25,8 @@ from lunr.common import concurrency, errors, ids, units
 from lunr.storage.pools import cow
 from lunr.storage.pools.base import (
     Capacity,
+    DevicePool,
     Extent,
-    Pool,
     Purpose,
     Snapshot,
     SnapshotLost,
@@ -53,7 +53,7 @@ ZEROED = "lunr.zeroed"
 _WHERE = f"@{ZEROED}"
 
 
-class LvmPool(Pool):
+class LvmPool(DevicePool):
     """A pool of thick logical volumes in the volume group `group`."""
 
     name = "lvm"
@@ -263,6 +263,7 @@ class LvmPool(Pool):
             if lv.open and self._stays_open(lv):
                 raise errors.InUse(kind="volume", id=volume_id, reason="its device is open")
             doomed.append((self.wiper.retire(lv), lv.size))
+        self._drop_filling(lvs, volume_id)
         for lv in lvs:  # what an earlier attempt left
             ours = lv.role in WIPING and lv.id == lv.volume_id == volume_id
             if ours and (name := self.wiper.set_apart(lv)):
@@ -271,6 +272,29 @@ class LvmPool(Pool):
         for name, size in doomed:
             self.wiper.wipe(name, functools.partial(_shifted, tick, done, total))
             done += size
+
+    # --- for dm-clone --------------------------------------------------------------
+
+    def make_filling(self, volume_id: str, size: int) -> Path:
+        """Make a logical volume of extents that are zeros already."""
+        lvs = self._lvs()
+        there = _filling(lvs, ids.check(volume_id))
+        if there is not None:
+            return self.group.path(there.name)
+        size = self.group.rounded(size)
+        return self.group.path(self._make(lvs, Role.FILLING, volume_id, size))
+
+    def remove_filling(self, volume_id: str) -> None:
+        """Have it wiped in the background: the next one is to find zeros."""
+        self._drop_filling(self._lvs(), ids.check(volume_id))
+
+    def clone_name(self, volume_id: str) -> str:
+        """The volume's, and a word."""
+        return self.group.clone_name(volume_id)
+
+    def hide_loops(self) -> None:
+        """By LVM's filter."""
+        self.group.hide_loops()
 
     # --- snapshots -----------------------------------------------------------------
 
@@ -437,8 +461,9 @@ class LvmPool(Pool):
             )
 
     def _make(self, lvs: list[LogicalVolume], role: Role, volume_id: str, size: int) -> str:
-        """Make a volume, whole or to be built; returns its name."""
-        name = self._free_name(lvs, Role.VOLUME, volume_id)
+        """Make a volume, whole or to be built, or what goes along with one; returns its name."""
+        shown = Role.VOLUME if role is Role.BUILDING else role
+        name = self._free_name(lvs, shown, volume_id)
         tags = tags_for(role, volume_id, volume_id)
         raw = ("-W", "n", "-Z", "n")  # all zeros as it is
         self.group.run(
@@ -474,6 +499,11 @@ class LvmPool(Pool):
             self.areas.changed()
             self.wiper.wake()
 
+    def _drop_filling(self, lvs: list[LogicalVolume], volume_id: str) -> None:
+        lv = _filling(lvs, volume_id)
+        if lv is not None:
+            self._drop(lv)
+
     def _status(self, name: str) -> cow.Status:
         gone = cow.Status(1.0, "its device is not there")
         return self.areas.states().get(self.group.dm_name(name), gone)
@@ -485,6 +515,10 @@ class LvmPool(Pool):
                 (source.id, source.volume_id) if isinstance(source, Snapshot) else (name, source)
             )
             raise SnapshotLost(id=shown[0], volume_id=shown[1], reason=lost)
+
+
+def _filling(lvs: list[LogicalVolume], volume_id: str) -> LogicalVolume | None:
+    return next((lv for lv in lvs if lv.role is Role.FILLING and lv.id == volume_id), None)
 
 
 def _shifted(tick: Tick, before: int, total: int, done: int, _total: int) -> None:

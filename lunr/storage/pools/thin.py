@@ -26,8 +26,8 @@ from lunr.storage import system
 from lunr.storage.pools import maps, thin_status
 from lunr.storage.pools.base import (
     Capacity,
+    DevicePool,
     Extent,
-    Pool,
     PoolFull,
     Purpose,
     Snapshot,
@@ -58,7 +58,7 @@ _TIGHT = 0.9
 _FRESH = 5.0
 
 
-class ThinPool(Pool):
+class ThinPool(DevicePool):
     """The thin pool `thin_pool` in the volume group `group`.
 
     Args:
@@ -272,7 +272,8 @@ class ThinPool(Pool):
         key = _key(volume_id)
         lvs = self._ours()
         for reference in lvs:
-            if reference.role is Role.REFERENCE and reference.volume_id == volume_id:
+            goes_along = reference.role in (Role.REFERENCE, Role.FILLING)
+            if goes_along and reference.volume_id == volume_id:
                 self._group.remove(reference.name)
         if (lv := _pick(lvs, key)) is not None:
             with translated("volume", volume_id):
@@ -301,6 +302,32 @@ class ThinPool(Pool):
         if lv is None:
             raise _not_found(snapshot)
         self._group.convert(lv, ROLES[purpose])
+
+    # --- for dm-clone --------------------------------------------------------------
+
+    def make_filling(self, volume_id: str, size: int) -> Path:
+        """Make a thin volume."""
+        key = (Role.FILLING, ids.check(volume_id), volume_id)
+        if (lv := _pick(self._ours(), key)) is not None:
+            self._finish(lv)
+        else:
+            size = self._group.rounded(size)
+            self._make(Role.FILLING, volume_id, volume_id, "-V", f"{size}b", "-T", self._pool)
+        return self._group.path(self._group.name_for(Role.FILLING, volume_id))
+
+    def remove_filling(self, volume_id: str) -> None:
+        """Give its blocks back."""
+        key = (Role.FILLING, ids.check(volume_id), volume_id)
+        if (lv := _pick(self._ours(), key)) is not None:
+            self._group.remove(lv.name)
+
+    def clone_name(self, volume_id: str) -> str:
+        """The volume's, and a word."""
+        return self._group.clone_name(volume_id)
+
+    def hide_loops(self) -> None:
+        """By LVM's filter."""
+        self._group.hide_loops()
 
     # --- which bytes ---------------------------------------------------------------
 

@@ -65,6 +65,8 @@ class Role(StrEnum):
     BACKUP = "backup"
     #: The snapshot that the volume's next backup is compared with.
     REFERENCE = "reference"
+    #: What of a volume is there that is being restored: dm-clone's metadata.
+    FILLING = "filling"
     #: Half made: nothing yet, and garbage if nobody is at it.
     BUILDING = "building"
     #: To be overwritten and then removed.
@@ -79,6 +81,7 @@ _PREFIXES = {
     Role.SNAPSHOT: "snap",
     Role.BACKUP: "backup",
     Role.REFERENCE: "reference",
+    Role.FILLING: "filling",
     Role.BUILDING: "building",
 }
 
@@ -173,6 +176,8 @@ class VolumeGroup:
         self.name = name
         self._lock: int | None = None
         self._extent = 0
+        #: What of LVM's configuration is other for lunr's commands.
+        self._config = _REPORT_CONFIG
 
     def __str__(self) -> str:
         return f"volume group {self.name}"
@@ -200,6 +205,12 @@ class VolumeGroup:
             raise self.unusable(f"disks of it are missing; see: pvs -S vg_name={self.name}")
         self._extent = int(rows[0]["vg_extent_size"])
         return self._extent
+
+    def hide_loops(self) -> None:
+        """Have all commands see no loop device but those that can be written to now."""
+        loops = Path("/sys/block").glob("loop*")
+        own = [f"/dev/{loop.name}" for loop in loops if _is_writable(loop)]
+        self._config = f"{_REPORT_CONFIG} devices/filter={loop_filter(own)}"
 
     def rounded(self, size: int) -> int:
         """`size` bytes in whole extents, as LVM makes them. The group was checked."""
@@ -259,7 +270,8 @@ class VolumeGroup:
 
     def report(self, command: str, fields: Iterable[str]) -> list[dict[str, str]]:
         """What ``lvs``, ``vgs`` or ``pvs`` say of the group: a line each, values by field."""
-        argv = [command, *_REPORT, "-o", ",".join(fields), "-S", f"vg_name={self.name}"]
+        which = ("-o", ",".join(fields), "-S", f"vg_name={self.name}")
+        argv = [command, *_REPORT, "--config", self._config, *which]
         return parse_report(system.run(argv, timeout=TIMEOUT).stdout)
 
     def volumes(self) -> list[LogicalVolume]:
@@ -291,7 +303,9 @@ class VolumeGroup:
         """
         try:
             shared = [] if self._lock is None else [self._lock]
-            return system.run([command, "-y", "-qq", *words], timeout=timeout, inherit=shared)
+            config = ["--config", self._config]
+            argv = [command, "-y", "-qq", *config, *words]
+            return system.run(argv, timeout=timeout, inherit=shared)
         except system.CommandFailed as error:
             if _NO_ROOM.search(str(error.fields["stderr"])):
                 tags = {str(word)[1:] for word in words if str(word).startswith("@")}
@@ -368,6 +382,13 @@ class VolumeGroup:
         """Remove a logical volume, **with all snapshots** that dm-snapshot keeps of it."""
         self.run("lvremove", "-f", self.full_name(name))
 
+    def clone_name(self, volume_id: str) -> str:
+        """What device-mapper calls the device that a volume is filled through.
+
+        As LVM's own inner devices it has the volume's name and a word of at most 6 letters.
+        """
+        return f"{self.dm_name(self.name_for(Role.VOLUME, volume_id))}-clone"
+
     def name_for(self, role: Role, id_: str) -> str:
         """The name of the logical volume for a record.
 
@@ -402,10 +423,8 @@ def translated(kind: str, id_: str) -> Iterator[None]:
 # --- what LVM says -----------------------------------------------------------------
 
 _ROLE = "lunr.role="
-_REPORT = (
-    *("--reportformat", "json", "--units", "b", "--nosuffix"),
-    *("--config", 'report/time_format="%s"'),
-)
+_REPORT = ("--reportformat", "json", "--units", "b", "--nosuffix")
+_REPORT_CONFIG = 'report/time_format="%s"'
 
 #: What `parse_volume` reads.
 VOLUME_FIELDS = (
@@ -451,6 +470,20 @@ def parse_disk(row: Mapping[str, str]) -> PhysicalVolume:
         allocatable=row["pv_allocatable"] != "",
         missing=row["pv_missing"] != "",
     )
+
+
+def loop_filter(own: Iterable[str]) -> str:
+    """The value of LVM's ``devices/filter`` that hides all loop devices but `own`.
+
+    >>> loop_filter(["/dev/loop7"])
+    '["a|^/dev/loop7$|","r|^/dev/loop|"]'
+    """
+    rules = [*(f"a|^{device}$|" for device in own), "r|^/dev/loop|"]
+    return "[" + ",".join(f'"{rule}"' for rule in rules) + "]"
+
+
+def _is_writable(loop: Path) -> bool:
+    return (loop / "loop/backing_file").exists() and (loop / "ro").read_text().strip() == "0"
 
 
 def _tags(text: str) -> frozenset[str]:

@@ -12,6 +12,7 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from typing import Any, Protocol
 
 from lunr.common import errors, ids
@@ -181,6 +182,23 @@ class Address:
         except ValueError:
             pass  # told below, as for what is no string
         raise errors.InvalidField(field=name, reason="it is an IP address")
+
+
+@dataclass(frozen=True)
+class Moment:
+    """A time, in ISO 8601 with its zone."""
+
+    required: bool = False
+
+    def parse(self, name: str, value: Any) -> datetime:
+        """The time, naive and in UTC."""
+        try:
+            moment = datetime.fromisoformat(value) if isinstance(value, str) else None
+            if moment is not None and moment.tzinfo is not None:
+                return moment.astimezone(UTC).replace(tzinfo=None)
+        except (ValueError, OverflowError):
+            pass  # told below, as for what is no string
+        raise errors.InvalidField(field=name, reason="it is a time like 2026-11-23T12:00:00Z")
 
 
 @dataclass(frozen=True)

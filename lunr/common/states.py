@@ -11,11 +11,12 @@ from enum import StrEnum
 
 
 class Volume(StrEnum):
-    """A volume's life. RESTORING is being filled from a backup."""
+    """A volume's life. RESTORING is being filled from a backup, EXTERNAL is on no node."""
 
     NEW = "NEW"
     BUILDING = "BUILDING"
     RESTORING = "RESTORING"
+    EXTERNAL = "EXTERNAL"
     ACTIVE = "ACTIVE"
     DELETING = "DELETING"
     DELETED = "DELETED"
@@ -85,16 +86,20 @@ _SAVED: Mapping[str, frozenset[str]] = {
 #: kind of record -> state -> the states it may move to.
 MOVES: Mapping[type[StrEnum], Mapping[str, frozenset[str]]] = {
     Volume: {
-        "NEW": frozenset({"BUILDING", "RESTORING", "DELETING", "ERROR"}),
-        "BUILDING": frozenset({"ACTIVE", "DELETING", "ERROR"}),
+        "NEW": frozenset({"BUILDING", "RESTORING", "EXTERNAL", "DELETING", "ERROR"}),
+        # RESTORING: a clone of what was itself being restored.
+        "BUILDING": frozenset({"ACTIVE", "RESTORING", "DELETING", "ERROR"}),
         "RESTORING": frozenset({"ACTIVE", "DELETING", "ERROR"}),
         "ACTIVE": frozenset({"DELETING", "ERROR"}),
         "DELETING": frozenset({"DELETED", "ERROR"}),
         "ERROR": frozenset({"DELETING"}),
         "DELETED": frozenset(),
+        # It is only a record, and that goes as a whole.
+        "EXTERNAL": frozenset(),
     },
     Snapshot: _SAVED,
-    Backup: _SAVED,
+    # From ERROR: a live backup that nobody had heard of for so long was complete after all.
+    Backup: {**_SAVED, "ERROR": _SAVED["ERROR"] | {"AVAILABLE"}},
     Export: {
         "ATTACHING": frozenset({"ATTACHED", "DETACHING", "ERROR"}),
         "ATTACHED": frozenset({"DETACHING", "ERROR"}),

@@ -82,6 +82,7 @@ def _stored(account_id: str, root: Root, **told: Any) -> Stored:
         bytes_read=did.bytes_read,
         bytes_stored=did.bytes_stored,
         objects_stored=did.objects_stored,
+        group_id=root.consistency_group,
         internal=root.internal,
         **told,
     )

@@ -8,6 +8,7 @@ from lunr.api.services.claims import Claims
 from lunr.api.services.collect import Collect
 from lunr.api.services.core import Core, Settings
 from lunr.api.services.exports import Exports
+from lunr.api.services.groups import Groups
 from lunr.api.services.jobs import Jobs
 from lunr.api.services.nodes import Nodes
 from lunr.api.services.records import Records
@@ -41,6 +42,7 @@ class Services:
         self.volumes = Volumes(core)
         self.snapshots = Snapshots(core)
         self.backups = Backups(core)
+        self.groups = Groups(core)
         self.exports = Exports(core)
         self.jobs = Jobs(core)
         self.claims = Claims(core)

@@ -231,7 +231,10 @@ def start(
     return backup
 
 
-def discard(session: Session, core: Core, backup: Backup) -> None:
+def discard(session: Session, core: Core, backup: Backup, *, with_group: bool = False) -> None:
+    Args:
+        with_group: all of the group that it belongs to is being deleted.
+
     """Begin to delete the `backup`, whose row is locked.
 
     Raises:
@@ -239,6 +242,10 @@ def discard(session: Session, core: Core, backup: Backup) -> None:
         BackupProtected: it is protected.
     """
     id = backup.id
+    if not with_group and _is_tied(session, backup):
+        raise errors.InUse(
+            kind="backup", id=id, reason=f"it belongs to the group {backup.group_id}: delete that"
+        )
     if backup.protected:
         raise BackupProtected(id=id)
     if backup.job_id is not None and backup.status != State.NEW:
@@ -267,6 +274,12 @@ def _queue(session: Session, core: Core, kind: str, backup: Backup) -> Any:
     node_id = session.scalar(select(Volume.node_id).where(Volume.id == backup.volume_id))
     job = queue.add(
         session,
+def _is_tied(session: Session, backup: Backup) -> bool:
+    """Whether the backup belongs to a group that is there."""
+    status = session.scalar(select(Backup.status).where(Backup.id == backup.group_id))
+    return status is not None and status not in (State.DELETING, State.DELETED)
+
+
         core,
         kind,
         account_id=backup.account_id,

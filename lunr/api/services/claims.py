@@ -283,13 +283,16 @@ class Claims:
             .with_for_update(skip_locked=True)
         ).all()
         for job in jobs:
-            error = LeaseExpired(node=job.node_id, seconds=self._core.settings.lease_seconds)
+            foreign = KINDS[job.kind].foreign
+            who = "Who does it" if foreign else f"The node {job.node_id}"
+            seconds = foreign or self._core.settings.lease_seconds
+            error = LeaseExpired(who=who, seconds=seconds)
             endings.release(session, self._core, job, error.as_dict(), delay=True)
         return len(jobs)
 
 
 class LeaseExpired(errors.LunrError):
-    """The node {node} gave no sign of work on the job for {seconds} seconds."""
+    """{who} gave no sign of work on the job for {seconds} seconds."""
 
     code = "lease_expired"
     retry = True

@@ -119,7 +119,7 @@ def _queue_sweep(session: Session, core: Core, account_id: str, collection: str)
     begun = session.scalars(
         select(Job.id).where(
             Job.account_id == account_id,
-            Job.kind == "backup.save",
+            Job.kind.in_(("backup.save", "group.save")),
             or_(Job.status == State.RUNNING, and_(Job.status == State.QUEUED, Job.attempt > 0)),
         )
     ).all()

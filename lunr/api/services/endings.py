@@ -16,6 +16,7 @@ from lunr.api.services import collect, fills, transfers, verification
 from lunr.api.services.core import Core
 from lunr.api.services.kinds import KINDS, ROVING
 from lunr.common import errors, ids, times
+from lunr.common.states import Backup as BackupState
 from lunr.common.states import Export as ExportState
 from lunr.common.states import Job as State
 from lunr.db.models import Backup, Export, Job, JobAfter, Volume
@@ -89,6 +90,8 @@ def end(
         parent = session.scalar(select(Backup.parent_id).where(Backup.id == job.subject_id))
         if parent is not None:
             transfers.let_go(session, core, parent)
+    elif job.kind == "group.save" and status is not State.DONE:
+        _fail_members(session, job, reason)
     elif job.kind == "volume.restore":
         if status is State.DONE:
             fills.usable(session, core, job.subject_id)
@@ -109,6 +112,13 @@ def _fail_restores(session: Session, core: Core, save: Job, reason: str | None) 
     )
     for restore in session.scalars(waiting.with_for_update(of=Job)).all():
         end(session, core, restore, State.FAILED, SourceNotSaved(reason=reason).as_dict())
+
+
+def _fail_members(session: Session, job: Job, reason: str | None) -> None:
+    """What ties a group is in ERROR: so are the backups of its disks."""
+    members = select(Backup.id).where(Backup.group_id == job.subject_id, Backup.job_id == job.id)
+    for id in session.scalars(members).all():
+        try_move(session, Backup, id, BackupState.ERROR, job_id=None, reason=reason)
 
 
 def _wake_followers(session: Session, core: Core, job: Job) -> None:
@@ -133,7 +143,8 @@ def release(session: Session, core: Core, job: Job, error: Error, delay: bool) -
     if job.cancel:
         end(session, core, job, State.CANCELLED, errors.Cancelled().as_dict())
         return
-    if job.attempt >= core.settings.job_attempts and not KINDS[job.kind].unending:
+    kind = KINDS[job.kind]
+    if kind.foreign or (job.attempt >= core.settings.job_attempts and not kind.unending):
         end(session, core, job, State.FAILED, error)
         return
     wait = min(MAX_DELAY, core.settings.retry_delay * 2 ** (job.attempt - 1)) if delay else 0

@@ -32,6 +32,8 @@ class Kind:
         roving: any ACTIVE node can do it; otherwise only the volume's.
         shown: the subject shows how far the job is.
         unending: it takes as long as it takes, and is tried again as often as it must be.
+        foreign: seconds of the lease of somebody who is no node and does it: it is given to no
+            node, and over when the lease is; 0: nodes do it.
     """
 
     model: Record | None
@@ -42,6 +44,7 @@ class Kind:
     roving: bool = False
     shown: bool = False
     unending: bool = False
+    foreign: int = 0
 
 
 _V, _S, _B, _E = states.Volume, states.Snapshot, states.Backup, states.Export
@@ -62,6 +65,7 @@ KINDS: dict[str, Kind] = {
     "backup.save": Kind(Backup, "volume", _B.SAVING, _B.AVAILABLE, _B.ERROR, shown=True),
     "backup.delete": Kind(Backup, "backup", None, _B.DELETED, _B.ERROR, roving=True),
     "backup.verify": Kind(Backup, "backup", roving=True),
+    "group.save": Kind(Backup, "backup", None, _B.AVAILABLE, _B.ERROR, shown=True, foreign=3600),
     "repository.collect": Kind(None, "repository", roving=True),
     "repository.sweep": Kind(None, "repository", roving=True),
     "repository.verify": Kind(None, "repository.verify", roving=True),

@@ -28,7 +28,9 @@ class Stored:
         created_at: naive, UTC.
         bytes_read, bytes_stored, objects_stored: what its save did.
         name, metadata, protected, schedule_id: as in the record, where they are known.
-        internal: lunr made it for itself: it is deleted unless a volume needs it.
+        group_id: what those share that were taken at one instant.
+        internal: lunr made it for itself: it is deleted unless a volume needs it, or it ties
+            a group.
     """
 
     id: str
@@ -44,6 +46,7 @@ class Stored:
     metadata: Mapping[str, Any] = field(default_factory=dict)
     protected: bool = False
     schedule_id: str | None = None
+    group_id: str | None = None
     internal: bool = False
 
 
@@ -121,7 +124,8 @@ class Records:
                 meta=dict(stored.metadata),
                 protected=stored.protected,
                 schedule_id=stored.schedule_id,
-                internal=stored.internal,
+                group_id=stored.group_id,
+                internal=stored.internal or stored.group_id == stored.id,
                 size=stored.size,
                 parent_id=stored.parent_id,
                 bytes_read=stored.bytes_read,

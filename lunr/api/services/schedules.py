@@ -18,6 +18,7 @@ from lunr.api.services.listing import Listing, Query
 from lunr.api.services.timing import Timing
 from lunr.common import errors, ids, times
 from lunr.common.states import Backup as BackupState
+from lunr.common.states import Volume as VolumeState
 from lunr.db.models import Backup, Schedule, ScheduleRun, columns
 
 
@@ -122,7 +123,11 @@ class Schedules:
     def _create(
         self, session: Session, account_id: str, volume_id: str, request: dict[str, Any]
     ) -> str:
-        volumes.lock(session, account_id, volume_id)
+        volume = volumes.lock(session, account_id, volume_id)
+        if volume.status == VolumeState.EXTERNAL:
+            raise errors.Conflict(
+                reason=f"The volume {volume_id} is on no node: lunr-live backs it up."
+            )
         schedule = _new(request, account_id=account_id, volume_id=volume_id)
         _refuse_second(session, Schedule.volume_id == volume_id, f"The volume {volume_id}")
         session.add(schedule)

@@ -28,6 +28,8 @@ from lunr.common.states import Volume as VolumeState
 from lunr.db.models import Backup, Job, Volume
 from lunr.db.transitions import move
 
+#: Made for this alone; what ties a group is internal too.
+_TRANSFER = Backup.internal & Backup.group_id.is_(None)
 _OVER = (State.DELETING, State.DELETED)
 _CHILD = aliased(Backup)
 #: Whether a volume is still to be made from the internal backup of the row, or one that
@@ -66,7 +68,7 @@ def let_go(session: Session, core: Core, id: str) -> None:
     """
     backup = session.scalar(
         select(Backup)
-        .where(Backup.id == id, Backup.internal, Backup.status.not_in(_OVER))
+        .where(Backup.id == id, _TRANSFER, Backup.status.not_in(_OVER))
         .with_for_update(key_share=True)
         .execution_options(populate_existing=True)
     )
@@ -94,7 +96,7 @@ def unneeded(session: Session, before: datetime) -> list[str]:
         session.scalars(
             select(Backup.id)
             .where(
-                Backup.internal,
+                _TRANSFER,
                 Backup.status.not_in(_OVER),
                 Backup.updated_at < before,
                 ~_NEEDED,

@@ -14,7 +14,7 @@ def volume(row: Any, export_status: str | None) -> View:
     return {
         **_head(row),
         "volume_type_name": row.volume_type_name,
-        "node_id": row.node_id,
+        "node_id": row.node_id or None,
         "backup": row.backup_id,
         "snapshot": row.snapshot_id,
         "source_volume": row.source_volume_id,
@@ -49,6 +49,7 @@ def backup(row: Any) -> View:
         "objects_stored": row.objects_stored,
         "verified_at": iso(row.verified_at),
         "damaged": row.damaged,
+        "group": row.group_id,
         **_tail(row),
     }
 
@@ -59,6 +60,21 @@ def _head(row: Any) -> View:
         "id": row.id,
         "account_id": row.account_id,
         "name": row.name,
+def group(row: Any, backups: list[View]) -> View:
+    """A group: what ties it, and the backups of its disks."""
+    return {
+        "id": row.id,
+        "account_id": row.account_id,
+        "machine": row.volume_id,
+        "status": row.status,
+        "reason": row.reason,
+        "progress": row.progress,
+        "metadata": row.meta,
+        "backups": backups,
+        **_tail(row),
+    }
+
+
         "size": row.size,
         "status": row.status,
         "reason": row.reason,

@@ -217,6 +217,8 @@ class Volumes:
         if volume.status in (State.BUILDING, State.RESTORING) and not is_filling(volume):
             raise errors.InUse(
                 kind="volume", id=id, reason=f"the job {volume.job_id} fills it; cancel that first"
+        if volume.status == State.EXTERNAL:
+            return self._forget(session, volume)
             )
         if volume.status in (State.ACTIVE, State.RESTORING):
             require_usable(volume, "delete it")
@@ -254,6 +256,17 @@ class Volumes:
 
     def _queue(
         self,
+    def _forget(self, session: Session, volume: Volume) -> Any:
+        """Drop the record of a volume that is on no node; its backups stay."""
+        _refuse_if(
+            session,
+            volume.id,
+            "a backup of it is running",
+            sources.being_saved(Backup.volume_id == volume.id),
+        )
+        session.delete(volume)
+        return {**views.volume(volume, None), "status": State.DELETED}
+
         session: Session,
         kind: str,
         volume: Volume,

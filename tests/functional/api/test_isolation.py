@@ -11,6 +11,8 @@ import pytest
 from sqlalchemy import MetaData, select
 
 from lunr.api.routing import ADMIN, MEMBER, NODE, ROUTES, Route
+from lunr.api.services.groups import Told, ToldBackup
+from lunr.common import times
 from lunr.db.models import Base
 from tests.functional.api.world import World
 
@@ -24,6 +26,12 @@ BODIES: dict[tuple[str, str], Any] = {
     ("PUT", "/v1.0/{account}/volumes/{id}/retention"): {"keep_last": 1},
     ("POST", "/v1.0/{account}/volumes/{id}/prune"): {"keep_last": 1, "all": True},
     ("POST", "/v1.0/{account}/backups/{backup_id}"): {"protected": True},
+    ("PUT", "/v1.0/{account}/groups/{id}"): {
+        "machine": "web",
+        "created_at": "2026-11-23T12:00:00Z",
+        "status": "AVAILABLE",
+        "backups": [{"id": "b9", "disk": "root", "volume_id": "v9", "size_bytes": 1}],
+    },
     ("POST", "/v1.0/{account}/schedules"): {"volume_id": "v1", "every": "1d"},
     ("POST", "/v1.0/{account}/schedules/{id}"): {"every": "none"},
     ("POST", "/v1.0/admin/schedules"): {"volume_type_name": "default", "every": "1d"},
@@ -46,6 +54,8 @@ def full(world: World) -> Iterator[World]:
     world.work()
     world.services.backups.create("acme", "v2", {}, "b2")
     world.services.schedules.create("acme", "v1", {"every": "1d"})
+    disk = ToldBackup("g1-root", "root", "web-root", 1)
+    world.services.groups.put("acme", "g1", Told("web", times.now(), "SAVING", (disk,)))
     world.services.accounts.create("rival")
     return world
 
@@ -70,6 +80,7 @@ def _path(world: World, route: Route, account: str, node: str = "n1") -> str:
         "jobs": job,
         "accounts": "acme",
         "nodes": "n1",
+        "groups": "g1",
     }
     kind = re.findall(r"/(\w+)/\{id\}", route.path)
     values = {
@@ -118,7 +129,7 @@ def test_another_tenants_ids_in_an_own_path_are_not_there(full: World) -> None:
         if route.role is not MEMBER or "{" not in route.path.replace("{account}", ""):
             continue
         answer = _send(full, route, _path(full, route, "rival"), token)
-        if (route.method, route.path) == ("PUT", "/v1.0/{account}/volumes/{id}"):
+        if route.method == "PUT" and route.path.endswith(("/volumes/{id}", "/groups/{id}")):
             # Ids are unique among all: that one is taken is all that is told.
             assert answer.json["code"] == "id_in_use"
             assert "choose another id" in answer.json["reason"]

@@ -222,13 +222,13 @@ class Backup(Base):
     protected: Mapped[bool] = mapped_column(default=False, server_default=false())
     #: The schedule that asked for it, which may be gone; None: somebody did.
     schedule_id: Mapped[str | None] = mapped_column(ID)
+    #: The backups of a machine's disks at one instant share it. The one that has it as its own id
+    #: ties them (lunr.api.services.groups), and is internal.
+    group_id: Mapped[str | None] = mapped_column(ID, index=True)
     name: Mapped[str] = mapped_column(String(255), default="")
     size: Mapped[int]
     status: Mapped[str] = mapped_column(STATUS, default=states.Backup.NEW.value)
     reason: Mapped[str | None] = mapped_column(Text)
-    #: The backups of a machine's disks at one instant share it. The one that has it as its own id
-    #: ties them (lunr.api.services.groups), and is internal.
-    group_id: Mapped[str | None] = mapped_column(ID, index=True)
     progress: Mapped[int] = mapped_column(default=0)
     #: Asked to be stored without a parent.
     full: Mapped[bool] = mapped_column(default=False)

@@ -232,22 +232,22 @@ def start(
 
 
 def discard(session: Session, core: Core, backup: Backup, *, with_group: bool = False) -> None:
+    """Begin to delete the `backup`, whose row is locked.
+
     Args:
         with_group: all of the group that it belongs to is being deleted.
 
-    """Begin to delete the `backup`, whose row is locked.
-
     Raises:
-        errors.InUse: something is at work on it, or needs it.
+        errors.InUse: something is at work on it, or needs it, or its group is to stay.
         BackupProtected: it is protected.
     """
     id = backup.id
+    if backup.protected:
+        raise BackupProtected(id=id)
     if not with_group and _is_tied(session, backup):
         raise errors.InUse(
             kind="backup", id=id, reason=f"it belongs to the group {backup.group_id}: delete that"
         )
-    if backup.protected:
-        raise BackupProtected(id=id)
     if backup.job_id is not None and backup.status != State.NEW:
         raise errors.InUse(
             kind="backup",
@@ -270,16 +270,16 @@ def discard(session: Session, core: Core, backup: Backup, *, with_group: bool = 
     _queue(session, core, "backup.delete", backup)
 
 
-def _queue(session: Session, core: Core, kind: str, backup: Backup) -> Any:
-    node_id = session.scalar(select(Volume.node_id).where(Volume.id == backup.volume_id))
-    job = queue.add(
-        session,
 def _is_tied(session: Session, backup: Backup) -> bool:
     """Whether the backup belongs to a group that is there."""
     status = session.scalar(select(Backup.status).where(Backup.id == backup.group_id))
     return status is not None and status not in (State.DELETING, State.DELETED)
 
 
+def _queue(session: Session, core: Core, kind: str, backup: Backup) -> Any:
+    node_id = session.scalar(select(Volume.node_id).where(Volume.id == backup.volume_id))
+    job = queue.add(
+        session,
         core,
         kind,
         account_id=backup.account_id,

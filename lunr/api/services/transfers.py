@@ -28,9 +28,9 @@ from lunr.common.states import Volume as VolumeState
 from lunr.db.models import Backup, Job, Volume
 from lunr.db.transitions import move
 
+_OVER = (State.DELETING, State.DELETED)
 #: Made for this alone; what ties a group is internal too.
 _TRANSFER = Backup.internal & Backup.group_id.is_(None)
-_OVER = (State.DELETING, State.DELETED)
 _CHILD = aliased(Backup)
 #: Whether a volume is still to be made from the internal backup of the row, or one that
 #: was being made is just backed up.

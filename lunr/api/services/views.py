@@ -43,23 +43,17 @@ def backup(row: Any) -> View:
         "internal": row.internal,
         "protected": row.protected,
         "schedule": row.schedule_id,
+        "group": row.group_id,
         "parent_id": row.parent_id,
         "bytes_read": row.bytes_read,
         "bytes_stored": row.bytes_stored,
         "objects_stored": row.objects_stored,
         "verified_at": iso(row.verified_at),
         "damaged": row.damaged,
-        "group": row.group_id,
         **_tail(row),
     }
 
 
-def _head(row: Any) -> View:
-    """What volumes, snapshots and backups begin with."""
-    return {
-        "id": row.id,
-        "account_id": row.account_id,
-        "name": row.name,
 def group(row: Any, backups: list[View]) -> View:
     """A group: what ties it, and the backups of its disks."""
     return {
@@ -75,6 +69,12 @@ def group(row: Any, backups: list[View]) -> View:
     }
 
 
+def _head(row: Any) -> View:
+    """What volumes, snapshots and backups begin with."""
+    return {
+        "id": row.id,
+        "account_id": row.account_id,
+        "name": row.name,
         "size": row.size,
         "status": row.status,
         "reason": row.reason,

@@ -214,11 +214,11 @@ class Volumes:
         volume = lock(session, account_id, id)
         if volume.status == State.DELETING:
             return fetch(session, account_id, id)
+        if volume.status == State.EXTERNAL:
+            return self._forget(session, volume)
         if volume.status in (State.BUILDING, State.RESTORING) and not is_filling(volume):
             raise errors.InUse(
                 kind="volume", id=id, reason=f"the job {volume.job_id} fills it; cancel that first"
-        if volume.status == State.EXTERNAL:
-            return self._forget(session, volume)
             )
         if volume.status in (State.ACTIVE, State.RESTORING):
             require_usable(volume, "delete it")
@@ -254,8 +254,6 @@ class Volumes:
             transfers.let_go(session, self._core, volume.transfer_id)
         return fetch(session, account_id, id)
 
-    def _queue(
-        self,
     def _forget(self, session: Session, volume: Volume) -> Any:
         """Drop the record of a volume that is on no node; its backups stay."""
         _refuse_if(
@@ -267,6 +265,8 @@ class Volumes:
         session.delete(volume)
         return {**views.volume(volume, None), "status": State.DELETED}
 
+    def _queue(
+        self,
         session: Session,
         kind: str,
         volume: Volume,

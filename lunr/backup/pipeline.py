@@ -141,6 +141,7 @@ class _Save:
         self._geometry = backup.geometry
         self._output = output
         self._condemned = condemned
+        self._concurrency = concurrency
         self._threads = 1 if concurrency == 1 else concurrency + (os.cpu_count() or 1)
         self._lock = threading.Lock()
         self._local = threading.local()
@@ -185,7 +186,7 @@ class _Save:
         if parent is None or backup.changed is not None:
             return parent
         try:
-            parent.learn(self._known, self._threads, cancel)
+            parent.learn(self._known, self._concurrency, cancel)
         except UNUSABLE as error:
             logger.warning("Parent %s can't be used, saving in full: %s", backup.parent_id, error)
             self._known = KnownChunks()

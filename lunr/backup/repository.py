@@ -171,6 +171,11 @@ class StoredObject:
         self._repository = repository
         self._raw = raw
 
+    @property
+    def is_whole(self) -> bool:
+        """Whether all of it was fetched: to read it takes no more requests."""
+        return self._raw is not None
+
     def read(self, first: int, count: int) -> Buffer:
         """The plain bytes of `count` blocks from `first` on, every one checked.
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -62,8 +64,10 @@ def restore(
     repository = repository.of(root)
     out = FileTarget(target, max(root.size_bytes, size_bytes or 0), create)
     try:
-        run = _Restore(repository, root, out, target_is_zero or out.is_new, progress)
-        parallel.each(run.steps(), lambda step: step(), max(2, concurrency), cancel)
+        run = _Restore(repository, root, out, target_is_zero or out.is_new, concurrency, progress)
+        # While some wait for the store, others check and write.
+        threads = concurrency + (os.cpu_count() or 1)
+        parallel.each(run.steps(), lambda step: step(), threads, cancel)
         out.sync()
     except BaseException:
         out.abandon()
@@ -79,6 +83,7 @@ class _Restore:
         root: Root,
         out: FileTarget,
         is_zero: bool,
+        concurrency: int,
         progress: Progress | None,
     ) -> None:
         self.bytes_read = 0
@@ -87,6 +92,7 @@ class _Restore:
         self._out = out
         self._is_zero = is_zero
         self._progress = progress or (lambda _done, _total: None)
+        self._slots = threading.Semaphore(concurrency)
         self._lock = threading.Lock()
         self._done = 0
 
@@ -112,12 +118,18 @@ class _Restore:
 
     def _fetch(self, reading: Reading, fetch: Fetch) -> None:
         done = 0
-        for offset, data, length in reading.read(fetch):
-            if data is not None:
-                self._out.write(data, offset)
-            elif not self._is_zero:
-                self._out.zero(offset, length)
-            done += length
+        with contextlib.ExitStack() as turn:
+            turn.enter_context(self._slots)
+            opened = reading.open(fetch)
+            if opened is None or opened.is_whole:  # there is nothing more to ask the store for
+                turn.close()
+            reading.check(fetch, opened)
+            for offset, data, length in reading.parts(fetch, opened):
+                if data is not None:
+                    self._out.write(data, offset)
+                elif not self._is_zero:
+                    self._out.zero(offset, length)
+                done += length
         self._advance(done, done)
 
     def _zero(self, offset: int, length: int) -> None:

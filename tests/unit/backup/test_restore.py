@@ -1,13 +1,16 @@
 from __future__ import annotations
 
 import os
+import threading
+import time
 from pathlib import Path
 
 import pytest
 
 from lunr.backup import errors
-from lunr.backup.format.names import Geometry
+from lunr.backup.format.names import Buffer, Geometry
 from lunr.backup.restore import restore
+from lunr.backup.stores.memory import MemoryStore
 from tests.unit.backup.support import build_patched, repository, save_bytes
 
 GEOMETRY = Geometry(block=4096, chunk=65536, segment_chunks=4)
@@ -74,3 +77,43 @@ def test_a_patched_backup(tmp_path: Path) -> None:
     data = build_patched(repo)
     restore(repo, "patched", tmp_path / "out", create=True)
     assert (tmp_path / "out").read_bytes() == data
+
+
+class Crowd(MemoryStore):
+    """A store that takes its time, and counts how many ask it for data at once, at most."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.most = self.ranges = 0
+        self._now = 0
+        self._counting = threading.Lock()
+
+    def get(self, name: str, offset: int = 0, length: int | None = None) -> Buffer:
+        if not name.startswith(("chunks/", "patches/")):
+            return super().get(name, offset, length)
+        with self._counting:
+            self._now += 1
+            self.most = max(self.most, self._now)
+            self.ranges += offset > 0
+        time.sleep(0.002)
+        with self._counting:
+            self._now -= 1
+        return super().get(name, offset, length)
+
+
+@pytest.mark.parametrize("concurrency", [1, 3])
+def test_no_more_requests_at_once_than_told(tmp_path: Path, concurrency: int) -> None:
+    crowd, geometry = Crowd(), Geometry(block=64, chunk=1024, segment_chunks=4)
+    repo = repository(crowd)
+    data = bytearray(os.urandom(16 * 1024))
+    save_bytes(repo, bytes(data), "b0", geometry=geometry)
+    # Of the patches of b1 a block is left, so that not all of them is fetched.
+    for number, chunks in enumerate((range(16), [c for c in range(16) if c % 4]), start=1):
+        for chunk in chunks:
+            data[chunk * 1024 : chunk * 1024 + 64] = os.urandom(64)
+        save_bytes(repo, bytes(data), f"b{number}", f"b{number - 1}", geometry=geometry)
+    crowd.most = crowd.ranges = 0
+    restore(repo, "b2", tmp_path / "out", create=True, concurrency=concurrency)
+    assert (tmp_path / "out").read_bytes() == data
+    assert crowd.ranges
+    assert crowd.most == concurrency

@@ -226,7 +226,7 @@ class Fill:
                 self._working.add(chunk)
             started = time.monotonic()
             try:
-                fetched = self._fill(chunk)
+                fetched = self._fill(chunk, is_wanted)
             finally:
                 with self._lock:
                     self._working.discard(chunk)
@@ -243,11 +243,11 @@ class Fill:
             return number > 0 or self._usage.quiet() < _QUIET
         return number > 0 and self._usage.rate() > _USED
 
-    def _fill(self, chunk: int) -> int:
+    def _fill(self, chunk: int, is_wanted: bool) -> int:
         """Fill `chunk`, and return how many bytes were fetched for it."""
         fetched: int | None = 0
         try:
-            fetched = self._volume.fill(chunk, time.monotonic() + _PATIENCE)
+            fetched = self._volume.fill(chunk, time.monotonic() + _PATIENCE, is_wanted)
         except TimeoutError:
             return 0  # the source tells of it; the chunk is found again
         except LunrError as error:

@@ -225,15 +225,17 @@ class FillingVolume:
             with self._counting:
                 self.waiting -= 1
 
-    def fill(self, chunk: int, until: float) -> int | None:
+    def fill(self, chunk: int, until: float, is_wanted: bool = False) -> int | None:
         """Fetch what of `chunk` is absent; how many bytes that were, or None when some is damaged.
+
+        `is_wanted`: whether somebody is going to read it soon.
 
         Raises:
             TimeoutError: the store was away until `until` (of time.monotonic).
             OSError: the local storage failed.
         """
         try:
-            return self._fetch(chunk, until)
+            return self._fetch(chunk, until, is_wanted)
         except DAMAGE:
             lost = self._salvage(chunk, 0, self.presence.shape.units(chunk), until)
             return None if lost else self._chunk
@@ -252,10 +254,10 @@ class FillingVolume:
 
         self._fetching_parts.do((chunk, low, high), bring, until)
 
-    def _fetch(self, chunk: int, until: float) -> int:
-        return self._fetching.do(chunk, lambda: self._bring(chunk, until), until)
+    def _fetch(self, chunk: int, until: float, is_wanted: bool = True) -> int:
+        return self._fetching.do(chunk, lambda: self._bring(chunk, until, is_wanted), until)
 
-    def _bring(self, chunk: int, until: float) -> int:
+    def _bring(self, chunk: int, until: float, is_wanted: bool) -> int:
         absent = self.presence.absent(chunk, 0, self.presence.shape.units(chunk))
         if not absent:
             return 0
@@ -266,7 +268,7 @@ class FillingVolume:
             self._store(chunk, first * block, min(last * block, size), data)
         else:
             data = self._source.chunk(chunk, until)
-            self._store(chunk, 0, size, data)
+            self._store(chunk, 0, size, data, is_wanted)
         return 0 if data is None else len(data)
 
     def _salvage(self, chunk: int, first: int, last: int, until: float) -> bool:
@@ -286,10 +288,18 @@ class FillingVolume:
                 self._store(chunk, start, end, data)
         return lost
 
-    def _store(self, chunk: int, start: int, end: int, data: Buffer | None) -> None:
+    def _store(
+        self, chunk: int, start: int, end: int, data: Buffer | None, is_wanted: bool = True
+    ) -> None:
         """Write the absent units between bytes `start` and `end` of a chunk, and note them.
 
-        `data`: the bytes from `start` on; where it is shorter, or None, there are zeros.
+        Args:
+            chunk: its number.
+            start: a byte of it.
+            end: another.
+            data: the bytes from `start` on; where it is shorter, or None, there are zeros.
+            is_wanted: whether somebody is going to read them. What nobody asked for would
+                only push other things out of the node's memory.
         """
         view = memoryview(data) if data is not None else memoryview(b"")
         base = chunk * self._chunk
@@ -300,7 +310,7 @@ class FillingVolume:
                 at, stop = low * UNIT, min(high * UNIT, end)
                 piece = view[at - start : stop - start]
                 if piece:
-                    self._data.write(base + at, piece)
+                    self._data.write(base + at, piece, keep=is_wanted)
                     self._data.begin_writing(base + at, len(piece))
                 if at + len(piece) < stop and not self._is_zero:
                     self._data.zero(base + at + len(piece), stop - at - len(piece))

@@ -50,10 +50,10 @@ class Recorder:
         recorder = self
 
         class Recording(Local):
-            def write(self, offset: int, data: memoryview) -> None:
+            def write(self, offset: int, data: memoryview, keep: bool = True) -> None:
                 with recorder.lock:  # the order of the log is the order of the disk
                     recorder.log.append(Entry(path, "write", offset, bytes(data)))
-                    super().write(offset, data)
+                    super().write(offset, data, keep)
 
             def zero(self, offset: int, length: int) -> None:
                 with recorder.lock:

@@ -154,7 +154,7 @@ def test_it_goes_on_when_the_store_is_back(world: World) -> None:
 
 
 def test_a_full_disk_is_told_and_waited_out(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(_offset: int, _data: memoryview) -> None:
+    def full(_offset: int, _data: memoryview, keep: bool) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("lunr.backup.image.fill._PAUSE", 0.05)

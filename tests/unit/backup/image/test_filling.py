@@ -289,11 +289,11 @@ class Gated(Local):
     entered = threading.Event()
     gate = threading.Event()
 
-    def write(self, offset: int, data: memoryview) -> None:
+    def write(self, offset: int, data: memoryview, keep: bool = True) -> None:
         if len(data) == self.size_of_interest:
             self.entered.set()
             assert self.gate.wait(10)
-        super().write(offset, data)
+        super().write(offset, data, keep)
 
 
 @pytest.mark.parametrize("first", ["store", "write"])

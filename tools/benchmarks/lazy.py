@@ -3,8 +3,9 @@
 usage: tools/bench lazy [--size MiB] [--rounds N] [--folder DIR]
 
 The store is a real Swift on loopback, on this machine: it takes its share of the
-same processors. Figures are medians of N rounds (5). Needs root and FUSE, and tgtd,
-qemu-io and qemu-img for what goes over iSCSI.
+same processors. Figures are medians of N rounds (5). Needs root and FUSE; tgtd, qemu-io
+and qemu-img for what goes over iSCSI; and what tools/setup --vm brings for the machine
+that boots, which it calls.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import argparse
 import contextlib
 import os
 import random
+import subprocess
 import sys
 import tempfile
 import threading
@@ -27,9 +29,14 @@ from lunr.backup.sources import FileSource
 from tools.benchmarks.filling import libraries, wire
 from tools.benchmarks.filling.served import Swift, Volume
 from tools.benchmarks.filling.table import Table
+from tools.virtual.debian import guest
 
 MIB = 1 << 20
 CHUNK = 4 * MIB
+#: Bytes a second of the fill beside which a machine boots: so it lasts longer than the boot.
+BOOT_LIMIT = 4 * MIB
+#: Rounds of that at most.
+BOOTS = 3
 
 
 class Bench:
@@ -197,6 +204,35 @@ class Bench:
                     what = f"local 4 KiB {title}, {shown}"
                     self.table.rate(what, found[fd], "the plain file", found[plain_fd], None, "/s")
 
+    def boot(self) -> None:
+        """A machine with Debian, from switching it on to its login.
+
+        Its disk is a volume that has just begun to be filled, or a local file with the
+        same bytes. Both are fresh each time, and through tgtd.
+        """
+        size = guest.IMAGE.stat().st_size
+        with FileSource(guest.IMAGE) as opened:
+            save(self.swift.repository, opened, Backup("debian", "v", "2026-11-23T00:00:00Z"))
+        plain = self.folder / "debian"
+        found: dict[str, list[float]] = {"filling": [], "plain": []}
+        for _ in range(min(self.rounds, BOOTS)):
+            task = {"fill": "eager", "limit": BOOT_LIMIT}
+            with self.volume("debian", size, **task) as (volume, _):
+                found["filling"].append(self.boot_from(volume.path))
+                if not volume.is_filling():
+                    raise SystemExit("it was full before Debian had booted")
+            subprocess.run(["cp", "--sparse=always", guest.IMAGE, plain], check=True)
+            found["plain"].append(self.boot_from(plain))
+        self.table.time("boot of Debian", found["filling"], "the plain file", found["plain"], 1.5)
+
+    def boot_from(self, path: Path) -> float:
+        """Seconds until a login, with the disk `path`."""
+        with (
+            wire.exported(self.folder, {"root": path}) as urls,
+            guest.booting(wire.image(urls["root"]), self.folder) as debian,
+        ):
+            return debian.wait_for_login()
+
     def random_reads(self, fd: int, size: int, seconds: float = 0.7) -> float:
         return self.timed(lambda at: os.pread(fd, 4096, at), size, seconds)
 
@@ -231,6 +267,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--folder", type=Path, help="where the files go (a temporary folder)")
     arguments = parser.parse_args()
+    guest.make()
     with tempfile.TemporaryDirectory(prefix="lunr-bench-", dir=arguments.folder) as folder:
         bench = Bench(Path(folder), arguments.size * MIB, arguments.rounds)
         try:
@@ -239,6 +276,7 @@ def main() -> None:
             bench.save("full", bench.size, {0: bench.size})
             for part in (bench.cold_read, bench.writes, bench.fill, bench.foreground, bench.filled):
                 part()
+            bench.boot()
             libraries.compare(Path(folder), bench.table, arguments.rounds)
             bench.table.print()
             load = " ".join(f"{figure:.1f}" for figure in os.getloadavg())

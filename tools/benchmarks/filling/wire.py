@@ -141,8 +141,7 @@ def exported(folder: Path, files: dict[str, Path]) -> Iterator[dict[str, str]]:
 def rate(url: str, count: int, size: int, options: Sequence[str] = ()) -> float:
     """Requests a second of `size` bytes, 8 at a time, one after the other over the disk."""
     options = ("-c", str(count), "-d", "8", "-s", str(size), *options)
-    file = f"driver=raw,file.driver=iscsi,file.transport=tcp,{_options(url)}"
-    argv = ["qemu-img", "bench", "-t", "none", *options, "--image-opts", file]
+    argv = ["qemu-img", "bench", "-t", "none", *options, "--image-opts", image(url)]
     done = subprocess.run(argv, capture_output=True, text=True, check=True)
     found = re.search(r"completed in ([\d.]+) seconds", done.stdout)
     if found is None:
@@ -150,11 +149,13 @@ def rate(url: str, count: int, size: int, options: Sequence[str] = ()) -> float:
     return count / float(found[1])
 
 
-def _options(url: str) -> str:
+def image(url: str) -> str:
+    """A disk as qemu's tools take it after ``--image-opts``."""
     found = re.fullmatch(r"iscsi://(\w+)%(\w+)@([\d.:]+)/(.+)/(\d+)", url)
     assert found is not None
     user, password, portal, iqn, lun = found.groups()
     return (
+        "driver=raw,file.driver=iscsi,file.transport=tcp,"
         f"file.portal={portal},file.target={iqn},file.lun={lun},file.user={user},"
         f"file.password={password},file.initiator-name={iscsi.INITIATOR}"
     )

@@ -54,7 +54,7 @@ class Seen:
     """A device that is there.
 
     Attributes:
-        target: "clone" or "linear".
+        target: "clone", "linear", or "": it was not made to its end.
         source: of a clone, MAJOR:MINOR of what it copies from; else "".
         open: how many have it open.
         suspended: whether I/O waits.
@@ -67,16 +67,11 @@ class Seen:
 
 
 def available() -> bool:
-    """Whether this machine's kernel has the target; its module is loaded if it is one."""
-    if _is_known():
-        return True
-    system.run(["modprobe", "-q", "dm-clone"], accept=(0, 1))
-    return _is_known()
-
-
-def _is_known() -> bool:
+    """Whether this machine's kernel has the target, and loop devices; modules are loaded."""
+    system.run(["modprobe", "-q", "-a", "dm-clone", "loop"], accept=(0, 1))
     lines = system.run(["dmsetup", "targets"]).stdout.splitlines()
-    return any(line.split()[:1] == ["clone"] for line in lines)
+    has_target = any(line.split()[:1] == ["clone"] for line in lines)
+    return has_target and Path("/dev/loop-control").exists()
 
 
 def metadata_size(size: int) -> int:
@@ -99,12 +94,10 @@ class CloneDevice:
         """What is there; None: nothing."""
         if not self.path.exists():
             return None
-        words = self._dmsetup("table").split()
-        opened, suspended = self._info().split(":")
-        is_clone = words[2] == "clone"
-        return Seen(
-            words[2], words[5] if is_clone else "", int(opened), suspended.strip() == "Suspended"
-        )
+        target, *words = self._dmsetup("table").split()[2:] or [""]
+        opened, suspended = self._info().strip().split(":")
+        source = words[2] if target == "clone" else ""
+        return Seen(target, source, int(opened), suspended == "Suspended")
 
     def _info(self) -> str:
         columns = ("-c", "--noheadings", "--separator", ":", "-o", "open,suspended")
@@ -126,7 +119,7 @@ class CloneDevice:
         Raises:
             CloneBroken: its metadata failed.
         """
-        return parse_status(self._dmsetup("status"), self.name)
+        return parse_status(self._dmsetup("status", "--noflush"), self.name)
 
     def hydrate(self, on: bool) -> None:
         """Copy behind from now on, or don't. It does so only while nobody else waits for it."""

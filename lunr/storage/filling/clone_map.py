@@ -63,7 +63,7 @@ def absent(path: Path) -> list[Extent]:
                 return buffer[: os.preadv(file, [buffer], number * BLOCK)]
 
             return list(absent_in(read))
-    except (ValueError, struct.error) as error:
+    except (ValueError, OverflowError, struct.error) as error:
         raise CloneMapUnreadable(path=path, reason=str(error)) from error
     finally:
         os.close(file)

@@ -73,6 +73,7 @@ class Cloned(Filling):
         self._doing: tuple[bool, bool] | None = None
         self._wanted = ("never", 0)
         self._gave_up = False
+        self._own_trouble: str | None = None
         #: (when, bytes that were there).
         self._seen: deque[tuple[float, int]] = deque()
         self._came_at = 0.0
@@ -98,7 +99,10 @@ class Cloned(Filling):
     def load(self) -> bool:
         """See :meth:`Filling.load`."""
         there = super().load()
-        self._has_device = self._device.look() is not None
+        seen = self._device.look()
+        if seen is not None and seen.suspended:  # the agent was killed in the middle of `still`
+            self._device.resume()
+        self._has_device = seen is not None
         return there
 
     def start(self) -> None:
@@ -227,6 +231,9 @@ class Cloned(Filling):
             if self._over.is_set():
                 return
             seen = self._device.look()
+            if seen is not None and not seen.target:  # its maker was killed
+                self._device.remove()
+                seen = None
             if seen is None:
                 metadata, target = self._filling(), self._target()
                 held, source = concurrency.blocking(loop.attach, self._source)
@@ -235,8 +242,6 @@ class Cloned(Filling):
                 finally:
                     os.close(held)
             else:
-                if seen.suspended:
-                    self._device.resume()
                 source = Path("/dev", Path("/sys/dev/block", seen.source).resolve().name)
                 concurrency.blocking(loop.change, source, self._source)
             self._has_device = True
@@ -271,13 +276,20 @@ class Cloned(Filling):
                     self._end()
                     return
                 backoff.over()
+                self._tell(None)
             except (errors.LunrError, OSError) as error:
-                with self._changed:
-                    self.trouble = str(error)
+                self._tell(str(error))
                 backoff.wait(error)
             with self._changed:
                 limited = self._wanted[1] and not self._gave_up
                 self._changed.wait(_LOOK_LIMITED if limited else _LOOK_EVERY)
+
+    def _tell(self, trouble: str | None) -> None:
+        """Tell what keeps the fill from going on, or that this is over."""
+        with self._changed:
+            if self.trouble in (None, self._own_trouble):  # the process knows better
+                self.trouble = trouble
+            self._own_trouble = trouble
 
     def _look(self) -> bool:
         """See how far the device is and have it go on as wanted; whether all is there."""

@@ -1,0 +1,283 @@
+"""Volumes that the kernel fills from a backup, by dm-clone, on both pools of LVM."""
+
+from __future__ import annotations
+
+import contextlib
+import mmap
+import os
+import random
+import shutil
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from lunr.storage.engine import Engine
+from lunr.storage.filling import clone_device
+from lunr.storage.filling.cloned import Cloned
+from lunr.storage.filling.fillings import Fillings
+from lunr.storage.filling.task import Task
+from lunr.storage.filling.worker import adopt
+from lunr.storage.pools.base import DevicePool, Snapshot
+from lunr.storage.pools.lvm import LvmPool
+from lunr.storage.pools.thin import ThinPool
+from tests.support.initiator import sh
+from tests.support.volume_groups import volume_group
+from tests.support.waiting import wait_until
+from tests.system.backup.image.mounted import KEY, Place
+from tests.vm.conftest import SMALL_DISK
+from tests.vm.node import stray_mappings
+
+pytestmark = pytest.mark.timeout(300)
+
+GROUP = "lunr-test"
+MIB = 1 << 20
+UNIT = 4096
+#: Of the backup, and of the volume.
+STORED, SIZE = 48 * MIB, 64 * MIB
+#: Where the backup has data; the rest of it is zeros.
+DATA = ((0, 10 * MIB), (32 * MIB, 9 * MIB))
+LONG = 60.0
+
+
+@pytest.fixture(scope="module")
+def stored(tmp_path_factory: pytest.TempPathFactory) -> Place:
+    """A backup."""
+    if not clone_device.available():
+        pytest.skip("needs the kernel's module dm-clone: tools/setup --vm builds it")
+    content = bytearray(STORED)
+    for offset, length in DATA:
+        content[offset : offset + length] = random.Random(offset).randbytes(length)
+    return Place(tmp_path_factory.mktemp("stored"), bytes(content))
+
+
+@pytest.fixture(scope="module", params=["lvm", "thin"])
+def pool(request: pytest.FixtureRequest, stored: Place) -> Iterator[DevicePool]:
+    thin = "pool" if request.param == "thin" else None
+    with volume_group(GROUP, SMALL_DISK, thin_pool=thin):
+        pool = ThinPool(GROUP, "pool", 85) if thin else LvmPool(GROUP)
+        pool.hide_loops()
+        pool.check()
+        yield pool
+        pool.close()
+
+
+class Node:
+    """What a node has to do with one filling volume, which is compared with a copy."""
+
+    def __init__(self, pool: DevicePool, place: Place, folder: Path) -> None:
+        self.pool, self.place, self.folder = pool, place, folder
+        self.store = folder / "store"
+        shutil.copytree(place.store, self.store)
+        self.engine = Engine(url=f"files:{self.store}", options={}, key=KEY)
+        self.shadow = bytearray(place.data) + bytes(SIZE - len(place.data))
+        self.fillings = self.make()
+        pool.create("v1", SIZE)
+        self.task = Task("b1", "account", SIZE)
+        self.fillings.begin("v1", self.task, lambda: None)
+
+    def make(self) -> Fillings:
+        places = self.folder / "state", self.folder / "run"
+        return Fillings(self.pool, self.engine, *places, dm_clone=True)
+
+    @property
+    def volume(self) -> Cloned:
+        one = self.fillings.get("v1")
+        assert isinstance(one, Cloned)
+        return one
+
+    def read(self, offset: int, length: int) -> bytes:
+        """Past the page cache."""
+        file = os.open(self.fillings.path("v1"), os.O_RDONLY | os.O_DIRECT)
+        try:
+            with mmap.mmap(-1, length) as buffer:
+                assert os.preadv(file, [buffer], offset) == length
+                return buffer[:]
+        finally:
+            os.close(file)
+
+    def write(self, offset: int, data: bytes) -> None:
+        """To the device, and to the copy; synced."""
+        file = os.open(self.volume.path, os.O_RDWR)
+        try:
+            os.pwrite(file, data, offset)
+            os.fsync(file)
+        finally:
+            os.close(file)
+        self.shadow[offset : offset + len(data)] = data
+
+    def is_right(self, offset: int = 0, length: int = SIZE) -> bool:
+        return all(
+            self.read(at, MIB) == self.shadow[at : at + MIB]
+            for at in range(offset, offset + length, MIB)
+        )
+
+    def abandon(self) -> None:
+        """Stop here as an agent that is killed does."""
+        one = self.volume
+        one._over.set()
+        one._stopping.set()
+        if one._worker is not None:
+            one._worker._connection.shutdown(2)
+        for thread in (one._driver, one._thread):
+            assert thread is not None
+            thread.join(LONG)
+
+    def restart(self) -> None:
+        """Begin anew as the next agent does."""
+        self.fillings = self.make()
+        self.fillings.load(["v1"], ["v1"], [])
+
+    def kill_process(self) -> None:
+        worker = adopt(self.folder / "run" / "fillings" / "v1")
+        worker.kill()
+        worker.close()
+
+
+@pytest.fixture
+def node(pool: DevicePool, stored: Place, tmp_path: Path) -> Iterator[Node]:
+    node = Node(pool, stored, tmp_path)
+    yield node
+    node.fillings.remove("v1")
+    pool.delete("v1")
+    assert nothing_left(tmp_path)
+
+
+def nothing_left(folder: Path) -> bool:
+    """No device, loop, mount, process or logical volume of a fill."""
+    wait_until(lambda: sh("lvs", "--noheadings", "-o", "lv_tags", GROUP).count("lunr.") == 0, LONG)
+    assert stray_mappings() == []
+    assert sh("losetup", "-a") == ""
+    assert str(folder) not in Path("/proc/self/mounts").read_text()
+    said = subprocess.run(["pgrep", "-f", "image.worker"], capture_output=True, check=False)
+    assert not said.stdout
+    return True
+
+
+@contextlib.contextmanager
+def writing(node: Node, chance: random.Random) -> Iterator[None]:
+    """Somebody who has the device open writes and reads back all the time."""
+    file = os.open(node.volume.path, os.O_RDWR)
+    over, failed = threading.Event(), []
+
+    def work() -> None:
+        while not over.is_set():
+            offset = chance.randrange(0, SIZE // UNIT) * UNIT
+            data = chance.randbytes(UNIT)
+            try:
+                os.pwrite(file, data, offset)
+                node.shadow[offset : offset + UNIT] = data
+                at = chance.randrange(0, SIZE // UNIT) * UNIT
+                if os.pread(file, UNIT, at) != node.shadow[at : at + UNIT]:
+                    failed.append(at)
+            except OSError as error:
+                failed.append(error)
+            time.sleep(0.005)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+        os.fsync(file)
+        os.close(file)
+    assert failed == []
+
+
+def test_it_is_used_while_it_is_filled_and_then_it_is_plain(
+    node: Node, pool: DevicePool, tmp_path: Path
+) -> None:
+    chance = random.Random(1)
+    # Zeros are there, and nobody copied them; the rest is fetched when it is read.
+    assert node.volume.path.is_block_device()
+    wait_until(lambda: node.volume.progress.done, LONG)
+    zeros = SIZE - 12 * MIB - 12 * MIB  # all but the chunks that have data
+    wait_until(lambda: node.volume.progress.done == zeros, LONG)
+    assert node.is_right(32 * MIB, 2 * MIB)
+    node.write(5 * UNIT, chance.randbytes(UNIT))  # where nothing is: no fetch
+    node.write(33 * MIB + 512, chance.randbytes(700 * 512))
+    node.write(60 * MIB, chance.randbytes(3 * UNIT))
+    # A snapshot has all but just what it is told to lack.
+    snapshot = Snapshot("v1", "s1")
+    with node.volume.still() as absent:
+        pool.snapshot(snapshot)
+    assert sum(end - start for start, end in absent) == 24 * MIB - UNIT - 88 * UNIT
+    lacks = bytearray(pool.path(snapshot).read_bytes())
+    for start, end in absent:
+        assert node.shadow[start:end] == node.place.data[start:end]
+        lacks[start:end] = node.shadow[start:end]
+    assert lacks == node.shadow
+    pool.delete_snapshot(snapshot)
+    # The agent dies, then the process; then it is another boot.
+    node.abandon()
+    node.kill_process()
+    node.restart()
+    assert node.is_right(32 * MIB, 2 * MIB)
+    node.abandon()
+    node.kill_process()
+    sh("dmsetup", "remove", pool.clone_name("v1"))
+    sh("umount", "-l", tmp_path / "run/fillings/v1/mnt")
+    shutil.rmtree(tmp_path / "run")
+    node.restart()
+    assert node.is_right(0, MIB)
+    # Filled under who uses it; then there is the volume and nothing else.
+    used = sh("lvs", "--noheadings", "-o", "data_percent", f"{GROUP}/volume-v1").strip()
+    with writing(node, chance):
+        node.volume.fill("eager", 0)
+        wait_until(lambda: node.volume.is_filled, LONG, "it is filled")
+        table = ["dmsetup", "table", pool.clone_name("v1")]
+        wait_until(lambda: "linear" in sh(*table), LONG)
+        time.sleep(1)
+    assert used == "" or float(used) < 10
+    wait_until(node.volume.settle, LONG)
+    assert node.fillings.path("v1") == pool.path("v1")
+    assert node.is_right()
+    assert "filling" not in sh("lvs", "-o", "lv_tags", GROUP)
+
+
+def test_the_store_is_away_and_part_of_it_is_lost(node: Node, tmp_path: Path) -> None:
+    chance = random.Random(2)
+    away = tmp_path / "away"
+    node.store.rename(away)
+    began = time.monotonic()
+    node.write(8 * MIB, chance.randbytes(UNIT))  # nobody waits who needs nothing
+    assert time.monotonic() - began < 5
+    got: list[bytes] = []
+    reader = threading.Thread(target=lambda: got.append(node.read(4 * MIB, UNIT)))
+    reader.start()
+    time.sleep(1)
+    assert got == []
+    away.rename(node.store)
+    reader.join(LONG)
+    assert got == [bytes(node.shadow[4 * MIB : 4 * MIB + UNIT])]
+    # One object rots: all else comes.
+    chunks = sorted((path for path in node.store.rglob("*") if path.is_file()), key=os.path.getsize)
+    rotten = chunks[-1].read_bytes()
+    middle = len(rotten) // 2
+    chunks[-1].write_bytes(rotten[:middle] + bytes(64) + rotten[middle + 64 :])
+    node.kill_process()  # it has that in memory, perhaps
+    wait_until(lambda: node.volume._mounted, LONG)
+    node.volume.fill("eager", 0)
+    wait_until(lambda: node.volume.is_stuck, LONG, "all is there but what is lost")
+    assert node.volume.damaged
+    assert SIZE - node.volume.progress.done == 32 << 10
+    chunks[-1].write_bytes(rotten)
+    node.volume.fill("eager", 0)
+    wait_until(lambda: node.volume.is_filled, LONG, "it is filled")
+    assert node.is_right()
+
+
+def test_it_goes_while_it_is_filled(node: Node, tmp_path: Path) -> None:
+    node.volume.fill("eager", MIB)
+    wait_until(lambda: node.volume.progress.rate, LONG)
+    node.store.rename(tmp_path / "away")
+    began = time.monotonic()
+    node.fillings.remove("v1")
+    node.pool.delete("v1")
+    assert time.monotonic() - began < 15
+    assert nothing_left(tmp_path)

@@ -25,7 +25,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -170,11 +170,18 @@ def _powers(most: int, factor: int) -> list[int]:
     return sizes
 
 
+def _ticks(numbers: Iterable[int]) -> tuple[list[int], list[str]]:
+    """Where an axis is marked, and how: by plain numbers."""
+    places = list(numbers)
+    return places, [str(number) for number in places]
+
+
 def plot(curves: dict[str, Curve], path: Path) -> None:
     import matplotlib
 
     matplotlib.use("svg")
     matplotlib.rcParams["svg.hashsalt"] = "lunr"  # the same picture is the same file
+    matplotlib.rcParams["svg.fonttype"] = "none"  # text, which is smaller than its outlines
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(1, 2, figsize=(9, 3.4))
@@ -187,11 +194,16 @@ def plot(curves: dict[str, Curve], path: Path) -> None:
             axes[0].plot(sizes, [one.seconds for one in costs], style, **options)
             axes[1].plot(sizes, [one.bytes_read / MIB for one in costs], style, **options)
     for axis, title in zip(axes, ("seconds", "MiB read"), strict=True):
-        axis.set_title(f"{title} of a backup of 10 MiB", fontsize=10)
+        axis.set_title(f"{title} for a backup of 10 MiB", fontsize=10)
         axis.set_xlabel("GiB of the volume")
         axis.set_xscale("log", base=4)
-        axis.set_yscale("log")
+        axis.set_xticks(*_ticks(_powers(max(map(max, curves.values())), 4)))
         axis.grid(alpha=0.2)
+    axes[0].set_ylim(bottom=0)
+    axes[1].set_yscale("log")
+    axes[1].set_yticks(*_ticks([10, 100, 1000, 10000]))
+    for axis in axes:
+        axis.minorticks_off()
     axes[1].legend(fontsize=8)
     figure.tight_layout()
     figure.savefig(path, metadata={"Date": None})
@@ -210,7 +222,7 @@ def main() -> None:
     wanted = [("1 GiB of data", size, 1) for size in _powers(arguments.largest, 4)]
     wanted += [("full", size, size) for size in _powers(arguments.full, 2)]
     curves: dict[str, Curve] = {}
-    print(f"{'volume':<22}{'changes':<10}{'seconds':>9}{'read':>10}{'stored':>10}{'objects':>9}")
+    print(f"{'volume':<26}{'changes':<9}{'seconds':>9}{'read':>10}{'stored':>10}{'objects':>9}")
     with tempfile.TemporaryDirectory(prefix="lunr-bench-", dir=arguments.folder) as folder:
         bench = Bench(Path(folder), arguments.full)
         try:
@@ -221,7 +233,7 @@ def main() -> None:
                 curves.setdefault(name, {})[size] = costs
                 for kind, cost in costs.items():
                     print(
-                        f"{f'{size} GiB, {name}':<22}{kind:<10}{cost.seconds:>9.2f}"
+                        f"{f'{size} GiB, {name}':<26}{kind:<9}{cost.seconds:>9.2f}"
                         f"{cost.bytes_read / MIB:>10.1f}{cost.bytes_stored / MIB:>10.1f}"
                         f"{cost.objects:>9.0f}"
                     )

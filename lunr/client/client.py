@@ -8,6 +8,7 @@ from types import TracebackType
 from typing import Self
 
 from lunr.client.admin import Admin
+from lunr.client.groups import Groups
 from lunr.client.records import VolumeType
 from lunr.client.resources import Backups, Exports, Jobs, Snapshots, Volumes
 from lunr.client.retention import Retentions
@@ -48,6 +49,7 @@ class Client:
         self.volumes = Volumes(self._http, account)
         self.snapshots = Snapshots(self._http, account)
         self.backups = Backups(self._http, account)
+        self.groups = Groups(self._http, account)
         self.exports = Exports(self._http, account)
         self.jobs = Jobs(self._http, account)
         self.schedules = Schedules(self._http, account)

@@ -113,6 +113,8 @@ class Backup(Work):
     protected: bool = False
     #: The id of the schedule that made it; None: somebody did.
     schedule: str | None = None
+    #: The group it belongs to: the backups of a machine's disks at one instant.
+    group: str | None = None
     name: str = ""
     size: int = 0
     progress: int = 0
@@ -125,6 +127,26 @@ class Backup(Work):
     #: What of it is lost, as far as somebody looked; None: nothing.
     damaged: str | None = None
     deleted_at: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Group(Work):
+    """The backups of a running machine's disks at one instant."""
+
+    machine: str = ""
+    progress: int = 0
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    #: Records of backups, as :attr:`members` has them.
+    backups: Sequence[Mapping[str, Any]] = ()
+    #: Told to who saves it: collections to heed, and whether to stop.
+    condemned: Sequence[str] = ()
+    cancel: bool = False
+    deleted_at: str | None = None
+
+    @property
+    def members(self) -> list[Backup]:
+        """The backups of its disks; their names are the disks'."""
+        return [Backup.parse(backup) for backup in self.backups]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -192,6 +192,7 @@ class Groups:
         session.flush()
         for name in names:
             move(session, Backup, name, State.SAVING, "save it", job_id=job_id)
+        session.refresh(tie)
         return tie
 
     def _start_job(self, session: Session, account_id: str, id: str) -> str:

@@ -6,6 +6,7 @@ from lunr.client.commands.account import account
 from lunr.client.commands.backup import backup
 from lunr.client.commands.completion import completion
 from lunr.client.commands.export import export
+from lunr.client.commands.group import group
 from lunr.client.commands.job import job
 from lunr.client.commands.node import node
 from lunr.client.commands.schedule import schedule
@@ -17,6 +18,7 @@ ALL: tuple[click.Command, ...] = (
     volume,
     snapshot,
     backup,
+    group,
     schedule,
     export,
     job,

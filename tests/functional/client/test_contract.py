@@ -6,6 +6,7 @@ import pytest
 
 from lunr.client import Client, errors
 from lunr.common import ids
+from lunr.common.units import GIB
 from tests.functional.client.conftest import NODE, FakeNode
 from tests.support.waiting import wait_until
 
@@ -360,6 +361,37 @@ def test_schedules(client: Client, member: Client, account: str) -> None:
     member.schedules.delete(made.id)
     with pytest.raises(errors.NotFound):
         member.schedules.of_volume(source)
+
+
+def test_groups(member: Client, account: str) -> None:
+    name = f"web-{ids.new()[:8]}"
+    backups = [
+        {"id": f"{name}-{disk}", "disk": disk, "volume_id": f"v-{name}-{disk}", "size_bytes": size}
+        for disk, size in (("root", GIB + 1), ("data", 5))
+    ]
+    told = {"machine": name, "created_at": "2026-11-23T12:00:00.000000Z", "backups": backups}
+    begun = member.groups.put(name, status="SAVING", progress=3, **told)
+    assert (begun.status, begun.machine, begun.progress, begun.extra) == ("SAVING", name, 3, {})
+    assert (begun.cancel, begun.condemned) == (False, [])
+    done = member.groups.put(name, status="AVAILABLE", metadata={"frozen": "2"}, **told)
+    assert member.groups.wait(name, timeout=WAIT).metadata == {"frozen": "2"}
+    assert [one.name for one in done.members] == ["data", "root"]
+    root = member.backups.get(f"{name}-root")
+    assert (root.group, root.size, root.status) == (name, 2, "AVAILABLE")
+    assert root == done.members[1]
+    assert [one.id for one in member.groups.list(machine=name, status="AVAILABLE")] == [name]
+    elsewhere = member.volumes.get(root.volume_id)
+    assert (elsewhere.status, elsewhere.node_id, elsewhere.extra) == ("EXTERNAL", None, {})
+    with pytest.raises(errors.InUse):
+        member.backups.delete(root.id)
+    restored = member.volumes.create(backup=root.id)
+    member.volumes.wait(restored.id, timeout=WAIT)
+    member.groups.delete(name)
+    member.groups.wait_deleted(name, timeout=WAIT)
+    with pytest.raises(errors.WrongState):
+        member.groups.put(name, status="AVAILABLE", **told)
+    member.volumes.delete(root.volume_id)
+    member.volumes.wait_deleted(root.volume_id, timeout=WAIT)
 
 
 def test_retention_and_protection(member: Client) -> None:

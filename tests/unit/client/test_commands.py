@@ -362,3 +362,33 @@ def test_a_schedule_is_for_one_volume_or_one_type(server: ScriptedServer, run: R
     ]
     for wrong in ([], ["--volume", ID, "--type", "fast"]):
         assert run("schedule", "create", "--every", "1d", *wrong).exit_code == 2
+
+
+GROUP = {
+    "id": "web-1",
+    "machine": "web",
+    "status": "AVAILABLE",
+    "created_at": "2026-11-23T12:00:00.123456Z",
+    "backups": [{"id": "web-1-root", "name": "root", "size": 3, "status": "AVAILABLE"}],
+}
+
+
+def test_a_group_with_its_backups(server: ScriptedServer, run: Run) -> None:
+    server.script(Reply(200, GROUP), Reply(200, GROUP))
+    shown = run("group", "show", "web-1").stdout.splitlines()
+    assert shown[0].startswith("machine web, AVAILABLE")
+    assert shown[-1].split()[:4] == ["web-1-root", "root", "-", "3"]
+    assert json.loads(run("group", "show", "web-1", "--json").stdout)["machine"] == "web"
+
+
+def test_groups_of_a_machine(server: ScriptedServer, run: Run) -> None:
+    server.script(Reply(200, {"groups": [GROUP], "next": None}))
+    result = run("group", "list", "--machine", "web")
+    assert result.stdout.splitlines()[1].split()[:3] == ["web-1", "web", "AVAILABLE"]
+    assert server.requests[0].query == {"machine": "web"}
+
+
+def test_a_group_is_deleted(server: ScriptedServer, run: Run) -> None:
+    server.script(Reply(202, {**GROUP, "status": "DELETING"}))
+    assert run("group", "delete", "web-1", "--no-wait").stdout == "group web-1 is being deleted\n"
+    assert server.requests[0].method == "DELETE"

@@ -1,0 +1,62 @@
+"""Groups: the backups of a running machine's disks at one instant."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+from lunr.client import waiting
+from lunr.client.records import Group
+from lunr.client.resources import _Things
+from lunr.client.transport import Transport
+
+
+class Groups(_Things[Group]):
+    """An account's groups. Deleting one deletes its backups, all of them or none."""
+
+    def __init__(self, transport: Transport, account: str) -> None:
+        super().__init__(
+            transport, account, "groups", Group, partial(waiting.is_ready, status="AVAILABLE")
+        )
+
+    def put(
+        self,
+        id: str,
+        *,
+        machine: str,
+        created_at: str,
+        status: str,
+        backups: Sequence[Mapping[str, Any]],
+        progress: int | None = None,
+        metadata: Mapping[str, str] | None = None,
+    ) -> Group:
+        """Announce a group (`status` SAVING), say that it goes on, or that it is AVAILABLE.
+
+        For who saves it to the store. The same may be told again.
+
+        Args:
+            machine: what the machine is called.
+            created_at: the instant, ISO 8601 with its zone.
+            backups: ``id``, ``disk``, ``volume_id``, ``size_bytes``, and what docs/api.md names.
+
+        Raises:
+            WrongState: it was deleted meanwhile.
+            IdInUse: the group, a backup or a volume of that id is another one.
+            QuotaExceeded: the account has all the backups or volumes it may have.
+        """
+        body = {
+            "machine": machine,
+            "created_at": created_at,
+            "status": status,
+            "backups": list(backups),
+            "progress": progress,
+            "metadata": metadata,
+        }
+        return self._request("PUT", *self._path(id), body=body)
+
+    def list(
+        self, *, status: str | None = None, machine: str | None = None, limit: int | None = None
+    ) -> Iterator[Group]:
+        """Groups, newest first; `limit`: at most so many."""
+        return self._list({"status": status, "machine": machine}, limit)

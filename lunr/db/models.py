@@ -152,6 +152,8 @@ class Volume(Base):
     source_volume_id: Mapped[str | None] = mapped_column(ID, index=True)
     #: The internal backup that brings its bytes here, where the source is on another node.
     transfer_id: Mapped[str | None] = mapped_column(ID, index=True)
+    #: The backup that it is filled from; only as long as it is being made does it need that.
+    base_id: Mapped[str | None] = mapped_column(ID, index=True)
     #: Whether it can be used while it is RESTORING: its node serves it.
     usable: Mapped[bool] = mapped_column(default=False, server_default=false())
     #: How it is filled while it is RESTORING: eager, lazy or never; None: it is from no backup.
@@ -193,6 +195,8 @@ class Snapshot(Base):
     reason: Mapped[str | None] = mapped_column(Text)
     progress: Mapped[int] = mapped_column(default=0)
     node_id: Mapped[str] = mapped_column(ID)
+    #: The backup that has what it lacks, as its volume was being restored from that.
+    base_id: Mapped[str | None] = mapped_column(ID, index=True)
     meta: Mapped[dict[str, Any]] = mapped_column("metadata", default=dict)
     job_id: Mapped[str | None] = mapped_column(ID)
     created_at: Mapped[datetime] = mapped_column(default=times.now)
@@ -233,6 +237,8 @@ class Backup(Base):
     #: Asked to be stored without a parent.
     full: Mapped[bool] = mapped_column(default=False)
     parent_id: Mapped[str | None] = mapped_column(ID, index=True)
+    #: The backup that has what is not there of what is saved; only a running save needs it.
+    base_id: Mapped[str | None] = mapped_column(ID, index=True)
     meta: Mapped[dict[str, Any]] = mapped_column("metadata", default=dict)
     request: Mapped[dict[str, Any]] = mapped_column(default=dict)
     bytes_read: Mapped[int] = mapped_column(BigInteger, default=0)

@@ -148,9 +148,9 @@ class Backups:
         """
         self.get(account_id, id)
         statement = volumes.LISTING.statement.where(
-            Volume.backup_id == id,
+            Volume.base_id == id,
             Volume.account_id == account_id,
-            Volume.status.in_((VolumeState.NEW, VolumeState.RESTORING)),
+            Volume.status.in_((VolumeState.NEW, VolumeState.BUILDING, VolumeState.RESTORING)),
         )
         with self._core.db.read() as connection:
             rows = connection.execute(statement.order_by(Volume.created_at.desc())).all()
@@ -204,8 +204,6 @@ def start(
             AVAILABLE), or a job is at work on it.
         errors.QuotaExceeded: the account has all the backups it may have.
     """
-    if request.get("full"):
-        volumes.require_idle(volume, "read all of it")
     volumes.require_usable(volume, "back it up")
     saved: Volume | Snapshot = volume
     if "snapshot" in request:
@@ -254,16 +252,22 @@ def discard(session: Session, core: Core, backup: Backup, *, with_group: bool = 
             id=id,
             reason=f"the job {backup.job_id} is at work on it; cancel that first",
         )
-    needing = session.scalar(
-        select(Volume.id).where(Volume.backup_id == id, sources.being_filled()).limit(1)
-    )
-    if needing is not None:
+    volume, snapshot, saving = session.execute(select(*sources.lacking(id))).one()
+    if volume is not None:
         raise errors.InUse(
-            kind="backup", id=id, reason=f"the volume {needing} is being restored from it"
+            kind="backup", id=id, reason=f"the volume {volume} is being restored from it"
+        )
+    if snapshot is not None:
+        raise errors.InUse(
+            kind="backup",
+            id=id,
+            reason=f"the snapshot {snapshot} lacks what it has: its volume was being restored then",
         )
     child = exists().where(Backup.parent_id == id, Backup.status == State.SAVING)
     if session.scalar(select(child)):
         raise errors.InUse(kind="backup", id=id, reason="it is the parent of a running backup")
+    if saving is not None:
+        raise errors.InUse(kind="backup", id=id, reason=f"the running backup {saving} needs it")
     if backup.status == State.NEW and backup.job_id is not None:
         queue.drop(session, backup.job_id)
     move(session, Backup, id, State.DELETING, "delete it", reason=None)

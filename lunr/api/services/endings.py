@@ -19,7 +19,8 @@ from lunr.common import errors, ids, times
 from lunr.common.states import Backup as BackupState
 from lunr.common.states import Export as ExportState
 from lunr.common.states import Job as State
-from lunr.db.models import Backup, Export, Job, JobAfter, Volume
+from lunr.common.states import Volume as VolumeState
+from lunr.db.models import Backup, Export, Job, JobAfter, Snapshot, Volume
 from lunr.db.session import on_commit
 from lunr.db.transitions import KEYS, move, try_move
 
@@ -63,6 +64,7 @@ def end(
         if damage is not None:  # who waits for the verify must not take it for good news
             status, error = State.FAILED, damage.as_dict()
     values = _result_values(job, result or {}) if status is State.DONE else {}
+    base = _base(session, job)
     reason = None if error is None else error["reason"]
     move(
         session,
@@ -87,15 +89,17 @@ def end(
         if status is not State.DONE:
             _fail_restores(session, core, job, reason)
         transfers.let_go(session, core, job.subject_id)
-        parent = session.scalar(select(Backup.parent_id).where(Backup.id == job.subject_id))
-        if parent is not None:
-            transfers.let_go(session, core, parent)
+        used = select(Backup.parent_id, Backup.base_id).where(Backup.id == job.subject_id)
+        for needed in set(session.execute(used).one()):
+            fills.let_go(session, core, needed)
     elif job.kind == "group.save" and status is not State.DONE:
         _fail_members(session, job, reason)
-    elif job.kind == "volume.restore":
+    elif job.kind in ("volume.restore", "volume.clone"):
         if status is State.DONE:
             fills.usable(session, core, job.subject_id)
-        fills.let_go(session, core, job.subject_id)
+        fills.let_go(session, core, base)
+    elif job.kind == "snapshot.create":
+        fills.let_go(session, core, base)
     _wake_followers(session, core, job)
 
 
@@ -173,13 +177,15 @@ def _move_subject(
         return
     done = status is State.DONE
     target: StrEnum | None = kind.done if done else kind.failed
+    if job.kind == "volume.clone" and done and _base(session, job) is not None:
+        target = VolumeState.RESTORING  # as what it was made from
     if job.kind == "export.delete" and not done:
         target = ExportState(job.data["from"])
     if job.kind == "volume.extend" and not done:
         values["reserved"] = Volume.size  # what was promised for the extend is given back
     values |= {"job_id": None, "reason": reason}
     if done and target is not None and kind.model is not Export:
-        values["progress"] = 100
+        values["progress"] = 0 if target == VolumeState.RESTORING else 100
     if target is not None and try_move(session, kind.model, job.subject_id, target, **values):
         return
     if target is not None:
@@ -190,10 +196,20 @@ def _move_subject(
     )
 
 
+def _base(session: Session, job: Job) -> str | None:
+    """The backup that has what the subject, a volume or snapshot, lacks."""
+    model = KINDS[job.kind].model
+    if model is not Volume and model is not Snapshot:
+        return None
+    return session.scalar(select(model.base_id).where(model.id == job.subject_id))
+
+
 def _result_values(job: Job, result: dict[str, Any]) -> Values:
     """What of a DONE job's result, or of its data, goes into the subject's record."""
     if job.kind == "volume.extend":
         return {"size": job.data["size"], "reserved": job.data["size"]}
+    if job.kind == "snapshot.create" and result.get("base_id", "") is None:
+        return {"base_id": None}  # all of the volume was there by then
     if job.kind == "backup.verify":
         return {"verified_at": times.now()}
     if job.kind == "export.delete":

@@ -1,9 +1,10 @@
 """Restored volumes while they are filled.
 
 A volume from a backup can be used as soon as its node serves it (the job
-``volume.restore``). It stays RESTORING until all of the backup is on it. The job
-``volume.fill`` follows that; its node does a few of them at once. A volume that
-nobody fills (``never``), or that waits for its turn, fetches what is read.
+``volume.restore``; ``volume.clone`` of what was itself being filled). It stays
+RESTORING until all of the backup is on it. The job ``volume.fill`` follows that; its
+node does a few of them at once. A volume that nobody fills (``never``), or that waits
+for its turn, fetches what is read.
 """
 
 from __future__ import annotations
@@ -22,6 +23,9 @@ from lunr.common.states import Volume as State
 from lunr.common.units import MIB
 from lunr.db.models import Job, Volume
 from lunr.db.transitions import try_move
+
+#: While it is in one of these, a volume can be told how it is to be filled.
+_MADE = (State.NEW, State.BUILDING, State.RESTORING)
 
 EAGER, LAZY, NEVER = MODES = ("eager", "lazy", "never")
 
@@ -50,7 +54,7 @@ def change(session: Session, core: Core, volume: Volume, changes: dict[str, Any]
     Raises:
         errors.WrongState: it is not being restored.
     """
-    if volume.fill is None or volume.status not in (State.NEW, State.RESTORING):
+    if volume.fill is None or volume.status not in _MADE:
         raise errors.WrongState(
             kind="volume",
             id=volume.id,
@@ -89,7 +93,7 @@ def begin(session: Session, core: Core, volume: Volume) -> None:
 
 
 def usable(session: Session, core: Core, id: str) -> None:
-    """The node serves the volume."""
+    """The node serves the volume, if it is to be filled."""
     volume = session.get_one(Volume, id, populate_existing=True)
     if volume.status == State.RESTORING:
         volume.usable = True
@@ -147,7 +151,7 @@ def ended(session: Session, core: Core, job: Job, status: JobState, reason: str 
         values = {"progress": 100, "reason": None, "fill": None, "fill_limit": 0, **nobody}
         only = (State.RESTORING,)
         if try_move(session, Volume, job.subject_id, State.ACTIVE, only, **values):
-            let_go(session, core, job.subject_id)
+            let_go(session, core, session.get_one(Volume, job.subject_id).base_id)
         return
     stopped = status is JobState.CANCELLED
     session.execute(
@@ -160,11 +164,10 @@ def ended(session: Session, core: Core, job: Job, status: JobState, reason: str 
     )
 
 
-def let_go(session: Session, core: Core, volume_id: str) -> None:
-    """The volume needs nothing any more that it was restored from."""
-    transfer = session.scalar(select(Volume.transfer_id).where(Volume.id == volume_id))
-    if transfer is not None:
-        transfers.let_go(session, core, transfer)
+def let_go(session: Session, core: Core, base_id: str | None) -> None:
+    """Something needs no more what it was restored from, or what it lacks, if it does."""
+    if base_id is not None:
+        transfers.let_go(session, core, base_id)
 
 
 def _job(session: Session, volume: Volume) -> Job | None:

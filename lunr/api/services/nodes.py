@@ -141,8 +141,9 @@ class Nodes:
             ).all():
                 for state in gone:
                     try_move(session, model, found, state, reason=error["reason"])
-                if model is Volume:
-                    fills.let_go(session, self._core, found)
+                if model is Volume or model is Snapshot:
+                    base = session.scalar(select(model.base_id).where(model.id == found))
+                    fills.let_go(session, self._core, base)
         for token in session.scalars(select(Token).where(Token.node_id == id)):
             session.delete(token)
         session.flush()
@@ -195,6 +196,8 @@ class Nodes:
             reason = str(SnapshotLost())
             only = (SnapshotState.AVAILABLE,)
             try_move(session, Snapshot, snapshot, SnapshotState.ERROR, only, reason=reason)
+            base = session.scalar(select(Snapshot.base_id).where(Snapshot.id == snapshot))
+            fills.let_go(session, self._core, base)
 
     def reconcile(self, id: str, volumes: Sequence[str], snapshots: Sequence[str]) -> Any:
         """The agent was started: its running jobs are queued again; what ought to be there?
@@ -229,6 +232,11 @@ class Nodes:
             row.id: row.status
             for row in session.execute(select(Volume.id, Volume.status).where(Volume.node_id == id))
         }
+        filling = select(Volume.id).where(
+            Volume.node_id == id,
+            Volume.base_id.is_not(None),
+            Volume.status.in_((VolumeState.BUILDING, VolumeState.RESTORING)),
+        )
         known_snapshots = {
             row.id: row.status
             for row in session.execute(
@@ -248,9 +256,7 @@ class Nodes:
                     )
                 )
             ],
-            "filling": [
-                v for v, status in known_volumes.items() if status == VolumeState.RESTORING
-            ],
+            "filling": session.scalars(filling).all(),
             "snapshots": [
                 {"id": snapshot, "volume_id": volume}
                 for snapshot, volume in session.execute(

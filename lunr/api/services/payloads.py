@@ -47,14 +47,19 @@ def _volume_clone(session: Session, _core: Core, job: Job) -> Payload:
     else:
         id = str(volume.source_volume_id)
         source = {"kind": "volume", "id": id, "volume_id": id}
-    return {"size_bytes": volume.size * GIB, "source": source}
+    return {
+        "size_bytes": volume.size * GIB,
+        "source": source,
+        "base_id": volume.base_id,
+        "repository": job.account_id,
+    }
 
 
 def _volume_restore(session: Session, _core: Core, job: Job) -> Payload:
     volume = session.get_one(Volume, job.subject_id)
     return {
         "size_bytes": volume.size * GIB,
-        "backup_id": volume.transfer_id or volume.backup_id,
+        "backup_id": volume.base_id,
         "repository": job.account_id,
     }
 
@@ -90,17 +95,20 @@ def _backup_save(session: Session, _core: Core, job: Job) -> Payload:
     # See collect: what is condemned is read under the same lock that a collect's end takes.
     collect.lock(session, job.account_id)
     backup = session.get_one(Backup, job.subject_id)
-    parent = None if backup.full else _parent(session, backup)
-    backup.parent_id = None if parent is None else parent.id
     saved: Volume | Snapshot
     if backup.snapshot_id is None:
         saved = session.get_one(Volume, backup.volume_id)
+        backup.base_id = saved.base_id if saved.status == VolumeState.RESTORING else None
     else:
         saved = session.get_one(Snapshot, backup.snapshot_id)
+        backup.base_id = saved.base_id
     backup.size = saved.size
+    parent = None if backup.full else _parent(session, backup)
+    backup.parent_id = None if parent is None else parent.id
     return {
         **_stored(session, _core, job),
         "snapshot_id": backup.snapshot_id,
+        "base_id": backup.base_id,
         "parent_id": backup.parent_id,
         "internal": backup.internal,
         "condemned": collect.condemned(session, job.account_id),
@@ -110,13 +118,12 @@ def _backup_save(session: Session, _core: Core, job: Job) -> Payload:
 
 def _parent(session: Session, backup: Backup) -> Backup | None:
     """What a backup is to be built upon, locked: a delete of it sees that it is a parent now."""
-    volume = session.get(Volume, backup.volume_id)
     found = select(Backup).where(
         Backup.account_id == backup.account_id, Backup.status == BackupState.AVAILABLE
     )
-    if volume is not None and volume.status == VolumeState.RESTORING:
-        # What is not on the volume yet is there.
-        found = found.where(Backup.id == (volume.transfer_id or volume.backup_id))
+    if backup.base_id is not None:
+        # What is not there of what is saved is in that one.
+        found = found.where(Backup.id == backup.base_id)
     else:
         found = found.where(
             Backup.volume_id == backup.volume_id,

@@ -7,7 +7,7 @@ from typing import Any
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from lunr.api.services import accounts, queue, sources, views, volumes
+from lunr.api.services import accounts, fills, queue, sources, views, volumes
 from lunr.api.services.core import Core
 from lunr.api.services.listing import Listing, Query
 from lunr.common import errors, ids
@@ -61,7 +61,7 @@ class Snapshots:
 
         Raises:
             errors.NotFound: the account has no such volume.
-            errors.WrongState, errors.InUse: it is not ACTIVE, or a job is at work on it.
+            errors.WrongState, errors.InUse: it can't be used, or a job is at work on it.
             errors.QuotaExceeded: the account has all the snapshots it may have.
         """
         return self._core.db.write(self._create, account_id, volume_id, name, metadata or {})
@@ -71,7 +71,7 @@ class Snapshots:
     ) -> Any:
         account = accounts.lock(session, account_id)
         volume = volumes.lock(session, account_id, volume_id)
-        volumes.require_idle(volume, "make a snapshot of it")
+        volumes.require_usable(volume, "make a snapshot of it")
         accounts.check_quota(session, self._core, account, Snapshot)
         snapshot = Snapshot(
             id=ids.new(),
@@ -80,6 +80,7 @@ class Snapshots:
             name=name,
             size=volume.size,
             node_id=volume.node_id,
+            base_id=volumes.base_of(volume),
             meta=meta,
         )
         session.add(snapshot)
@@ -121,6 +122,7 @@ class Snapshots:
             queue.drop(session, snapshot.job_id)
         move(session, Snapshot, id, State.DELETING, "delete it", reason=None)
         self._queue(session, "snapshot.delete", snapshot)
+        fills.let_go(session, self._core, snapshot.base_id)
         return views.snapshot(snapshot)
 
     def _queue(self, session: Session, kind: str, snapshot: Snapshot) -> None:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import Any, TypeVar
 
-from sqlalchemy import ColumnElement, exists, select
-from sqlalchemy.orm import Session
+from sqlalchemy import ColumnElement, ScalarSelect, exists, select
+from sqlalchemy.orm import Session, aliased
 
 from lunr.common import errors
 from lunr.common.states import Backup as State
+from lunr.common.states import Snapshot as SnapshotState
 from lunr.common.states import Volume as VolumeState
 from lunr.db.models import Backup, Snapshot, Volume
 
@@ -42,19 +43,30 @@ def lock(session: Session, account_id: str, model: type[Saved], id: str, action:
     return record
 
 
-def being_made(source: ColumnElement[bool]) -> Any:
-    """Whether there are volumes still being made from `source` (a condition)."""
-    return exists().where(source, being_filled())
-
-
-def being_filled() -> ColumnElement[bool]:
-    """Whether the volume of the row is still being made."""
-    return Volume.status.in_((VolumeState.NEW, VolumeState.BUILDING, VolumeState.RESTORING))
-
-
 def being_cloned(source: ColumnElement[bool]) -> Any:
-    """As :func:`being_made`, without those that need only the internal backup of `source`."""
-    return being_made(source & Volume.transfer_id.is_(None))
+    """Whether volumes are still to be made from `source` on its node (a condition)."""
+    unmade = Volume.status.in_((VolumeState.NEW, VolumeState.BUILDING))
+    return exists().where(source, unmade, Volume.transfer_id.is_(None))
+
+
+def lacking(backup: Any) -> tuple[ScalarSelect[Any], ...]:
+    """The id of a volume, of a snapshot and of a running backup that have not all of `backup` yet.
+
+    One of these may be made from another that is gone then: to see all that there are, ask for
+    them by one statement.
+    """
+    users: tuple[tuple[Any, tuple[str, ...]], ...] = (
+        (Volume, (VolumeState.NEW, VolumeState.BUILDING, VolumeState.RESTORING)),
+        (Snapshot, (SnapshotState.NEW, SnapshotState.SAVING, SnapshotState.AVAILABLE)),
+        (aliased(Backup), (State.SAVING,)),
+    )
+    return tuple(
+        select(user.id)
+        .where(user.base_id == backup, user.status.in_(states))
+        .limit(1)
+        .scalar_subquery()
+        for user, states in users
+    )
 
 
 def being_saved(saved: ColumnElement[bool]) -> Any:

@@ -7,8 +7,8 @@ encrypted and checked from end to end.
 
 The restore's job waits for the save's (JobAfter) and fails when that one fails
 (:mod:`lunr.api.services.endings`). The internal backup is needed until the
-restore is over, whichever way: every transaction that can end that need calls
-:func:`let_go`. Should a delete of one fail, the housekeeper has it tried again.
+volume is full and no snapshot lacks anything of it: every transaction that can end that
+need calls :func:`let_go`. Should a delete of one fail, the housekeeper has it tried again.
 """
 
 from __future__ import annotations
@@ -19,12 +19,11 @@ from typing import Any
 from sqlalchemy import exists, or_, select
 from sqlalchemy.orm import Session, aliased
 
-from lunr.api.services import queue
+from lunr.api.services import queue, sources
 from lunr.api.services.core import Core
 from lunr.common import ids
 from lunr.common.states import Backup as State
 from lunr.common.states import Job as JobState
-from lunr.common.states import Volume as VolumeState
 from lunr.db.models import Backup, Job, Volume
 from lunr.db.transitions import move
 
@@ -32,12 +31,10 @@ _OVER = (State.DELETING, State.DELETED)
 #: Made for this alone; what ties a group is internal too.
 _TRANSFER = Backup.internal & Backup.group_id.is_(None)
 _CHILD = aliased(Backup)
-#: Whether a volume is still to be made from the internal backup of the row, or one that
-#: was being made is just backed up.
+#: Whether something has not all of the internal backup of the row yet, or what had not is just
+#: backed up.
 _NEEDED = or_(
-    exists().where(
-        Volume.transfer_id == Backup.id, Volume.status.in_((VolumeState.NEW, VolumeState.RESTORING))
-    ),
+    *(user.is_not(None) for user in sources.lacking(Backup.id)),
     exists().where(_CHILD.parent_id == Backup.id, _CHILD.status == State.SAVING),
 )
 

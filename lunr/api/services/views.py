@@ -31,7 +31,13 @@ def volume(row: Any, export_status: str | None) -> View:
 
 def snapshot(row: Any) -> View:
     """A snapshot."""
-    return {**_head(row), "volume_id": row.volume_id, "node_id": row.node_id, **_tail(row)}
+    return {
+        **_head(row),
+        "volume_id": row.volume_id,
+        "node_id": row.node_id,
+        "backup": row.base_id,
+        **_tail(row),
+    }
 
 
 def backup(row: Any) -> View:

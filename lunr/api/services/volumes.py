@@ -50,12 +50,14 @@ class _Source:
         kind: of the job that makes the volume.
         volume: whose bytes, or whose snapshot's, they are; None: not a volume's on a node.
         snapshot_id: the snapshot.
+        base_id: the backup that has what is not there of it, or all of it.
     """
 
     size: int
     kind: str
     volume: Volume | None = None
     snapshot_id: str | None = None
+    base_id: str | None = None
 
 
 class Volumes:
@@ -136,11 +138,12 @@ class Volumes:
             backup_id=request.get("backup"),
             snapshot_id=request.get("snapshot"),
             source_volume_id=request.get("source_volume"),
-            **fills.wanted(request, kind == "volume.restore"),
+            base_id=source.base_id,
+            **fills.wanted(request, is_copied or source.base_id is not None),
         )
         if source.volume is not None and is_copied:
             transfer = transfers.begin(session, self._core, source.volume, source.snapshot_id)
-            volume.transfer_id = transfer.id
+            volume.transfer_id = volume.base_id = transfer.id
             after = [str(transfer.job_id)]
         session.add(volume)
         self._queue(session, kind, volume, after=after)
@@ -250,8 +253,7 @@ class Volumes:
             fill_job_id=None,
         )
         self._queue(session, "volume.delete", volume, after=after)
-        if volume.transfer_id is not None:
-            transfers.let_go(session, self._core, volume.transfer_id)
+        fills.let_go(session, self._core, volume.base_id)
         return fetch(session, account_id, id)
 
     def _forget(self, session: Session, volume: Volume) -> Any:
@@ -332,6 +334,11 @@ def is_filling(volume: Volume) -> bool:
     return volume.status == State.RESTORING and volume.usable
 
 
+def base_of(volume: Volume) -> str | None:
+    """The backup that has what the volume lacks; None: it lacks nothing."""
+    return volume.base_id if volume.status == State.RESTORING else None
+
+
 def require_usable(volume: Volume, action: str) -> None:
     """As `require_idle`, but a volume that is still being filled will do.
 
@@ -386,16 +393,16 @@ def _source(session: Session, account_id: str, request: dict[str, Any]) -> _Sour
     id = request[given[0]]
     if given[0] == "source_volume":
         volume = lock(session, account_id, id)
-        require_idle(volume, "clone it")
-        return _Source(volume.size, "volume.clone", volume)
+        require_usable(volume, "clone it")
+        return _Source(volume.size, "volume.clone", volume, base_id=base_of(volume))
     if given[0] == "snapshot":
         snapshot = sources.lock(session, account_id, Snapshot, id, "make a volume from it")
         volume = session.get_one(Volume, snapshot.volume_id)
-        return _Source(snapshot.size, "volume.clone", volume, snapshot.id)
+        return _Source(snapshot.size, "volume.clone", volume, snapshot.id, snapshot.base_id)
     backup = sources.lock(session, account_id, Backup, id, "make a volume from it")
     if backup.damaged is not None:
         raise BackupDamaged(id=id, reason=backup.damaged)
-    return _Source(backup.size, "volume.restore")
+    return _Source(backup.size, "volume.restore", base_id=id)
 
 
 def _check_size(session: Session, size: int, type_name: str, source: _Source | None) -> VolumeType:

@@ -10,7 +10,7 @@ from typing import Any
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
-from sqlalchemy import exists, func, or_, select
+from sqlalchemy import exists, or_, select
 from sqlalchemy.orm import aliased
 
 from lunr.common import errors, times
@@ -30,6 +30,7 @@ NODES = st.sampled_from(["n1", "n2"])
 ANYWHERE = st.sampled_from([None, "n1", "n2"])
 #: Picks one of what there is then; drawn before anybody knows how many there are.
 PICK = st.integers(0, 3)
+_SAVED = aliased(Backup)
 
 
 class Service(RuleBasedStateMachine):
@@ -65,9 +66,12 @@ class Service(RuleBasedStateMachine):
         """On another node than its source's, it goes through the store."""
         self.make({"source_volume": self.volume(pick), "force_node": node})
 
-    @rule(pick=PICK)
-    def restore(self, pick: int) -> None:
-        self.make({"backup": self.backup(pick)})
+    @rule(pick=PICK, usable=st.booleans())
+    def restore(self, pick: int, usable: bool) -> None:
+        self.make({"backup": self.backup(pick), "fill": "never"})
+        if usable:
+            for node in ("n1", "n2"):
+                self.world.work(node, kinds=["volume.restore"])
 
     def make(self, request: dict[str, Any]) -> None:
         self.volumes.append(f"v{len(self.volumes)}")
@@ -191,7 +195,11 @@ class Service(RuleBasedStateMachine):
         if self.held:
             node, job = self.held[-1 - pick % len(self.held)]
             error = {"code": "test", "reason": "No.", "retry": retry}
-            result = {"collection": f"c-{job['id']}"} if "collect" in job["kind"] else {}
+            result: dict[str, Any] = {}
+            if "collect" in job["kind"]:
+                result = {"collection": f"c-{job['id']}"}
+            elif job["kind"] == "snapshot.create" and pick % 2:
+                result = {"base_id": None}  # it was full by then
             self.ask(
                 self.services.claims.report, node, job["id"], job["lease"], status, 5, result, error
             )
@@ -256,15 +264,26 @@ class Service(RuleBasedStateMachine):
         for status, needed, cancelled in self._internal():
             # ERROR: its delete failed, and the housekeeper sees to it.
             assert needed or cancelled or status == "ERROR"
-        used = func.coalesce(Volume.transfer_id, Volume.backup_id)
+        users = (
+            select(Volume.base_id).where(
+                Volume.status.in_(("NEW", "BUILDING", "RESTORING")),
+                or_(Volume.transfer_id.is_(None), Volume.usable),
+            ),
+            select(Snapshot.base_id).where(Snapshot.status.in_(("NEW", "SAVING", "AVAILABLE"))),
+            select(_SAVED.base_id).where(_SAVED.status == "SAVING"),
+        )
         with self.services.core.db.read() as connection:
             statuses = connection.scalars(
                 select(Backup.status)
-                .join(Volume, used == Backup.id)
+                .join(Volume, Volume.base_id == Backup.id)
                 .join(Job, Job.subject_id == Volume.id)
                 .where(Job.kind == "volume.restore", Job.status == "RUNNING")
             )
             assert set(statuses) <= {"AVAILABLE"}
+            for used in users:
+                needed_ids = set(connection.scalars(used)) - {None}
+                there = select(Backup.id).where(Backup.status == "AVAILABLE")
+                assert needed_ids <= set(connection.scalars(there))
 
     @invariant()
     def what_is_protected_stays(self) -> None:
@@ -296,6 +315,14 @@ class Service(RuleBasedStateMachine):
         self.world.fill_up()
         self.internal_backups_are_let_go()  # those whose delete failed
         self._work_off()
+        lacking = select(Snapshot.id).where(
+            Snapshot.base_id.is_not(None), Snapshot.status.not_in(("DELETING", "DELETED"))
+        )
+        with self.services.core.db.read() as connection:
+            found = list(connection.scalars(lacking))
+        for snapshot in found:
+            self.services.snapshots.delete("acme", snapshot)
+        self._work_off()
         assert self._internal() == []
         with self.services.core.db.read() as connection:
             for model, stable in STABLE.items():
@@ -315,13 +342,20 @@ class Service(RuleBasedStateMachine):
             pass
 
     def _internal(self) -> list[Any]:
-        """The internal backups that are there, and whether a volume needs each."""
+        """The internal backups that are there, and whether something needs each."""
         child = aliased(Backup)
         needed = or_(
             exists().where(
-                Volume.transfer_id == Backup.id, Volume.status.in_(("NEW", "RESTORING"))
+                Volume.base_id == Backup.id, Volume.status.in_(("NEW", "BUILDING", "RESTORING"))
             ),
-            exists().where(child.parent_id == Backup.id, child.status == "SAVING"),
+            exists().where(
+                Snapshot.base_id == Backup.id,
+                Snapshot.status.in_(("NEW", "SAVING", "AVAILABLE")),
+            ),
+            exists().where(
+                or_(child.parent_id == Backup.id, child.base_id == Backup.id),
+                child.status == "SAVING",
+            ),
         )
         with self.services.core.db.read() as connection:
             return list(

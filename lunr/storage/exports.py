@@ -31,6 +31,8 @@ class Exports:
         self._fillings = fillings
         self._target = target
         self._wanted: dict[str, Mapping[str, Any]] = {}
+        #: Of these, those that fill no more but for the name: the pool's own file is exported.
+        self._past: set[str] = set()
         self._lock = threading.Lock()
         self._sessions: Sessions = {}
 
@@ -44,6 +46,7 @@ class Exports:
         filling = self._fillings.get(volume_id)
         is_stale = filling is not None and filling.is_stale
         was_there = is_stale and volume_id in self._target.exports()
+        self._past.discard(volume_id)
         self._target.ensure(export)
         if was_there:
             self._target.reopen(export)
@@ -82,15 +85,31 @@ class Exports:
                 self._target.resize(volume_id)
                 return
             # It was exported while it was filled, by a file that keeps its size.
-            export = self._export(volume_id, wanted)
-            self._target.reopen(replace(export, path=self._fillings.target(volume_id)))
+            self._export_target(volume_id, wanted)
             self._settle(volume_id)
+
+    def _export_target(self, volume_id: str, wanted: Mapping[str, Any]) -> None:
+        """Have the pool's own file open instead of the one that the volume was filled by."""
+        export = self._export(volume_id, wanted)
+        self._target.reopen(replace(export, path=self._fillings.target(volume_id)))
+        self._past.add(volume_id)
 
     def remount(self, volume_id: str) -> None:
         """Open anew what is exported of a filling volume, whose process is another now."""
         with self._lock:
             if volume_id in self._wanted:
                 self._put_back(volume_id)
+
+    def _leave(self, volume_id: str) -> None:
+        """Whoever logs in next to a volume that is full uses the pool's file; nobody is now."""
+        wanted = self._wanted.get(volume_id)
+        try:
+            if wanted is not None and volume_id not in self._past:
+                self._export_target(volume_id, wanted)
+        except errors.LunrError as error:
+            _log.warning("volume %s: %s", volume_id, error)
+            return
+        self._settle(volume_id)
 
     def _settle(self, volume_id: str) -> None:
         """From the next attachment on use the pool's file of a volume that is full."""
@@ -149,11 +168,11 @@ class Exports:
                 _log.warning("the export of volume %s is gone; putting it back", volume_id)
                 self._put_back(volume_id)
             for filling in self._fillings.all():
-                if filling.volume_id in there:
-                    if filling.is_stale and filling.volume_id in self._wanted:
-                        self._put_back(filling.volume_id)
-                elif filling.is_filled and not filling.is_settled:
-                    self._settle(filling.volume_id)
+                volume_id = filling.volume_id
+                if volume_id in there and filling.is_stale and volume_id in self._wanted:
+                    self._put_back(volume_id)
+                elif filling.is_filled and not filling.is_settled and not there.get(volume_id):
+                    self._leave(volume_id)
         sessions = {volume_id: who for volume_id, who in there.items() if who}
         look = Look(sessions_changed=sessions != self._sessions, was_missing=bool(missing))
         self._sessions = sessions

@@ -173,6 +173,24 @@ def test_what_was_written_survives(
     assert holds(client, id, one.copy, tmp_path)
 
 
+def test_once_it_is_full_who_logs_in_next_uses_the_pool_s_file(
+    lunr: Lunr, client: Client, written: tuple[str, Written], tmp_path: Path
+) -> None:
+    id, one = written
+    session = Session(one.disk, tmp_path)
+    try:
+        fill(client, id)
+        session.read(150 * MIB, MIB, 0)
+        assert id in lunr.fillers(), "whoever is logged in goes on as before"
+    finally:
+        session.close()
+    wait_until(lambda: id not in lunr.fillers(), what="its process has ended")
+    one.write()
+    copy = tmp_path / "seen"
+    assert reads(one.disk, copy, 20)
+    assert copy.read_bytes() == one.copy.read_bytes()
+
+
 def test_a_backup_of_it_is_whole(
     lunr: Lunr, client: Client, written: tuple[str, Written], stored: str, tmp_path: Path
 ) -> None:

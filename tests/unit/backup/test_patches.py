@@ -14,10 +14,8 @@ from hypothesis import strategies as st
 
 from lunr.backup import errors, packing
 from lunr.backup.collect import collect
-from lunr.backup.extents import Extents
 from lunr.backup.format.names import Geometry, Ref
 from lunr.backup.format.segments import (
-    Entry,
     Patched,
     Piece,
     Place,
@@ -38,64 +36,13 @@ from tests.unit.backup.support import (
     repository,
     save_bytes,
 )
+from tests.unit.backup.volume import CHUNKS, GEOMETRY, Volume, entries_of, entry_of
 
-#: 16 blocks a chunk, four chunks a segment.
-GEOMETRY = Geometry(block=64, chunk=1024, segment_chunks=4)
-CHUNKS = 8
 REF = Ref(b"h" * 32, b"t" * 8)
 
 
 def names(repo: Repository, prefix: str) -> set[str]:
     return {name for name, _ in repo.store.list(prefix)}
-
-
-def entries_of(repo: Repository, backup_id: str) -> list[Entry]:
-    root = repo.load_root(backup_id)
-    found: list[Entry] = []
-    for chunks, ref in repo.segments_of(root):
-        found += repo.load_segment(ref, len(chunks)) if ref else [None] * len(chunks)
-    return found
-
-
-def entry_of(repo: Repository, backup_id: str, chunk: int) -> Patched:
-    entry = entries_of(repo, backup_id)[chunk]
-    assert isinstance(entry, Patched)
-    return entry
-
-
-class Volume:
-    """A volume, and a repository with its full backup ``b0``."""
-
-    def __init__(self, store: MemoryStore | None = None) -> None:
-        self.store = store or MemoryStore()
-        self.repo = repository(self.store)
-        self.data = bytearray(os.urandom(CHUNKS * GEOMETRY.chunk))
-        self.count = -1
-        self.save()
-
-    def write(self, chunk: int, first: int, count: int = 1, zeros: bool = False) -> None:
-        """New bytes for some blocks."""
-        start = chunk * GEOMETRY.chunk + first * GEOMETRY.block
-        length = count * GEOMETRY.block
-        self.data[start : start + length] = bytes(length) if zeros else os.urandom(length)
-
-    def save(self, changed: list[tuple[int, int]] | None = None, **options):  # type: ignore[no-untyped-def]
-        parent = f"b{self.count}" if self.count >= 0 else None
-        self.count += 1
-        root = save_bytes(
-            self.repo,
-            bytes(self.data),
-            f"b{self.count}",
-            parent,
-            geometry=GEOMETRY,
-            changed=changed,
-            **options,
-        )
-        assert load_bytes(self.repo, f"b{self.count}") == self.data
-        return root.statistics
-
-    def newest(self, chunk: int) -> Patched:
-        return entry_of(self.repo, f"b{self.count}", chunk)
 
 
 # --- what is stored ----------------------------------------------------------------------
@@ -197,81 +144,6 @@ def test_nothing_is_taken_along_when_nothing_changed(monkeypatch: pytest.MonkeyP
     volume.save()
     patches = {name for name in objects_of(*entries_of(volume.repo, "b5")) if "patches" in name}
     assert len(patches) < 4
-
-
-# --- a source that knows its changes --------------------------------------------------------
-
-
-def test_only_what_changed_is_read() -> None:
-    volume = Volume()
-    volume.write(1, 2)
-    volume.write(6, 14, 2)
-    start = GEOMETRY.chunk + 2 * GEOMETRY.block
-    end = 7 * GEOMETRY.chunk
-    did = volume.save([(start + 5, start + 9), (end - 2 * GEOMETRY.block, end)])
-    assert did.bytes_read == 3 * GEOMETRY.block
-
-
-def test_nothing_is_asked_for_when_nothing_changed() -> None:
-    volume = Volume()
-    volume.write(0, 0)
-    volume.save()
-    asked: Counter[str] = Counter()
-    volume.repo.store = Faulty(
-        volume.store, lambda call, name: asked.update([f"{call} {name.partition('/')[0]}"])
-    )
-    did = save_bytes(volume.repo, bytes(volume.data), "same", "b1", geometry=GEOMETRY, changed=[])
-    assert (did.statistics.bytes_read, did.statistics.bytes_stored) == (0, 0)
-    assert asked["get segments"] == asked["get chunks"] == asked["get patches"] == 0
-    assert load_bytes(volume.repo, "same") == volume.data
-
-
-def test_too_wide_a_range_stores_no_more() -> None:
-    volume = Volume()
-    volume.write(3, 3)
-    did = volume.save([(0, len(volume.data))])
-    assert did.objects_stored == 2
-    assert did.bytes_read == len(volume.data)
-
-
-@pytest.mark.parametrize("size", [100, 1023, 1024, 1090, 5000, CHUNKS * 1024 + 3000])
-def test_a_volume_that_had_another_size(size: int) -> None:
-    volume = Volume()
-    volume.write(0, 1)
-    volume.save()
-    del volume.data[size:]
-    volume.data.extend(os.urandom(size - len(volume.data)))
-    volume.save([])
-    volume.data += bytes(700)
-    volume.save([])
-
-
-def test_without_a_parent_all_is_read() -> None:
-    volume = Volume()
-    save_bytes(volume.repo, bytes(volume.data), "alone", None, geometry=GEOMETRY, changed=[])
-    assert load_bytes(volume.repo, "alone") == volume.data
-    save_bytes(volume.repo, bytes(volume.data), "orphan", "none", geometry=GEOMETRY, changed=[])
-    assert load_bytes(volume.repo, "orphan") == volume.data
-
-
-def test_changes_out_of_order_are_refused() -> None:
-    volume = Volume()
-    for changed in ([(5, 9), (0, 2)], [(4, 4)], [(0, 5), (3, 9)]):
-        with pytest.raises(ValueError, match="out of order"):
-            volume.save(changed)
-        volume.count -= 1
-
-
-@given(
-    st.sets(st.integers(0, 60), max_size=12).map(sorted),
-    st.integers(0, 60),
-    st.integers(0, 60),
-)
-def test_extents(edges: list[int], start: int, end: int) -> None:
-    ranges = list(zip(edges[::2], edges[1::2], strict=False))
-    inside = {n for one in ranges for n in range(*one) if start <= n < end}
-    got = [n for one in Extents(ranges).within(start, end) for n in range(*one)]
-    assert got == sorted(inside)
 
 
 # --- what can't be built upon ------------------------------------------------------------------

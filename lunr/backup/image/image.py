@@ -36,6 +36,8 @@ class Image:
         self._lock = threading.Lock()
         self._chunks: OrderedDict[int, Buffer | None] = OrderedDict()
         self._touched: OrderedDict[int, None] = OrderedDict()
+        #: Chunks that are damaged somewhere: all of one is not asked for again.
+        self._broken: set[int] = set()
         self._loading: Once[int, Buffer | None] = Once()
 
     def read(self, offset: int, into: memoryview, until: float) -> Bytes:
@@ -62,10 +64,11 @@ class Image:
             if not until:
                 raise BlockingIOError(errno.EAGAIN, "not here yet")
             try:
-                if self._is_first_touch(chunk, length):
+                if chunk in self._broken or self._is_first_touch(chunk, length):
                     return self._blocks(chunk, start, length, until)
                 data = self._loading.do(chunk, lambda: self._load(chunk, until), until)
             except DAMAGE:
+                self._broken.add(chunk)
                 return self._blocks_or_error(chunk, start, length, until)
         if data is None:
             return bytes(length)

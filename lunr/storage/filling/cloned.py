@@ -297,7 +297,12 @@ class Cloned(Filling):
             self._hydrate(on=False)
             return False
         if not self._zeros_claimed:
-            self._zeros_claimed = concurrency.blocking(self._claim_zeros)
+            try:
+                self._zeros_claimed = concurrency.blocking(self._claim_zeros)
+            except OSError:
+                self._zeros_claimed = bool(self._damaged)  # then they are copied
+                if not self._damaged:
+                    raise
         status = self._device.status()
         done = status.hydrated * REGION
         since, before = self._seen[-1] if self._seen else (time.monotonic(), done)

@@ -85,21 +85,28 @@ class Place:
     @contextlib.contextmanager
     def away(self) -> Iterator[None]:
         """The store is away."""
-        there = [self.store / "account" / kind for kind in ("chunks", "segments", "roots")]
-        for folder in there:
-            folder.rename(folder.with_suffix(".hidden"))
-            folder.write_text("no folder")
-        try:
+        with away(self.store):
             yield
-        finally:
-            for folder in there:
-                folder.unlink()
-                folder.with_suffix(".hidden").rename(folder)
 
     def clean(self) -> None:
         """Take away what a test that failed left mounted; its worker ends by that."""
         while mounting.unmount(self.point, lazy=True):
             pass
+
+
+@contextlib.contextmanager
+def away(store: Path) -> Iterator[None]:
+    """A store of files is away."""
+    there = [store / "account" / kind for kind in ("chunks", "segments", "roots")]
+    for folder in there:
+        folder.rename(folder.with_suffix(".hidden"))
+        folder.write_text("no folder")
+    try:
+        yield
+    finally:
+        for folder in there:
+            folder.unlink()
+            folder.with_suffix(".hidden").rename(folder)
 
 
 class Worker:

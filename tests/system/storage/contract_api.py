@@ -91,7 +91,7 @@ class ContractApi:
     def add(self, kind: str, volume_id: str | None, subject_id: str, **payload: Any) -> str:
         job_id = f"job{next(self._ids)}"
         with self._changed:
-            if kind == "volume.restore":
+            if kind == "volume.restore" or (kind == "volume.clone" and payload.get("base_id")):
                 self.filling.add(subject_id)
             self.jobs[job_id] = {
                 "id": job_id,

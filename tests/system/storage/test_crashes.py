@@ -121,7 +121,7 @@ def test_killed_at_every_step(ground: _Ground, kind: str) -> None:
         ground.prepare(kind)
         if kind == "backup.save":  # what is in the store stays there: a new one each time
             case["payload"]["backup_id"] = f"step{step}"
-        code = _victim(ground.place, job, step)
+        code = victim(ground.place, job, step)
         assert code in (0, -signal.SIGKILL), f"step {step}"
         ended = code == 0
         with running(ground.place, queued=(kind, case)) as (api, pool):
@@ -135,7 +135,8 @@ def test_killed_at_every_step(ground: _Ground, kind: str) -> None:
     assert step > 1
 
 
-def _victim(place: Place, job: dict[str, Any], step: int) -> int:
+def victim(place: Place, job: dict[str, Any], step: int) -> int:
+    """The exit code of a process that does the job, and is killed after some step."""
     where = {name: str(value) for name, value in vars(place).items()}
     # Not a pipe: it has no end as long as what the victim left behind lives.
     with tempfile.TemporaryFile("w+") as said:

@@ -58,6 +58,7 @@ def main() -> None:
     pool.check()
     parts: list[Any] = [Doomed(part) for part in (pool, target, engine)]
     fillings = make_fillings(pool, engine)
+    fillings.load(pool.volumes(), fillings.known(), [])
     references = References(parts[0], keep=True, days=1)
     node = Node(parts[0], Exports(fillings, parts[1]), parts[2], fillings, references)
     concurrency.blocking = lambda function, *args: doomed(function)(*args)

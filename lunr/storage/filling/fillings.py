@@ -106,9 +106,10 @@ class Fillings:
     def prepare(self, volume_id: str, task: Task, gaps: Gaps) -> None:
         """Keep what a volume is to be filled from that the pool will have but for `gaps`.
 
-        For `begin` to go on when the pool has it.
+        For `begin` to go on when the pool has it. It is filled through FUSE: dm-clone's own
+        record of what is there can't be written by others.
         """
-        self._make(ids.check(volume_id)).keep(task, gaps)
+        self._make(ids.check(volume_id), task).keep(task, gaps)
 
     def begin(self, volume_id: str, task: Task, heed: Callable[[], None]) -> None:
         """Return when the volume, which the pool has, can be used; again: nothing.

@@ -14,8 +14,11 @@ import pytest
 
 from lunr.client import Client, errors
 from lunr.common import units
+from tests.support.services import need_command
 from tests.support.waiting import wait_until
 from tests.system.backup.image.mounted import need_fuse
+from tests.system.backup.image.test_tgtd import results
+from tests.system.storage import iscsi
 from tests.system.up.test_up import backup, export, holds, reads, volume
 from tools.demos.stage import Disk, Lunr, Session
 
@@ -209,14 +212,73 @@ def test_a_backup_of_it_is_whole(
 
 def test_what_can_not_be_is_refused(client: Client, stored: str) -> None:
     id = restored(client, stored)
-    for ask in (
-        lambda: client.snapshots.create(id),
-        lambda: client.volumes.extend(id, 3),
-        lambda: client.volumes.create(source_volume=id),
-        lambda: client.backups.create(id, full=True),
+    with pytest.raises(errors.Conflict, match=r"still being restored \(\d+ % are there\)"):
+        client.volumes.extend(id, 3)
+
+
+@pytest.mark.parametrize("mishap", [None, kill_all, reboot], ids=["", "killed", "rebooted"])
+def test_its_snapshots_and_clones_hold_their_moment(
+    lunr: Lunr,
+    client: Client,
+    written: tuple[str, Written],
+    stored: str,
+    mishap: Callable[[Lunr, str], None] | None,
+    tmp_path: Path,
+) -> None:
+    id, one = written
+    snapshot = client.snapshots.wait(client.snapshots.create(id).id, timeout=30)
+    moment = tmp_path / "moment"
+    moment.write_bytes(one.copy.read_bytes())
+    clone = client.volumes.create(source_volume=id).id
+    client.volumes.wait_usable(clone, timeout=30)
+    one.write()
+    if mishap is not None:
+        mishap(lunr, id)
+    full = client.backups.wait(client.backups.create(id, full=True).id, timeout=60)
+    assert full.parent_id is None
+    client.exports.delete(id, force=True)
+    client.exports.wait_deleted(id, timeout=30)
+    fill(client, id)
+    fill(client, clone)
+    with pytest.raises(errors.InUse, match=f"the snapshot {snapshot.id}"):
+        client.backups.delete(stored)
+    made = client.volumes.create(snapshot=snapshot.id).id
+    client.volumes.wait_usable(made, timeout=30)
+    saved = client.backups.create(id, snapshot=snapshot.id)
+    taken = client.backups.wait(saved.id, timeout=60)
+    assert (taken.parent_id, taken.bytes_stored < 5 * MIB) == (stored, True)
+    client.snapshots.delete(snapshot.id)
+    client.snapshots.wait_deleted(snapshot.id, timeout=30)
+    for restored, content in (
+        (clone, moment),
+        (made, moment),
+        (volume(client, backup=taken.id), moment),
+        (volume(client, backup=full.id), one.copy),
     ):
-        with pytest.raises(errors.Conflict, match=r"still being restored \(\d+ % are there\)"):
-            ask()
+        assert holds(client, restored, content, tmp_path)
+    fill(client, made)
+    client.backups.delete(stored)
+    assert list((lunr.root / "state" / "lacking").iterdir()) == []
+
+
+def test_initiators_see_no_difference(
+    lunr: Lunr, client: Client, stored: str, image: Path, tmp_path: Path
+) -> None:
+    need_command("iscsi-test-cu", "libiscsi-bin")
+    plain = volume(client)
+    Disk(export(client, plain), tmp_path).write_image(image, lambda _: None)
+    client.exports.delete(plain)
+    client.exports.wait_deleted(plain, timeout=30)
+    filling = restored(client, stored, fill="eager", fill_limit=1)
+    seen = {}
+    for id in (plain, filling):
+        client.exports.create(id, initiator=iscsi.INITIATOR, ip="127.0.0.1")
+        made = client.exports.wait(id, timeout=30)
+        secret = f"{made.auth_username}%{made.auth_password}"
+        place = f"{made.target_portal}/{made.target_iqn}/{made.target_lun}"
+        seen[id] = results(f"iscsi://{secret}@{place}")
+    assert seen[filling] == seen[plain]
+    assert client.volumes.get(filling).status == "RESTORING"
 
 
 def test_deleted_while_it_is_filled_nothing_is_left(

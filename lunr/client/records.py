@@ -96,6 +96,8 @@ class Snapshot(Work):
     size: int = 0
     progress: int = 0
     node_id: str | None = None
+    #: The backup that has what the snapshot lacks; None: it lacks nothing.
+    backup: str | None = None
     metadata: Mapping[str, str] = field(default_factory=dict)
     deleted_at: str | None = None
 

@@ -80,7 +80,11 @@ def create(
     timeout: float | None,
     as_json: bool,
 ) -> None:
-    """Take a snapshot of a volume."""
+    """Take a snapshot of a volume.
+
+    If the volume is still being filled from a backup, the snapshot lacks what is not there
+    yet. That backup is needed then as long as the snapshot is there.
+    """
     snapshots = session.client.snapshots
     record = snapshots.create(volume_id, name=name, metadata=metadata)
     if wait:

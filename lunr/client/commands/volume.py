@@ -105,7 +105,8 @@ def create(
 ) -> None:
     """Create a volume: empty, or from a backup, a snapshot or another volume.
 
-    One from a backup can be used at once, whatever its size, and is filled behind.
+    One from a backup can be used at once, whatever its size, and is filled behind. So is one
+    from a volume that is still being filled, or from a snapshot that was taken of one then.
     `lunr volume wait` waits until all of it is there.
 
     \b
@@ -124,10 +125,8 @@ def create(
         raise click.UsageError("Only a volume from a backup is filled.")
     volumes = session.client.volumes
     record = volumes.create(**given)
-    if wait and given["backup"] is not None:
+    if wait:
         record = usable_volume(volumes, record.id, timeout)
-    elif wait:
-        record = finished(volumes, "volume", record.id, timeout)
     print_record(record, as_json)
 
 

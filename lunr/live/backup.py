@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -22,6 +22,8 @@ from lunr.live.groups import Group, Member
 from lunr.live.guard import Guard
 from lunr.live.machine import Disk
 from lunr.live.qmp import Monitor
+from lunr.live.service import Announced, Service
+from lunr.live.watch import Watch, is_set, uses_more
 
 logger = logging.getLogger(__name__)
 
@@ -37,21 +39,28 @@ class Options:
         machine: what its backups are called by; None: its own name.
         disks: the names of those to back up; None: all.
         scratch: a folder with room for what the guest overwrites meanwhile.
+        scratch_limit: bytes that it may take there; beyond, the backup is given up. 0: no limit.
         agent: the socket of the guest's agent, to freeze file systems with; or None.
         concurrency: requests to the store at once.
         compression: blocks that do not shrink are stored as they are.
         progress: told what is done.
         cancel: set to give up within a second, with Cancelled.
+        service: whom to tell of the group; None: the store alone knows.
+        volumes: for the names of disks that are volumes of the service their ids, where QEMU
+            does not tell.
     """
 
     machine: str | None = None
     disks: Sequence[str] | None = None
     scratch: Path = Path("/var/tmp")  # noqa: S108 - the files there have no names
+    scratch_limit: int = 0
     agent: Path | None = None
     concurrency: int = 4
     compression: Compression = Compression.ZSTD
     progress: Progress | None = None
     cancel: threading.Event = field(default_factory=threading.Event)
+    service: Service | None = None
+    volumes: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -89,19 +98,71 @@ def backup(repository: Repository, monitor: Monitor, options: Options) -> Group:
     group_id = groups.new_id(name, now)
     for disk in disks:
         groups.backup_id(group_id, disk.name)  # refused now, not after the work
+    volumes = _volumes(name, disks, options)
+    if options.service is not None:
+        options.service.make_up(repository, name)
     plans = plan(repository, name, disks)
     with contextlib.ExitStack() as stack:
         agent = None if options.agent is None else _connected_agent(options.agent, stack)
         guard = stack.enter_context(Guard(monitor, agent))
+        watch = Watch(is_set(options.cancel))
+        run = _Run(repository, monitor, options, name, group_id, now, volumes, watch, stack)
+        announced = run.announce(plans)
+        if announced is not None:
+            stack.enter_context(announced)
+            watch.add(is_set(announced.cancel))
         try:
-            group = _Run(repository, monitor, options, name, group_id, now).run(plans, guard, agent)
+            with watch.watching():
+                group = run.run(plans, guard, agent, announced)
+            _tell(repository, options, group)
         except BaseException:
             _clear(monitor)
             _undo(repository, monitor, disks, group_id)
+            if options.service is not None:
+                options.service.abandon(group_id)
             raise
         _clear(monitor)
     _drop_bitmaps(monitor, disks, lambda since: since != group_id)
     return group
+
+
+def _volumes(name: str, disks: Sequence[Disk], options: Options) -> dict[str, str]:
+    """For each disk the id of the volume that it is.
+
+    Raises:
+        errors.CannotBackUp: a volume is named for a disk that is not there.
+        errors of :mod:`lunr.client.errors`: a volume that is named is not the account's, or the
+            service does not answer.
+    """
+    names = [disk.name for disk in disks]
+    if unknown := sorted(options.volumes.keys() - set(names)):
+        raise errors.CannotBackUp(
+            reason=f"it has no disk {unknown[0]}; it has: {', '.join(names)}."
+        )
+    service = options.service
+    if service is None:
+        return {name_: groups.volume_id(name, name_) for name_ in names}
+    for volume_id in options.volumes.values():
+        service.check_volume(volume_id)
+    return {
+        disk.name: options.volumes.get(disk.name) or service.volume_id(name, disk) for disk in disks
+    }
+
+
+def _tell(repository: Repository, options: Options, group: Group) -> None:
+    """Tell the service that `group` is complete.
+
+    Raises:
+        errors.GroupDeleted: it was deleted meanwhile.
+    """
+    if options.service is None:
+        return
+    try:
+        options.service.complete(repository, group)
+    except errors.GroupDeleted:
+        raise
+    except LunrError as error:
+        logger.warning("%s is complete, and the service does not know: %s", group.group_id, error)
 
 
 def plan(repository: Repository, name: str, disks: Sequence[Disk]) -> list[Plan]:
@@ -172,14 +233,40 @@ class _Run:
     name: str
     group_id: str
     now: datetime
+    volumes: Mapping[str, str]
+    watch: Watch
+    held: contextlib.ExitStack
 
-    def run(self, plans: Sequence[Plan], guard: Guard, agent: Agent | None) -> Group:
+    def announce(self, plans: Sequence[Plan]) -> Announced | None:
+        """Tell the service what is about to be saved."""
+        if self.options.service is None:
+            return None
+        backups = [
+            {
+                "id": groups.backup_id(self.group_id, one.disk.name),
+                "disk": one.disk.name,
+                "volume_id": self.volumes[one.disk.name],
+                "size_bytes": one.disk.size,
+                "parent_id": one.parent_id,
+            }
+            for one in plans
+        ]
+        return self.options.service.announce(self.group_id, self.name, self._created_at, backups)
+
+    def run(
+        self,
+        plans: Sequence[Plan],
+        guard: Guard,
+        agent: Agent | None,
+        announced: Announced | None,
+    ) -> Group:
         disks = [one.disk for one in plans]
         bases = {one.disk.name: one.base for one in plans if one.base is not None}
         others = [disk for disk in disks if disk.name not in bases]
         fleece.begin_bitmaps(self.monitor, others, self.group_id)
         allocated = exports.allocations(self.monitor, disks, [disk.name for disk in others])
-        fleece.put_filters(self.monitor, disks, self.options.scratch)
+        files = fleece.put_filters(self.monitor, disks, self.options.scratch, self.held)
+        self.watch.add(uses_more(files, self.options.scratch_limit))
         frozen = _Frozen(agent)
         with guard.cutting(), frozen.hold():
             stall = fleece.cut(self.monitor, disks, self.group_id, bases)
@@ -187,8 +274,10 @@ class _Run:
         members = []
         with exports.exported(self.monitor, disks, bases, allocated) as found:
             for number, (one, given) in enumerate(zip(plans, found, strict=True)):
-                members.append(self._save(one, given))
+                members.append(self._save(one, given, announced))
                 leftovers.clear(self.monitor, number)
+                if announced is not None:
+                    announced.progress = 100 * (number + 1) // len(plans)
         group = Group(
             group_id=self.group_id,
             machine=self.name,
@@ -204,23 +293,24 @@ class _Run:
     def _created_at(self) -> str:
         return self.now.strftime("%Y-%m-%dT%H:%M:%S.%fZ")
 
-    def _save(self, one: Plan, given: exports.Exported) -> Member:
+    def _save(self, one: Plan, given: exports.Exported, announced: Announced | None) -> Member:
         disk, tell = one.disk.name, self.options.progress
         root = save(
             self.repository,
             given.source,
             Backup(
                 backup_id=groups.backup_id(self.group_id, disk),
-                volume_id=groups.volume_id(self.name, disk),
+                volume_id=self.volumes[disk],
                 created_at=self._created_at,
                 parent_id=one.parent_id,
+                condemned=() if announced is None else announced.condemned,
                 changed=given.changed,
                 consistency_group=self.group_id,
             ),
             concurrency=self.options.concurrency,
             compression=self.options.compression,
             progress=None if tell is None else lambda done, total: tell(disk, done, total),
-            cancel=self.options.cancel,
+            cancel=self.watch.cancel,
         )
         return _member(one, given, root)
 

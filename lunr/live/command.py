@@ -6,10 +6,11 @@ import contextlib
 import functools
 import json
 import logging
+import os
 import signal
 import threading
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,8 @@ from lunr.backup import keys, masters
 from lunr.backup.repository import Repository
 from lunr.backup.restore import restore as restore_backup
 from lunr.backup.stores import open_store
+from lunr.client import Client
+from lunr.client.options import PAIR, as_dict
 from lunr.common import ids, log, units
 from lunr.common.errors import LunrError
 from lunr.live import groups, starting
@@ -26,6 +29,7 @@ from lunr.live.backup import Options
 from lunr.live.backup import backup as back_up
 from lunr.live.groups import Group
 from lunr.live.qmp import Monitor
+from lunr.live.service import Service
 
 
 @click.group()
@@ -44,14 +48,25 @@ def live() -> None:
     """
 
 
+@dataclass(frozen=True)
+class Place:
+    """Where groups are, and the service that knows of them, if there is one."""
+
+    repository: Repository
+    service: Service | None
+
+
 def _command(function: Callable[..., None]) -> Callable[..., None]:
-    """A command of the group, with the options that all have; it gets the repository first."""
+    """A command of the group, with the options that all have; it gets the place first."""
 
     @live.command(function.__name__.strip("_"), help=function.__doc__)
     @click.option(
         "--store", envvar="LUNR_STORE", required=True, help="files:/PATH or swift:PREFIX."
     )
-    @click.option("--repository", default="default", show_default=True, help="Whose backups.")
+    @click.option(
+        "--repository",
+        help="Whose backups, without a service.  [LUNR_ACCOUNT where LUNR_URL is set, or default]",
+    )
     @click.option(
         "--key-file",
         envvar="LUNR_KEY_FILE",
@@ -59,17 +74,21 @@ def _command(function: Callable[..., None]) -> Callable[..., None]:
         help="The master keys, one a line; mode 0600.  [a public one]",
     )
     @functools.wraps(function)
-    def command(store: str, repository: str, key_file: Path | None, **rest: Any) -> None:
+    def command(store: str, repository: str | None, key_file: Path | None, **rest: Any) -> None:
         if not logging.getLogger().handlers:
             log.setup("WARNING")
         cancel = threading.Event()
         try:
-            ids.check(repository, "--repository")
+            service = None
+            if repository is None and os.environ.get("LUNR_URL"):
+                service = Service(Client.from_env())
+            name = "default" if service is None else service.account
+            name = ids.check(repository or name, "--repository")
             found = (keys.PUBLIC_MASTER,) if key_file is None else masters.load(key_file)
-            own, *older = masters.keyring(found, repository)
-            opened = open_store(store, repository, cancel=cancel)
+            own, *older = masters.keyring(found, name)
+            opened = open_store(store, name, cancel=cancel)
             try:
-                function(Repository(opened, own, older=older), **rest)
+                function(Place(Repository(opened, own, older=older), service), **rest)
             finally:
                 cancel.set()
                 opened.close()
@@ -99,6 +118,12 @@ _as_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON 
     help="Where there is room for what the guest overwrites meanwhile.",
 )
 @click.option(
+    "--scratch-limit",
+    type=click.IntRange(min=1),
+    metavar="MIB",
+    help="Give the backup up when that takes more MiB there.  [no limit]",
+)
+@click.option(
     "--agent",
     type=click.Path(path_type=Path),
     help="The socket of the guest's agent (qemu-ga): freeze the file systems for the cut.",
@@ -110,15 +135,26 @@ _as_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON 
     show_default=True,
     help="Requests to the store at once.",
 )
+@click.option(
+    "--volume",
+    "volumes",
+    type=PAIR,
+    metavar="DISK=ID",
+    multiple=True,
+    callback=lambda _ctx, _param, pairs: as_dict(pairs),
+    help="This disk is that volume of the service; can be given again.  [as its iSCSI name says]",
+)
 @_as_json
 def backup(
-    repository: Repository,
+    place: Place,
     qmp: Path,
     vm: str | None,
     disks: str | None,
     scratch: Path,
+    scratch_limit: int | None,
     agent: Path | None,
     concurrency: int,
+    volumes: dict[str, str] | None,
     as_json: bool,
 ) -> None:
     """Back up the machine behind a QMP socket: all of its disks are in the store then, or none.
@@ -129,11 +165,14 @@ def backup(
         machine=None if vm is None else ids.check(vm, "--vm"),
         disks=None if disks is None else disks.split(","),
         scratch=scratch,
+        scratch_limit=(scratch_limit or 0) * units.MIB,
         agent=agent,
         concurrency=concurrency,
+        service=place.service,
+        volumes=volumes or {},
     )
     with Monitor.open(qmp) as monitor:
-        group = back_up(repository, monitor, options)
+        group = back_up(place.repository, monitor, options)
     if as_json:
         click.echo(json.dumps(asdict(group)))
         return
@@ -158,10 +197,10 @@ def _told(group: Group) -> list[str]:
 @_command
 @click.option("--vm", help="Only of this machine.")
 @_as_json
-def list_(repository: Repository, vm: str | None, as_json: bool) -> None:
+def list_(place: Place, vm: str | None, as_json: bool) -> None:
     """List the groups, newest first, and what backups that were killed have left."""
-    found = groups.listed(repository, vm)
-    left = groups.unfinished(repository, vm)
+    found = groups.listed(place.repository, vm)
+    left = groups.unfinished(place.repository, vm)
     if as_json:
         click.echo(json.dumps({"groups": [asdict(group) for group in found], "unfinished": left}))
         return
@@ -178,19 +217,19 @@ def list_(repository: Repository, vm: str | None, as_json: bool) -> None:
 @click.argument("group_id", metavar="GROUP")
 @click.argument("folder", type=click.Path(file_okay=False, path_type=Path))
 @_as_json
-def restore(repository: Repository, group_id: str, folder: Path, as_json: bool) -> None:
+def restore(place: Place, group_id: str, folder: Path, as_json: bool) -> None:
     """Restore all disks of GROUP to FOLDER, as DISK.raw each.
 
     The folder is made when there is none. A file that is there is not overwritten.
     """
-    group = groups.load(repository, ids.check(group_id, "GROUP"))
+    group = groups.load(place.repository, ids.check(group_id, "GROUP"))
     folder.mkdir(parents=True, exist_ok=True)
     paths = {member: groups.restore_path(folder, member) for member in group.members}
     for path in paths.values():
         if path.exists():
             raise click.ClickException(f"{path} is there already.")
     for member, path in paths.items():
-        restore_backup(repository, member.backup_id, path, create=True)
+        restore_backup(place.repository, member.backup_id, path, create=True)
     done = {member.disk: str(path) for member, path in paths.items()}
     lines = [f"{disk}: {path}" for disk, path in done.items()]
     click.echo(json.dumps({"disks": done}) if as_json else "\n".join(lines))
@@ -205,21 +244,21 @@ def restore(repository: Repository, group_id: str, folder: Path, as_json: bool) 
     help="The QMP socket that the machine will have: as soon as it is there, it is told to bring "
     "all of its disks, and the command ends when it has.",
 )
-def start(repository: Repository, group_id: str, folder: Path, qmp: Path | None) -> None:
+def start(place: Place, group_id: str, folder: Path, qmp: Path | None) -> None:
     """Have the disks of GROUP in FOLDER at once, to start the machine from.
 
     Each is a qcow2 file over the backup, which is fetched as it is read. The options for QEMU
     are printed, and the disks are there until Ctrl-C, or with --qmp until they are filled.
     Only root can do it. A second start in the same folder goes on with the same disks.
     """
-    group = groups.load(repository, ids.check(group_id, "GROUP"))
+    group = groups.load(place.repository, ids.check(group_id, "GROUP"))
     folder.mkdir(parents=True, exist_ok=True)
     stop = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.set())
     with contextlib.ExitStack() as stack:
         disks = [
-            stack.enter_context(starting.Disk(repository, member, folder.resolve()))
+            stack.enter_context(starting.Disk(place.repository, member, folder.resolve()))
             for member in group.members
         ]
         click.echo(starting.command_line(group, disks))
@@ -235,9 +274,14 @@ def start(repository: Repository, group_id: str, folder: Path, qmp: Path | None)
 
 @_command
 @click.argument("group_id", metavar="GROUP")
-def delete(repository: Repository, group_id: str) -> None:
+def delete(place: Place, group_id: str) -> None:
     """Delete GROUP, or what is left of it. `lunr engine collect` gives the room back."""
-    groups.delete(repository, ids.check(group_id, "GROUP"))
+    ids.check(group_id, "GROUP")
+    if place.service is not None:
+        place.service.delete(group_id)
+        click.echo(f"{group_id} is being deleted.")
+        return
+    groups.delete(place.repository, group_id)
     click.echo(f"Deleted {group_id}.")
 
 

@@ -44,10 +44,23 @@ class ExportLost(SourceError):
     retry = True
 
 
+class ScratchLimit(LunrError):
+    """The guest overwrote more than {limit} during the backup, which may take no more scratch space. The backup was given up, the virtual machine goes on."""  # noqa: E501 - a sentence
+
+    code = "scratch_limit"
+    retry = True
+
+
 class GroupMissing(NotFound):
     """There is no complete group of backups {id} in the store."""
 
     code = "group_missing"
+
+
+class GroupDeleted(Conflict):
+    """The service does not know the group {id} any more: somebody deleted it meanwhile."""
+
+    code = "group_deleted"
 
 
 class CannotStart(Conflict):

@@ -7,6 +7,7 @@ left behind; QEMU gets them as open descriptors.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -37,22 +38,30 @@ def begin_bitmaps(monitor: Monitor, disks: Iterable[Disk], group: str) -> None:
         monitor.execute("transaction", {"actions": actions})
 
 
-def put_filters(monitor: Monitor, disks: Sequence[Disk], scratch: Path) -> None:
+def put_filters(
+    monitor: Monitor, disks: Sequence[Disk], scratch: Path, held: contextlib.ExitStack
+) -> list[IO[bytes]]:
     """Prepare the filters; the guest does not use them yet.
 
     Args:
         monitor: of the machine.
         disks: which.
         scratch: a folder with room for what the guest overwrites meanwhile.
+        held: closes our side of the files there.
+
+    Returns:
+        These files, to see how large they get. They are gone when QEMU has closed them too.
 
     Raises:
         errors.CannotBackUp: there can be no file in `scratch`.
         errors.CommandRefused: QEMU says no.
     """
+    files = []
     for number, disk in enumerate(disks):
-        with _scratch_file(scratch, disk.size) as file:
-            note = names.note(number, disk.node)
-            added = monitor.execute("add-fd", {"opaque": note}, descriptor=file.fileno())
+        file = held.enter_context(_scratch_file(scratch, disk.size))
+        files.append(file)
+        note = names.note(number, disk.node)
+        added = monitor.execute("add-fd", {"opaque": note}, descriptor=file.fileno())
         name = f"/dev/fdset/{added['fdset-id']}"
         target = {
             "driver": "raw",
@@ -69,11 +78,12 @@ def put_filters(monitor: Monitor, disks: Sequence[Disk], scratch: Path) -> None:
             "cbw-timeout": _COPY_TIMEOUT,
         }
         monitor.execute("blockdev-add", before)
+    return files
 
 
 def _scratch_file(folder: Path, size: int) -> IO[bytes]:
     try:
-        file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 - the caller closes it
+        file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 - it outlives this
         os.truncate(file.fileno(), size)
     except OSError as error:
         raise errors.CannotBackUp(

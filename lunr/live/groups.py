@@ -218,6 +218,12 @@ def delete(repository: Repository, group_id: str) -> None:
         repository.delete_root(member)
 
 
+def ids_of(repository: Repository, machine: str | None = None) -> list[str]:
+    """The ids of groups that the store lists, complete or not; of `machine`, or of all."""
+    matches = map(_GROUP.fullmatch, repository.backup_ids())
+    return [match[0] for match in matches if match and machine in (None, match["machine"])]
+
+
 def listed(repository: Repository, machine: str | None = None) -> list[Group]:
     """The complete groups that the store lists, the newest first; of `machine`, or of all.
 
@@ -225,10 +231,7 @@ def listed(repository: Repository, machine: str | None = None) -> list[Group]:
     """
     there = set(repository.backup_ids())
     groups = []
-    for found in there:
-        match = _GROUP.fullmatch(found)
-        if match is None or machine not in (None, match["machine"]):
-            continue  # not opened: it is of one disk
+    for found in ids_of(repository, machine):
         try:
             group = _load(repository, found)
         except errors.GroupMissing:

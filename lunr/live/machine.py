@@ -23,6 +23,7 @@ class Disk:
         device: the QOM path of the device.
         node: the block node that the device uses.
         size: in bytes.
+        source: where its bytes are, as QEMU tells: a path, an URL, or ``json:``.
         bitmaps: the dirty bitmaps of that node, by name, as ``query-block`` tells of them.
     """
 
@@ -31,6 +32,7 @@ class Disk:
     node: str
     size: int
     bitmaps: dict[str, dict[str, Any]]
+    source: str = ""
 
 
 def name_of(monitor: Monitor) -> str:
@@ -105,6 +107,7 @@ def disks_of(monitor: Monitor) -> Iterator[Disk]:
                 for bitmap in inserted.get("dirty-bitmaps", ())
                 if "name" in bitmap
             },
+            source=str(inserted["image"].get("filename", "")),
         )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import logging
 import signal
 import sys
@@ -16,11 +17,13 @@ from lunr import __version__
 from lunr.backup import keys, masters
 from lunr.backup.repository import Repository
 from lunr.backup.stores import open_store
-from lunr.common import log
+from lunr.client import Client
+from lunr.common import log, private, units
 from lunr.common.errors import Cancelled, LunrError
 from lunr.live import groups
 from lunr.live.backup import Options, backup
 from lunr.live.qmp import Monitor
+from lunr.live.service import Service
 from lunr.live.settings import Machine, Settings, load
 
 logger = logging.getLogger(__name__)
@@ -34,10 +37,15 @@ class Keeper:
     """Backs up one machine after another, when it is due."""
 
     def __init__(
-        self, repository: Repository, machines: Sequence[Machine], stop: threading.Event
+        self,
+        repository: Repository,
+        machines: Sequence[Machine],
+        stop: threading.Event,
+        service: Service | None = None,
     ) -> None:
-        """`stop` ends it, within a second also amid a backup."""
+        """`stop` ends it, within a second also amid a backup; `service` is told of the backups."""
         self._repository = repository
+        self._service = service
         self._machines = machines
         self._stop = stop
 
@@ -71,8 +79,10 @@ class Keeper:
             machine=machine.name,
             disks=machine.disks or None,
             scratch=Path(machine.scratch),
+            scratch_limit=machine.scratch_limit * units.MIB,
             agent=Path(machine.agent) if machine.agent else None,
             cancel=self._stop,
+            service=self._service,
         )
         try:
             with Monitor.open(Path(machine.qmp)) as monitor:
@@ -96,12 +106,22 @@ class Keeper:
         found = groups.listed(self._repository, machine.name)
         oldest = found[: machine.keep][-1].group_id
         for group in found[machine.keep :]:
-            groups.delete(self._repository, group.group_id)
+            try:
+                self._delete(group.group_id)
+            except LunrError as error:  # the next time
+                logger.warning("%s is not deleted: %s", group.group_id, error)
+                continue
             logger.info("Deleted %s: %d newer ones are kept.", group.group_id, machine.keep)
         # Older than what is kept, so no store is still behind with its listing.
         for group_id in (one for one in left if one < oldest):
             groups.delete(self._repository, group_id)
             logger.info("Deleted what a backup that was killed had left: %s.", group_id)
+
+    def _delete(self, group_id: str) -> None:
+        if self._service is None:
+            groups.delete(self._repository, group_id)
+        else:
+            self._service.delete(group_id)
 
 
 def serve(settings: Settings, stop: threading.Event) -> None:
@@ -112,12 +132,17 @@ def serve(settings: Settings, stop: threading.Event) -> None:
     """
     place = settings.store
     found = masters.load(Path(place.key_file)) if place.key_file else (keys.PUBLIC_MASTER,)
-    own, *older = masters.keyring(found, place.repository)
-    store = open_store(place.url, place.repository, cancel=stop)
-    try:
-        Keeper(Repository(store, own, older=older), settings.machines, stop).run()
-    finally:
-        store.close()
+    own, *older = masters.keyring(found, settings.repository)
+    with contextlib.ExitStack() as stack:
+        service = None
+        if settings.service is not None:
+            told = settings.service
+            token = private.read(told.token_file, "[service] token_file")
+            service = Service(stack.enter_context(Client(told.url, told.account, token)))
+        store = open_store(place.url, settings.repository, cancel=stop)
+        stack.callback(store.close)
+        repository = Repository(store, own, older=older)
+        Keeper(repository, settings.machines, stop, service).run()
 
 
 def main() -> int:

@@ -1,4 +1,4 @@
-"""The configuration of ``lunr-live``: TOML, a table for the store and one a machine."""
+"""The configuration of ``lunr-live``: TOML, a table for store and service and one a machine."""
 
 from __future__ import annotations
 
@@ -25,6 +25,7 @@ class Machine:
         keep: how many groups are kept; the oldest go first. 0: all.
         disks: only these; empty: all.
         scratch: a folder with room for what the guest overwrites meanwhile.
+        scratch_limit: MiB that it may take there; beyond, the backup is given up. 0: no limit.
         agent: the socket of the guest's agent, to freeze file systems with; "": none.
     """
 
@@ -34,6 +35,7 @@ class Machine:
     keep: int = 0
     disks: list[str] = field(default_factory=list)
     scratch: str = "/var/tmp"  # noqa: S108 - the files there have no names
+    scratch_limit: int = 0
     agent: str = ""
 
 
@@ -43,21 +45,42 @@ class Store:
 
     Attributes:
         url: files:/PATH or swift:PREFIX, with ST_* or OS_* in the environment.
-        repository: whose they are.
+        repository: whose they are; "": the service's account, or without one "default".
         key_file: the master keys, mode 0600; "": a public one.
     """
 
     url: str
-    repository: str = "default"
+    repository: str = ""
     key_file: str = ""
 
 
 @dataclass(frozen=True)
+class Service:
+    """A lunr service that is told of the backups.
+
+    Attributes:
+        url: where its API is.
+        account: whose they are.
+        token_file: the secret of a token of the account, mode 0600.
+    """
+
+    url: str
+    account: str
+    token_file: str
+
+
+@dataclass(frozen=True)
 class Settings:
-    """All of it."""
+    """All of it; without a service the store alone knows of the backups."""
 
     store: Store
     machines: tuple[Machine, ...]
+    service: Service | None = None
+
+    @property
+    def repository(self) -> str:
+        """Whose the backups are."""
+        return self.service.account if self.service else self.store.repository or "default"
 
 
 def load(path: Path) -> Settings:
@@ -79,22 +102,27 @@ def parse(table: Mapping[str, Any]) -> Settings:
     Raises:
         ConfigError: something in it can't be used.
     """
-    unknown = sorted(table.keys() - {"store", "machine"})
+    unknown = sorted(table.keys() - {"store", "service", "machine"})
     if unknown:
-        raise ConfigError(reason=f"{unknown[0]}: there are [store] and [[machine]].")
+        raise ConfigError(reason=f"{unknown[0]}: there are [store], [service] and [[machine]].")
     store = _table(Store, table.get("store", {}), "[store]")
-    _check_id(store.repository, "[store] repository")
+    service = _table(Service, table["service"], "[service]") if "service" in table else None
+    if service is not None and store.repository not in ("", service.account):
+        raise ConfigError(reason="[store] repository is the account of [service], or left out.")
     given = table.get("machine", [])
     if not isinstance(given, list) or not given:
         raise ConfigError(reason="there is no [[machine]].")
     machines = tuple(_table(Machine, one, f"[[machine]] {n}") for n, one in enumerate(given, 1))
     for machine in machines:
         _check_id(machine.name, "[[machine]] name")
-        if machine.every < 1 or machine.keep < 0:
-            raise ConfigError(reason=f"{machine.name}: every is 1 or more, keep 0 or more.")
+        if machine.every < 1 or machine.keep < 0 or machine.scratch_limit < 0:
+            reason = f"{machine.name}: every is 1 or more, keep and scratch_limit 0 or more."
+            raise ConfigError(reason=reason)
     if len({machine.name for machine in machines}) < len(machines):
         raise ConfigError(reason="two machines have the same name.")
-    return Settings(store, machines)
+    settings = Settings(store, machines, service)
+    _check_id(settings.repository, "[service] account" if service else "[store] repository")
+    return settings
 
 
 def _check_id(value: str, where: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -226,6 +227,29 @@ def test_a_full_scratch_folder_ends_the_backup_and_not_the_machine(
     assert vault.ids() == {first.group_id, *(member.backup_id for member in first.members)}
     group = vault.backup(machine)
     assert ways(group)["alpha"] == "incremental"
+    assert vault.restored(group) == machine.contents()
+
+
+def test_a_limit_on_scratch_space_ends_the_backup_and_not_the_machine(
+    machine: Machine, vault: Vault
+) -> None:
+    alpha = machine.disks[0]
+    machine.write(alpha, 0, 24 * MIB, 1)
+    first = vault.backup(machine, scratch_limit=4 * MIB)
+
+    def overwrite(call: str, name: str) -> None:
+        if call == "put" and name.startswith("sessions/"):
+            machine.write(alpha, 0, 8 * MIB, 2)
+        elif call == "put":
+            time.sleep(0.5)  # a store that is slow enough for somebody to look
+
+    machine.write(alpha, MIB, MIB, 77)
+    with pytest.raises(errors.ScratchLimit, match=r"4.0 MiB .* goes on"):
+        vault.backup(machine, overwrite, scratch_limit=4 * MIB)
+    machine.assert_untouched()
+    assert vault.ids() == {first.group_id, *(member.backup_id for member in first.members)}
+    group = vault.backup(machine, scratch_limit=4 * MIB)
+    assert set(ways(group).values()) == {"incremental"}
     assert vault.restored(group) == machine.contents()
 
 

@@ -51,6 +51,8 @@ def test_a_good_one(tmp_path: Path) -> None:
         ("every = 600", 'every = "1h"', "every can't be"),
         ('disks = ["a", "b"]', "disks = [1]", "disks can't be"),
         ("keep = 24", "kept = 24", "kept is not one of"),
+        ("keep = 24", "scratch_limit = -1", "0 or more"),
+        ("[[machine]]", '[service]\nurl = "http://x"\n[[machine]]', "account"),
         ("[store]", "[store", "live.toml"),
     ],
 )
@@ -65,3 +67,20 @@ def test_no_machine_and_no_file(tmp_path: Path) -> None:
         load(tmp_path, '[store]\nurl = "files:/x"\n')
     with pytest.raises(ConfigError, match="No such file"):
         settings.load(tmp_path / "nowhere")
+
+
+SERVICE = """
+[service]
+url = "http://127.0.0.1:8080"
+account = "acme"
+token_file = "/etc/lunr/live.token"
+"""
+
+
+def test_the_repository_is_the_services_account(tmp_path: Path) -> None:
+    assert load(tmp_path, GOOD).repository == "default"
+    assert load(tmp_path, GOOD + SERVICE).repository == "acme"
+    other = GOOD.replace("[store]", '[store]\nrepository = "other"')
+    assert load(tmp_path, other).repository == "other"
+    with pytest.raises(ConfigError, match="is the account of"):
+        load(tmp_path, other + SERVICE)

@@ -91,6 +91,10 @@ class Cloned(Filling):
         return super().is_settled and not self._has_device
 
     @property
+    def _is_kept_filled(self) -> bool:
+        return self.task is not None and self.task.is_filled
+
+    @property
     def _source(self) -> Path:
         return self._mountpoint / "volume"
 
@@ -115,7 +119,7 @@ class Cloned(Filling):
 
     def wait_mounted(self, heed: Callable[[], None]) -> None:
         """See :meth:`Filling.wait_mounted`."""
-        if not self._filled:
+        if not self._is_kept_filled:
             super().wait_mounted(heed)
 
     def fill(self, mode: str, limit: int) -> None:
@@ -186,7 +190,7 @@ class Cloned(Filling):
     def still(self) -> Iterator[list[Extent]]:
         """See :meth:`Filling.still`. All I/O waits inside."""
         with self._still, self._guard:
-            if self._filled:
+            if self._is_kept_filled:
                 yield []
                 return
             metadata = self._filling()
@@ -272,7 +276,7 @@ class Cloned(Filling):
         backoff = Backoff(self._over)
         while not self._over.is_set():
             try:
-                if self._filled or self._look():
+                if self._is_kept_filled or self._look():
                     self._end()
                     return
                 backoff.over()
@@ -404,12 +408,12 @@ class Cloned(Filling):
                 self._device.become(self._target(), self.task.size_bytes)
             elif seen is not None and seen.suspended:
                 self._device.resume()
-            with self._changed:
-                self._filled, self.trouble = True, None
-                self._changed.notify_all()
             super().close()
             self._pool.remove_filling(self.volume_id)
             (self._state / "map.root").unlink(missing_ok=True)
+            with self._changed:
+                self._filled, self.trouble = True, None
+                self._changed.notify_all()
 
 
 def _next_data(image: int, at: int, size: int) -> int:

@@ -237,6 +237,9 @@ class Filling:
         """
         with self._still:
             with self._changed:
+                self._changed.wait_for(
+                    lambda: self._mounted or self._stopping.is_set(), _ANSWER_TIMEOUT
+                )
                 worker = self._worker if self._mounted else None
             if worker is None:
                 raise FillingBusy(id=self.volume_id, reason="its process is being started again")
@@ -294,16 +297,23 @@ class Filling:
         self._stopping.set()
         if self._is_ended(0.0):
             return
-        try:
-            # A connection of its own: nobody may be following the process.
-            worker = adopt(self._run)
-        except OSError as error:
-            if self._is_ended(_END_TIMEOUT):  # it was just ending
-                return
-            raise FillingBusy(id=self.volume_id, reason=str(error)) from error
+        deadline = time.monotonic() + _END_TIMEOUT
+        # A connection of its own: nobody may be following the process.
+        while True:
+            try:
+                worker = adopt(self._run)
+            except OSError as error:  # it is just ending, or beginning
+                if self._is_ended(0.1):
+                    return
+                if time.monotonic() > deadline:
+                    raise FillingBusy(id=self.volume_id, reason=str(error)) from error
+            else:
+                break
         try:
             worker.order("detach")
-            if not self._is_ended(_END_TIMEOUT):
+            while not self._is_ended(0.5) and time.monotonic() < deadline:
+                worker.order("detach")  # one that is just beginning takes none
+            if not self._is_ended(0.0):
                 worker.kill()
         finally:
             worker.close()

@@ -369,8 +369,9 @@ def test_killed_at_every_step(ground: Ground, kind: str) -> None:
             if kind == "clone of a snapshot":
                 content = ground.snapshots[snapshot][2]
         ground.stop(detach=step % 2 == 0)  # or the process that serves goes on
-        job = {"id": "j1", "kind": job_kind, "lease": "l", "lease_seconds": 60, "attempt": 1}
-        code = victim(ground.place, {**job, "volume_id": volume, "payload": payload}, step)
+        job: dict[str, Any] = {"id": "j1", "lease": "l", "lease_seconds": 60, "attempt": 1}
+        job |= {"kind": job_kind, "volume_id": volume, "payload": payload}
+        code = victim(ground.place, job, step)
         assert code in (0, -signal.SIGKILL), f"step {step}"
         ended = code == 0
         queued = ground.api.add(job_kind, volume, subject, **payload)
@@ -384,6 +385,8 @@ def test_killed_at_every_step(ground: Ground, kind: str) -> None:
             ground.volumes[subject] = bytearray(content)
         ground.check(subject)
         ground.delete(subject)
+        if kind == "snapshot.create":
+            ground.delete_snapshot(job["payload"]["snapshot_id"])
         assert {one.purpose for one in ground.agent.node.pool.snapshots()} == {Purpose.USER}
         assert Snapshot(id, snapshot) in ground.agent.node.pool.snapshots()
     assert step > 3

@@ -25,6 +25,7 @@ from lunr.client.options import PAIR, as_dict
 from lunr.common import ids, log, units
 from lunr.common.errors import LunrError
 from lunr.live import groups, starting
+from lunr.live import libvirt as domains
 from lunr.live.backup import Options
 from lunr.live.backup import backup as back_up
 from lunr.live.groups import Group
@@ -104,10 +105,10 @@ _as_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON 
 @_command
 @click.option(
     "--qmp",
-    required=True,
     type=click.Path(path_type=Path),
     help="A QMP socket of the machine, which no other program uses.",
 )
+@click.option("--libvirt", metavar="DOMAIN", help="A domain of libvirt with such a socket.")
 @click.option("--vm", help="What to call the machine.  [default: its -name]")
 @click.option("--disks", help="Only these, as a,b: the ids of their devices.")
 @click.option(
@@ -147,7 +148,8 @@ _as_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON 
 @_as_json
 def backup(
     place: Place,
-    qmp: Path,
+    qmp: Path | None,
+    libvirt: str | None,
     vm: str | None,
     disks: str | None,
     scratch: Path,
@@ -157,7 +159,7 @@ def backup(
     volumes: dict[str, str] | None,
     as_json: bool,
 ) -> None:
-    """Back up the machine behind a QMP socket: all of its disks are in the store then, or none.
+    """Back up a running machine: all of its disks are in the store then, or none.
 
     Whatever happens to the backup, the machine goes on.
     """
@@ -171,7 +173,9 @@ def backup(
         service=place.service,
         volumes=volumes or {},
     )
-    with Monitor.open(qmp) as monitor:
+    if (qmp is None) == (libvirt is None):
+        raise click.UsageError("Give --qmp or --libvirt.")
+    with Monitor.open(qmp or domains.socket_of(str(libvirt))) as monitor:
         group = back_up(place.repository, monitor, options)
     if as_json:
         click.echo(json.dumps(asdict(group)))

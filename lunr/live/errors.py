@@ -18,6 +18,12 @@ class MonitorSilent(MonitorUnavailable):
     code = "monitor_silent"
 
 
+class NoSuchDomain(NotFound):
+    """The libvirt domain {domain} can't be used: {reason}"""
+
+    code = "no_such_domain"
+
+
 class CommandRefused(LunrError):
     """QEMU refused {command}: {reason}"""
 

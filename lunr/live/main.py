@@ -20,7 +20,7 @@ from lunr.backup.stores import open_store
 from lunr.client import Client
 from lunr.common import log, private, units
 from lunr.common.errors import Cancelled, LunrError
-from lunr.live import groups
+from lunr.live import groups, libvirt
 from lunr.live.backup import Options, backup
 from lunr.live.qmp import Monitor
 from lunr.live.service import Service
@@ -85,7 +85,8 @@ class Keeper:
             service=self._service,
         )
         try:
-            with Monitor.open(Path(machine.qmp)) as monitor:
+            path = Path(machine.qmp) if machine.qmp else libvirt.socket_of(machine.libvirt)
+            with Monitor.open(path) as monitor:
                 group = backup(self._repository, monitor, options)
             ways = ", ".join(f"{member.disk} {member.way}" for member in group.members)
             stall = group.stall_seconds * 1000

@@ -19,8 +19,9 @@ class Machine:
     """A virtual machine to back up.
 
     Attributes:
-        qmp: a QMP socket of its own for lunr.
         name: what its backups are called by.
+        qmp: a QMP socket of its own for lunr.
+        libvirt: or else a domain of libvirt that has one.
         every: seconds from one backup to the next.
         keep: how many groups are kept; the oldest go first. 0: all.
         disks: only these; empty: all.
@@ -29,8 +30,9 @@ class Machine:
         agent: the socket of the guest's agent, to freeze file systems with; "": none.
     """
 
-    qmp: str
     name: str
+    qmp: str = ""
+    libvirt: str = ""
     every: int = 3600
     keep: int = 0
     disks: list[str] = field(default_factory=list)
@@ -115,6 +117,8 @@ def parse(table: Mapping[str, Any]) -> Settings:
     machines = tuple(_table(Machine, one, f"[[machine]] {n}") for n, one in enumerate(given, 1))
     for machine in machines:
         _check_id(machine.name, "[[machine]] name")
+        if bool(machine.qmp) == bool(machine.libvirt):
+            raise ConfigError(reason=f"{machine.name}: there is one of qmp and libvirt.")
         if machine.every < 1 or machine.keep < 0 or machine.scratch_limit < 0:
             reason = f"{machine.name}: every is 1 or more, keep and scratch_limit 0 or more."
             raise ConfigError(reason=reason)

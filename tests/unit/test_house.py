@@ -33,6 +33,7 @@ HOMES: dict[str, tuple[str, ...]] = {
         "lunr/storage/filling/worker.py",
         "lunr/up.py",
         "lunr/live/guard.py",
+        "lunr/live/libvirt.py",
         "lunr/live/starting.py",
     ),
     "multiprocessing": (),

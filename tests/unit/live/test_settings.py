@@ -51,6 +51,8 @@ def test_a_good_one(tmp_path: Path) -> None:
         ("every = 600", 'every = "1h"', "every can't be"),
         ('disks = ["a", "b"]', "disks = [1]", "disks can't be"),
         ("keep = 24", "kept = 24", "kept is not one of"),
+        ('qmp = "/run/db.qmp"', "", "one of qmp and libvirt"),
+        ("keep = 24", 'libvirt = "db"', "one of qmp and libvirt"),
         ("keep = 24", "scratch_limit = -1", "0 or more"),
         ("[[machine]]", '[service]\nurl = "http://x"\n[[machine]]', "account"),
         ("[store]", "[store", "live.toml"),

@@ -1,0 +1,62 @@
+"""Domains of libvirt: where the QMP socket is that a domain has for lunr.
+
+libvirt keeps the first monitor to itself. What a cut needs does not fit through it: several
+commands given at once, that are done also when we are gone, and open files that go with them.
+So a domain gets a second one (docs/live.md), and libvirt is only asked where that is.
+"""
+
+from __future__ import annotations
+
+import itertools
+import subprocess
+from pathlib import Path
+from xml.etree import ElementTree
+
+from lunr.live import errors
+
+_ARG = "{http://libvirt.org/schemas/domain/qemu/1.0}arg"
+
+#: Seconds that libvirt has.
+_PATIENCE = 30.0
+
+
+def socket_of(domain: str) -> Path:
+    """The QMP socket that `domain` has besides libvirt's own.
+
+    Raises:
+        errors.NoSuchDomain: libvirt does not know it, or is not there, or it has none.
+    """
+    # LIBVIRT_DEFAULT_URI says which libvirt.
+    argv = ["virsh", "--quiet", "dumpxml", "--domain", domain]
+    try:
+        done = subprocess.run(
+            argv, capture_output=True, text=True, timeout=_PATIENCE, stdin=subprocess.DEVNULL
+        )
+    except FileNotFoundError as error:
+        reason = "virsh is not installed: libvirt-clients."
+        raise errors.NoSuchDomain(domain=domain, reason=reason) from error
+    except subprocess.TimeoutExpired as error:
+        reason = f"libvirt has not answered for {_PATIENCE:g} seconds."
+        raise errors.NoSuchDomain(domain=domain, reason=reason) from error
+    if done.returncode:
+        said = done.stderr.strip().splitlines()
+        reason = said[-1].removeprefix("error: ") if said else "virsh does not say why"
+        raise errors.NoSuchDomain(domain=domain, reason=f"{reason}.")
+    path = parse(done.stdout)
+    if path is None:
+        reason = "it has no second QMP socket: docs/live.md has the lines for its definition."
+        raise errors.NoSuchDomain(domain=domain, reason=reason)
+    return path
+
+
+def parse(definition: str) -> Path | None:
+    """The socket in the XML of a domain, as libvirt gives it."""
+    words = [
+        arg.get("value", "")
+        for arg in ElementTree.fromstring(definition).iter(_ARG)  # noqa: S314 - libvirt's own
+    ]
+    for option, value in itertools.pairwise(words):
+        scheme, _, rest = value.partition(":")
+        if option == "-qmp" and scheme == "unix":
+            return Path(rest.partition(",")[0])
+    return None

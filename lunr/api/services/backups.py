@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -229,11 +230,19 @@ def start(
     return backup
 
 
-def discard(session: Session, core: Core, backup: Backup, *, with_group: bool = False) -> None:
+def discard(
+    session: Session,
+    core: Core,
+    backup: Backup,
+    *,
+    with_group: bool = False,
+    after: Sequence[str] = (),
+) -> None:
     """Begin to delete the `backup`, whose row is locked.
 
     Args:
         with_group: all of the group that it belongs to is being deleted.
+        after: ids of jobs that are to end before it is removed from the store.
 
     Raises:
         errors.InUse: something is at work on it, or needs it, or its group is to stay.
@@ -271,7 +280,7 @@ def discard(session: Session, core: Core, backup: Backup, *, with_group: bool = 
     if backup.status == State.NEW and backup.job_id is not None:
         queue.drop(session, backup.job_id)
     move(session, Backup, id, State.DELETING, "delete it", reason=None)
-    _queue(session, core, "backup.delete", backup)
+    _queue(session, core, "backup.delete", backup, after)
 
 
 def _is_tied(session: Session, backup: Backup) -> bool:
@@ -280,7 +289,9 @@ def _is_tied(session: Session, backup: Backup) -> bool:
     return status is not None and status not in (State.DELETING, State.DELETED)
 
 
-def _queue(session: Session, core: Core, kind: str, backup: Backup) -> Any:
+def _queue(
+    session: Session, core: Core, kind: str, backup: Backup, after: Sequence[str] = ()
+) -> Any:
     node_id = session.scalar(select(Volume.node_id).where(Volume.id == backup.volume_id))
     job = queue.add(
         session,
@@ -290,6 +301,7 @@ def _queue(session: Session, core: Core, kind: str, backup: Backup) -> Any:
         subject_id=backup.id,
         volume_id=backup.volume_id,
         node_id=node_id,
+        after=after,
     )
     backup.job_id = job.id
     session.flush()

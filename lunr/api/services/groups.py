@@ -284,8 +284,13 @@ class Groups:
             endings.end(session, self._core, job, JobState.CANCELLED, errors.Cancelled().as_dict())
         found = select(Backup).where(Backup.group_id == id, Backup.status.not_in(_OVER))
         locked = found.order_by(Backup.id).with_for_update(key_share=True)
+        jobs = []
         for backup in session.scalars(locked.execution_options(populate_existing=True)).all():
-            backups.discard(session, self._core, backup, with_group=True)
+            if backup is not tie:
+                backups.discard(session, self._core, backup, with_group=True)
+                jobs.append(str(backup.job_id))
+        # Last, so that a group that is DELETED has nothing left.
+        backups.discard(session, self._core, tie, with_group=True, after=jobs)
         return _fetch(session, account_id, id)
 
 

@@ -5,16 +5,28 @@ from __future__ import annotations
 from dataclasses import replace
 
 from lunr.api.call import Call, Reply
-from lunr.api.fields import MAX_BYTES, Choice, Fields, Id, Integer, Items, Mapped, Moment, Schema
+from lunr.api.fields import (
+    MAX_BYTES,
+    MAX_SIZE,
+    Choice,
+    Fields,
+    Id,
+    Integer,
+    Items,
+    Mapped,
+    Moment,
+    Schema,
+)
 from lunr.api.services.groups import Told, ToldBackup
 from lunr.api.v1.schemas import PAGE, THINGS
+from lunr.common.units import GIB
 
 _COUNT = Integer(0, MAX_BYTES)
 _BACKUP: Schema = {
     "id": Id(required=True),
     "disk": Id(required=True),
     "volume_id": Id(required=True),
-    "size_bytes": Integer(0, MAX_BYTES, required=True),
+    "size_bytes": Integer(0, MAX_SIZE * GIB, required=True),
     "parent_id": Id(),
     "bytes_read": _COUNT,
     "bytes_stored": _COUNT,

@@ -92,7 +92,15 @@ def test_over_http(world: World) -> None:
     page = world.call("GET", "/v1.0/acme/groups?machine=web&status=AVAILABLE").json
     assert [group["id"] for group in page["groups"]] == ["g"]
     assert world.call("GET", "/v1.0/acme/groups?machine=other").json["groups"] == []
-    for wrong in ({"backups": []}, {"backups": [backup, backup]}, {"created_at": "noon"}):
+    huge = {**backup, "size_bytes": 1 << 62}
+    for wrong in (
+        {"backups": []},
+        {"backups": [backup, backup]},
+        {"backups": [huge]},
+        {"created_at": "noon"},
+        {"created_at": "2026-11-23T12:00:00"},
+        {"status": "DELETED"},
+    ):
         assert world.call("PUT", "/v1.0/acme/groups/h", {**body, **wrong}).status_int == 400
     assert world.call("PUT", path, {**body, "machine": "x"}).json["code"] == "id_in_use"
     deleted = world.call("DELETE", path)

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import random
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -19,6 +22,7 @@ from lunr.backup.stores import open_store
 from lunr.client import Client
 from lunr.client.errors import Unreachable
 from lunr.client.session import read_openrc
+from lunr.common import private
 from lunr.common.errors import Cancelled
 from lunr.common.units import GIB
 from lunr.live import errors, groups, service
@@ -294,3 +298,42 @@ def test_a_machine_of_more_disks(tmp_path: Path, hypervisor: Hypervisor, client:
         assert len(client.groups.get(group.group_id).members) == 3
     finally:
         machine.end()
+
+
+def test_the_daemon(
+    machine: Machine, hypervisor: Hypervisor, client: Client, lunr: Lunr, tmp_path: Path
+) -> None:
+    token = tmp_path / "token"
+    private.write(token, read_openrc(lunr.root / "openrc")["LUNR_TOKEN"])
+    config = tmp_path / "live.toml"
+    config.write_text(f"""
+[store]
+url = "{hypervisor.url}"
+key_file = "{hypervisor.key_file}"
+[service]
+url = "{client.url}"
+account = "{client.account}"
+token_file = "{token}"
+[[machine]]
+name = "kept"
+qmp = "{machine.qmp}"
+scratch = "{tmp_path}"
+every = 1
+keep = 1
+""")
+    argv = [sys.executable, "-m", "lunr.live.main", "--config", str(config)]
+    top = str(Path(__file__).parents[3])
+    with (tmp_path / "log").open("w") as log:
+        daemon = subprocess.Popen(argv, stderr=log, env={**os.environ, "PYTHONPATH": top})
+    try:
+        wait_until(lambda: "Deleted kept-" in (tmp_path / "log").read_text(), WAIT, "retention")
+    finally:
+        daemon.terminate()
+        daemon.wait(20)
+    found = list(client.groups.list(machine="kept", status="AVAILABLE"))
+    assert 1 <= len(found) <= 2  # it may have been stopped between the two
+    for group in client.groups.list(machine="kept"):
+        if group.status != "AVAILABLE":
+            client.groups.wait_deleted(group.id, timeout=WAIT)
+    there = {group.group_id for group in groups.listed(hypervisor.repository, "kept")}
+    assert there == {group.id for group in found}

@@ -14,11 +14,8 @@ import pytest
 
 from lunr.client import Client, errors
 from lunr.common import units
-from tests.support.services import need_command
 from tests.support.waiting import wait_until
 from tests.system.backup.image.mounted import need_fuse
-from tests.system.backup.image.test_tgtd import results
-from tests.system.storage import iscsi
 from tests.system.up.test_up import backup, export, holds, reads, volume
 from tools.demos.stage import Disk, Lunr, Session
 
@@ -256,26 +253,6 @@ def test_its_snapshots_and_clones_hold_their_moment(
     fill(client, made)
     client.backups.delete(stored)
     assert list((lunr.root / "state" / "lacking").iterdir()) == []
-
-
-def test_initiators_see_no_difference(
-    lunr: Lunr, client: Client, stored: str, image: Path, tmp_path: Path
-) -> None:
-    need_command("iscsi-test-cu", "libiscsi-bin")
-    plain = volume(client)
-    Disk(export(client, plain), tmp_path).write_image(image, lambda _: None)
-    client.exports.delete(plain)
-    client.exports.wait_deleted(plain, timeout=30)
-    filling = restored(client, stored, fill="eager", fill_limit=1)
-    seen = {}
-    for id in (plain, filling):
-        client.exports.create(id, initiator=iscsi.INITIATOR, ip="127.0.0.1")
-        made = client.exports.wait(id, timeout=30)
-        secret = f"{made.auth_username}%{made.auth_password}"
-        place = f"{made.target_portal}/{made.target_iqn}/{made.target_lun}"
-        seen[id] = results(f"iscsi://{secret}@{place}")
-    assert seen[filling] == seen[plain]
-    assert client.volumes.get(filling).status == "RESTORING"
 
 
 def test_deleted_while_it_is_filled_nothing_is_left(

@@ -125,11 +125,11 @@ class CloneDevice:
         """Copy behind from now on, or don't. It does so only while nobody else waits for it."""
         self._message("enable_hydration" if on else "disable_hydration")
 
-    def set_batch(self, is_damaged: bool) -> None:
-        """Copy whole chunks; of a source that `is_damaged` regions: a batch fails as a whole."""
-        batch = REGION if is_damaged else _BATCH
+    def set_batch(self, one_by_one: bool) -> None:
+        """Copy some chunks at once, or region by region: what is read at once fails as a whole."""
+        batch, at_once = (REGION, REGION) if one_by_one else (_BATCH, _AT_ONCE)
         self._message("hydration_batch_size", str(batch // REGION))
-        self._message("hydration_threshold", str(_AT_ONCE // REGION))
+        self._message("hydration_threshold", str(at_once // REGION))
 
     def claim_zeros(self, start: int, end: int) -> None:
         """Count a range as there that is zeros on the source; what was written in it stays.

@@ -39,20 +39,20 @@ from lunr.storage.pools.base import DevicePool, Extent
 
 #: The largest volume that is filled so. The kernel goes over the bits of all regions when the
 #: device is made, which for more takes longer than a volume may take to be usable.
-LARGEST = 256 * units.GIB
+LARGEST = 128 * units.GIB
 
 #: Seconds between two looks at the device, and where the fill has a limit.
 _LOOK_EVERY, _LOOK_LIMITED = 1.0, 0.25
 #: Seconds over which the rate is averaged.
 _SMOOTH = 5.0
-#: Seconds in which nothing comes of a damaged backup until all that can be had is there.
-_STUCK = 10.0
+#: Seconds in which nothing comes of a damaged backup until all that can be had so is there.
+_STUCK = 5.0
 #: Bytes of zeros that are noted at once: writers that sync wait meanwhile.
 _CLAIM = units.GIB
 #: What progress counts in that can't be had.
 _PART = 4 * units.MIB
-#: Copying where the backup is damaged.
-_BY_REGIONS = (True, True)
+#: What the kernel does.
+_ON, _ONE_BY_ONE = (True, False), (True, True)
 
 
 class Cloned(Filling):
@@ -69,10 +69,11 @@ class Cloned(Filling):
         self._driver: threading.Thread | None = None
         self._has_device = False
         self._zeros_claimed = False
-        #: Whether the kernel copies, and by regions as the backup is damaged; None: who knows.
+        #: Whether the kernel copies, and region by region; None: who knows.
         self._doing: tuple[bool, bool] | None = None
         self._wanted = ("never", 0)
-        self._gave_up = False
+        #: Whether all is there that can be had in large pieces of a damaged backup, or at all.
+        self._one_by_one = self._gave_up = False
         self._own_trouble: str | None = None
         #: (when, bytes that were there).
         self._seen: deque[tuple[float, int]] = deque()
@@ -126,7 +127,7 @@ class Cloned(Filling):
         """See :meth:`Filling.fill`."""
         super().fill(mode, limit)
         with self._changed:
-            self._wanted, self._gave_up, self._doing = (mode, limit), False, None
+            self._wanted, self._gave_up, self._one_by_one = (mode, limit), False, False
             self._changed.notify_all()
 
     def settle(self) -> bool:
@@ -361,10 +362,12 @@ class Cloned(Filling):
         mode, limit = self._wanted
         uses, before = _uses(self._device.path), self._uses
         self._uses = uses
-        if came or self._doing != _BY_REGIONS:
-            self._came_at = time.monotonic()
-        elif time.monotonic() - self._came_at > _STUCK:
-            self._gave_up = True
+        now = time.monotonic()
+        if came or self.trouble or self._doing not in (_ON, _ONE_BY_ONE) or not self._damaged:
+            self._came_at = now
+        elif now - self._came_at > _STUCK:
+            self._gave_up, self._one_by_one = self._one_by_one, True
+            self._came_at = now
         if self._gave_up or mode == "never" or (mode == "lazy" and uses != before):
             return False
         if not limit:
@@ -374,11 +377,11 @@ class Cloned(Filling):
 
     def _hydrate(self, on: bool) -> None:
         with self._guard:
-            wanted = (on, on and bool(self._damaged))
+            wanted = (on, on and self._one_by_one)
             if wanted == self._doing or self._over.is_set():
                 return
             if on:
-                self._device.set_batch(is_damaged=wanted[1])
+                self._device.set_batch(one_by_one=self._one_by_one)
             self._device.hydrate(on)
             self._doing = wanted
 

@@ -28,19 +28,32 @@ class Session:
         self._openrc = openrc
 
     @cached_property
+    def _env(self) -> dict[str, str]:
+        env = dict(os.environ)
+        if self._openrc is not None:
+            env.update(read_openrc(self._openrc))
+        env.update({name: value for name, value in self._options.items() if value is not None})
+        return env
+
+    @property
+    def has_service(self) -> bool:
+        """Whether anybody said where a service is.
+
+        Raises:
+            ConfigError: the openrc file can't be read.
+        """
+        return bool(self._env.get("LUNR_URL"))
+
+    @cached_property
     def client(self) -> Client:
         """The client.
 
         Raises:
             ConfigError: something is missing or can't be read.
         """
-        env = dict(os.environ)
-        if self._openrc is not None:
-            env.update(read_openrc(self._openrc))
-        env.update({name: value for name, value in self._options.items() if value is not None})
         # The errors that urllib3 would warn of come as an exception if they last.
         logging.getLogger("urllib3").setLevel(logging.ERROR)
-        return Client.from_env(env, retries=_RETRIES)
+        return Client.from_env(self._env, retries=_RETRIES)
 
     def close(self) -> None:
         """Close the client's connections, if it was needed."""

@@ -6,7 +6,6 @@ import contextlib
 import functools
 import json
 import logging
-import os
 import signal
 import threading
 from collections.abc import Callable
@@ -20,8 +19,8 @@ from lunr.backup import keys, masters
 from lunr.backup.repository import Repository
 from lunr.backup.restore import restore as restore_backup
 from lunr.backup.stores import open_store
-from lunr.client import Client
 from lunr.client.options import PAIR, as_dict
+from lunr.client.session import Session
 from lunr.common import ids, log, units
 from lunr.common.errors import LunrError
 from lunr.live import groups, starting
@@ -66,7 +65,7 @@ def _command(function: Callable[..., None]) -> Callable[..., None]:
     )
     @click.option(
         "--repository",
-        help="Whose backups, without a service.  [LUNR_ACCOUNT where LUNR_URL is set, or default]",
+        help="Whose backups; no service is told.  [the account of the service, or default]",
     )
     @click.option(
         "--key-file",
@@ -80,9 +79,7 @@ def _command(function: Callable[..., None]) -> Callable[..., None]:
             log.setup("WARNING")
         cancel = threading.Event()
         try:
-            service = None
-            if repository is None and os.environ.get("LUNR_URL"):
-                service = Service(Client.from_env())
+            service = None if repository is not None else _service()
             name = "default" if service is None else service.account
             name = ids.check(repository or name, "--repository")
             found = (keys.PUBLIC_MASTER,) if key_file is None else masters.load(key_file)
@@ -97,6 +94,16 @@ def _command(function: Callable[..., None]) -> Callable[..., None]:
             raise click.ClickException(str(error)) from error
 
     return command
+
+
+def _service() -> Service | None:
+    """The service that `lunr` was told of, by its options, an openrc file or the environment."""
+    context = click.get_current_context()
+    session = context.find_object(Session)
+    if session is None:  # not below `lunr`
+        session = Session(None, None, None)
+        context.call_on_close(session.close)
+    return Service(session.client) if session.has_service else None
 
 
 _as_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
@@ -281,8 +288,7 @@ def start(place: Place, group_id: str, folder: Path, qmp: Path | None) -> None:
 def delete(place: Place, group_id: str) -> None:
     """Delete GROUP, or what is left of it. `lunr engine collect` gives the room back."""
     ids.check(group_id, "GROUP")
-    if place.service is not None:
-        place.service.delete(group_id)
+    if place.service is not None and place.service.delete(group_id):
         click.echo(f"{group_id} is being deleted.")
         return
     groups.delete(place.repository, group_id)

@@ -119,10 +119,8 @@ class Keeper:
             logger.info("Deleted what a backup that was killed had left: %s.", group_id)
 
     def _delete(self, group_id: str) -> None:
-        if self._service is None:
+        if self._service is None or not self._service.delete(group_id):
             groups.delete(self._repository, group_id)
-        else:
-            self._service.delete(group_id)
 
 
 def serve(settings: Settings, stop: threading.Event) -> None:

@@ -154,15 +154,18 @@ class Service:
         except LunrError as error:
             logger.warning("The service was not told that the backup failed: %s", error)
 
-    def delete(self, group_id: str) -> None:
-        """Have a group deleted: its records, and what is in the store.
+    def delete(self, group_id: str) -> bool:
+        """Have a group deleted: its records, and what is in the store; whether there was one.
 
         Raises:
             errors of :mod:`lunr.client.errors`: something needs it, or the service does not
-                answer. That there is none is fine.
+                answer.
         """
-        with contextlib.suppress(NotFound):
+        try:
             self._client.groups.delete(group_id)
+        except NotFound:
+            return False
+        return True
 
     def make_up(self, repository: Repository, machine: str) -> None:
         """Tell what could not be told before, of `machine`; forget what a killed backup left.

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from lunr.backup.stores import open_store
 from lunr.client import Client
 from lunr.client.errors import Unreachable
 from lunr.client.session import read_openrc
-from lunr.common import private
+from lunr.common import private, times
 from lunr.common.errors import Cancelled
 from lunr.common.units import GIB
 from lunr.live import errors, groups, service
@@ -32,6 +33,7 @@ from lunr.live.command import live
 from lunr.live.groups import Group
 from lunr.live.qmp import Monitor
 from lunr.live.service import Service, elsewhere
+from lunr.manage.context import Context
 from tests.support.services import need_command, need_root
 from tests.support.waiting import wait_until
 from tests.system.live.machines import Disk, Machine
@@ -222,6 +224,25 @@ def test_what_could_not_be_told_is_made_up_for(
         assert client.groups.get(one.group_id).status == "AVAILABLE"
     later = hypervisor.backup(machine)
     assert [member.way for member in later.members] == ["incremental", "incremental"]
+
+
+def test_what_a_killed_one_left_is_forgotten(
+    machine: Machine, hypervisor: Hypervisor, client: Client, lunr: Lunr
+) -> None:
+    now = datetime.now(UTC)
+    left, running = (groups.new_id("vm", now - timedelta(minutes=n)) for n in (90, 1))
+    manage = Context((str(lunr.root / "lunr.conf"),)).services
+    for group_id in (left, running):
+        backups = [{"id": f"{group_id}-a", "disk": "a", "volume_id": "va", "size_bytes": 1}]
+        hypervisor.service.announce(group_id, "vm", now.isoformat(), backups)
+        if group_id == left:
+            manage.claims.expire(times.now() + timedelta(minutes=61))
+    manage.close()
+    assert client.groups.get(left).status == "ERROR"
+    hypervisor.backup(machine)
+    client.groups.wait_deleted(left, timeout=WAIT)
+    assert client.groups.get(running).status == "SAVING", "another one may be at work"
+    client.groups.delete(running)
 
 
 def test_without_an_announcement_there_is_no_backup(

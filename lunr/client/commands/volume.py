@@ -125,8 +125,10 @@ def create(
         raise click.UsageError("Only a volume from a backup is filled.")
     volumes = session.client.volumes
     record = volumes.create(**given)
-    if wait:
+    if wait and chosen:
         record = usable_volume(volumes, record.id, timeout)
+    elif wait:
+        record = finished(volumes, "volume", record.id, timeout)
     print_record(record, as_json)
 
 

@@ -51,7 +51,8 @@ def test_the_main_job_in_words(env: Env, node: FakeNode) -> None:
     assert (backup["status"], backup["bytes_stored"]) == ("AVAILABLE", 5)
     assert lunr(env, "backup", "verify", backup["id"])["status"] == "DONE"
     again = lunr(env, "backup", "restore", backup["id"], "--size", "3")
-    assert (again["status"], again["size"], again["backup"]) == ("ACTIVE", 3, backup["id"])
+    assert (again["usable"], again["size"], again["backup"]) == (True, 3, backup["id"])
+    assert lunr(env, "volume", "wait", again["id"])["status"] == "ACTIVE"
     snapshot = lunr(env, "snapshot", "create", id)
     assert [s["id"] for s in lunr(env, "snapshot", "list", "--volume", id)] == [snapshot["id"]]
     of_it = lunr(env, "backup", "create", id, "--snapshot", snapshot["id"])

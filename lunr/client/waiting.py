@@ -67,9 +67,9 @@ def is_ready(record: Work, status: str) -> bool:
     """Whether a record has reached `status`.
 
     Raises:
-        JobFailed: it is in ERROR, or deleted.
+        JobFailed: it is in ERROR, or deleted, or a volume that lives elsewhere.
     """
-    if record.status in ("ERROR", "DELETED"):
+    if record.status in ("ERROR", "DELETED", "EXTERNAL"):
         raise _failure(
             errors.JobFailed,
             record,

@@ -31,7 +31,12 @@ class Remote(Disk):
             ip=None,
             serial=name,
         )
-        target.ensure(self._export)
+        self._target = target
+        self.serve()
+
+    def serve(self) -> None:
+        """Have the target export it (again)."""
+        self._target.ensure(self._export)
 
     def options(self) -> list[str]:
         export = self._export

@@ -1,0 +1,135 @@
+"""The store, or the target of a disk, is killed in the middle of a backup."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import threading
+import time
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from lunr.backup.errors import StoreUnavailable
+from lunr.backup.keys import PUBLIC_MASTER, derive
+from lunr.backup.repository import Repository
+from lunr.backup.stores import open_store
+from lunr.live import errors, exports
+from lunr.storage.targets.tgt import TgtTarget
+from tests.support.services import Swift, Tgtd
+from tests.system.live.conftest import Vault
+from tests.system.live.machines import MIB, Disk, Machine
+from tests.system.live.test_backup import ways
+from tests.system.live.test_iscsi import Remote
+
+
+def once(act: Callable[[], object]) -> Callable[[str, str], None]:
+    """Does `act` when the first object that holds data is put."""
+    done = threading.Event()
+
+    def before(call: str, name: str) -> None:
+        if call == "put" and name.startswith(("chunks/", "patches/")) and not done.is_set():
+            done.set()
+            act()
+
+    return before
+
+
+def kill_all(root: Path) -> int:
+    """End every process that has `root` in its arguments, with SIGKILL; how many."""
+    killed = 0
+    for entry in Path("/proc").glob("[0-9]*"):
+        try:
+            words = (entry / "cmdline").read_bytes().decode(errors="replace")
+        except OSError:  # it ended meanwhile
+            continue
+        if str(root) in words and int(entry.name) != os.getpid():
+            os.kill(int(entry.name), signal.SIGKILL)
+            killed += 1
+    return killed
+
+
+def test_swift_is_killed(machine: Machine, tmp_path: Path, own_swift: Swift) -> None:
+    access = own_swift.start()
+    vault = Vault(tmp_path)
+    vault.store.close()
+    place = f"swift:live-{uuid.uuid4().hex[:12]}"
+    vault.store = open_store(place, "default", {**access, "retries": 1, "timeout": 5})
+    vault.repository = Repository(vault.store, derive(PUBLIC_MASTER, "default"))
+    draw = random.Random()
+    try:
+        machine.write_some(draw, 20)
+        first = vault.backup(machine)
+        machine.write(machine.disks[0], MIB, MIB, 77)
+
+        def kill() -> None:
+            assert kill_all(own_swift.root) >= 4
+            machine.write_some(draw, 5)  # the guest goes on
+
+        with pytest.raises(StoreUnavailable):
+            vault.backup(machine, once(kill), concurrency=1)
+        machine.assert_untouched()
+        since = {f"lunr-since-{first.group_id}"}
+        assert machine.bitmaps() == {"alpha": since, "beta": since}
+        machine.write_some(draw, 5)
+        own_swift.start()
+        group = vault.backup(machine)
+        assert set(ways(group).values()) == {"incremental"}
+        assert vault.restored(group) == machine.contents()
+    finally:
+        vault.store.close()
+
+
+@pytest.mark.parametrize("in_time", [True, False], ids=["in time", "too late"])
+def test_a_target_is_killed_and_comes_back(
+    tgtd: Tgtd, tmp_path: Path, vault: Vault, monkeypatch: pytest.MonkeyPatch, in_time: bool
+) -> None:
+    target = TgtTarget(tgtd.socket, tmp_path)
+    far = Remote("far", tmp_path / "far", 16 * MIB, target, tgtd.portal)
+    near = Disk("near", tmp_path / "near", 8 * MIB, "qcow2", "scsi")
+    machine = Machine(tmp_path, [far, near])
+    draw = random.Random()
+    returns: list[threading.Timer] = []
+    if not in_time:
+        monkeypatch.setattr(exports, "_PATIENCE", 2.0)
+
+    def come_back() -> None:
+        tgtd.start()
+        far.serve()
+
+    def kill() -> None:
+        tgtd.kill()
+        machine.write(near, MIB, MIB, draw.randrange(1, 256))  # on its other disk the guest goes on
+        returns.append(threading.Timer(1.0 if in_time else 6.0, come_back))
+        returns[0].start()
+
+    try:
+        machine.write_some(draw, 10)
+        for offset in range(0, 16 * MIB, 2 * MIB):
+            machine.write(far, offset, MIB, draw.randrange(1, 256))
+        vault.backup(machine)
+        for offset in range(0, 16 * MIB, 2 * MIB):
+            machine.write(far, offset, MIB, draw.randrange(1, 256))
+        at_cut = machine.contents()
+        before = vault.ids()
+        if in_time:
+            group = vault.backup(machine, once(kill), concurrency=1)
+            assert vault.restored(group) == at_cut
+        else:
+            with pytest.raises((errors.ExportLost, errors.MonitorSilent)):
+                vault.backup(machine, once(kill), concurrency=1)
+            assert vault.ids() == before
+        returns[0].join()
+        time.sleep(1)  # libiscsi logs in again
+        machine.write_some(draw, 10)
+        group = vault.backup(machine)
+        assert set(ways(group).values()) == {"incremental"}
+        assert vault.restored(group) == machine.contents()
+        machine.assert_untouched()
+    finally:
+        for timer in returns:
+            timer.join()
+        machine.end()

@@ -128,7 +128,9 @@ class World:
         assert {b.status for b in self.client.backups.list()} <= {"AVAILABLE"}, where
         expected = {f"volume {v.id}" for v in volumes} | {f"snapshot {s.id}" for s in snapshots}
         deadline = time.monotonic() + 30  # what was half made is wiped in the background
-        while (found := roles()) != expected and time.monotonic() < deadline:
+        while (found := roles()) != expected or stray_mappings():
+            if time.monotonic() > deadline:
+                break
             time.sleep(0.5)
         assert found == expected, f"{where}: {found - expected} too much, no {expected - found}"
         of = references()

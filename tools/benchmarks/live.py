@@ -1,4 +1,4 @@
-"""What a live backup costs: the guest's stall, the bytes read and stored, the rate of reading.
+"""What a live backup costs: stall, bytes read and stored, rate of reading, the guest's fsync.
 
 Real QEMUs. For bytes and rates the guest's processor halts, and QEMU writes in its stead
 through the same device; for stalls a guest with Debian's kernel writes and syncs all the
@@ -43,6 +43,9 @@ from tests.support.waiting import wait_until
 from tests.system.live import guests
 from tests.system.live.guests import Guest
 from tests.system.live.machines import Disk, Machine
+from tools.benchmarks.living import latency
+
+PARTS = ("bytes", "rate", "stalls", "latency")
 
 
 def opened(folder: Path) -> Repository:
@@ -193,12 +196,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--size", type=int, default=512, help="MiB of the disk")
     parser.add_argument("--cuts", type=int, default=20)
+    parser.add_argument("--plot", type=Path, help="draw the guest's fsync, as SVG")
+    parser.add_argument("--only", choices=PARTS, help="one part only")
     options = parser.parse_args()
     console = Console()
     with tempfile.TemporaryDirectory(prefix="lunr-bench-") as name:
-        bytes_of_increments(Path(name), options.size * MIB, console)
-        rate(Path(name), options.size * MIB, console)
-        stalls(Path(name), options.cuts, console)
+        folder, size = Path(name), options.size * MIB
+        parts: dict[str, Callable[[], None]] = {
+            "bytes": lambda: bytes_of_increments(folder, size, console),
+            "rate": lambda: rate(folder, size, console),
+            "stalls": lambda: stalls(folder, options.cuts, console),
+            "latency": lambda: latency.measure(folder / "latency", options.plot, console),
+        }
+        for part in PARTS if options.only is None else [options.only]:
+            parts[part]()
 
 
 if __name__ == "__main__":

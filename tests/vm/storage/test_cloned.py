@@ -264,6 +264,10 @@ def test_it_is_used_while_it_is_filled_and_then_it_is_plain(
     assert "filling" not in sh("lvs", "-o", "lv_tags", GROUP)
 
 
+# These two on one pool each: it makes no difference to them.
+
+
+@pytest.mark.parametrize("pool", ["lvm"], indirect=True)
 def test_the_store_is_away_and_part_of_it_is_lost(node: Node) -> None:
     chance = random.Random(2)
     got: list[bytes] = []
@@ -294,6 +298,7 @@ def test_the_store_is_away_and_part_of_it_is_lost(node: Node) -> None:
     assert node.is_right()
 
 
+@pytest.mark.parametrize("pool", ["thin"], indirect=True)
 def test_it_goes_while_it_is_filled(node: Node, tmp_path: Path) -> None:
     node.volume.fill("eager", MIB)
     wait_until(lambda: node.volume.progress.rate, LONG)

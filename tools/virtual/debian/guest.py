@@ -87,7 +87,7 @@ def booting(image: str, folder: Path, arguments: Sequence[str] = ()) -> Iterator
         # The terminal, of which its first process is told so, has no colours.
         *("-append", f"{KERNEL_OPTIONS} {clock()} systemd.show_status=1 TERM=dumb"),
         *("-serial", f"file:{console}"),
-        *(*arguments, "-blockdev", f"node-name=root,{image}"),
+        *(*arguments, "-drive", f"if=none,id=root,{image}"),
         *("-device", "virtio-blk-pci,drive=root"),
     ]
     process = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)

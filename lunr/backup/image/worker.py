@@ -36,8 +36,9 @@ limit BYTES        the limit from now on
 status             tell ``progress`` again
 still              let absent blocks stay absent, and tell ``unfetched`` (extents:
                    ``[[offset, length], …]``): take a snapshot of the target now.
-                   Writes to absent blocks wait until ``go``, or for 10 s; how it
-                   ended is told (``gone``, in_time: what was snapshot can be used)
+                   Writes to absent blocks wait until ``go``, another ``still``, or for
+                   10 s; how it ended is told (``gone``, in_time: what was snapshot can
+                   be used)
 go                 end that
 unmount            unmount and end; told ``busy`` when the file is open
 detach             out of sight now, and the end when the last one closes the file
@@ -275,14 +276,16 @@ class Worker:
 
     def _hold(self, volume: FillingVolume, answer: Callable[..., None]) -> None:
         """Keep what is absent absent, in a thread of its own, until ``go``."""
+        go = threading.Event()
+        self._go, earlier = go, self._go
+        earlier.set()  # whoever wanted that one has ended it, or was killed
 
         def hold() -> None:
             with volume.still() as extents:
                 answer("unfetched", extents=list(extents))
-                in_time = self._go.wait(_STILL_AT_MOST)
+                in_time = go.wait(_STILL_AT_MOST) and self._go is go
             answer("gone", in_time=in_time)
 
-        self._go.clear()
         threading.Thread(target=hold, name="still", daemon=True).start()
 
 

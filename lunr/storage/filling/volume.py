@@ -105,6 +105,9 @@ class Filling:
         self._answer: dict[str, Any] | None = None
         self._thread: threading.Thread | None = None
         self._still = threading.Lock()
+        #: Held by who ends it for good: the watch of the exports settles what a job removes.
+        self._ending = threading.Lock()
+        self._removed = False
 
     # --- what there is ---------------------------------------------------------------
 
@@ -256,10 +259,10 @@ class Filling:
 
         Nobody may begin to open it meanwhile.
         """
-        if self.is_settled:
-            return True
-        if not self._filled:
-            return False
+        with self._ending:
+            return self.is_settled or (self._filled and not self._removed and self._end_full())
+
+    def _end_full(self) -> bool:
         self._stopping.set()
         with self._changed:
             worker = self._worker if self._mounted else None
@@ -326,12 +329,14 @@ class Filling:
         Raises:
             FillingBusy: the process can't be ended.
         """
-        self.close()
-        self._clear_run()
-        # The task last: what is half removed is removed again.
-        for name in ("map", "map.root", "gaps", "task"):
-            (self._state / name).unlink(missing_ok=True)
-        shutil.rmtree(self._state, ignore_errors=True)
+        with self._ending:
+            self._removed = True
+            self.close()
+            self._clear_run()
+            # The task last: what is half removed is removed again.
+            for name in ("map", "map.root", "gaps", "task"):
+                (self._state / name).unlink(missing_ok=True)
+            shutil.rmtree(self._state, ignore_errors=True)
 
     def _clear_run(self) -> None:
         if self._run.exists():

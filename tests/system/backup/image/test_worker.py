@@ -330,7 +330,15 @@ def test_unfetched_extents_and_a_snapshot(place: Place, content: bytes) -> None:
         os.pwrite(fd, b"w" * 4096, 8 * MIB)
         os.pread(fd, 4 * MIB, 0)
         worker.tell("still")
-        extents = worker.wait_for("unfetched")["extents"]
+        worker.wait_for("unfetched")
+        worker.tell("still")  # of another, who does not know of the first
+        told = {}
+        while not told.keys() >= {"gone", "unfetched"}:
+            event = worker.next()
+            assert event is not None
+            told[event["event"]] = event
+        assert told["gone"]["in_time"] is False
+        extents = told["unfetched"]["extents"]
         assert extents == [[4 * MIB, 4 * MIB], [8 * MIB + 4096, len(content) - 8 * MIB - 4096]]
         writer = threading.Thread(target=os.pwrite, args=(fd, b"x" * 4096, 5 * MIB))
         writer.start()

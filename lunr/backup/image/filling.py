@@ -130,7 +130,7 @@ class FillingVolume:
             return
         self._need_halves(offset, end, until)
         pieces = list(self.presence.shape.covered(offset, end))
-        with self._locked(range(pieces[0][0], pieces[-1][0] + 1)):
+        with self._locked(range(pieces[0][0], pieces[-1][1])):
             self._data.zero(offset, length)
             for chunk, stop, first, last in pieces:
                 if stop > chunk + 1:

@@ -324,6 +324,29 @@ def test_a_store_and_a_write_of_one_block_take_turns(tmp_path: Path, first: str)
     world.close()
 
 
+@pytest.mark.parametrize("chunk", range(4))
+def test_a_discard_of_many_chunks_waits_for_a_store_in_any_of_them(
+    tmp_path: Path, chunk: int
+) -> None:
+    """Else the backup's bytes would come back after it."""
+    Gated.entered, Gated.gate = threading.Event(), threading.Event()
+    world = World(tmp_path, random.Random(4).randbytes(5 * CHUNK), local=Gated)
+    world.open()
+    fill = threading.Thread(target=world.volume.fill, args=(chunk, time.monotonic() + 10))
+    discard = threading.Thread(target=world.zero, args=(0, 4 * CHUNK))
+    Gated.size_of_interest = CHUNK
+    fill.start()
+    assert Gated.entered.wait(5)
+    discard.start()
+    discard.join(0.2)
+    assert discard.is_alive()
+    Gated.gate.set()
+    for thread in (fill, discard):
+        thread.join()
+    assert world.all() == bytes(4 * CHUNK) + world.data[4 * CHUNK :]
+    world.close()
+
+
 @pytest.mark.parametrize("seed", range(3))
 def test_writers_readers_and_the_fill_at_once(tmp_path: Path, seed: int) -> None:
     """Each writer has units of its own; what it wrote last is what is there."""

@@ -127,8 +127,8 @@ class World:
         assert {s.status for s in snapshots} <= {"AVAILABLE"}, f"{where}: {snapshots}"
         assert {b.status for b in self.client.backups.list()} <= {"AVAILABLE"}, where
         expected = {f"volume {v.id}" for v in volumes} | {f"snapshot {s.id}" for s in snapshots}
-        deadline = time.monotonic() + 30  # what was half made is wiped in the background
-        while (found := roles()) != expected or stray_mappings():
+        deadline = time.monotonic() + 30  # what was half made, or used last, goes behind
+        while (found := roles()) != expected or stray_mappings() or self._shown():
             if time.monotonic() > deadline:
                 break
             time.sleep(0.5)
@@ -138,9 +138,14 @@ class World:
         assert set(of) <= {v.id for v in volumes}, f"{where}: {of}"
         assert stray_mappings() == [], where
         assert self.exported() == exported, where
-        assert sh("losetup", "-a") == ""
-        assert str(self.service.root) not in Path("/proc/self/mounts").read_text()
+        assert self._shown() == [], where
         assert suspended() == [], where
+
+    def _shown(self) -> list[str]:
+        """What of backups and restored volumes is mounted, and loop devices."""
+        mounts = Path("/proc/self/mounts").read_text().splitlines()
+        ours = [line for line in mounts if str(self.service.root) in line]
+        return ours + sh("losetup", "-a").splitlines()
 
     def exported(self) -> set[str]:
         """The volumes that the target exports, whatever the API says."""

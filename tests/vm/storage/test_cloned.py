@@ -237,8 +237,9 @@ def test_it_is_used_while_it_is_filled_and_then_it_is_plain(
     assert pool.path("v2").read_bytes() == node.shadow
     node.fillings.remove("v2")
     pool.delete("v2")
-    # The agent dies, then the process; then it is another boot.
+    # The agent dies in the middle of a snapshot, then the process; then it is another boot.
     node.abandon()
+    sh("dmsetup", "suspend", pool.clone_name("v1"))
     node.kill_process()
     node.restart()
     assert node.is_right(32 * MIB, 2 * MIB)

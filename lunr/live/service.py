@@ -16,6 +16,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from lunr.backup.errors import BackupMissing
 from lunr.backup.parent import UNUSABLE
 from lunr.backup.repository import Repository
 from lunr.client import Client
@@ -130,7 +131,7 @@ class Service:
         """Tell that `group` is in the store.
 
         Raises:
-            errors.GroupDeleted: the service does not want it any more; it is deleted.
+            errors.GroupDeleted: the service does not want it any more; what was left is deleted.
             errors of :mod:`lunr.client.errors`: the service refuses, or does not answer.
         """
         frozen = {} if group.frozen is None else {"frozen": str(group.frozen)}
@@ -143,8 +144,10 @@ class Service:
                 backups=list(_told(repository, group)),
                 metadata={"stall_seconds": f"{group.stall_seconds:.6f}", **frozen},
             )
-        except WrongState as error:
-            groups.delete(repository, group.group_id)
+        except (WrongState, BackupMissing) as error:
+            # Its deletion may be done with, or in the middle of it, or not have begun.
+            with contextlib.suppress(errors.GroupMissing):
+                groups.delete(repository, group.group_id)
             raise errors.GroupDeleted(id=group.group_id) from error
 
     def abandon(self, group_id: str) -> None:

@@ -272,6 +272,19 @@ def test_one_that_is_deleted_or_cancelled_meanwhile(
         hypervisor.backup(machine, during(delete), concurrency=1)
     machine.assert_untouched()
 
+    complete = Service.complete
+
+    def too_late(*args: Any) -> None:
+        group_id = running().id
+        client.groups.delete(group_id)
+        client.groups.wait_deleted(group_id, timeout=WAIT)
+        complete(*args)
+
+    with monkeypatch.context() as patch, pytest.raises(errors.GroupDeleted):
+        patch.setattr(Service, "complete", too_late)
+        hypervisor.backup(machine)
+    machine.assert_untouched()
+
     monkeypatch.setattr(service, "RENEW", 0.1)
 
     def cancel() -> None:

@@ -13,15 +13,13 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from lunr.backup import errors
 from lunr.backup.format import blocks
 from lunr.backup.format.names import HASH_SIZE, Buffer, Geometry, Kind, Ref
 from lunr.backup.format.segments import Entry, Patched, objects_of, places_of
-
-if TYPE_CHECKING:
-    from lunr.backup.repository import Repository, StoredObject
+from lunr.backup.repository import Repository, StoredObject
 
 #: More parts of an object than these cost more requests than its other bytes are worth.
 _FEW_PARTS = 3
@@ -229,7 +227,15 @@ def _uses(chunk: int, entry: Entry, count: int) -> Iterator[tuple[Kind, Ref | No
 def load_range(
     repository: Repository, entry: Entry, length: int, geometry: Geometry, blocks: range
 ) -> Buffer:
-    """See :meth:`lunr.backup.repository.Repository.load_range`."""
+    """The plain bytes of `blocks` of a chunk of `length` bytes, every one checked.
+
+    Only what they need is fetched, where that is not dearer. All blocks of a chunk are
+    checked together, too.
+
+    Raises:
+        errors.CorruptObject: the bytes are not those that were stored; it names the object.
+        errors.ObjectMissing: the store has lost it.
+    """
     start, end = blocks.start * geometry.block, min(blocks.stop * geometry.block, length)
     data: bytearray | None = None
     reading = Reading(repository, {0: entry}, length, geometry)

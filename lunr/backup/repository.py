@@ -7,11 +7,10 @@ from collections.abc import Callable, Iterator, Sequence
 
 from lunr.backup import errors
 from lunr.backup.format import blocks, roots, segments
-from lunr.backup.format.names import Buffer, Geometry, Kind, Ref, root_name
+from lunr.backup.format.names import Buffer, Kind, Ref, root_name
 from lunr.backup.format.roots import Root
 from lunr.backup.format.segments import Entry
 from lunr.backup.keys import Keys
-from lunr.backup.reading import load_range
 from lunr.backup.stores.base import Store
 from lunr.common import ids
 
@@ -133,18 +132,6 @@ class Repository:
                 name=name, reason=f"it has {len(raw)} bytes where its index says {index.ends[-1]}."
             )
         return StoredObject(self, name, index, raw if whole else None)
-
-    def load_range(self, entry: Entry, length: int, geometry: Geometry, wanted: range) -> Buffer:
-        """The plain bytes of the blocks `wanted` of a chunk of `length` bytes, every one checked.
-
-        Only what they need is fetched, where that is not dearer. All blocks of a chunk are
-        checked together, too.
-
-        Raises:
-            errors.CorruptObject: the bytes are not those that were stored; it names the object.
-            errors.ObjectMissing: the store has lost it.
-        """
-        return load_range(self, entry, length, geometry, wanted)
 
     def zero_hash(self, length: int) -> bytes:
         """The hash of a block of `length` zeros."""

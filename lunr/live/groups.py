@@ -21,6 +21,7 @@ from typing import Any
 from lunr.backup import errors as engine
 from lunr.backup.parent import UNUSABLE
 from lunr.backup.pipeline import Backup, save
+from lunr.backup.reading import load_range
 from lunr.backup.repository import Repository
 from lunr.common import ids
 from lunr.live import errors
@@ -183,7 +184,7 @@ def _load(repository: Repository, group_id: str) -> Group:
         for chunk, entry in zip(chunks, repository.load_segment(ref, len(chunks)), strict=True):
             length = root.geometry.chunk_length(chunk, root.size_bytes)
             blocks = range(-(-length // root.geometry.block))
-            raw += repository.load_range(entry, length, root.geometry, blocks)
+            raw += load_range(repository, entry, length, root.geometry, blocks)
     return _decode(bytes(raw), group_id)
 
 

@@ -21,6 +21,7 @@ from lunr.backup.format.names import Buffer
 from lunr.backup.format.roots import Root
 from lunr.backup.format.segments import Entry
 from lunr.backup.image.once import Once
+from lunr.backup.reading import load_range
 from lunr.backup.repository import Repository
 from lunr.common import private
 from lunr.common.errors import LunrError
@@ -174,7 +175,7 @@ class Source:
         if not wanted:
             return None
         return self._asked(
-            lambda: self._repository.load_range(entry, length, self.geometry, wanted), until
+            lambda: load_range(self._repository, entry, length, self.geometry, wanted), until
         )
 
     def _asked(self, request: Callable[[], T], until: float) -> T:

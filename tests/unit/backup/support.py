@@ -13,6 +13,7 @@ from lunr.backup.format.names import Buffer, Geometry, Kind, Ref
 from lunr.backup.format.roots import Root, Statistics
 from lunr.backup.format.segments import Entry, Patched, Piece
 from lunr.backup.pipeline import Backup, save
+from lunr.backup.reading import load_range
 from lunr.backup.repository import Repository
 from lunr.backup.stores.base import Store
 from lunr.backup.stores.memory import MemoryStore
@@ -132,7 +133,7 @@ def save_bytes(
 
 def load_chunk(repo: Repository, entry: Entry, length: int, geometry: Geometry) -> bytes:
     """All of a chunk."""
-    return bytes(repo.load_range(entry, length, geometry, range(-(-length // geometry.block))))
+    return bytes(load_range(repo, entry, length, geometry, range(-(-length // geometry.block))))
 
 
 def load_bytes(repo: Repository, backup_id: str) -> bytes:

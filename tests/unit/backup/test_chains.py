@@ -15,6 +15,7 @@ from lunr.backup import condemned, rewriting
 from lunr.backup.collect import collect, sweep
 from lunr.backup.format.names import Geometry, Kind, root_name
 from lunr.backup.format.segments import Patched, objects_of
+from lunr.backup.reading import load_range
 from lunr.backup.restore import restore
 from lunr.backup.stores.memory import MemoryStore
 from lunr.backup.verify import verify
@@ -161,7 +162,7 @@ class Chain(RuleBasedStateMachine):
                 length = GEOMETRY.chunk_length(chunk, len(content))
                 first = chance.randrange(-(-length // GEOMETRY.block))
                 stop = min(first + chance.randrange(1, 9), -(-length // GEOMETRY.block))
-                got = self.repo.load_range(entry, length, GEOMETRY, range(first, stop))
+                got = load_range(self.repo, entry, length, GEOMETRY, range(first, stop))
                 start = chunk * GEOMETRY.chunk
                 end = min(stop * GEOMETRY.block, length)
                 assert bytes(got) == content[start + first * GEOMETRY.block : start + end]

@@ -23,6 +23,7 @@ from lunr.backup.format.segments import (
     pieces_of,
     places_of,
 )
+from lunr.backup.reading import load_range
 from lunr.backup.repository import Repository
 from lunr.backup.restore import restore
 from lunr.backup.rewriting import is_written_whole, taken_along
@@ -258,7 +259,7 @@ def test_few_blocks_of_an_object_are_fetched_alone() -> None:
             return data
 
     repo.store = Measured(store, lambda call, name: None)
-    assert repo.load_range(entry, len(data), geometry, range(2)) == data[:8192]
+    assert load_range(repo, entry, len(data), geometry, range(2)) == data[:8192]
     assert len(lengths) == 4
     assert sum(lengths) < 5 * 4096
 

@@ -34,7 +34,9 @@ LEVELS = ("style", "unit", "functional", "system", "crash", "vm")
 #: What tests/vm/conftest.py expects; and no test hangs for ever.
 VM = ["--disk", "4G", "--disk", "4G,plain", "--disk", "1G", "--timeout", "3000"]
 #: About half of the work in the VM. A VM keeps one processor busy: the rest has one of its own.
-POOLS = [f"tests/vm/storage/test_{name}.py" for name in ("lvm_pool", "thin_pool", "faults")]
+POOLS = [
+    f"tests/vm/storage/test_{name}.py" for name in ("lvm_pool", "thin_pool", "faults", "cloned")
+]
 CHECKS = {
     "ruff format": ["ruff", "format", "--check", "--quiet", "--diff", "."],
     "ruff check": ["ruff", "check", "--quiet", "."],

@@ -69,8 +69,7 @@ class Output:
         return ref
 
     def _put(self, name: str, buffers: Sequence[Buffer]) -> None:
-        with self.slots:
-            self._repository.store.put(name, *buffers)
+        self._repository.store.put(name, *buffers, slot=self.slots)
         with self._lock:
             self.objects += 1
             self.bytes_stored += sum(map(len, buffers))

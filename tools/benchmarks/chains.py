@@ -32,6 +32,7 @@ from lunr.backup.pipeline import Backup, save
 from lunr.backup.repository import Repository
 from lunr.backup.restore import restore
 from lunr.backup.sources import FileSource
+from lunr.backup.stores.base import AT_ONCE, Slot
 from lunr.backup.stores.files import FileStore
 
 MIB = 1 << 20
@@ -79,8 +80,8 @@ class Counting(FileStore):
         self.sizes: dict[str, int] = {}
         self.gets = self.bytes_read = 0
 
-    def put(self, name: str, *buffers: Buffer, durable: bool = False) -> None:
-        super().put(name, *buffers, durable=durable)
+    def put(self, name: str, *buffers: Buffer, durable: bool = False, slot: Slot = AT_ONCE) -> None:
+        super().put(name, *buffers, durable=durable, slot=slot)
         self.sizes[name] = sum(map(len, buffers))
 
     def get(self, name: str, offset: int = 0, length: int | None = None) -> Buffer:

@@ -7,6 +7,7 @@ import random
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from typing import ClassVar, TypeVar
 
 from lunr.backup import errors
@@ -16,6 +17,10 @@ from lunr.common.errors import Cancelled
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
+
+#: Bounds how many ask a store at once.
+Slot = AbstractContextManager[object]
+AT_ONCE: Slot = nullcontext()
 
 
 class Store(ABC):
@@ -31,10 +36,11 @@ class Store(ABC):
     settle: ClassVar[float] = 0.0
 
     @abstractmethod
-    def put(self, name: str, *buffers: Buffer, durable: bool = False) -> None:
+    def put(self, name: str, *buffers: Buffer, durable: bool = False, slot: Slot = AT_ONCE) -> None:
         """Write the object `name`, all `buffers` one after the other.
 
-        It is safe from a power cut after :meth:`sync`, or at once if `durable`.
+        It is safe from a power cut after :meth:`sync`, or at once if `durable`. `slot` is held
+        while the store is asked; what can be worked out before is done without it.
 
         Raises:
             errors.StoreFull: there is no room.
@@ -96,9 +102,12 @@ class Retrying(Store):
                     raise Cancelled from error
         raise AssertionError("unreachable")
 
-    def put(self, name: str, *buffers: Buffer, durable: bool = False) -> None:
+    def put(self, name: str, *buffers: Buffer, durable: bool = False, slot: Slot = AT_ONCE) -> None:
         """See :meth:`Store.put`."""
-        self._try(f"put {name}", lambda: self._store.put(name, *buffers, durable=durable))
+        self._try(
+            f"put {name}",
+            lambda: self._store.put(name, *buffers, durable=durable, slot=slot),
+        )
 
     def get(self, name: str, offset: int = 0, length: int | None = None) -> Buffer:
         """See :meth:`Store.get`."""

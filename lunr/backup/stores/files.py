@@ -12,7 +12,7 @@ from pathlib import Path
 from lunr.backup import errors
 from lunr.backup.format.names import Buffer
 from lunr.backup.linux import begin_writing, syncfs
-from lunr.backup.stores.base import Store
+from lunr.backup.stores.base import AT_ONCE, Slot, Store
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 #: A file becomes an object by losing this ending. What a killed writer left
@@ -44,11 +44,11 @@ class FileStore(Store):
                 raise errors.StoreRefused(store=f"files:{self._folder}", reason=reason) from error
             raise errors.StoreUnavailable(store=f"files:{self._folder}", reason=reason) from error
 
-    def put(self, name: str, *buffers: Buffer, durable: bool = False) -> None:
+    def put(self, name: str, *buffers: Buffer, durable: bool = False, slot: Slot = AT_ONCE) -> None:
         """See :meth:`Store.put`."""
         path = self._folder / name
         unfinished = f"{path}.{secrets.token_hex(4)}{_UNFINISHED}"
-        with self._errors():
+        with slot, self._errors():
             fd = self._create(path.parent, unfinished)
             try:
                 try:

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 
 from lunr.backup.format.names import Buffer, Kind
-from lunr.backup.stores.base import Store
+from lunr.backup.stores.base import AT_ONCE, Slot, Store
 from lunr.common.errors import Cancelled
 
 #: Seconds of which what was not used may be made up for: a request that takes a while
@@ -67,11 +67,11 @@ class Limited(Store):
         self.lag = store.lag  # type: ignore[misc]
         self.settle = store.settle  # type: ignore[misc]
 
-    def put(self, name: str, *buffers: Buffer, durable: bool = False) -> None:
+    def put(self, name: str, *buffers: Buffer, durable: bool = False, slot: Slot = AT_ONCE) -> None:
         """See :meth:`Store.put`."""
         if _is_paced(name):
             self._pace.take(sum(len(buffer) for buffer in buffers))
-        self._store.put(name, *buffers, durable=durable)
+        self._store.put(name, *buffers, durable=durable, slot=slot)
 
     def get(self, name: str, offset: int = 0, length: int | None = None) -> Buffer:
         """See :meth:`Store.get`."""

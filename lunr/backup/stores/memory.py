@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from lunr.backup import errors
 from lunr.backup.format.names import Buffer
-from lunr.backup.stores.base import Store
+from lunr.backup.stores.base import AT_ONCE, Slot, Store
 
 
 class MemoryStore(Store):
@@ -17,10 +17,16 @@ class MemoryStore(Store):
         self.objects: dict[str, bytes] = {}
         self._lock = threading.Lock()
 
-    def put(self, name: str, *buffers: Buffer, durable: bool = False) -> None:  # noqa: ARG002
+    def put(
+        self,
+        name: str,
+        *buffers: Buffer,
+        durable: bool = False,  # noqa: ARG002
+        slot: Slot = AT_ONCE,
+    ) -> None:
         """See :meth:`Store.put`."""
         data = b"".join(buffers)
-        with self._lock:
+        with slot, self._lock:
             self.objects[name] = data
 
     def get(self, name: str, offset: int = 0, length: int | None = None) -> Buffer:

@@ -19,7 +19,7 @@ import requests
 
 from lunr.backup import errors
 from lunr.backup.format.names import Buffer
-from lunr.backup.stores.base import Store
+from lunr.backup.stores.base import AT_ONCE, Slot, Store
 
 
 @contextlib.contextmanager
@@ -182,12 +182,18 @@ class SwiftStore(Store):
             connection.close()
             connection.http_conn = None
 
-    def put(self, name: str, *buffers: Buffer, durable: bool = False) -> None:  # noqa: ARG002
+    def put(
+        self,
+        name: str,
+        *buffers: Buffer,
+        durable: bool = False,  # noqa: ARG002
+        slot: Slot = AT_ONCE,
+    ) -> None:
         """See :meth:`Store.put`. Swift checks the MD5 of what arrived against what was sent."""
         data = b"".join(buffers)
         etag = hashlib.md5(data, usedforsecurity=False).hexdigest()
         connection = self._connection()
-        with self._errors():
+        with slot, self._errors():
             for attempt in (1, 2):
                 try:
                     stored = connection.put_object(self._container, name, data, etag=etag)

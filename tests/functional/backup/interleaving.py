@@ -18,7 +18,7 @@ from lunr.backup import errors
 from lunr.backup.format.names import Buffer
 from lunr.backup.repository import Repository
 from lunr.backup.sessions import LIFETIME, MARGIN
-from lunr.backup.stores.base import Store
+from lunr.backup.stores.base import AT_ONCE, Slot, Store
 from lunr.common.errors import LunrError
 from tests.unit.backup.support import KEYS
 
@@ -100,8 +100,9 @@ class Objects(Store):
         self._world = world
         self.lag = world.lag  # type: ignore[misc]
 
-    def put(self, name: str, *buffers: Buffer, durable: bool = False) -> None:
-        self._world.put(name, b"".join(buffers))
+    def put(self, name: str, *buffers: Buffer, durable: bool = False, slot: Slot = AT_ONCE) -> None:
+        with slot:
+            self._world.put(name, b"".join(buffers))
 
     def get(self, name: str, offset: int = 0, length: int | None = None) -> Buffer:
         if name not in self._world.objects:
@@ -130,10 +131,11 @@ class View(Store):
         self._wait = wait
         self.lag = lag  # type: ignore[misc]
 
-    def put(self, name: str, *buffers: Buffer, durable: bool = False) -> None:
+    def put(self, name: str, *buffers: Buffer, durable: bool = False, slot: Slot = AT_ONCE) -> None:
         data = b"".join(buffers)
-        self._wait(f"put {name}")
-        self._store.put(name, data)
+        with slot:
+            self._wait(f"put {name}")
+            self._store.put(name, data)
 
     def get(self, name: str, offset: int = 0, length: int | None = None) -> Buffer:
         self._wait(f"get {name}")

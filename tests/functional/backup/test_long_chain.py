@@ -18,6 +18,7 @@ from lunr.backup.format import blocks
 from lunr.backup.format.names import Buffer, Geometry
 from lunr.backup.repository import Repository
 from lunr.backup.restore import restore
+from lunr.backup.stores.base import AT_ONCE, Slot
 from lunr.backup.stores.memory import MemoryStore
 from tests.unit.backup.support import KEYS, save_bytes
 
@@ -40,8 +41,8 @@ class Counting(MemoryStore):
         super().__init__()
         self.written = self.gets = self.read = 0
 
-    def put(self, name: str, *buffers: Buffer, durable: bool = False) -> None:
-        super().put(name, *buffers, durable=durable)
+    def put(self, name: str, *buffers: Buffer, durable: bool = False, slot: Slot = AT_ONCE) -> None:
+        super().put(name, *buffers, durable=durable, slot=slot)
         if name.startswith(BLOCKS_OF):
             self.written += blocks.HEADER.unpack_from(b"".join(buffers))[7]  # plain bytes
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import subprocess
 import sys
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import pytest
 
@@ -97,6 +100,26 @@ def test_swift_that_refuses_a_fresh_token_may_yet_come_round(cloud: Cloud) -> No
         store.get("roots/b")
     cloud.closed = False
     assert bytes(store.get("roots/b")) == b"content"
+    store.close()
+
+
+def test_what_takes_a_slot_was_summed_before(cloud: Cloud, monkeypatch: pytest.MonkeyPatch) -> None:
+    done: list[str] = []
+    md5 = hashlib.md5
+
+    def spy(*args: Any, **options: Any) -> Any:
+        done.append("summed")
+        return md5(*args, **options)
+
+    class Slot(contextlib.ExitStack):
+        def __enter__(self) -> Slot:
+            done.append("slot")
+            return self
+
+    store = open_store("swift:p", "account", {**V1, "auth_url": f"{cloud.url}/auth/v1.0"})
+    monkeypatch.setattr("lunr.backup.stores.swift.hashlib.md5", spy)
+    store.put("chunks/x", b"1", slot=Slot())
+    assert done == ["summed", "slot"]
     store.close()
 
 

@@ -50,6 +50,18 @@ class StoreContract:
         store.put("sessions/one", b"second", durable=True)
         assert bytes(store.get("sessions/one")) == b"second"
 
+    def test_a_slot_is_held_while_it_is_put_and_no_longer(self, store: Store) -> None:
+        slot = threading.BoundedSemaphore()
+        slot.acquire()
+        thread = threading.Thread(target=lambda: store.put("chunks/aa/one", b"abc", slot=slot))
+        thread.start()
+        thread.join(0.05)
+        assert thread.is_alive()
+        slot.release()
+        thread.join(30)
+        assert slot.acquire(blocking=False)
+        assert bytes(store.get("chunks/aa/one")) == b"abc"
+
     def test_what_is_missing_is_named(self, store: Store) -> None:
         for offset, length in ((0, None), (5, 10)):
             with pytest.raises(errors.ObjectMissing, match="chunks/aa/none"):

@@ -15,7 +15,7 @@ from lunr.backup.format.segments import Entry, Patched, Piece
 from lunr.backup.pipeline import Backup, save
 from lunr.backup.reading import load_range
 from lunr.backup.repository import Repository
-from lunr.backup.stores.base import Store
+from lunr.backup.stores.base import AT_ONCE, Slot, Store
 from lunr.backup.stores.memory import MemoryStore
 
 #: Four blocks a chunk, four chunks a segment.
@@ -54,9 +54,10 @@ class Faulty(Store):
         self.lag = store.lag  # type: ignore[misc]
         self.settle = store.settle  # type: ignore[misc]
 
-    def put(self, name: str, *buffers: Buffer, durable: bool = False) -> None:
-        self.before("put", name)
-        self.store.put(name, *buffers, durable=durable)
+    def put(self, name: str, *buffers: Buffer, durable: bool = False, slot: Slot = AT_ONCE) -> None:
+        with slot:
+            self.before("put", name)
+            self.store.put(name, *buffers, durable=durable)
 
     def get(self, name: str, offset: int = 0, length: int | None = None) -> Buffer:
         self.before("get", name)

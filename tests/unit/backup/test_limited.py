@@ -35,9 +35,9 @@ class Slow(MemoryStore):
         self.clock = clock
         self.request = request
 
-    def put(self, name, *buffers, durable=False):  # type: ignore[no-untyped-def]
+    def put(self, name, *buffers, **options):  # type: ignore[no-untyped-def]
         self.clock.now += self.request
-        super().put(name, *buffers, durable=durable)
+        super().put(name, *buffers, **options)
 
     def get(self, name, offset=0, length=None):  # type: ignore[no-untyped-def]
         self.clock.now += self.request

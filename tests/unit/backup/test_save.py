@@ -3,6 +3,7 @@ from __future__ import annotations
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -235,9 +236,9 @@ def test_one_failure_at_any_step_is_mended_by_a_retry() -> None:
 
 def test_a_store_that_forgets_the_root_is_noticed() -> None:
     class Forgetful(MemoryStore):
-        def put(self, name: str, *buffers: bytes, durable: bool = False) -> None:  # type: ignore[override]
+        def put(self, name: str, *buffers: bytes, **options: Any) -> None:
             if not name.startswith("roots/"):
-                super().put(name, *buffers)
+                super().put(name, *buffers, **options)
 
     with pytest.raises(errors.BackupMissing):
         save_bytes(repository(Forgetful()), b"x" * 300, "b")

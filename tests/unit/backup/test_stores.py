@@ -108,6 +108,21 @@ class TestRetrying(StoreContract):
             store.get("x")
         assert time.monotonic() - start < 5
 
+    def test_who_waits_to_try_again_keeps_nobody_from_the_store(self) -> None:
+        slot, cancel = threading.Semaphore(), threading.Event()
+        seen: list[bool] = []
+
+        def wait(_seconds: float | None = None) -> bool:
+            seen.append(slot.acquire(blocking=False))
+            slot.release()
+            return False
+
+        cancel.wait = wait  # type: ignore[method-assign,assignment]
+        store = Retrying(Faulty(MemoryStore(), FailAfter(0)), 2, cancel)
+        with pytest.raises(errors.StoreUnavailable):
+            store.put("chunks/x", b"x", slot=slot)
+        assert seen == [True, True]
+
     def test_a_listing_that_breaks_goes_on_without_doubles(self) -> None:
         class Breaking(MemoryStore):
             broken = 0

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
+from collections.abc import Sequence
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.syncfs.argtypes = [ctypes.c_int]
@@ -20,6 +22,11 @@ _libc.sync_file_range.argtypes = [
 _KEEP_SIZE = 0x01
 _PUNCH_HOLE = 0x02
 _WRITE = 0x02
+#: Write to disk at once, and forget it when it is there; see pwritev2(2).
+_RWF_DONTCACHE = 0x80
+#: Linux has it from 6.14 on, but before this release a page that was written again just when it
+#: should be forgotten could be dropped (mended by "mm/filemap: gate dropbehind invalidate").
+_SAFE_DONTCACHE = (6, 16)
 _M_TRIM_THRESHOLD = -1
 _M_MMAP_THRESHOLD = -3
 #: The largest that malloc takes (HEAP_MAX_SIZE / 2), and larger than any object.
@@ -57,6 +64,38 @@ def begin_writing(fd: int, offset: int = 0, length: int = 0) -> None:
     sync to report; see sync_file_range(2).
     """
     _libc.sync_file_range(fd, offset, length, _WRITE)
+
+
+class Streaming:
+    """Writes to disk of what nobody reads soon, so that memory need not keep it.
+
+    Where the kernel and the file system can (uncached buffered I/O), written pages go to disk
+    and are dropped; several times less processor time than to fill the page cache and to clean
+    it. Elsewhere they are written as usual, and the kernel is told to begin with it.
+    Any thread may call it.
+    """
+
+    def __init__(self) -> None:
+        self._can_forget = _release() >= _SAFE_DONTCACHE
+
+    def write(self, fd: int, buffers: Sequence[bytes | bytearray | memoryview], offset: int) -> int:
+        """Write `buffers` at `offset` as pwritev(2) does; how many bytes it were."""
+        if self._can_forget:
+            try:
+                return os.pwritev(fd, buffers, offset, _RWF_DONTCACHE)
+            except OSError as error:
+                if error.errno != errno.EOPNOTSUPP:
+                    raise
+                self._can_forget = False  # this file system, or block device, does not know it
+        written = os.pwritev(fd, buffers, offset)
+        begin_writing(fd, offset, written)
+        return written
+
+
+def _release() -> tuple[int, int]:
+    """The kernel's release."""
+    major, minor = os.uname().release.split(".")[:2]
+    return int(major), int("".join(digit for digit in minor if digit.isdigit()) or 0)
 
 
 def reuse_memory() -> None:

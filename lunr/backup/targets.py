@@ -9,7 +9,7 @@ from pathlib import Path
 
 from lunr.backup import errors
 from lunr.backup.format.names import Buffer
-from lunr.backup.linux import begin_writing, punch_hole
+from lunr.backup.linux import Streaming, punch_hole
 
 _STEP = 4 << 20
 _ZEROS = bytes(_STEP)
@@ -34,6 +34,7 @@ class FileTarget:
         """
         self._path = path
         self._created = False
+        self._streaming = Streaming()
         try:
             flags = os.O_RDWR | os.O_CLOEXEC
             try:
@@ -68,8 +69,7 @@ class FileTarget:
         view = memoryview(data)
         try:
             while view:
-                count = os.pwrite(self._fd, view, offset)
-                begin_writing(self._fd, offset, count)  # so that `sync` has little left
+                count = self._streaming.write(self._fd, [view], offset)
                 view = view[count:]
                 offset += count
         except OSError as error:

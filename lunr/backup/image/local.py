@@ -6,11 +6,9 @@ import errno
 import os
 from pathlib import Path
 
-from lunr.backup.linux import begin_writing, punch_hole
+from lunr.backup.linux import Streaming, begin_writing, punch_hole
 
 _ZEROS = bytes(1 << 20)
-#: pwritev2(2), from Linux 6.14 on: write to disk at once, and forget it when it is there.
-_RWF_DONTCACHE = 0x80
 
 
 class Local:
@@ -26,7 +24,7 @@ class Local:
         self.path = path
         self.fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
         self.size = os.lseek(self.fd, 0, os.SEEK_END)
-        self._can_forget = True
+        self._streaming = Streaming()
 
     def read(self, offset: int, into: memoryview) -> memoryview:
         """Fill `into` with the bytes from `offset` on; it is shorter at the end."""
@@ -41,18 +39,11 @@ class Local:
     def write(self, offset: int, data: memoryview, keep: bool = True) -> None:
         """Write all of `data`; where the kernel can, its memory does not `keep` it."""
         while data:
-            is_kept = keep or not self._can_forget
-            done = os.pwrite(self.fd, data, offset) if is_kept else self._pass(offset, data)
+            if keep:
+                done = os.pwrite(self.fd, data, offset)
+            else:
+                done = self._streaming.write(self.fd, [data], offset)
             data, offset = data[done:], offset + done
-
-    def _pass(self, offset: int, data: memoryview) -> int:
-        try:
-            return os.pwritev(self.fd, [data], offset, _RWF_DONTCACHE)
-        except OSError as error:
-            if error.errno != errno.EOPNOTSUPP:
-                raise
-            self._can_forget = False
-            return 0
 
     def zero(self, offset: int, length: int) -> None:
         """Let a range read as zeros, by a hole where there can be one."""

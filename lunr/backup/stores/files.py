@@ -11,7 +11,7 @@ from pathlib import Path
 
 from lunr.backup import errors
 from lunr.backup.format.names import Buffer
-from lunr.backup.linux import begin_writing, syncfs
+from lunr.backup.linux import Streaming, syncfs
 from lunr.backup.stores.base import AT_ONCE, Slot, Store
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -25,6 +25,7 @@ class FileStore(Store):
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
+        self._streaming = Streaming()
         with self._errors():
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             # Open from the start: syncfs reports the write errors since then.
@@ -52,11 +53,9 @@ class FileStore(Store):
             fd = self._create(path.parent, unfinished)
             try:
                 try:
-                    _write(fd, buffers)
+                    self._write(fd, buffers)
                     if durable:
                         os.fsync(fd)
-                    else:
-                        begin_writing(fd)  # so that the barrier at the end has little left
                 finally:
                     os.close(fd)
                 os.rename(unfinished, path)  # noqa: PTH104 - hot path: no Path is made
@@ -66,6 +65,17 @@ class FileStore(Store):
                 raise
             if durable:
                 self._sync_folders(path.parent)
+
+    def _write(self, fd: int, buffers: tuple[Buffer, ...]) -> None:
+        pending = [memoryview(buffer).cast("B") for buffer in buffers]
+        offset = 0
+        while pending:
+            written = self._streaming.write(fd, pending[:1024], offset)  # IOV_MAX
+            offset += written
+            while pending and written >= len(pending[0]):
+                written -= len(pending.pop(0))
+            if written:
+                pending[0] = pending[0][written:]
 
     def _create(self, folder: Path, file: str) -> int:
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
@@ -148,16 +158,6 @@ class FileStore(Store):
     def close(self) -> None:
         """See :meth:`Store.close`."""
         os.close(self._fd)
-
-
-def _write(fd: int, buffers: tuple[Buffer, ...]) -> None:
-    pending = [memoryview(buffer).cast("B") for buffer in buffers]
-    while pending:
-        written = os.writev(fd, pending[:1024])  # IOV_MAX
-        while pending and written >= len(pending[0]):
-            written -= len(pending.pop(0))
-        if written:
-            pending[0] = pending[0][written:]
 
 
 def folders(place: Path) -> list[str]:

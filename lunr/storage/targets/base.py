@@ -7,9 +7,10 @@ driver's operations can be run twice with the same end.
 from __future__ import annotations
 
 import abc
+import contextlib
 import ipaddress
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypedDict
@@ -118,6 +119,20 @@ class Target(abc.ABC):
     #: What the configuration and the API call this driver.
     name: str
 
+    def __init__(self) -> None:
+        #: The volumes whose exports a failure left half made.
+        self._half_made: set[str] = set()
+
+    @contextlib.contextmanager
+    def _changing(self, volume_id: str) -> Iterator[None]:
+        """Count the export as half made unless the ``with`` comes to its end.
+
+        `exports` leaves it out, so that who looks after the exports puts it back.
+        """
+        self._half_made.add(volume_id)
+        yield  # no `finally`: what is raised leaves it so
+        self._half_made.discard(volume_id)
+
     @abc.abstractmethod
     def check(self) -> None:
         """Find out whether the target can be used now.
@@ -144,6 +159,7 @@ class Target(abc.ABC):
 
         Raises:
             TargetUnavailable, TargetFailed
+            TargetBusy: it can't be let go of now; all is as before.
         """
 
     @abc.abstractmethod
@@ -151,10 +167,12 @@ class Target(abc.ABC):
         """Open what is exported anew, by the path of `export`; nothing, if it is not exported.
 
         What it had open before may be dead. Initiators lose their connection and log in
-        again by themselves.
+        again by themselves. The limits of `export` hold for what is open now.
 
         Raises:
             TargetUnavailable, TargetFailed
+            TargetBusy: it can't be let go of now; all is as before.
+            LimitsUnavailable: it has limits that can't be enforced here.
         """
 
     @abc.abstractmethod
@@ -173,6 +191,8 @@ class Target(abc.ABC):
     @abc.abstractmethod
     def exports(self) -> Mapping[str, list[Session]]:
         """The ids of the volumes that are exported now, and who is logged in.
+
+        What a failed `ensure`, `resize` or `reopen` left half made is not among them.
 
         Raises:
             TargetUnavailable

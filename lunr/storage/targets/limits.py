@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from pathlib import Path
 
 from lunr.storage.targets.base import Export, LimitsUnavailable, TargetFailed
@@ -31,14 +32,28 @@ def kernel_threads(name: str) -> list[int]:
     return [int(pid) for pid in pids if _name(pid) == name]
 
 
+@dataclass(frozen=True)
+class _Limited:
+    """The device behind `path`, as MAJOR:MINOR, and its line of io.max."""
+
+    path: Path
+    device: str
+    line: str
+
+    @property
+    def is_there(self) -> bool:
+        """Whether it is that device still: the kernel gives the numbers of old ones to new ones."""
+        return self.path.is_block_device() and _number(self.path) == self.device
+
+
 class Limits:
     """The limits of I/O of one target, whose threads `threads` finds."""
 
     def __init__(self, threads: Callable[[], Iterable[int]]) -> None:
         self._threads = threads
         self._lock = threading.Lock()
-        #: Of each device, as MAJOR:MINOR, its line of io.max.
-        self._lines: dict[str, str] = {}
+        #: By volumes' ids.
+        self._limited: dict[str, _Limited] = {}
 
     def check(self, export: Export) -> None:
         """Find out whether the limits of `export` can be enforced.
@@ -55,13 +70,14 @@ class Limits:
             raise LimitsUnavailable(id=export.volume_id, reason=why)
 
     def set(self, export: Export) -> None:
-        """Let exactly the limits of `export` hold from now on.
+        """Let exactly the limits of `export` hold from now on, and of its volume no others.
 
         Raises:
             LimitsUnavailable: the kernel refuses.
+            TargetFailed: it refuses to let the former ones go.
         """
         if not export.read_iops and not export.write_iops:
-            self.clear(export.path)
+            self.clear(export.volume_id, export.path)
             return
         device = _number(export.path)
         line = f"{device} riops={_most(export.read_iops)} wiops={_most(export.write_iops)}"
@@ -70,27 +86,36 @@ class Limits:
                 (self._enter() / "io.max").write_text(line)
             except OSError as error:
                 raise LimitsUnavailable(id=export.volume_id, reason=str(error)) from error
-            self._lines[device] = line
+            before = self._limited.get(export.volume_id)
+            self._limited[export.volume_id] = _Limited(export.path, device, line)
+            if before is not None and before.device != device:
+                self._lift(before)
 
-    def clear(self, path: Path) -> None:
-        """Let no limits hold for the device `path`, also none that an earlier process set.
+    def clear(self, volume_id: str, path: Path | None = None) -> None:
+        """Let no limits hold for the volume, nor for its device `path`, whoever set them.
 
         Raises:
             TargetFailed: the kernel refuses.
         """
-        if not path.is_block_device() or not available():
-            return
-        device = _number(path)
         with self._lock:
-            self._lines.pop(device, None)
-            limits = self._group() / "io.max"
-            try:
-                if limits.exists() and _line(limits, device):
-                    limits.write_text(f"{device} riops=max wiops=max")
-            except OSError as error:
-                raise TargetFailed(
-                    action=f"clear the I/O limits of {path}", reason=str(error)
-                ) from error
+            before = self._limited.pop(volume_id, None)
+            if before is not None:
+                self._lift(before)
+            if path is not None and path.is_block_device():
+                self._lift(_Limited(path, _number(path), ""))
+
+    def _lift(self, limited: _Limited) -> None:
+        """Let no limits hold for a device, if it is there."""
+        if not limited.is_there or not available():
+            return
+        limits = self._group() / "io.max"
+        try:
+            if limits.exists() and _line(limits, limited.device):
+                limits.write_text(f"{limited.device} riops=max wiops=max")
+        except OSError as error:
+            raise TargetFailed(
+                action=f"clear the I/O limits of {limited.path}", reason=str(error)
+            ) from error
 
     def keep(self) -> None:
         """Bring threads that are new under the limits, and put back what somebody removed.
@@ -98,13 +123,13 @@ class Limits:
         Raises:
             OSError: the kernel refuses.
         """
-        if not self._lines:
+        if not self._limited:
             return
         with self._lock:
             limits = self._enter() / "io.max"
-            for device, line in self._lines.items():
-                if not _line(limits, device) and Path("/sys/dev/block", device).exists():
-                    limits.write_text(line)
+            for limited in self._limited.values():
+                if limited.is_there and not _line(limits, limited.device):
+                    limits.write_text(limited.line)
 
     def _enter(self) -> Path:
         """Bring all threads into a cgroup that has limits, and return it."""

@@ -58,6 +58,7 @@ class LioTarget(Target):
     name = "lio"
 
     def __init__(self, portal: str, pool: Path) -> None:
+        super().__init__()
         self._portal = _portal(portal)
         self._on_devices = pool.is_relative_to("/dev")
         self._limits = limits.Limits(lambda: limits.kernel_threads(_RECEIVER))
@@ -112,7 +113,7 @@ class LioTarget(Target):
             self._limits.keep()
         except OSError as error:
             _log.error("I/O limits are not in force: %s", error)
-        return {volume_id: who for volume_id, (who, _) in seen.items()}
+        return {one: who for one, (who, _) in seen.items() if one not in self._half_made}
 
     def ensure(self, export: Export) -> None:
         """Make or correct what the kernel has, closed to those it was not for, and open it last."""
@@ -123,10 +124,11 @@ class LioTarget(Target):
 
     def _ensure(self, export: Export) -> None:
         self._limits.check(export)
-        _do(f"export volume {export.volume_id}", tree.prepare, export, self._portal)
-        _do(f"cut sessions of {export.volume_id}", _cut_strangers, export)
-        self._limits.set(export)
-        _do(f"export volume {export.volume_id}", tree.admit, export)
+        with self._changing(export.volume_id):
+            _do(f"export volume {export.volume_id}", tree.prepare, export, self._portal)
+            _do(f"cut sessions of {export.volume_id}", _cut_strangers, export)
+            self._limits.set(export)
+            _do(f"export volume {export.volume_id}", tree.admit, export)
 
     def reopen(self, export: Export) -> None:
         """Make the export anew: the kernel keeps a file open as long as it has the disk."""
@@ -146,18 +148,22 @@ class LioTarget(Target):
             if not force:
                 self._refuse_if_used(volume_id)
             path = _do(f"remove the export of volume {volume_id}", _take_down, volume_id)
-            if path is not None:
-                self._limits.clear(path)
+            self._limits.clear(volume_id, path)
+            self._half_made.discard(volume_id)
 
     def _refuse_if_used(self, volume_id: str) -> None:
         """Close the export, or say who uses it and leave it as it was."""
         action = f"remove the export of volume {volume_id}"
         name = _do(action, _close, volume_id)
-        deadline = time.monotonic() + _END_TIMEOUT
-        while (who := _do(action, _sessions, volume_id)) and time.monotonic() < deadline:
-            time.sleep(0.05)
+        who = None
+        try:
+            deadline = time.monotonic() + _END_TIMEOUT
+            while (who := _do(action, _sessions, volume_id)) and time.monotonic() < deadline:
+                time.sleep(0.05)
+        finally:
+            if who != []:  # also when nobody knows
+                _do(action, _reopen, volume_id, name)
         if who:
-            _do(action, _reopen, volume_id, name)
             raise errors.InUse(
                 kind="export of volume",
                 id=volume_id,

@@ -79,6 +79,7 @@ class TgtTarget(Target):
     name = "tgt"
 
     def __init__(self, socket: Path, *folders: Path) -> None:
+        super().__init__()
         self._socket = socket
         self._folders = folders
         # tgtd does one request at a time; an export takes several that belong together.
@@ -96,7 +97,7 @@ class TgtTarget(Target):
         there = {
             volume_of(target.iqn): [who for _, _, who in target.connections]
             for target in self._targets()
-            if self._is_ours(target)
+            if self._is_ours(target) and volume_of(target.iqn) not in self._half_made
         }
         try:
             self._limits.keep()
@@ -117,19 +118,22 @@ class TgtTarget(Target):
             self._limits.set(export)
             target = self._find(export.iqn)
             if target is not None and self._is_as_asked(target, export):
+                self._half_made.discard(export.volume_id)
                 return
-            if target is None:
-                target = self._create(export.iqn)
-            tid = target.tid
-            self._set_state(tid, "offline")
-            self._set_account(target, export)
-            self._set_lun(target, export)
-            self._set_access(target, export)
-            for sid, cid, who in target.connections:
-                if not export.admits(who):
-                    self._disconnect(tid, sid, cid)
-            self._set_state(tid, "ready")
-            self._secrets[export.iqn] = _fingerprint(export)
+            with self._changing(export.volume_id):
+                self._ensure(target or self._create(export.iqn), export)
+
+    def _ensure(self, target: Shown, export: Export) -> None:
+        tid = target.tid
+        self._set_state(tid, "offline")
+        self._set_account(target, export)
+        self._set_lun(target, export)
+        self._set_access(target, export)
+        for sid, cid, who in target.connections:
+            if not export.admits(who):
+                self._disconnect(tid, sid, cid)
+        self._set_state(tid, "ready")
+        self._secrets[export.iqn] = _fingerprint(export)
 
     def resize(self, volume_id: str) -> None:
         """Open the volume anew; initiators lose their connection and log in again by themselves."""
@@ -145,7 +149,8 @@ class TgtTarget(Target):
         with self._lock:
             target = self._find(export.iqn)
             if target is not None:
-                self._reopen(target, export.volume_id, deadline, str(export.path))
+                self._limits.check(export)
+                self._reopen(target, export.volume_id, deadline, export)
 
     def remove(self, volume_id: str, force: bool = False) -> None:
         """Take the target offline, so that nobody comes anew, then remove it."""
@@ -154,6 +159,8 @@ class TgtTarget(Target):
             for target in self._targets():
                 if volume_of(target.iqn) == volume_id and self._is_ours(target):
                     self._remove(target, volume_id, force, deadline)
+            self._limits.clear(volume_id)
+            self._half_made.discard(volume_id)
 
     # --- parts of ensure ---------------------------------------------------------
 
@@ -240,28 +247,39 @@ class TgtTarget(Target):
     # --- parts of resize ---------------------------------------------------------
 
     def _reopen(
-        self, target: Shown, volume_id: str, deadline: float, path: str | None = None
+        self, target: Shown, volume_id: str, deadline: float, export: Export | None = None
     ) -> None:
-        self._set_state(target.tid, "offline")
-        pause = 0.02
         for lun, unit in target.luns.items():
-            while lun:  # 0 is the controller
-                self._disconnect_all(target.iqn)
-                try:
-                    self._request(Mode.DEVICE, Op.DELETE, tid=target.tid, lun=lun)
-                except Refused as error:
-                    # A command is still at work on the volume.
-                    if time.monotonic() > deadline:
-                        self._set_state(target.tid, "ready")
-                        raise TargetBusy(id=volume_id, reason=str(error)) from error
-                    time.sleep(pause)
-                    pause = min(pause * 2, 1.0)
-                else:
-                    now = unit if path is None else replace(unit, path=path)
-                    self._open(target.tid, lun, now)
-                    self._identify(target.tid, lun, now)
-                    break
-        self._set_state(target.tid, "ready")
+            if not lun:  # the controller
+                continue
+            self._set_state(target.tid, "offline")
+            try:
+                self._close(target, lun, volume_id, deadline)
+            except errors.LunrError:
+                self._set_state(target.tid, "ready")
+                raise
+            with self._changing(volume_id):
+                if export is not None:
+                    unit = replace(unit, path=str(export.path))
+                    self._limits.set(export)
+                self._open(target.tid, lun, unit)
+                self._identify(target.tid, lun, unit)
+                self._set_state(target.tid, "ready")
+
+    def _close(self, target: Shown, lun: int, volume_id: str, deadline: float) -> None:
+        pause = 0.02
+        while True:
+            self._disconnect_all(target.iqn)
+            try:
+                self._request(Mode.DEVICE, Op.DELETE, tid=target.tid, lun=lun)
+            except Refused as error:
+                # A command is still at work on the volume.
+                if time.monotonic() > deadline:
+                    raise TargetBusy(id=volume_id, reason=str(error)) from error
+                time.sleep(pause)
+                pause = min(pause * 2, 1.0)
+            else:
+                return
 
     def _disconnect_all(self, iqn: str) -> None:
         now = self._find(iqn)
@@ -304,7 +322,7 @@ class TgtTarget(Target):
                 pause = min(pause * 2, 1.0)
             now = self._find(target.iqn)
         for path in _volume(target).values():
-            self._limits.clear(Path(path))
+            self._limits.clear(volume_id, Path(path))
 
     def _delete_account(self, name: str) -> None:
         try:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from lunr.storage.targets.base import Export, LimitsUnavailable, TargetUnavailable
+from lunr.storage.targets.base import Export, LimitsUnavailable, TargetFailed, TargetUnavailable
 from lunr.storage.targets.tgt import TgtTarget
 from lunr.storage.targets.tgt_control import Mode, Op, parse_targets, request
 from tests.support.services import Tgtd, need_command
@@ -189,6 +189,26 @@ class TestTgt(TargetContract):
         for _ in range(100):
             target.exports()
         assert time.monotonic() - started < 2.0  # tgtadm takes more than that
+
+    @pytest.mark.parametrize("work", ["resize", "reopen", "ensure"])
+    def test_a_volume_that_could_not_be_opened_again_is_not_exported_until_it_is_put_back(
+        self, target: TgtTarget, tgtd: Tgtd, export: Export, work: str
+    ) -> None:
+        target.ensure(export)
+        away = export.path.rename(export.path.with_name("away"))
+        with pytest.raises(TargetFailed):
+            if work == "resize":
+                target.resize("v1")
+            elif work == "reopen":
+                target.reopen(export)
+            else:
+                target.ensure(dataclasses.replace(export, path=export.path.with_name("other")))
+        assert target.exports() == {}
+        assert not iscsi.admits(tgtd.portal, export)
+        away.rename(export.path)
+        target.ensure(export)
+        assert target.exports() == {"v1": []}
+        assert iscsi.admits(tgtd.portal, export)
 
     def test_a_file_has_no_limits(self, target: TgtTarget, tgtd: Tgtd, export: Export) -> None:
         target.ensure(export)

@@ -116,6 +116,24 @@ def test_who_logs_in_later_is_limited(driver: Driver, initiator: Initiator, slic
         assert rate(disks[0], write=True) > 2 * FEW
 
 
+@pytest.mark.parametrize("work", ["reopen", "ensure"])
+def test_limits_go_along_with_a_volume_that_moves(
+    driver: Driver, slices: Slices, work: str
+) -> None:
+    """As it does when it is full, from the device that it was filled by."""
+    export = dataclasses.replace(export_of(slices.make("v1", 8 << 20)), read_iops=FEW)
+    moved = dataclasses.replace(export, path=slices.make("moved", 8 << 20))
+    driver.target.ensure(export)
+    before = in_force()
+    getattr(driver.target, work)(moved)
+    driver.target.exports()  # as each second
+    (line,) = in_force().splitlines()
+    assert f" riops={FEW} wiops=max" in line
+    assert line not in before
+    driver.target.remove("v1")
+    assert in_force() == ""
+
+
 @pytest.mark.parametrize("read_iops", [0, FEW])
 def test_limits_of_a_killed_agent_are_found(driver: Driver, slices: Slices, read_iops: int) -> None:
     """The next process knows nothing of them: it makes them what they must be."""

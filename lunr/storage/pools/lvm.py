@@ -123,7 +123,7 @@ class LvmPool(DevicePool):
             )
         ours = [lv for lv in lvs if lv.role and not lv.pool]
         self.group.activate(lv.name for lv in ours if not lv.active)
-        self.group.wake([lv.name for lv in ours])
+        self.group.wake(ours)
 
     def clean(self) -> None:
         """Have what is half made wiped, in the background: it may take hours."""
@@ -243,9 +243,9 @@ class LvmPool(DevicePool):
                 reason="with snapshots it can only be extended while nobody has it open: "
                 "detach it, or delete its snapshots",
             )
-        with translated("volume", volume_id):
-            self.group.deactivate(lv.name)
         try:
+            with translated("volume", volume_id):
+                self.group.deactivate(lv.name)
             self.group.extend(lv.name, size, _WHERE)
         finally:
             self.group.activate([lv.name])
@@ -280,6 +280,7 @@ class LvmPool(DevicePool):
         lvs = self._lvs()
         there = _filling(lvs, ids.check(volume_id))
         if there is not None:
+            self.group.finish(there)
             return self.group.path(there.name)
         size = self.group.rounded(size)
         return self.group.path(self._make(lvs, Role.FILLING, volume_id, size))
@@ -308,6 +309,7 @@ class LvmPool(DevicePool):
         if there is not None:
             renew = snapshot.purpose is Purpose.BACKUP and self._status(there.name).lost
             if there.origin and not renew:
+                self.group.finish(there)
                 return
             self._drop(there)
             lvs = self._lvs()
@@ -389,10 +391,15 @@ class LvmPool(DevicePool):
             os.close(file)
 
     def _lvs(self) -> list[LogicalVolume]:
-        """All in the group, also what is not lunr's, but what is in thin pools."""
+        """All in the group, also what is not lunr's, but what is in thin pools.
+
+        What of lunr's was left suspended goes on.
+        """
         if not self._checked:
             raise self.group.unusable("it was not checked yet")
-        return [lv for lv in self.group.volumes() if not lv.pool]
+        lvs = [lv for lv in self.group.volumes() if not lv.pool]
+        self.group.wake(lv for lv in lvs if lv.role)
+        return lvs
 
     def _disks(self) -> list[PhysicalVolume]:
         """Those that the pool may use."""
@@ -447,12 +454,16 @@ class LvmPool(DevicePool):
 
     def _is_there(self, lvs: list[LogicalVolume], volume_id: str, size: int) -> bool:
         self._check_size(size)
-        there = {lv.id: lv.size for lv in lvs if lv.role is Role.VOLUME}.get(volume_id)
-        if there not in (None, size):
+        there = next((lv for lv in lvs if lv.role is Role.VOLUME and lv.id == volume_id), None)
+        if there is None:
+            return False
+        if there.size != size:
             raise errors.Conflict(
-                reason=f"there is a volume {volume_id} with {there} bytes, {size} were asked for"
+                reason=f"there is a volume {volume_id} with {there.size} bytes, "
+                f"{size} were asked for"
             )
-        return there is not None
+        self.group.finish(there)
+        return True
 
     def _check_size(self, size: int) -> None:
         if size != self.group.rounded(size):

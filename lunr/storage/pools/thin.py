@@ -146,9 +146,7 @@ class ThinPool(DevicePool):
         if full := self._why_full(status):
             # Volumes can be used and, above all, deleted.
             _log.error("%s", full)
-        ours = self._ours()
-        self._group.activate([lv.name for lv in ours if not lv.active])
-        self._group.wake({lv.name for lv in ours})
+        self._group.activate([lv.name for lv in self._ours() if not lv.active])
 
     def clean(self) -> None:
         """Remove clones that were not ready, and release the metadata snapshot."""
@@ -220,7 +218,7 @@ class ThinPool(DevicePool):
         """Make a thin volume, which takes nothing yet."""
         lv = self._find(volume_id)
         if lv is not None:
-            self._finish(lv)
+            self._group.finish(lv)
             self._need_size(lv, size)
             return
         self._make(Role.VOLUME, volume_id, volume_id, "-V", f"{size}b", "-T", self._pool)
@@ -236,7 +234,7 @@ class ThinPool(DevicePool):
         wanted, of = _key(volume_id), _key(source)
         lvs = self._ours()
         if (there := _pick(lvs, wanted)) is not None:
-            self._finish(there)
+            self._group.finish(there)
             self._need_size(there, size)
             return
         if (origin := _pick(lvs, of)) is None:
@@ -282,7 +280,7 @@ class ThinPool(DevicePool):
     def snapshot(self, snapshot: Snapshot) -> None:
         """Make a read-only thin snapshot."""
         if (there := self._find(snapshot)) is not None:
-            self._finish(there)
+            self._group.finish(there)
             return
         origin = self._need(snapshot.volume_id)
         role = ROLES[snapshot.purpose]
@@ -309,7 +307,7 @@ class ThinPool(DevicePool):
         """Make a thin volume."""
         key = (Role.FILLING, ids.check(volume_id), volume_id)
         if (lv := _pick(self._ours(), key)) is not None:
-            self._finish(lv)
+            self._group.finish(lv)
         else:
             size = self._group.rounded(size)
             self._make(Role.FILLING, volume_id, volume_id, "-V", f"{size}b", "-T", self._pool)
@@ -364,12 +362,14 @@ class ThinPool(DevicePool):
     # --- how -----------------------------------------------------------------------
 
     def _ours(self) -> list[LogicalVolume]:
-        """The thin volumes of the pool that are lunr's."""
-        return [
+        """The thin volumes of the pool that are lunr's. What was left suspended goes on."""
+        ours = [
             lv
             for lv in self._group.volumes()
             if lv.pool == self._thin_pool and lv.role is not None and lv.id
         ]
+        self._group.wake(ours)
+        return ours
 
     def _find(self, subject: str | Snapshot) -> LogicalVolume | None:
         key = _key(subject)  # first: what is no id costs no command
@@ -379,11 +379,6 @@ class ThinPool(DevicePool):
         if (lv := self._find(subject)) is None:
             raise _not_found(subject)
         return lv
-
-    def _finish(self, lv: LogicalVolume) -> None:
-        """Do what a killed lvcreate did not: LVM knows `lv`, the kernel may not yet."""
-        if not lv.active:
-            self._group.activate([lv.name])
 
     def _need_size(self, lv: LogicalVolume, size: int) -> None:
         if lv.size != self._group.rounded(size):

@@ -23,7 +23,7 @@ import logging
 import os
 import re
 import time
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -106,6 +106,7 @@ class LogicalVolume:
         tags: all of them.
         made_at: when it was made, in seconds since 1970.
         active: whether its device is there.
+        suspended: whether its device lets nothing through.
         open: whether somebody has its device open.
     """
 
@@ -117,6 +118,7 @@ class LogicalVolume:
     tags: frozenset[str]
     made_at: float
     active: bool
+    suspended: bool
     open: bool
 
     @property
@@ -300,12 +302,14 @@ class VolumeGroup:
         Raises:
             PoolFull: the group has no room for it.
             CommandFailed: it did not work for another reason.
+            CommandTimeout: it was killed; what it had suspended goes on, if that can be.
         """
         try:
-            shared = [] if self._lock is None else [self._lock]
-            config = ["--config", self._config]
-            argv = [command, "-y", "-qq", *config, *words]
-            return system.run(argv, timeout=timeout, inherit=shared)
+            return self._run(command, *words, timeout=timeout)
+        except system.CommandTimeout as error:
+            if not isinstance(error, system.CommandStuck):  # that one has the group's lock still
+                self._wake_all()
+            raise
         except system.CommandFailed as error:
             if _NO_ROOM.search(str(error.fields["stderr"])):
                 tags = {str(word)[1:] for word in words if str(word).startswith("@")}
@@ -313,6 +317,11 @@ class VolumeGroup:
                 free = sum(disk.free for disk in disks)
                 raise PoolFull(place=self, free=units.human(free)) from error
             raise
+
+    def _run(self, command: str, *words: str | os.PathLike[str], timeout: float) -> system.Result:
+        shared = [] if self._lock is None else [self._lock]
+        argv = [command, "-y", "-qq", "--config", self._config, *words]
+        return system.run(argv, timeout=timeout, inherit=shared)
 
     def full_name(self, name: str) -> str:
         """``GROUP/NAME``, as most commands want it."""
@@ -323,12 +332,26 @@ class VolumeGroup:
         if names := [self.full_name(name) for name in names]:
             self.run("lvchange", "-ay", "-K", *names)
 
-    def wake(self, names: Collection[str]) -> None:
-        """Let those go on that a killed LVM left suspended: their I/O would wait for ever."""
-        for row in self.report("lvs", ["lv_name", "lv_suspended"]):
-            if row["lv_name"] in names and row["lv_suspended"] == "suspended":
-                _log.warning("%s was left suspended; it goes on", row["lv_name"])
-                self.run("lvchange", "--refresh", self.full_name(row["lv_name"]))
+    def finish(self, lv: LogicalVolume) -> None:
+        """Do what a killed LVM did not: it knows `lv`, the kernel may not yet."""
+        if not lv.active:
+            self.activate([lv.name])
+
+    def wake(self, lvs: Iterable[LogicalVolume]) -> None:
+        """Let those go on that a killed LVM left suspended: their I/O would wait for ever.
+
+        One that lives holds the group's lock meanwhile, and the look at `lvs` waited for that.
+        """
+        for lv in lvs:
+            if lv.suspended:
+                _log.warning("%s was left suspended; it goes on", lv.name)
+                self._run("lvchange", "--refresh", self.full_name(lv.name), timeout=TIMEOUT)
+
+    def _wake_all(self) -> None:
+        try:
+            self.wake(lv for lv in self.volumes() if lv.role)
+        except errors.LunrError as error:  # whoever looks at the group next tries it again
+            _log.error("%s: what may be suspended can't be seen to: %s", self, error)
 
     def deactivate(self, name: str) -> None:
         """Remove the devices of a logical volume and of its snapshots.
@@ -429,7 +452,7 @@ _REPORT_CONFIG = 'report/time_format="%s"'
 #: What `parse_volume` reads.
 VOLUME_FIELDS = (
     *("lv_name", "lv_size", "origin", "pool_lv", "segtype"),
-    *("lv_tags", "lv_time", "lv_active", "lv_device_open"),
+    *("lv_tags", "lv_time", "lv_active", "lv_suspended", "lv_device_open"),
 )
 #: What `parse_disk` reads.
 DISK_FIELDS = ("pv_name", "pv_size", "pv_free", "pv_tags", "pv_allocatable", "pv_missing")
@@ -456,6 +479,7 @@ def parse_volume(row: Mapping[str, str]) -> LogicalVolume:
         tags=_tags(row["lv_tags"]),
         made_at=float(row["lv_time"]),
         active=row["lv_active"] == "active",
+        suspended=row["lv_suspended"] == "suspended",
         open=row["lv_device_open"] == "open",
     )
 

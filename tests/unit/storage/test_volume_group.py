@@ -22,9 +22,9 @@ LVS = """\
       "report": [
           {
               "lv": [
-                  {"lv_name":"backup-s1", "lv_size":"8388608", "origin":"volume-a-b", "pool_lv":"", "segtype":"linear", "lv_tags":"lunr.id=s1,lunr.role=backup,lunr.volume=a-b", "lv_time":"1795467128", "lv_active":"active", "lv_device_open":""},
-                  {"lv_name":"foreign", "lv_size":"1048576", "origin":"", "pool_lv":"", "segtype":"linear", "lv_tags":"", "lv_time":"1795467128", "lv_active":"", "lv_device_open":""},
-                  {"lv_name":"volume-a-b", "lv_size":"67108864", "origin":"", "pool_lv":"", "segtype":"linear", "lv_tags":"lunr.id=a-b,lunr.role=volume,lunr.volume=a-b", "lv_time":"1795467128", "lv_active":"active", "lv_device_open":"open"}
+                  {"lv_name":"backup-s1", "lv_size":"8388608", "origin":"volume-a-b", "pool_lv":"", "segtype":"linear", "lv_tags":"lunr.id=s1,lunr.role=backup,lunr.volume=a-b", "lv_time":"1795467128", "lv_active":"active", "lv_suspended":"", "lv_device_open":""},
+                  {"lv_name":"foreign", "lv_size":"1048576", "origin":"", "pool_lv":"", "segtype":"linear", "lv_tags":"", "lv_time":"1795467128", "lv_active":"", "lv_suspended":"", "lv_device_open":""},
+                  {"lv_name":"volume-a-b", "lv_size":"67108864", "origin":"", "pool_lv":"", "segtype":"linear", "lv_tags":"lunr.id=a-b,lunr.role=volume,lunr.volume=a-b", "lv_time":"1795467128", "lv_active":"active", "lv_suspended":"suspended", "lv_device_open":"open"}
               ]
           }
       ]
@@ -63,6 +63,7 @@ def test_logical_volumes() -> None:
     assert (foreign.role, foreign.id, foreign.snapshot, foreign.active) == (None, "", None, False)
     assert (volume.role, volume.id, volume.volume_id) == (Role.VOLUME, "a-b", "a-b")
     assert (volume.open, volume.size, volume.snapshot) == (True, 64 << 20, None)
+    assert (volume.suspended, backup.suspended) == (True, False)
     assert volume.made_at == 1795467128.0
 
 

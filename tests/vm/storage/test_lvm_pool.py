@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from lunr.common import errors
+from lunr.storage import system
 from lunr.storage.pools import cow
 from lunr.storage.pools.base import Extent, PoolFull, PoolUnusable, Purpose, Snapshot, SnapshotLost
 from lunr.storage.pools.lvm import LvmPool
@@ -513,6 +514,46 @@ def test_a_volume_that_a_killed_lvm_left_suspended_goes_on(pool: LvmPool) -> Non
     pool.check()
     assert "SUSPENDED" not in sh("dmsetup", "info", device)
     write(pool.path("v1"), 0, b"goes on")
+
+
+def test_what_a_killed_lvm_left_half_done_is_finished_by_the_next_attempt(
+    pool: LvmPool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pool.create("v1", 4 * MIB)
+    device = pool.group.dm_name(pool.path("v1").name)
+    sh("lvchange", "-qq", "-y", "-an", f"{pool.group.name}/volume-v1")
+    pool.create("v1", 4 * MIB)
+    pool.snapshot(SNAPSHOT)
+    sh("dmsetup", "suspend", device)
+    pool.snapshot(SNAPSHOT)
+    assert "SUSPENDED" not in sh("dmsetup", "info", device)
+    write(pool.path("v1"), 0, b"goes on")
+    # Nor does anybody wait until then: whoever kills LVM sees to it.
+    slow = tmp_path / "lvcreate"
+    slow.write_text(f"#!/bin/sh\ndmsetup suspend {device}\nsleep 100\n")
+    slow.chmod(0o700)
+    monkeypatch.setattr(system, "_PATH", f"{tmp_path}:{system._PATH}")
+    with pytest.raises(system.CommandTimeout):
+        pool.group.run("lvcreate", timeout=2.0)
+    assert "SUSPENDED" not in sh("dmsetup", "info", device)
+
+
+def test_a_volume_that_can_not_be_extended_has_its_device_again(
+    pool: LvmPool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pool.create("v1", 4 * MIB)
+    pool.snapshot(SNAPSHOT)
+    deactivate = pool.group.deactivate
+
+    def late(name: str) -> None:
+        deactivate(name)
+        raise system.CommandTimeout(command="lvchange", timeout=1.0)
+
+    monkeypatch.setattr(pool.group, "deactivate", late)
+    with pytest.raises(system.CommandTimeout):
+        pool.extend("v1", 8 * MIB)
+    write(pool.path("v1"), 0, b"goes on")
+    assert is_zeros(pool.path(SNAPSHOT))
 
 
 def test_a_reboot_loses_nothing_and_strangers_are_left_alone(

@@ -77,14 +77,19 @@ class Repository:
             )
 
     def delete_root(self, backup_id: str) -> bool:
-        """Delete a backup (not yet what only it needs); whether there was one."""
+        """Delete a backup (not yet what only it needs); whether the store showed one.
+
+        It is deleted in any case: Swift may deny an object whose nodes are away.
+        """
+        name = root_name(ids.check(backup_id, "backup_id"))
         try:
-            self.store.get(root_name(ids.check(backup_id, "backup_id")))
+            self.store.get(name)
+            was_there = True
         except errors.ObjectMissing:
-            return False
-        self.store.delete(root_name(backup_id))
+            was_there = False
+        self.store.delete(name)
         self.store.sync()
-        return True
+        return was_there
 
     # --- segments --------------------------------------------------------------
 

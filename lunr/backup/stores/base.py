@@ -34,6 +34,8 @@ class Store(ABC):
     lag: ClassVar[float] = 0.0
     #: How many seconds a request whose sender was killed may still take effect.
     settle: ClassVar[float] = 0.0
+    #: Whether :meth:`list` gives names in their order.
+    in_order: ClassVar[bool] = False
 
     @abstractmethod
     def put(self, name: str, *buffers: Buffer, durable: bool = False, slot: Slot = AT_ONCE) -> None:
@@ -60,7 +62,7 @@ class Store(ABC):
 
     @abstractmethod
     def list(self, prefix: str = "") -> Iterator[tuple[str, int]]:
-        """Name and size of each object whose name begins with `prefix`, in no order."""
+        """Name and size of each object whose name begins with `prefix`."""
 
     @abstractmethod
     def sync(self) -> None:
@@ -88,6 +90,7 @@ class Retrying(Store):
         self._pause = pause
         self.lag = store.lag  # type: ignore[misc]
         self.settle = store.settle  # type: ignore[misc]
+        self.in_order = store.in_order  # type: ignore[misc]
 
     def _try(self, what: str, call: Callable[[], T]) -> T:
         for attempt in range(self._retries + 1):
@@ -118,20 +121,22 @@ class Retrying(Store):
         self._try(f"delete {name}", lambda: self._store.delete(name))
 
     def list(self, prefix: str = "") -> Iterator[tuple[str, int]]:
-        """See :meth:`Store.list`; the stores ask for page after page themselves."""
-        # A listing that fails in the middle begins anew, without the names
-        # that were given already.
-        seen: set[str] = set()
+        """See :meth:`Store.list`; the stores ask for page after page themselves.
+
+        A listing that breaks off begins anew, and goes on behind the last name that was given.
+        Where names come in no order nobody knows which these are (to remember them takes memory
+        for all), so there it fails.
+        """
+        last = ""
         for attempt in range(self._retries + 1):
             try:
                 for name, size in self._store.list(prefix):
-                    if attempt and name in seen:
-                        continue
-                    seen.add(name)
-                    yield name, size
+                    if name > last or not self.in_order:
+                        last = name
+                        yield name, size
                 return  # noqa: TRY300 - the generator's normal end
             except errors.StoreUnavailable as error:
-                if attempt == self._retries:
+                if attempt == self._retries or (last and not self.in_order):
                     raise
                 logger.warning("list %s: %s Trying again.", prefix, error)
                 if self._cancel.wait(min(30.0, self._pause * 2**attempt)):

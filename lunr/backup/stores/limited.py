@@ -66,6 +66,7 @@ class Limited(Store):
         self._pace = pace
         self.lag = store.lag  # type: ignore[misc]
         self.settle = store.settle  # type: ignore[misc]
+        self.in_order = store.in_order  # type: ignore[misc]
 
     def put(self, name: str, *buffers: Buffer, durable: bool = False, slot: Slot = AT_ONCE) -> None:
         """See :meth:`Store.put`."""

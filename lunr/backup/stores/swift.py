@@ -73,6 +73,7 @@ class SwiftStore(Store):
     lag: ClassVar[float] = 1800.0
     # A proxy gives up on its object servers within node_timeout and its tries.
     settle: ClassVar[float] = 60.0
+    in_order: ClassVar[bool] = True
 
     def __init__(self, container: str, options: Mapping[str, Any]) -> None:
         """Use `container` with the connection options of swiftclient.Connection in `options`."""

@@ -3,6 +3,7 @@ from __future__ import annotations
 import os
 import threading
 import time
+import tracemalloc
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -123,22 +124,50 @@ class TestRetrying(StoreContract):
             store.put("chunks/x", b"x", slot=slot)
         assert seen == [True, True]
 
-    def test_a_listing_that_breaks_goes_on_without_doubles(self) -> None:
-        class Breaking(MemoryStore):
-            broken = 0
+    def test_a_listing_that_breaks_goes_on_behind_its_last_name(self) -> None:
+        inner = _Breaking(in_order=True)
+        names = [name for name, _ in Retrying(inner, 5, pause=0.0).list()]
+        assert names == [f"chunks/{number}" for number in range(6)]
+        assert inner.broken == 2
+
+    def test_a_listing_in_no_order_is_not_begun_anew_in_its_middle(self) -> None:
+        # Which names were given already, nobody knows without holding them all in memory.
+        given = []
+        with pytest.raises(errors.StoreUnavailable, match="page 2"):
+            for name, _ in Retrying(_Breaking(in_order=False), 5, pause=0.0).list():
+                given.append(name)
+        assert len(given) == len(set(given)) == 3
+
+    def test_a_long_listing_takes_no_memory_for_its_names(self) -> None:
+        class Long(MemoryStore):
+            in_order = True
 
             def list(self, prefix: str = "") -> Iterator[tuple[str, int]]:
-                for number, entry in enumerate(super().list(prefix)):
-                    if number == 3 and self.broken < 2:
-                        self.broken += 1
-                        raise errors.StoreUnavailable(store="test", reason="page 2.")
-                    yield entry
+                return ((f"chunks/{number:064}", 1) for number in range(50_000))
 
-        inner = Breaking()
+        tracemalloc.start()
+        try:
+            assert sum(size for _, size in Retrying(Long(), 1).list()) == 50_000
+            _, peak = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+        assert peak < 1 << 20
+
+
+class _Breaking(MemoryStore):
+    def __init__(self, in_order: bool) -> None:
+        super().__init__()
+        self.in_order = in_order  # type: ignore[misc]
+        self.broken = 0
         for number in range(6):
-            inner.put(f"chunks/{number}", b"")
-        names = [name for name, _ in Retrying(inner, 5, pause=0.0).list()]
-        assert sorted(names) == [f"chunks/{number}" for number in range(6)]
+            self.put(f"chunks/{number}", b"")
+
+    def list(self, prefix: str = "") -> Iterator[tuple[str, int]]:
+        for number, entry in enumerate(super().list(prefix)):
+            if number == 3 and self.broken < 2:
+                self.broken += 1
+                raise errors.StoreUnavailable(store="test", reason="page 2.")
+            yield entry
 
 
 @pytest.mark.parametrize(

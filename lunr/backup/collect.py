@@ -7,13 +7,16 @@ them without knowing the list.
 
 Why nothing that is needed goes, in short (docs/format.md has the whole of it):
 a name is needed only if a root refers to it, and a writer refers only to names
-of its own, which nobody else ever uses, or to names that a parent's root
-refers to. A writer registers its session, then reads the lists, then its
-parent. So a writer either knows a list or was registered before the list could
-be swept, and the sweep waits for it. After that wait no new reference to a
-condemned name can appear, and the sweep looks through all roots once more.
-What it finds to be needed after all stays condemned, in a list that says that
-it was swept: another sweep of the same list may be asleep with it in memory.
+of its own, which nobody else ever uses, or to names that the root of another
+backup (its parent, or one like it) refers to. A writer registers its session,
+then reads the lists, then these roots. So a writer either knows a list or was
+registered before the list could be swept, and the sweep waits for it. Whether
+the other backup is deleted meanwhile makes no difference: what the writer found
+there stays until the writer is over, or was condemned before and is not used.
+After that wait no new reference to a condemned name can appear, and the sweep
+looks through all roots once more. What it finds to be needed after all stays
+condemned, in a list that says that it was swept: another sweep of the same list
+may be asleep with it in memory.
 
 What a listing shows may be old. A root is therefore also asked for by name:
 when the caller knows of it (`keep`), or a session or the list does. Sessions
@@ -43,10 +46,18 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Collected:
-    """What a collection found: its id, or None when there was nothing to condemn."""
+    """What a collection found.
+
+    Attributes:
+        collection: its id, or None when there was nothing to condemn.
+        condemned: how many objects it condemned.
+        unswept: other collections whose lists are there and wait for their sweep: nobody may
+            know of them, as who stored one may have been killed before it could tell.
+    """
 
     collection: str | None
     condemned: int
+    unswept: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -84,7 +95,8 @@ def collect(
     writers = _look_at_sessions(repository, grace)
     needed = _needed(repository, [*keep, *writers.saves], required, threads, cancel)
     old = _load_lists(repository)
-    already = {name for one in old.values() if not one.swept for name in one.objects}
+    unswept = tuple(collection for collection, one in old.items() if not one.swept)
+    already = {name for collection in unswept for name in old[collection].objects}
     found: dict[str, int] = {}
     listed = set()
     swept = {name for one in old.values() if one.swept for name in one.objects}
@@ -102,15 +114,19 @@ def collect(
                 break
     else:
         _forget_lists(repository, old, lambda name: name not in listed)
+    # What was saved since the roots were looked at is no garbage. It would not be lost (see
+    # above), but stay condemned, and no later backup could build upon it.
+    since = set(sessions.tokens(repository)) - writers.over
+    found = {name: size for name, size in found.items() if token_of(name) not in since}
     if not found:
-        return Collected(None, 0)
+        return Collected(None, 0, unswept)
     collection = ids.new()
     lists.store(
         repository,
         collection,
         Condemned(repository.clock(), found, tuple(sorted(writers.saves))),
     )
-    return Collected(collection, len(found))
+    return Collected(collection, len(found), unswept)
 
 
 def sweep(
@@ -161,9 +177,17 @@ def sweep(
 
 
 def _load_lists(repository: Repository) -> dict[str, Condemned]:
-    """The lists that the store lists, by collection."""
-    found = {one: lists.load(repository, one) for one in lists.listed(repository)}
-    return {collection: one for collection, one in found.items() if one is not None}
+    """All lists. One that can't be read seems to name nothing: its sweep drops it."""
+    found = {}
+    for collection in lists.listed(repository):
+        try:
+            one = lists.load(repository, collection)
+        except errors.CorruptObject as error:
+            logger.warning("It waits for its sweep: %s", error)
+            one = Condemned(repository.clock(), {}, ())
+        if one is not None:
+            found[collection] = one
+    return found
 
 
 def _forget_lists(
@@ -187,9 +211,16 @@ def _is_kept_by_kind(name: str) -> bool:
 
 @dataclass(frozen=True)
 class _Writers:
-    """The tokens of the sessions that run, and what these, and those of late, write or wrote."""
+    """Who writes, and who wrote of late.
+
+    Attributes:
+        running: the tokens of the sessions that are not over.
+        over: of those that are.
+        saves: ids of the backups of both.
+    """
 
     running: set[bytes]
+    over: set[bytes]
     saves: set[str]
 
 
@@ -204,7 +235,7 @@ def _look_at_sessions(
     Raises:
         errors.SavesRunning: a session still runs that does not know `collection`.
     """
-    writers = _Writers(set(), set())
+    writers = _Writers(set(), set(), set())
     now = repository.clock()
     for token, session in sessions.load_all(repository):
         over = session.over(now, repository.store.settle)
@@ -216,6 +247,7 @@ def _look_at_sessions(
         if over is None:
             writers.running.add(token)
             continue
+        writers.over.add(token)
         if session.ended is None:
             ended = replace(session, ended=over)
             repository.store.put(session_name(token), ended.encode(), durable=True)

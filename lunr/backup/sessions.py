@@ -86,14 +86,21 @@ def decode(raw: bytes, name: str) -> Session:
     return replace(session, knows=tuple(session.knows))
 
 
+def tokens(repository: Repository) -> Iterator[bytes]:
+    """The tokens of the sessions that the store lists."""
+    for name, _ in repository.store.list(f"{Kind.SESSION}/"):
+        with contextlib.suppress(ValueError):  # one that a killed writer left unfinished
+            yield bytes.fromhex(name.partition("/")[2])
+
+
 def load_all(repository: Repository) -> Iterator[tuple[bytes, Session]]:
     """Token and content of every session that the store lists."""
-    for name, _ in repository.store.list(f"{Kind.SESSION}/"):
+    for token in tokens(repository):
+        name = session_name(token)
         try:
-            token = bytes.fromhex(name.partition("/")[2])
             raw = bytes(repository.store.get(name))
-        except (ValueError, errors.ObjectMissing):
-            continue  # unfinished, or gone meanwhile
+        except errors.ObjectMissing:
+            continue  # gone meanwhile
         yield token, decode(raw, name)
 
 

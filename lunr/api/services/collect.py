@@ -17,7 +17,7 @@ from sqlalchemy.orm import Session
 
 from lunr.api.services import queue, views
 from lunr.api.services.core import Core
-from lunr.common import errors, times
+from lunr.common import errors, ids, times
 from lunr.common.states import Job as State
 from lunr.db.models import Account, Backup, Collection, Job
 
@@ -97,13 +97,32 @@ def condemned(session: Session, account_id: str) -> list[str]:
 
 
 def collected(session: Session, core: Core, job: Job, result: dict[str, Any]) -> None:
-    """A collect job is DONE: have swept what it condemned."""
-    collection = result.get("collection")
-    if collection is None:
+    """A collect job is DONE: have swept what it condemned.
+
+    And what others condemned that died before they told, or that a lost database knew of: the
+    node finds their lists in the store. Else nobody would, and what they name would stay.
+    """
+    found = reported(result)
+    if not found:
         return
     lock(session, job.account_id)
-    session.add(Collection(id=collection, account_id=job.account_id))
-    _queue_sweep(session, core, job.account_id, collection)
+    for collection in found:
+        if session.get(Collection, collection) is None:
+            session.add(Collection(id=collection, account_id=job.account_id))
+            _queue_sweep(session, core, job.account_id, collection)
+
+
+def reported(result: dict[str, Any]) -> list[str]:
+    """The collections in the result of a collect job.
+
+    Raises:
+        errors.InvalidField: they are something else.
+    """
+    new, others = result.get("collection"), result.get("unswept", [])
+    if not isinstance(others, list):
+        raise errors.InvalidField(field="result.unswept", reason="it is a list of ids")
+    found = [*others, *([] if new is None else [new])]
+    return list(dict.fromkeys(ids.check(one, "result.collection") for one in found))
 
 
 def swept(session: Session, _core: Core, job: Job, _result: dict[str, Any]) -> None:

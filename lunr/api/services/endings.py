@@ -223,8 +223,6 @@ def _result_values(job: Job, result: dict[str, Any]) -> Values:
             },
             "parent_id": None if parent_id is None else ids.check(parent_id, "result.parent_id"),
         }
-    if job.kind == "repository.collect" and result.get("collection") is not None:
-        ids.check(result["collection"], "result.collection")
     return {}
 
 

@@ -170,6 +170,13 @@ def _command(function: Callable[..., None]) -> Callable[..., None]:
     metavar="ID",
     help="Store only what this backup lacks; 'latest': the newest of the same volume.",
 )
+@click.option(
+    "--like",
+    metavar="ID",
+    type=ID,
+    multiple=True,
+    help="A backup, of whatever volume, whose chunks need not be stored again; may be repeated.",
+)
 @click.option("--volume", type=ID, help="What it is a backup of. [default: SOURCE's name]")
 @click.option(
     "--compression",
@@ -190,6 +197,7 @@ def save(
     source: Path,
     backup_id: str,
     parent: str | None,
+    like: tuple[str, ...],
     volume: str | None,
     compression: str,
     encryption: str,
@@ -199,12 +207,15 @@ def save(
     parent_id = _latest(tools.repository, volume) if parent == "latest" else parent
     if parent_id is not None:
         ids.check(parent_id, "--parent")
-        tools.repository.load_root(parent_id)  # a person who names one should know it is not there
+    for named in (parent_id, *like):
+        if named is not None:  # a person who names one should know that it is not there
+            tools.repository.load_root(named)
     backup = Backup(
         backup_id=backup_id,
         volume_id=volume,
         created_at=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ"),
         parent_id=parent_id,
+        like=like,
     )
     tools.repository.keys = replace(tools.repository.keys, writes=CIPHERS[encryption])
     with FileSource(source) as opened, tools.progress(f"save {backup_id}") as progress:

@@ -2,30 +2,38 @@
 
 from __future__ import annotations
 
-import itertools
+from array import array
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 
 
 class Extents:
-    """Ranges (first byte, end) of a volume."""
+    """Ranges (first byte, end) of a volume: 16 bytes of memory for each."""
 
-    def __init__(self, ranges: Sequence[Sequence[int]]) -> None:
+    def __init__(self, ranges: Iterable[Sequence[int]]) -> None:
         """Raise ValueError if `ranges` are anything but pairs in order and apart.
 
         Out of order, some of them would be overlooked, and bytes taken for what they are not.
         """
-        self._ranges = [(start, end) for start, end in ranges]
+        self._starts, self._ends = array("Q"), array("Q")
         last = 0
-        for start, end in self._ranges:
-            if not last <= start < end:
+        for start, end in ranges:
+            if not last <= start < end < 1 << 64:
                 raise ValueError(f"the extent {start} to {end} is out of order")
+            self._starts.append(start)
+            self._ends.append(end)
             last = end
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        return zip(self._starts, self._ends, strict=True)
+
+    def __len__(self) -> int:
+        return len(self._ends)
 
     def within(self, start: int, end: int) -> Iterator[tuple[int, int]]:
         """What of them lies in `start` to `end`."""
-        first = bisect_right(self._ranges, start, key=lambda extent: extent[1])
-        for begin, stop in itertools.islice(self._ranges, first, None):
+        for number in range(bisect_right(self._ends, start), len(self._ends)):
+            begin, stop = self._starts[number], self._ends[number]
             if begin >= end:
                 return
             yield max(begin, start), min(stop, end)

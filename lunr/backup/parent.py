@@ -1,17 +1,18 @@
-"""What a save builds upon: the parent's objects, and the chunks that are stored already."""
+"""What a save builds upon: the objects of its parent, and of other backups of the account."""
 
 from __future__ import annotations
 
+import itertools
 import logging
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 from lunr.backup import errors, parallel
 from lunr.backup.extents import Extents
-from lunr.backup.format.names import Geometry, Ref
+from lunr.backup.format.names import Geometry, Kind, Ref
 from lunr.backup.format.roots import Root
-from lunr.backup.format.segments import Entry, objects_of
+from lunr.backup.format.segments import Entry, Patched, objects_of
 from lunr.backup.repository import Repository
 
 logger = logging.getLogger(__name__)
@@ -24,37 +25,6 @@ UNUSABLE = (
     errors.UnsupportedFormat,
     errors.WrongKey,
 )
-
-#: How many chunks a save remembers so as not to store them twice (2 TiB's
-#: worth): beyond, equal chunks are only noticed where they were before.
-_REMEMBERED = 1 << 19
-
-
-class KnownChunks:
-    """Chunk objects that the backup may refer to, by their content hash."""
-
-    def __init__(self) -> None:
-        self._tokens: dict[bytes, bytes] = {}
-        self._lock = threading.Lock()
-
-    def find(self, digest: bytes) -> Ref | None:
-        """The object with this content, if it is known."""
-        token = self._tokens.get(digest)
-        return None if token is None else Ref(digest, token)
-
-    def claim(self, ref: Ref) -> Ref | None:
-        """The object to use instead of `ref`; None: nobody has claimed this content before.
-
-        Who claims it first stores it. Another thread that meets the same chunk
-        need not wait: if the first one fails, there will be no backup.
-        """
-        with self._lock:
-            token = self._tokens.get(ref.hash)
-            if token is not None:
-                return Ref(ref.hash, token)
-            if len(self._tokens) < _REMEMBERED:
-                self._tokens[ref.hash] = ref.token
-            return None
 
 
 @dataclass(frozen=True)
@@ -82,46 +52,75 @@ class Parent:
         self._condemned = condemned
         self._segments = dict(enumerate(repository.segments_of(root)))
 
-    def learn(self, known: KnownChunks, threads: int, cancel: threading.Event | None) -> None:
-        """Add all its chunk objects to `known`.
+    def segments(self) -> Iterator[tuple[Ref, int]]:
+        """Its segments that are not all zeros, and how many chunks each has."""
+        for chunks, ref in self._segments.values():
+            if ref is not None:
+                yield ref, len(chunks)
+
+    def chunk_objects(self, ref: Ref, chunks: int) -> list[Ref]:
+        """The chunk objects that its segment `ref` names and that may be referred to.
 
         Raises:
-            errors of UNUSABLE: a segment can't be read.
+            errors of UNUSABLE: the segment can't be read.
         """
+        entries = self._repository.load_segment(ref, chunks)
+        found = (entry.base if isinstance(entry, Patched) else entry for entry in entries)
+        return [one for one in found if one is not None and self._may_use(one)]
 
-        def learn(segment: tuple[range, Ref | None]) -> None:
-            chunks, ref = segment
-            if ref is not None:
-                for entry in self._repository.load_segment(ref, len(chunks)):
-                    if isinstance(entry, Ref) and self._may_use(entry):
-                        known.claim(entry)
+    def _may_use(self, *entries: Entry) -> bool:
+        return not self._condemned or self._condemned.isdisjoint(objects_of(*entries))
 
-        parallel.each(self._segments.values(), learn, threads, cancel)
-
-    def _may_use(self, entry: Entry) -> bool:
-        return not self._condemned or self._condemned.isdisjoint(objects_of(entry))
-
-    def changes(self, changed: Sequence[Sequence[int]], size: int) -> Extents:
+    def changes(self, changed: Extents, size: int) -> Extents:
         """Outside of which ranges a source of `size` bytes is as this backup.
 
         That is `changed`, and all from the block on in which one of the two has ended.
-
-        Raises:
-            ValueError: `changed` is not in order.
         """
         ends = sorted([self.root.size_bytes, size])
         end = ends[0]
         if ends[0] != ends[1]:
             end -= end % self.root.geometry.block
-        ranges = list(Extents(changed).within(0, end))
-        if end < size:
-            ranges.append((end, size))
-        return Extents(ranges)
+        rest = [(end, size)] if end < size else []
+        return Extents(itertools.chain(changed.within(0, end), rest))
 
-    def can_share(self, number: int, chunks: range) -> bool:
-        """Whether a segment of the same `chunks` can be this one's, which need not be read."""
-        there, _ = self._segments.get(number, (range(0), None))
-        return len(there) == len(chunks) and not self._condemned
+    def shareable(
+        self,
+        segments: Iterable[tuple[int, range]],
+        threads: int,
+        cancel: threading.Event | None = None,
+    ) -> set[int]:
+        """Which of `segments` (number and chunks), unread, can be those of the new backup, too.
+
+        Nothing that they need is condemned: only where anything is condemned at all, it takes
+        reading them to tell.
+        """
+        found = {
+            number
+            for number, chunks in segments
+            if number in self._segments and len(self._segments[number][0]) == len(chunks)
+        }
+        if not self._condemned:
+            return found
+        barred: set[int] = set()
+
+        def look(number: int) -> None:
+            if not self._is_free(number):
+                barred.add(number)
+
+        parallel.each(found, look, threads, cancel)
+        return found - barred
+
+    def _is_free(self, number: int) -> bool:
+        """Whether a segment can be read and nothing that it needs is condemned."""
+        chunks, ref = self._segments[number]
+        if ref is None:
+            return True
+        if ref.name(Kind.SEGMENT) in self._condemned:
+            return False
+        try:
+            return self._may_use(*self._repository.load_segment(ref, len(chunks)))
+        except UNUSABLE:
+            return False  # `segment` tells of it
 
     def segment(self, number: int, chunks: range) -> Before:
         """What there is for `chunks`, which are those of segment `number` in the new backup."""
@@ -145,12 +144,12 @@ def load_parent(
     try:
         root = repository.load_root(backup_id)
     except UNUSABLE as error:
-        logger.warning("Parent %s can't be used, saving in full: %s", backup_id, error)
+        logger.warning("Backup %s can't be built upon: %s", backup_id, error)
         return None
     if root.geometry != geometry:
-        logger.warning("Parent %s is cut by other sizes: saving in full.", backup_id)
+        logger.warning("Backup %s can't be built upon: it is cut by other sizes.", backup_id)
         return None
     if root.key_id != repository.keys.id:
-        logger.warning("Parent %s has another master key: saving in full.", backup_id)
+        logger.warning("Backup %s can't be built upon: it has another master key.", backup_id)
         return None
     return Parent(repository, root, condemned)

@@ -15,7 +15,7 @@ import mmap
 import os
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -29,10 +29,11 @@ from lunr.backup.format.names import Geometry, Kind, Ref
 from lunr.backup.format.roots import Root, Statistics
 from lunr.backup.format.segments import Entry, Place, places_of
 from lunr.backup.indexes import Indexes
+from lunr.backup.known import KnownChunks
 from lunr.backup.linux import reuse_memory
 from lunr.backup.output import Output
 from lunr.backup.packing import Loose, Packer
-from lunr.backup.parent import UNUSABLE, Before, KnownChunks, Parent, load_parent
+from lunr.backup.parent import UNUSABLE, Before, Parent, load_parent
 from lunr.backup.repository import Repository
 from lunr.backup.rewriting import is_written_whole
 from lunr.backup.sessions import Writer
@@ -46,6 +47,15 @@ Progress = Callable[[int, int], None]
 
 _ZEROS = bytes(64 << 10)
 
+#: Threads beyond those that wait for the store: each holds a chunk and what becomes of it.
+_MOST_AT_WORK = 4
+
+#: How many segments of other backups are read to learn which chunks are stored already (a
+#: segment is 4 GiB), by a save that compares all of the volume and by one that knows what
+#: changed: that one must not read a thousand times what it stores.
+_LEARNED_FROM = 256
+_LEARNED_FROM_IF_FEW_CHANGED = 16
+
 
 @dataclass(frozen=True)
 class Backup:
@@ -56,6 +66,8 @@ class Backup:
         volume_id: what it is a backup of.
         created_at: ISO 8601 in UTC.
         parent_id: a backup to compare with, likely of the same volume; or None.
+        like: other backups of the account, the likeliest first: a chunk that one of them has
+            is not stored again. One that can't be used is passed over.
         condemned: collections that may not be listed yet.
         changed: the ranges (first byte, end), in order and apart, outside of which the source
             reads as the parent; None: nobody knows. Without a parent that can be used, it is
@@ -69,8 +81,9 @@ class Backup:
     volume_id: str
     created_at: str
     parent_id: str | None = None
+    like: tuple[str, ...] = ()
     condemned: tuple[str, ...] = ()
-    changed: Sequence[Sequence[int]] | None = None
+    changed: Extents | Sequence[Sequence[int]] | None = None
     consistency_group: str | None = None
     geometry: Geometry = field(default_factory=Geometry)
     internal: bool = False
@@ -142,20 +155,34 @@ class _Save:
         self._output = output
         self._condemned = condemned
         self._concurrency = concurrency
-        self._threads = 1 if concurrency == 1 else concurrency + (os.cpu_count() or 1)
+        at_work = min(os.cpu_count() or 1, _MOST_AT_WORK)
+        self._threads = 1 if concurrency == 1 else concurrency + at_work
         self._lock = threading.Lock()
         self._local = threading.local()
-        self._known = KnownChunks()
         self._most = self._geometry.chunk // self._geometry.block
         self._segments: list[Ref | None] = [None] * self._geometry.segments(source.size)
         self._bytes_read = self._zeros = self._done = 0
 
     def run(self, progress: Progress | None, cancel: threading.Event | None) -> Root:
         started = time.monotonic()
-        parent = self._load_parent(cancel)
-        size = self._source.size
+        parent_id, size = self._backup.parent_id, self._source.size
+        parent = None if parent_id is None else self._load(parent_id)
+        changes = None
+        if parent is not None and self._backup.changed is not None:
+            changed = self._backup.changed
+            changed = changed if isinstance(changed, Extents) else Extents(changed)
+            changes = parent.changes(changed, size)
+        self._known = KnownChunks(
+            self._others(parent),
+            _LEARNED_FROM if changes is None else _LEARNED_FROM_IF_FEW_CHANGED,
+            self._concurrency,
+            self._output.slots,
+            cancel,
+        )
         self._progress = progress or (lambda _done, _total: None)
-        parallel.each(self._steps(parent), lambda step: step(), self._threads, cancel)
+        shared = self._shared(parent, changes, cancel)
+        steps = self._steps(parent, changes, shared)
+        parallel.each(steps, lambda step: step(), self._threads, cancel)
         return Root(
             backup_id=self._backup.backup_id,
             volume_id=self._backup.volume_id,
@@ -177,35 +204,46 @@ class _Save:
             ),
         )
 
-    def _load_parent(self, cancel: threading.Event | None) -> Parent | None:
-        """The parent, if it is of use; what it holds is then known."""
-        backup = self._backup
-        if backup.parent_id is None:
-            return None
-        parent = load_parent(self._repository, backup.parent_id, self._geometry, self._condemned)
-        if parent is None or backup.changed is not None:
-            return parent
-        try:
-            parent.learn(self._known, self._concurrency, cancel)
-        except UNUSABLE as error:
-            logger.warning("Parent %s can't be used, saving in full: %s", backup.parent_id, error)
-            self._known = KnownChunks()
-            return None
-        return parent
+    def _load(self, backup_id: str) -> Parent | None:
+        return load_parent(self._repository, backup_id, self._geometry, self._condemned)
+
+    def _others(self, parent: Parent | None) -> Iterator[Parent]:
+        """The backups whose chunks may be referred to."""
+        if parent is not None:
+            yield parent
+        for backup_id in self._backup.like:
+            if (backup := self._load(backup_id)) is not None:
+                yield backup
 
     # --- what there is to do -------------------------------------------------------
 
-    def _steps(self, parent: Parent | None) -> Iterator[Callable[[], None]]:
+    def _range(self, segment: int) -> tuple[int, int]:
+        """First byte and end of a segment."""
+        chunks, unit = self._geometry.chunks_in(segment, self._source.size), self._geometry.chunk
+        return chunks.start * unit, min(chunks.stop * unit, self._source.size)
+
+    def _shared(
+        self, parent: Parent | None, changes: Extents | None, cancel: threading.Event | None
+    ) -> set[int]:
+        """The segments that are the parent's: they need not be read, nor stored."""
+        if parent is None or changes is None:
+            return set()
+        same = (
+            (number, self._geometry.chunks_in(number, self._source.size))
+            for number in range(len(self._segments))
+            if not any(changes.within(*self._range(number)))
+        )
+        return parent.shareable(same, self._concurrency, cancel)
+
+    def _steps(
+        self, parent: Parent | None, changes: Extents | None, shared: Collection[int]
+    ) -> Iterator[Callable[[], None]]:
         """What there is to do, segment after segment. One thread at a time is here."""
-        size, unit = self._source.size, self._geometry.chunk
-        changes = None
-        if parent is not None and self._backup.changed is not None:
-            changes = parent.changes(self._backup.changed, size)
+        unit = self._geometry.chunk
         for number in range(len(self._segments)):
-            chunks = self._geometry.chunks_in(number, size)
-            start, end = chunks.start * unit, min(chunks.stop * unit, size)
-            is_same = changes is not None and not any(changes.within(start, end))
-            if is_same and parent is not None and parent.can_share(number, chunks):
+            chunks = self._geometry.chunks_in(number, self._source.size)
+            start, end = self._range(number)
+            if parent is not None and number in shared:
                 self._segments[number] = parent.root.segments[number]
                 self._advance(end - start)
                 continue
@@ -338,7 +376,9 @@ class _Save:
         digest = blocks.content_hash(known, keys)
         if self._is_known(draft, chunk, digest) or self._patch(draft, chunk, digest, fresh):
             return
-        self._save_all(draft, chunk)
+        self._known.learn()
+        if not self._is_known(draft, chunk, digest):
+            self._save_all(draft, chunk)
 
     def _is_zero_hash(self, digest: bytes) -> bool:
         tail = self._source.size % self._geometry.block

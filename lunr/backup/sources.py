@@ -6,7 +6,7 @@ import contextlib
 import errno
 import mmap
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -54,7 +54,7 @@ class FileSource:
         self,
         path: Path,
         size: int | None = None,
-        allocated: Sequence[Sequence[int]] | None = None,
+        allocated: Iterable[Sequence[int]] | None = None,
     ) -> None:
         """Open `path`, to read its first `size` bytes (None: all of it).
 

@@ -15,6 +15,7 @@ line, the first writes; null: the public one), ``repository``, ``concurrency``,
 
 ========  ====================================================================
 save      source, size_bytes, backup_id, volume_id, parent_id, condemned, created_at,
+          like (ids of other backups that may have the same chunks; default: none),
           allocated (``[[first byte, end], …]``, in order: there is nothing but
           zeros elsewhere; null or absent: nobody knows), changed (the same of what may
           differ from the backup parent_id; heeded only where that can be built upon),
@@ -59,7 +60,7 @@ from lunr.backup.restore import restore
 from lunr.backup.sources import FileSource, Source
 from lunr.backup.stores import open_store
 from lunr.backup.verify import Share, verify
-from lunr.common import errors, log
+from lunr.common import errors, ids, log
 
 logger = logging.getLogger(__name__)
 
@@ -95,12 +96,8 @@ def _field(task: Mapping[str, Any], field: str) -> Any:
 
 def _save(job: Job) -> dict[str, Any]:
     task = job.task
-    try:
-        source = FileSource(Path(job["source"]), job["size_bytes"], task.get("allocated"))
-    except (TypeError, ValueError) as error:
-        raise errors.BadRequest(reason=f"allocated: {error}") from error
+    source = FileSource(Path(job["source"]), job["size_bytes"], task.get("allocated"))
     with source, _overlaid(job, source) as whole:
-        changed = _checked(task.get("changed"), "changed")
         is_there = _is_there(job.repository, job["backup_id"])
         root = save(
             job.repository,
@@ -110,8 +107,9 @@ def _save(job: Job) -> dict[str, Any]:
                 volume_id=job["volume_id"],
                 created_at=job["created_at"],
                 parent_id=task.get("parent_id"),
+                like=tuple(ids.check(one, "like") for one in task.get("like", ())),
                 condemned=tuple(task.get("condemned", ())),
-                changed=changed,
+                changed=task.get("changed"),
                 internal=bool(task.get("internal", False)),
             ),
             concurrency=job.concurrency,
@@ -125,31 +123,19 @@ def _save(job: Job) -> dict[str, Any]:
 @contextlib.contextmanager
 def _overlaid(job: Job, local: FileSource) -> Iterator[Source]:
     """The volume to save, also where it is absent from `local`."""
-    absent = _checked(job.task.get("absent"), "absent")
+    absent = job.task.get("absent")
     if not absent:
         yield local
         return
     base = Stored(job.repository, job.repository.load_root(job["base_id"]), _unheard)
     try:
-        yield Overlay(local, Extents(absent), base)
+        yield Overlay(local, absent, base)
     finally:
         base.close()
 
 
 def _unheard(event: str, **fields: object) -> None:
     """The error tells it too."""
-
-
-def _checked(extents: Any, name: str) -> list[list[int]] | None:
-    if extents is None:
-        return None
-    if not isinstance(extents, list):
-        raise errors.BadRequest(reason=f"{name} is no list.")
-    try:
-        Extents(extents)
-    except (TypeError, ValueError) as error:
-        raise errors.BadRequest(reason=f"{name}: {error}") from error
-    return extents
 
 
 def _is_there(repository: Repository, backup_id: str) -> bool:
@@ -259,8 +245,31 @@ class _Reporter:
                 self._write("progress", {"done": done, "total": total})
 
 
+def parse(line: str) -> dict[str, Any]:
+    """The task in `line`, with its ranges as :class:`Extents`.
+
+    As JSON's lists, half a million of them would take a third of the memory that a worker may.
+
+    Raises:
+        errors.BadRequest: it is none.
+    """
+    try:
+        task = json.loads(line)
+    except ValueError:
+        task = None
+    if not isinstance(task, dict):
+        raise errors.BadRequest(reason="the task is not a JSON object.")
+    for name in ("allocated", "changed", "absent"):
+        if task.get(name) is not None:
+            try:
+                task[name] = Extents(task[name])
+            except (TypeError, ValueError) as error:
+                raise errors.BadRequest(reason=f"{name}: {error}") from error
+    return task
+
+
 def run(task: Mapping[str, Any], progress: Progress, cancel: threading.Event) -> dict[str, Any]:
-    """Do `task` and return its result.
+    """Do `task`, as :func:`parse` gives it, and return its result.
 
     Raises:
         errors.LunrError: it failed.
@@ -287,7 +296,11 @@ def main() -> int:
     """Do the task on standard input."""
     log.setup()
     reporter = _Reporter(sys.stdout)
-    line = sys.stdin.readline()
+    try:
+        task = parse(sys.stdin.readline())
+    except errors.BadRequest as error:
+        reporter.event("failed", **error.as_dict())
+        return 1
     cancel = threading.Event()
     finished = threading.Event()
 
@@ -302,14 +315,6 @@ def main() -> int:
             logger.error("The parent is gone.")
             os._exit(2)  # at once: whoever comes next must not meet this process at work
 
-    try:
-        task = json.loads(line)
-    except ValueError:
-        task = None
-    if not isinstance(task, dict):
-        error = errors.BadRequest(reason="the task is not a JSON object.")
-        reporter.event("failed", **error.as_dict())
-        return 1
     threading.Thread(target=listen, daemon=True).start()
     try:
         result = run(task, reporter.progress, cancel)

@@ -12,7 +12,7 @@ from typing import Any
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from lunr.api.services import collect, exports, fills, verification
+from lunr.api.services import collect, exports, fills, likeness, verification
 from lunr.api.services.core import Core
 from lunr.common.states import Backup as BackupState
 from lunr.common.states import Volume as VolumeState
@@ -105,11 +105,14 @@ def _backup_save(session: Session, _core: Core, job: Job) -> Payload:
     backup.size = saved.size
     parent = None if backup.full else _parent(session, backup)
     backup.parent_id = None if parent is None else parent.id
+    # Who asks for a full one wants the bytes stored again.
+    like = [] if backup.full else likeness.of(session, backup)
     return {
         **_stored(session, _core, job),
         "snapshot_id": backup.snapshot_id,
         "base_id": backup.base_id,
         "parent_id": backup.parent_id,
+        "like": like,
         "internal": backup.internal,
         "condemned": collect.condemned(session, job.account_id),
         "created_at": iso(backup.created_at),

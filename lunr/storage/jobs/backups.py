@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from lunr.backup.image.gaps import Gaps
-from lunr.common import errors, units
+from lunr.common import errors, ids, units
 from lunr.storage.job import Job, Stop
 from lunr.storage.jobs.extents import BLOCK, CHUNK, MOST_ALLOCATED, MOST_CHANGED, coalesce
 from lunr.storage.jobs.node import Node
@@ -80,6 +80,7 @@ def _save(
             backup_id=job.id_of("backup_id"),
             volume_id=snapshot.volume_id,
             parent_id=parent_id,
+            like=[ids.check(one, "payload.like") for one in job.payload.get("like", [])],
             condemned=job.payload.get("condemned", []),
             created_at=job.payload.get("created_at"),
             internal=job.payload.get("internal") is True,

@@ -113,6 +113,7 @@ def save_bytes(
     compression: Compression = Compression.ZSTD,
     changed: Sequence[tuple[int, int]] | None = None,
     internal: bool = False,
+    like: tuple[str, ...] = (),
 ) -> Root:
     return save(
         repo,
@@ -126,6 +127,7 @@ def save_bytes(
             changed=changed,
             geometry=geometry,
             internal=internal,
+            like=like,
         ),
         concurrency=concurrency,
         compression=compression,

@@ -1,7 +1,7 @@
 """The agent: makes a node what the API says it should be, and does the API's jobs.
 
 Threads: one beats (tells the API that the node lives), one looks after the pool,
-one watches the exports, and a few claim jobs: `quick_workers` those that are
+one tidies it, one watches the exports, and a few claim jobs: `quick_workers` those that are
 done in moments, `data_workers` those that move data, so that a long backup
 keeps nobody waiting for an export, and `concurrent_fills` those that follow a
 restored volume while it is filled.
@@ -9,6 +9,7 @@ restored volume while it is filled.
 
 from __future__ import annotations
 
+import functools
 import logging
 import socket
 import threading
@@ -70,6 +71,11 @@ class Agent:
         self._stopping = threading.Event()
         self._beat_now = threading.Event()
         self._removing: threading.Thread | None = None
+        #: Volumes that are exported though nobody asked for it, and in use.
+        self._strays: set[str] = set()
+        #: Whether the target was restarted: then the API is asked what ought to be there,
+        #: for a detach that was refused after the agent's own start left an export unknown here.
+        self._target_restarted = False
         self.supervisor = Supervisor(node, api, HANDLERS, metrics, self._stopping)
         self.pool_watch = PoolWatch(node.pool, node.references)
         self.removals = Removals(node, (), self._stopping)
@@ -90,8 +96,9 @@ class Agent:
         self._reconcile()
         self.pool_watch.look()
         self._beat()
-        self._start("pool", self._watch_pool)
-        self._start("exports", self._watch_exports)
+        self._start("pool", self._watch, self._look_at_pool)
+        self._start("tidying", self._watch, self.pool_watch.tidy)
+        self._start("exports", self._watch, self._look_at_exports)
         self._start("heartbeat", self._beats)
         self._removing = self._start("removals", self.removals.run)
         for name, (count, kinds) in self._workers.items():
@@ -160,7 +167,9 @@ class Agent:
         self.node.fillings.load(volumes - deleted, truth["filling"], beginning)
         exports.restore(lambda: truth["exports"])
         wanted = {export["volume_id"] for export in truth["exports"]}
-        self._remove_stray(present.keys() - wanted - deleted, queued)
+        coming = {subject for kind, subject in queued if kind in ("export.create", "export.delete")}
+        self._strays = present.keys() - wanted - deleted - coming
+        self._remove_strays()
 
     def _remove_snapshots(self, doomed: Iterable[Snapshot]) -> list[Snapshot]:
         """Remove snapshots, before a job meets them; returns those that are still in use."""
@@ -174,16 +183,16 @@ class Agent:
                 left.append(snap)
         return left
 
-    def _remove_stray(self, strays: set[str], queued: set[tuple[str, str]]) -> None:
-        """Remove exports that nobody asked for, unless a job about them is to come."""
-        for volume_id in strays:
-            if {("export.create", volume_id), ("export.delete", volume_id)} & queued:
-                continue
+    def _remove_strays(self) -> None:
+        """Remove the exports that nobody asked for, but those that somebody is known to use."""
+        for volume_id in self._strays - self.node.exports.sessions().keys():
             _log.warning("removing the export of volume %s: nobody asked for it", volume_id)
             try:
-                self.node.exports.detach(volume_id)
+                self.node.exports.drop_stray(volume_id)
             except errors.LunrError as error:
                 _log.error("%s", error)
+            else:
+                self._strays.discard(volume_id)
 
     def _report(self) -> dict[str, Any]:
         capacity = self.pool_watch.capacity()
@@ -230,42 +239,30 @@ class Agent:
         backoff = Backoff(self._stopping)
         while not self._stopping.is_set():
             self._beat_now.wait(self._heartbeat)
-            try:
-                self._beat()
-                backoff.over()
-            except errors.LunrError as error:
-                backoff.wait(error)
+            backoff.attempt(self._beat)
 
-    def _watch_pool(self) -> None:
+    def _watch(self, look: Callable[[], None]) -> None:
         backoff = Backoff(self._stopping)
         while not self._stopping.wait(WATCH_INTERVAL):
-            try:
-                if self.pool_watch.look():
-                    self._beat_now.set()
-                backoff.over()
-            except errors.LunrError as error:
-                backoff.wait(error)
-            except Exception:  # noqa: BLE001 - a defect: a pool that nobody watches would fill up
-                _log.exception("the pool can't be looked after")
+            backoff.attempt(look)
 
-    def _watch_exports(self) -> None:
-        backoff = Backoff(self._stopping)
-        # Whether the target was restarted: then the API is asked what ought to be there,
-        # for a detach that was refused after the agent's own start left an export unknown here.
-        restarted = False
-        while not self._stopping.wait(WATCH_INTERVAL):
-            try:
-                look = self.node.exports.watch()
-                if look.sessions_changed:
-                    self._beat_now.set()
-                if restarted or look.was_missing:
-                    restarted = True
-                    self.node.exports.restore(self._api.exports)
-                    restarted = False
-                backoff.over()
-            except errors.LunrError as error:
-                restarted = restarted or isinstance(error, TargetUnavailable)
-                backoff.wait(error)
+    def _look_at_pool(self) -> None:
+        if self.pool_watch.look():
+            self._beat_now.set()
+
+    def _look_at_exports(self) -> None:
+        try:
+            look = self.node.exports.watch()
+        except TargetUnavailable:
+            self._target_restarted = True
+            raise
+        if look.sessions_changed:
+            self._beat_now.set()
+        if self._target_restarted or look.was_missing:
+            self._target_restarted = True
+            self.node.exports.restore(self._api.exports)
+            self._target_restarted = False
+        self._remove_strays()
 
     def _claims(self, kinds: Iterable[str]) -> None:
         backoff = Backoff(self._stopping)
@@ -282,4 +279,4 @@ class Agent:
                 continue
             # A job that comes after the stop is queued again by the next start's reconcile.
             if job is not None and not self._stopping.is_set():
-                self.supervisor.do(job)
+                backoff.attempt(functools.partial(self.supervisor.do, job))

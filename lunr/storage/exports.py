@@ -76,6 +76,17 @@ class Exports:
             self._wanted.pop(volume_id, None)
             self._settle(volume_id)
 
+    def drop_stray(self, volume_id: str) -> None:
+        """Stop exporting a volume that was found exported, unless it was asked for meanwhile.
+
+        Raises:
+            errors.InUse: an initiator is logged in.
+        """
+        with self._lock:
+            if volume_id not in self._wanted:
+                self._target.remove(volume_id)
+                self._settle(volume_id)
+
     def resize(self, volume_id: str) -> None:
         """Have initiators see that the volume is larger now, if it is exported."""
         with self._lock:
@@ -128,7 +139,7 @@ class Exports:
 
     def detach_all(self) -> None:
         """Stop exporting every volume, whoever is logged in; log what can't be stopped."""
-        for volume_id in self.present():
+        for volume_id in self.present().keys() | self._wanted.keys():
             try:
                 self.detach(volume_id, force=True)
             except errors.LunrError as error:

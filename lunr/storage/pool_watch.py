@@ -1,11 +1,14 @@
-"""Looks after the pool, and remembers how it was: nobody else need wait for a disk that hangs."""
+"""Looks after the pool, and remembers how it was: nobody else need wait for a disk that hangs.
+
+What fills up is enlarged by one thread (`PoolWatch.look`), what may go is removed by another
+(`PoolWatch.tidy`): a removal can take minutes.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import time
 
-from lunr.common import errors
 from lunr.storage.pools.base import Capacity, Pool, Purpose
 from lunr.storage.references import References
 
@@ -14,7 +17,7 @@ _OVERDUE = 30.0
 
 
 class PoolWatch:
-    """What `pool` was like when it was looked at last; one thread looks, any may ask."""
+    """What `pool` was like when it was looked at last; any thread may ask."""
 
     def __init__(self, pool: Pool, references: References) -> None:
         self._pool = pool
@@ -34,20 +37,25 @@ class PoolWatch:
         self._began = time.monotonic()
         try:
             self._pool.watch()
-            capacity = self._pool.capacity()
-            if self._references.look(capacity.tight):
-                capacity = self._pool.capacity()
-            self._capacity = capacity
+            self._capacity = self._pool.capacity()
             self._lost = frozenset(
                 snap.id for snap in self._pool.lost_snapshots() if snap.purpose is Purpose.USER
             )
             self._trouble = ""
-        except errors.LunrError as error:
-            self._trouble = str(error)
+        except Exception as error:
+            self._trouble = str(error) or repr(error)
             raise
         finally:
             self._began = None
         return before != (self._capacity.full, self._lost)
+
+    def tidy(self) -> None:
+        """Give up references that are old, or in the way.
+
+        Raises:
+            errors.LunrError: the pool does not tell what is there.
+        """
+        self._references.look(self._capacity.tight)
 
     def capacity(self) -> Capacity:
         """The room there was; a pool that is in trouble, or does not answer, is full."""

@@ -44,8 +44,8 @@ class Removals:
                 self._remove(subject)
             except errors.Cancelled:
                 return
-            except errors.LunrError as error:
-                self._waiting.append(subject)  # the others first
+            except Exception as error:  # noqa: BLE001 - of a defect too: the others' turn is next
+                self._waiting.append(subject)
                 backoff.wait(error)
             else:
                 backoff.over()

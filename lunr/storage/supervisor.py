@@ -119,8 +119,8 @@ class Supervisor:
                     _log.warning("%s", error)
                     job.stop(Stop.LOST)
                     return
-                except errors.LunrError as error:
-                    _log.warning("the lease could not be renewed: %s", error)
+                except Exception as error:  # noqa: BLE001 - of a defect too: nobody else renews it
+                    _log.warning("the lease could not be renewed: %r", error)
                     if time.monotonic() - renewed > job.lease_seconds:
                         # Nobody knows whether the job is another's by now.
                         job.stop(Stop.LOST)

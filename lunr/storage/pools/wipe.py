@@ -171,7 +171,7 @@ class Wiper:
             self._wake.clear()
             try:
                 lvs = [lv for lv in self._group.volumes() if lv.role in WIPING]
-            except errors.LunrError as error:
+            except Exception as error:  # noqa: BLE001 - of a defect too: nobody else wipes
                 self._tell(error)
                 lvs = []
             for lv in lvs:
@@ -180,15 +180,16 @@ class Wiper:
                 try:
                     if name := self.set_apart(lv):
                         self._wipe_if_free(name)
-                except errors.LunrError as error:  # the others must not wait for this one
+                except Exception as error:  # noqa: BLE001 - the others must not wait for this one
                     self._tell(error)
             self._wake.wait(_LOOK_EVERY)
 
-    def _tell(self, error: errors.LunrError) -> None:
+    def _tell(self, error: Exception) -> None:
         """Log `error`, once: what failed is tried again and again."""
-        if str(error) not in self._told:
-            _log.error("%s It will be tried again.", error)
-            self._told.add(str(error))
+        if repr(error) not in self._told:
+            trace = None if isinstance(error, errors.LunrError) else error
+            _log.error("%s It will be tried again.", error, exc_info=trace)
+            self._told.add(repr(error))
 
     def _wipe_if_free(self, name: str) -> None:
         with self._turn:

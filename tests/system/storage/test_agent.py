@@ -230,6 +230,67 @@ def test_a_start_makes_the_node_what_the_records_say(
     assert "lost ought to be here" in caplog.text
 
 
+def test_an_export_that_nobody_asked_for_goes_when_its_user_does(
+    start: Callable[..., Agent], api: ContractApi, place: Place
+) -> None:
+    first = start()
+    shown = {}
+    for volume_id in ("v1", "v2"):
+        api.do("volume.create", volume_id, volume_id, size_bytes=SIZE)
+        payload = export_payload(volume_id)
+        api.do("export.create", volume_id, volume_id, **payload)
+        path = first.node.pool.path(volume_id)
+        shown[volume_id] = iscsi.Export(volume_id=volume_id, path=path, **payload)
+    first.stop()
+    api.volumes = [{"id": id, "size_bytes": SIZE} for id in ("v1", "v2")]
+    api.exports = []
+    with iscsi.session(place.portal, shown["v1"]), iscsi.session(place.portal, shown["v2"]):
+        second = start()
+        time.sleep(1.5)  # it looks
+        assert second.node.exports.present().keys() == {"v1", "v2"}
+        api.do("export.create", "v2", "v2", **export_payload("v2"))
+    wait_until(lambda: second.node.exports.present().keys() == {"v2"}, what="the stray is gone")
+    time.sleep(1.5)
+    assert second.node.exports.present().keys() == {"v2"}  # it was asked for meanwhile
+
+
+def test_a_defect_ends_no_thread(
+    start: Callable[..., Agent],
+    api: ContractApi,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    agent = start()
+    worked: set[str] = set()
+
+    def once_broken(thing: Any, name: str) -> None:
+        real, broken = getattr(thing, name), [True]
+        full_name = f"{type(thing).__name__}.{name}"
+
+        def method(*args: Any, **options: Any) -> Any:
+            if broken:
+                broken.clear()
+                raise ValueError(f"a defect of {full_name}")
+            result = real(*args, **options)
+            worked.add(full_name)
+            return result
+
+        monkeypatch.setattr(thing, name, method)
+
+    once_broken(agent.node.pool, "watch")
+    once_broken(agent.node.references, "look")
+    once_broken(agent.node.exports, "watch")
+    once_broken(agent._api, "heartbeat")
+    once_broken(agent.supervisor, "do")
+    api.add("volume.create", "v1", "v1", size_bytes=SIZE)
+    all_on = {"FilesPool.watch", "References.look", "Exports.watch", "ApiClient.heartbeat"}
+    wait_until(lambda: worked >= all_on, what="all go on")
+    for name in (*all_on, "Supervisor.do"):
+        assert f"ValueError: a defect of {name}" in caplog.text
+    for volume_id in ("v2", "v3", "v4"):  # more than there are workers
+        api.do("volume.create", volume_id, volume_id, size_bytes=SIZE)
+
+
 @pytest.mark.parametrize(
     ("how", "code"),
     [("die", "engine_died"), ("babble", "engine_died"), ("full", "store_full")],

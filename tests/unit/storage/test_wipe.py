@@ -5,7 +5,11 @@ from __future__ import annotations
 import threading
 import time
 
-from lunr.storage.pools.wipe import Pace
+import pytest
+
+from lunr.storage.pools import wipe
+from lunr.storage.pools.volume_group import LogicalVolume, VolumeGroup
+from lunr.storage.pools.wipe import Pace, Wiper
 
 MIB = 1 << 20
 
@@ -34,3 +38,23 @@ def test_zero_is_no_limit() -> None:
     started = time.monotonic()
     Pace(0).spend(1 << 50)
     assert time.monotonic() - started < 1
+
+
+def test_a_defect_does_not_end_the_background(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(wipe, "_LOOK_EVERY", 0.01)
+    group, again = VolumeGroup("vg"), threading.Event()
+    looks = 0
+
+    def volumes() -> list[LogicalVolume]:
+        nonlocal looks
+        looks += 1
+        if looks < 3:
+            raise ValueError("a defect")
+        again.set()
+        return []
+
+    monkeypatch.setattr(group, "volumes", volumes)
+    wiper = Wiper(group, 0)
+    wiper.start()
+    assert again.wait(10)
+    wiper.stop()

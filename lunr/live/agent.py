@@ -19,6 +19,9 @@ logger = logging.getLogger(__name__)
 #: Seconds that the guest has to freeze, and then to thaw.
 PATIENCE = 20.0
 
+#: Seconds after which it is told to thaw once more.
+_AGAIN = 5.0
+
 
 class Agent:
     """A connection to the agent of a guest. One thread at a time."""
@@ -65,28 +68,61 @@ class Agent:
             raise self._failed("freeze", "its answer makes no sense.")
         return count
 
-    def thaw(self) -> None:
+    def thaw(self, patience: float = PATIENCE) -> None:
         """Thaw what is frozen; fine when nothing is.
 
+        The agent may be late, or still freeze. It is told before it answers anything, so it
+        thaws as soon as it gets to it, and told again until it says that nothing is frozen.
+
+        Args:
+            patience: seconds until that is given up.
+
         Raises:
-            errors.FreezeFailed: the agent does not say that it did.
+            errors.FreezeFailed: the agent does not say that nothing is frozen.
         """
+        deadline = time.monotonic() + patience
+        while not self._is_thawed(until := min(deadline, time.monotonic() + _AGAIN)):
+            if time.monotonic() >= deadline:
+                reason = f"it has not said so for {patience:g} seconds. They may be frozen still."
+                raise self._failed("thaw", reason)
+            time.sleep(max(0.0, min(1.0, until - time.monotonic())))  # it may have refused at once
+
+    def _is_thawed(self, deadline: float) -> bool:
+        """Tell the agent to thaw; whether it says until `deadline` that nothing is frozen."""
         self._lines.drop()
-        self._sync(PATIENCE)  # an answer to freeze may still be on its way
-        self._call("guest-fsfreeze-thaw", "thaw")
+        told = ({"execute": "guest-fsfreeze-thaw"}, {"execute": "guest-fsfreeze-status"})
+        mark = self._begin("thaw", *told)
+        if not self._skip(mark, deadline, "thaw"):
+            return False
+        thawed, status = (self._receive(deadline, "thaw") for _ in told)
+        return thawed is not None and status is not None and status.get("return") == "thawed"
 
     def _sync(self, timeout: float) -> None:
-        """Skip what was for others: the agent answers each client that was there before."""
+        mark = self._begin("answer about")
+        if not self._skip(mark, time.monotonic() + timeout, "answer about"):
+            reason = "it does not answer: does qemu-ga run in the guest?"
+            raise self._failed("answer about", reason)
+
+    def _begin(self, action: str, *messages: dict[str, Any]) -> int:
+        """Send a mark, and `messages` right behind it; the mark."""
         mark = secrets.randbits(31)
-        self._send({"execute": "guest-sync", "arguments": {"id": mark}}, "answer about")
-        deadline = time.monotonic() + timeout
-        while (answer := self._receive(deadline, "answer about")) is not None:
+        sync = {"execute": "guest-sync", "arguments": {"id": mark}}
+        self._send(action, sync, *messages)
+        return mark
+
+    def _skip(self, mark: int, deadline: float, action: str) -> bool:
+        """Skip what was for others: the agent answers each client that was there before.
+
+        Returns:
+            Whether `mark` came back until `deadline`.
+        """
+        while (answer := self._receive(deadline, action)) is not None:
             if answer.get("return") == mark:
-                return
-        raise self._failed("answer about", "it does not answer: does qemu-ga run in the guest?")
+                return True
+        return False
 
     def _call(self, command: str, action: str) -> Any:
-        self._send({"execute": command}, action)
+        self._send(action, {"execute": command})
         answer = self._receive(time.monotonic() + PATIENCE, action)
         if answer is None:
             raise self._failed(action, f"it has not answered for {PATIENCE:g} seconds.")
@@ -97,9 +133,9 @@ class Agent:
             raise self._failed(action, f"it says {ascii(reason)[:200]}.")
         return answer["return"]
 
-    def _send(self, message: dict[str, Any], action: str) -> None:
+    def _send(self, action: str, *messages: dict[str, Any]) -> None:
         try:
-            self._lines.send(message)
+            self._lines.send(*messages)
         except LunrError as error:
             raise self._failed(action, error.fields["reason"]) from error
 

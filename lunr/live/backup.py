@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,7 +16,7 @@ from lunr.backup.parent import UNUSABLE
 from lunr.backup.pipeline import Backup, save
 from lunr.backup.repository import Repository
 from lunr.common.errors import LunrError
-from lunr.live import errors, exports, fleece, groups, leftovers, machine, names
+from lunr.live import errors, exports, fleece, groups, leftovers, machine, names, sizes
 from lunr.live.agent import Agent
 from lunr.live.groups import Group, Member
 from lunr.live.guard import Guard
@@ -88,10 +88,40 @@ def backup(repository: Repository, monitor: Monitor, options: Options) -> Group:
     Raises:
         errors.CannotBackUp: it can't be done with this machine as it is.
         errors.ExportLost: the guest overwrote more than there was room for, or QEMU ended.
+        errors.FreezeFailed: the guest's agent does not say that it thawed.
+        errors.DiskResized: a disk was resized meanwhile.
         errors.CommandRefused, errors.MonitorUnavailable: QEMU does not do its part.
         engine errors of :func:`lunr.backup.pipeline.save`.
     """
-    leftovers.recover(monitor)
+    with contextlib.ExitStack() as stack:
+        agent = connected_agent(monitor, options.agent, stack)
+        leftovers.recover(monitor, agent)
+        return _backup(repository, monitor, options, agent)
+
+
+def connected_agent(
+    monitor: Monitor, path: Path | None, stack: contextlib.ExitStack
+) -> Agent | None:
+    """The agent at `path`, closed by `stack`; None when it does not answer.
+
+    Raises:
+        errors.FreezeFailed: it does not answer, and must: a killed backup may have frozen the
+            guest.
+    """
+    if path is None:
+        return None
+    try:
+        return stack.enter_context(contextlib.closing(Agent.open(path)))
+    except errors.FreezeFailed as error:
+        if leftovers.is_held(monitor):
+            raise
+        logger.warning("Going on without: %s", error)
+        return None
+
+
+def _backup(
+    repository: Repository, monitor: Monitor, options: Options, agent: Agent | None
+) -> Group:
     name = options.machine or machine.name_of(monitor)
     disks = machine.disks(monitor, options.disks)
     now = datetime.now(UTC)
@@ -103,25 +133,24 @@ def backup(repository: Repository, monitor: Monitor, options: Options) -> Group:
         options.service.make_up(repository, name)
     plans = plan(repository, name, disks)
     with contextlib.ExitStack() as stack:
-        agent = None if options.agent is None else _connected_agent(options.agent, stack)
         guard = stack.enter_context(Guard(monitor, agent))
         watch = Watch(is_set(options.cancel))
-        run = _Run(repository, monitor, options, name, group_id, now, volumes, watch, stack)
+        run = _Run(repository, monitor, options, name, group_id, now, volumes, watch, stack, agent)
         announced = run.announce(plans)
         if announced is not None:
             stack.enter_context(announced)
             watch.add(is_set(announced.cancel))
         try:
             with watch.watching():
-                group = run.run(plans, guard, agent, announced)
+                group = run.run(plans, guard, announced)
             _tell(repository, options, group)
         except BaseException:
-            _clear(monitor)
+            _clear(monitor, guard, agent)
             _undo(repository, monitor, disks, group_id)
             if options.service is not None:
                 options.service.abandon(group_id)
             raise
-        _clear(monitor)
+        _clear(monitor, guard, agent)
     _drop_bitmaps(monitor, disks, lambda since: since != group_id)
     return group
 
@@ -202,6 +231,8 @@ class _Known:
                 reason = "the backup that QEMU's bitmap begins with is not in the store."
             elif bitmap.get("inconsistent") or not bitmap["recording"]:
                 reason = "QEMU's bitmap has missed changes."
+            elif member.size_bytes != disk.size or not sizes.is_whole(disk.bitmaps, base):
+                reason = "it was resized."
             else:
                 return Plan(disk, base, member.backup_id, "")
         parent = self._latest(disk)
@@ -236,6 +267,7 @@ class _Run:
     volumes: Mapping[str, str]
     watch: Watch
     held: contextlib.ExitStack
+    agent: Agent | None
 
     def announce(self, plans: Sequence[Plan]) -> Announced | None:
         """Tell the service what is about to be saved."""
@@ -257,7 +289,6 @@ class _Run:
         self,
         plans: Sequence[Plan],
         guard: Guard,
-        agent: Agent | None,
         announced: Announced | None,
     ) -> Group:
         disks = [one.disk for one in plans]
@@ -267,14 +298,17 @@ class _Run:
         allocated = exports.allocations(self.monitor, disks, [disk.name for disk in others])
         files = fleece.put_filters(self.monitor, disks, self.options.scratch, self.held)
         self.watch.add(uses_more(files, self.options.scratch_limit))
-        frozen = _Frozen(agent)
-        with guard.cutting(), frozen.hold():
-            stall = fleece.cut(self.monitor, disks, self.group_id, bases)
+        guard.check()
+        stall, frozen = self._cut(disks, bases)
         logger.info("The guest stood still for %.1f ms.", stall * 1000)
+        for disk in disks:
+            if disk.name in bases:
+                sizes.check(self.monitor, disk, bases[disk.name])
         members = []
         with exports.exported(self.monitor, disks, bases, allocated) as found:
             for number, (one, given) in enumerate(zip(plans, found, strict=True)):
                 members.append(self._save(one, given, announced))
+                sizes.check(self.monitor, one.disk, self.group_id)
                 leftovers.clear(self.monitor, number)
                 if announced is not None:
                     announced.progress = 100 * (number + 1) // len(plans)
@@ -283,11 +317,27 @@ class _Run:
             machine=self.name,
             created_at=self._created_at,
             stall_seconds=round(stall, 6),
-            frozen=frozen.count,
+            frozen=frozen,
             members=tuple(members),
         )
         groups.store(self.repository, group)
         return group
+
+    def _cut(self, disks: Sequence[Disk], bases: Mapping[str, str]) -> tuple[float, int | None]:
+        """Make the cut; the stall in seconds, and how many file systems were frozen.
+
+        After an error the guest may be held: who handles it lets it go.
+        """
+        running = machine.is_running(self.monitor)
+        frozen = None
+        with sizes.tails(self.monitor, disks, fleece.GRANULARITY):
+            if running:  # in one that stands still no agent could answer
+                leftovers.hold(self.monitor)
+                frozen = None if self.agent is None else _freeze(self.agent)
+            stall = fleece.cut(self.monitor, disks, self.group_id, bases, running=running)
+            if running:
+                leftovers.let_go(self.monitor, self.agent)
+        return stall, frozen
 
     @property
     def _created_at(self) -> str:
@@ -337,52 +387,26 @@ def _member(one: Plan, given: exports.Exported, root: Root) -> Member:
     )
 
 
-# --- the guest's agent -----------------------------------------------------------------
-
-
-def _connected_agent(path: Path, stack: contextlib.ExitStack) -> Agent | None:
+def _freeze(agent: Agent) -> int | None:
+    """How many file systems the agent froze; None when it did not."""
     try:
-        return stack.enter_context(contextlib.closing(Agent.open(path)))
+        return agent.freeze()
     except errors.FreezeFailed as error:
         logger.warning("Going on without: %s", error)
         return None
 
 
-class _Frozen:
-    """The guest's file systems, frozen if that can be."""
-
-    def __init__(self, agent: Agent | None) -> None:
-        self.count: int | None = None
-        self._agent = agent
-
-    @contextlib.contextmanager
-    def hold(self) -> Iterator[None]:
-        """Freeze; thaw at the end, whatever happened."""
-        if self._agent is None:
-            yield
-            return
-        try:
-            try:
-                self.count = self._agent.freeze()
-            except errors.FreezeFailed as error:
-                logger.warning("Going on without: %s", error)
-            yield
-        finally:
-            try:
-                self._agent.thaw()
-            except errors.FreezeFailed as error:
-                # The agent thaws by itself when it ends; there is nothing more to do from here.
-                logger.error("%s", error)  # noqa: TRY400 - a sentence is enough
-
-
 # --- afterwards ------------------------------------------------------------------------
 
 
-def _clear(monitor: Monitor) -> None:
+def _clear(monitor: Monitor, guard: Guard, agent: Agent | None) -> None:
+    """Leave the machine as it was; if that can't be, the guard goes on with it."""
     try:
-        leftovers.clear(monitor)
-    except LunrError as error:  # the next backup tries again
-        logger.warning("What was put up is not taken down: %s", error)
+        leftovers.settle(monitor, agent)
+    except LunrError as error:
+        logger.warning("The machine is not as it was, the guard is to see to it: %s", error)
+    else:
+        guard.release()
 
 
 def _undo(repository: Repository, monitor: Monitor, disks: Sequence[Disk], group_id: str) -> None:
@@ -400,7 +424,7 @@ def _drop_bitmaps(monitor: Monitor, disks: Sequence[Disk], doomed: Callable[[str
         wanted = {disk.name for disk in disks}
         for disk in machine.disks_of(monitor):
             for name in disk.bitmaps if disk.name in wanted else ():
-                since = name.removeprefix(names.SINCE)
+                since = name.removeprefix(names.SINCE).removeprefix(names.SIZE)
                 if since != name and doomed(since):
                     leftovers.remove_bitmap(monitor, disk, name)
     except LunrError as error:  # it costs some memory, until the next backup

@@ -57,6 +57,13 @@ class ScratchLimit(LunrError):
     retry = True
 
 
+class DiskResized(LunrError):
+    """The disk {disk} was resized while it was backed up. The backup was given up: the next one reads all of that disk."""  # noqa: E501 - a sentence
+
+    code = "disk_resized"
+    retry = True
+
+
 class GroupMissing(NotFound):
     """There is no complete group of backups {id} in the store."""
 

@@ -13,7 +13,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from lunr.live import errors, leftovers, names, nbd, source
+from lunr.live import errors, leftovers, names, nbd, sizes, source
+from lunr.live.fleece import GRANULARITY
 from lunr.live.machine import Disk
 from lunr.live.qmp import Monitor
 from lunr.live.source import NbdSource, Ranges
@@ -87,6 +88,7 @@ def exported(
 
     Raises:
         errors.CannotBackUp: the machine's NBD server is taken.
+        errors.DiskResized: one has another size than it had before.
         errors.ExportLost, errors.CommandRefused: there is nothing to read.
     """
     with _served(monitor, _READERS * len(disks)) as sockets:
@@ -106,9 +108,12 @@ def exported(
                 names.export(number),
                 f"qemu:dirty-bitmap:{names.CHANGED}",
             )
+            if connections[0].size != disk.size:
+                raise errors.DiskResized(disk=disk.name)
             written = source.ranges(disk.name, connections[0], wanted=bool)
             if disk.name in bases:
-                found.append(Exported(NbdSource(disk.name, connections), written))
+                changed = source.union(written, [sizes.tail(disk.size, GRANULARITY)])
+                found.append(Exported(NbdSource(disk.name, connections), changed))
             else:
                 data = source.union(allocated[disk.name], written)
                 found.append(Exported(NbdSource(disk.name, connections, data), None))

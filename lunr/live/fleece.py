@@ -10,12 +10,12 @@ from __future__ import annotations
 import contextlib
 import os
 import tempfile
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
 from lunr.backup.format.names import Geometry
-from lunr.live import errors, machine, names
+from lunr.live import errors, machine, names, sizes
 from lunr.live.machine import Disk
 from lunr.live.qmp import Monitor
 
@@ -27,14 +27,18 @@ GRANULARITY = Geometry().block
 _COPY_TIMEOUT = 10
 
 
-def begin_bitmaps(monitor: Monitor, disks: Iterable[Disk], group: str) -> None:
+def begin_bitmaps(monitor: Monitor, disks: Sequence[Disk], group: str) -> None:
     """Note from now on, before the cut, what is written to `disks`.
 
     Raises:
         errors.CommandRefused: QEMU says no.
     """
-    actions = [_added(disk, f"{names.SINCE}{group}") for disk in disks]
-    if actions:
+    if not disks:
+        return
+    with sizes.tails(monitor, disks, GRANULARITY):
+        actions = [
+            action for number, disk in enumerate(disks) for action in _begun(number, disk, group)
+        ]
         monitor.execute("transaction", {"actions": actions})
 
 
@@ -92,15 +96,23 @@ def _scratch_file(folder: Path, size: int) -> IO[bytes]:
     return file
 
 
-def cut(monitor: Monitor, disks: Sequence[Disk], group: str, bases: Mapping[str, str]) -> float:
+def cut(
+    monitor: Monitor,
+    disks: Sequence[Disk],
+    group: str,
+    bases: Mapping[str, str],
+    *,
+    running: bool,
+) -> float:
     """Stop, let the bitmaps begin, let the devices use the filters, go on.
 
     Args:
         monitor: of the machine.
-        disks: which; they have their filters.
+        disks: which; they have their filters, and tails (:func:`lunr.live.sizes.tails`).
         group: the new group's id.
         bases: for a disk's name the group since which its changes are wanted. The bitmaps of
             the other disks have begun (:func:`begin_bitmaps`).
+        running: whether the guest runs, so that it must be stopped.
 
     Returns:
         Seconds that the guest stood still; 0.0 when it did not run anyway.
@@ -109,9 +121,9 @@ def cut(monitor: Monitor, disks: Sequence[Disk], group: str, bases: Mapping[str,
         errors.CommandRefused: QEMU says no; the guest runs all the same.
     """
     actions: list[dict[str, Any]] = []
-    for disk in disks:
+    for number, disk in enumerate(disks):
         if disk.name in bases:
-            actions.append(_added(disk, f"{names.SINCE}{group}"))
+            actions += _begun(number, disk, group)
         base = f"{names.SINCE}{bases.get(disk.name, group)}"
         merge = {"node": disk.node, "target": names.CHANGED, "bitmaps": [base]}
         actions += [
@@ -121,7 +133,6 @@ def cut(monitor: Monitor, disks: Sequence[Disk], group: str, bases: Mapping[str,
     commands: list[tuple[str, dict[str, Any]]] = [("transaction", {"actions": actions})]
     for number, disk in enumerate(disks):
         commands.append(machine.using(disk, names.filter_of(number)))
-    running = machine.is_running(monitor)
     if running:
         commands = [("stop", {}), *commands, ("cont", {})]
     monitor.forget_events()
@@ -131,6 +142,11 @@ def cut(monitor: Monitor, disks: Sequence[Disk], group: str, bases: Mapping[str,
         return 0.0
     stopped = monitor.wait(_is_event("STOP"), "STOP")
     return _moment(monitor.wait(_is_event("RESUME"), "RESUME")) - _moment(stopped)
+
+
+def _begun(number: int, disk: Disk, group: str) -> list[dict[str, Any]]:
+    mark = sizes.mark(number, disk, group, GRANULARITY)
+    return [_added(disk, f"{names.SINCE}{group}"), *mark]
 
 
 def _added(disk: Disk, name: str, *, at_rest: bool = False) -> dict[str, Any]:

@@ -3,19 +3,20 @@
 Between `stop` and `cont` the guest stands still. If we were killed there it would stand
 for ever, and QEMU drops the commands that a client sent just before it hung up. So the
 connections to QEMU and to the guest's agent are shared with a small process: when our end
-of its standard input closes before we said good-bye, it thaws the guest's file systems, lets
-the guest run, and takes down what we have put up.
+of its standard input closes before we said good-bye, it lets the guest run, thaws its file
+systems, and takes down what we have put up. Good-bye is said by those who have seen that
+there is nothing to do.
 """
 
 from __future__ import annotations
 
 import contextlib
 import logging
+import select
 import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
 from types import TracebackType
 
 from lunr.common import log
@@ -26,10 +27,13 @@ from lunr.live.qmp import Lines, Monitor
 
 logger = logging.getLogger(__name__)
 
-_READY, _CUTTING, _RUNNING, _GOOD_BYE = b"!", b"c", b"r", b"q"
+_READY, _GOOD_BYE = b"!", b"q"
 
-#: Seconds that it has to start.
+#: Seconds that it has to start, and to end.
 _PATIENCE = 30.0
+
+#: Seconds for which it tells a guest to thaw that does not say that it did.
+_THAWING = 600.0
 
 
 class Guard:
@@ -42,14 +46,17 @@ class Guard:
 
     def __enter__(self) -> Guard:
         self._process = subprocess.Popen(
-            [sys.executable, "-m", __name__, *map(str, self._descriptors)],
+            # -P: no module comes from the folder that somebody happens to be in.
+            [sys.executable, "-P", "-m", __name__, *map(str, self._descriptors)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             pass_fds=self._descriptors,
             start_new_session=True,  # Ctrl-C is for us alone
         )
         assert self._process.stdout is not None
-        if self._process.stdout.read(1) != _READY:
+        ready, _, _ = select.select([self._process.stdout], [], [], _PATIENCE)
+        if not ready or self._process.stdout.read(1) != _READY:
+            self._process.kill()  # it has nothing to do yet
             self._end()
             raise errors.CannotBackUp(reason="the process that guards it does not start.")
         return self
@@ -60,51 +67,38 @@ class Guard:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        with contextlib.suppress(BrokenPipeError):  # it is gone already
-            self._tell(_GOOD_BYE)
         self._end()
 
-    def _tell(self, word: bytes) -> None:
+    def release(self) -> None:
+        """Say good-bye: the machine is known to be as it was."""
         assert self._process is not None
         assert self._process.stdin is not None
-        self._process.stdin.write(word)
-        self._process.stdin.flush()
+        with contextlib.suppress(BrokenPipeError):  # it is gone already
+            self._process.stdin.write(_GOOD_BYE)
+            self._process.stdin.flush()
 
-    def _end(self) -> None:
-        assert self._process is not None
-        self._process.communicate()
-
-    @contextlib.contextmanager
-    def cutting(self) -> Iterator[None]:
-        """While this lasts, the guest may be stopped or frozen, and must not stay so.
+    def check(self) -> None:
+        """Make sure that it is there.
 
         Raises:
-            errors.CannotBackUp: there is no guard any more.
+            errors.CannotBackUp: it is not.
         """
+        assert self._process is not None
+        if self._process.poll() is not None:
+            raise errors.CannotBackUp(reason="the process that guards it is gone.")
+
+    def _end(self) -> None:
+        """Let it do what is to be done. One that is not done with it in time goes on alone."""
+        process = self._process
+        assert process is not None
+        assert process.stdin is not None
+        assert process.stdout is not None
+        process.stdin.close()
+        process.stdout.close()
         try:
-            self._tell(_CUTTING)
-        except BrokenPipeError as error:
-            raise errors.CannotBackUp(reason="the process that guards it is gone.") from error
-        yield
-        # Not after an error: then nobody knows, and one `cont` too many does no harm.
-        with contextlib.suppress(BrokenPipeError):
-            self._tell(_RUNNING)
-
-
-def rescue(monitor: Monitor, agent: Agent | None, *, cutting: bool) -> None:
-    """Do what the parent would have done.
-
-    Raises:
-        LunrError: QEMU is gone, or does not let go of something.
-    """
-    if cutting:
-        monitor.execute("cont")
-        if agent is not None:
-            try:
-                agent.thaw()
-            except errors.FreezeFailed as error:
-                logger.error("%s", error)  # noqa: TRY400 - a sentence is enough
-    leftovers.clear(monitor)
+            process.wait(_PATIENCE)
+        except subprocess.TimeoutExpired:
+            logger.error("The machine is not as it was; process %d works on it.", process.pid)  # noqa: TRY400 - a sentence is enough
 
 
 def main() -> int:
@@ -118,14 +112,12 @@ def main() -> int:
     )
     sys.stdout.buffer.write(_READY)
     sys.stdout.buffer.flush()
-    cutting = False
-    while word := sys.stdin.buffer.read(1):
-        if word == _GOOD_BYE:
-            return 0
-        cutting = word == _CUTTING
-    logger.warning("The backup was killed: leaving the virtual machine as it was.")
+    if sys.stdin.buffer.read(1) == _GOOD_BYE:
+        return 0
+    logger.warning("The backup ended without a word: leaving the virtual machine as it was.")
+    agent = Agent(agents[0]) if agents else None
     try:
-        rescue(Monitor(monitor), Agent(agents[0]) if agents else None, cutting=cutting)
+        leftovers.settle(Monitor(monitor), agent, _THAWING)
     except LunrError as error:
         logger.error("%s", error)  # noqa: TRY400 - a sentence is enough
         return 1

@@ -9,6 +9,8 @@ import time
 from collections.abc import Callable
 
 from lunr.live import errors, machine, names
+from lunr.live.agent import PATIENCE as THAWING
+from lunr.live.agent import Agent
 from lunr.live.machine import Disk
 from lunr.live.qmp import Monitor
 
@@ -37,7 +39,7 @@ def clear(monitor: Monitor, only: int | None = None) -> bool:
         return match is not None and only in (None, int(match["number"]))
 
     exports = _delete_exports(monitor, lambda name: ours(name, names.EXPORT))
-    every = {node["node-name"] for node in monitor.execute("query-named-block-nodes")}
+    every = _nodes(monitor)
     nodes = sorted(node for node in every if ours(node, names.NODE))
     # Sorted, they are in the order in which they stand upon each other.
     for node in nodes:
@@ -59,21 +61,74 @@ def clear(monitor: Monitor, only: int | None = None) -> bool:
     return bool(exports or nodes)
 
 
-def recover(monitor: Monitor) -> None:
-    """Take down what a dead client left, and let the guest run if that had stopped it.
+def hold(monitor: Monitor) -> None:
+    """Note in QEMU that the guest ran, before it is stopped or frozen."""
+    monitor.execute("blockdev-add", {"driver": "null-co", "node-name": names.CUTTING})
+
+
+def is_held(monitor: Monitor) -> bool:
+    """Whether the guest may stand still because of us."""
+    return names.CUTTING in _nodes(monitor)
+
+
+def let_go(monitor: Monitor, agent: Agent | None, patience: float = THAWING) -> None:
+    """Let the guest that we held run, and thaw its file systems.
+
+    Args:
+        monitor: of the machine.
+        agent: the guest's, if it has one.
+        patience: seconds that the agent has.
 
     Raises:
+        errors.FreezeFailed: it runs, and may be frozen still; the note of it stays.
         errors.CommandRefused, errors.MonitorUnavailable: QEMU does not do its part.
     """
-    nodes = {node["node-name"] for node in monitor.execute("query-named-block-nodes")}
-    filters = [match for match in map(names.FILTER.fullmatch, nodes) if match]
-    is_cut = any(names.cut(int(match["number"])) in nodes for match in filters)
-    if filters and not is_cut and monitor.execute("query-status")["status"] == "paused":
-        # It died, and its guard with it, in the milliseconds around the cut.
-        logger.warning("A backup that was killed had stopped the guest: it goes on now.")
+    _go_on(monitor)
+    if agent is not None:
+        agent.thaw(patience)
+    monitor.execute("blockdev-del", {"node-name": names.CUTTING})
+
+
+def _go_on(monitor: Monitor) -> None:
+    if monitor.execute("query-status")["status"] == "paused":
         monitor.execute("cont")
-    if clear(monitor):
-        logger.warning("Took down what a backup that was killed had left.")
+
+
+def settle(monitor: Monitor, agent: Agent | None, patience: float = THAWING) -> bool:
+    """Let the guest go on, and take down all that is put up; whether there was anything.
+
+    Args:
+        monitor: of the machine.
+        agent: the guest's, if it has one.
+        patience: seconds that the agent has to thaw.
+
+    Raises:
+        errors.FreezeFailed: the rest is done, but its file systems may be frozen still.
+        errors.CommandRefused, errors.MonitorUnavailable: QEMU does not do its part.
+    """
+    held = is_held(monitor)
+    if held:
+        _go_on(monitor)
+    try:
+        found = clear(monitor)
+    finally:
+        if held:
+            let_go(monitor, agent, patience)
+    return held or found
+
+
+def recover(monitor: Monitor, agent: Agent | None) -> None:
+    """:func:`settle` what a dead client left.
+
+    Raises:
+        as :func:`settle`.
+    """
+    if settle(monitor, agent):
+        logger.warning("Took down what a backup that was killed had left: the guest goes on.")
+
+
+def _nodes(monitor: Monitor) -> set[str]:
+    return {node["node-name"] for node in monitor.execute("query-named-block-nodes")}
 
 
 def remove_bitmap(monitor: Monitor, disk: Disk, name: str) -> None:

@@ -4,8 +4,11 @@
   with N the number of the disk.
 - The bitmap ``lunr-since-GROUP``: all that was written since the cut of GROUP. It is kept,
   and goes on, until a later group is complete, so a backup that fails loses nothing.
+- The bitmap ``lunr-size-GROUP``, at rest beside it, by which a shrinking is seen
+  (:mod:`lunr.live.sizes`); it comes from the node ``lunr-N-tail``.
 - The bitmap ``lunr-changed``: what the export shows, a copy of one of those, at rest.
 - The node ``lunr-server``, which is nothing but a note that the NBD server is ours.
+- The node ``lunr-cutting``, a note too: the guest ran, and we may have stopped or frozen it.
 - The note ``lunr-N NODE``, which goes with the open scratch file, says what the filter stands
   before. QEMU keeps it as long as it uses the file.
 """
@@ -16,12 +19,14 @@ import re
 
 PREFIX = "lunr-"
 SINCE = f"{PREFIX}since-"
+SIZE = f"{PREFIX}size-"
 CHANGED = f"{PREFIX}changed"
 SERVER = f"{PREFIX}server"
+CUTTING = f"{PREFIX}cutting"
 
 #: The nodes' names.
 FILTER = re.compile(rf"{PREFIX}(?P<number>\d+)-filter")
-NODE = re.compile(rf"{PREFIX}(?P<number>\d+)-(cut|filter|scratch)")
+NODE = re.compile(rf"{PREFIX}(?P<number>\d+)-(cut|filter|scratch|tail)")
 EXPORT = re.compile(rf"{PREFIX}(?P<number>\d+)")
 NOTE = re.compile(rf"{PREFIX}(?P<number>\d+) (?P<node>.+)")
 
@@ -39,6 +44,11 @@ def filter_of(number: int) -> str:
 def cut(number: int) -> str:
     """The node that shows disk `number` as it was at the cut."""
     return f"{PREFIX}{number}-cut"
+
+
+def tail(number: int) -> str:
+    """The node that the mark of disk `number` comes from."""
+    return f"{PREFIX}{number}-tail"
 
 
 def export(number: int) -> str:

@@ -58,7 +58,9 @@ class Lines:
             sent = self.sock.sendmsg([data], rights)
             self.sock.sendall(data[sent:])
         except OSError as error:
-            raise errors.MonitorUnavailable(path=self.path, reason=f"{error.strerror}.") from error
+            raise errors.MonitorUnavailable(
+                path=self.path, reason=f"{error.strerror or error}."
+            ) from error
 
     def receive(self, deadline: float) -> dict[str, Any] | None:
         """The next object; None if there is none until `deadline` (on the monotonic clock).

@@ -11,14 +11,14 @@ from pathlib import Path
 import pytest
 
 from lunr.backup.errors import StoreUnavailable
-from lunr.common.errors import Cancelled
+from lunr.common.errors import Cancelled, LunrError
 from lunr.live import errors
 from lunr.live.backup import Options
 from lunr.live.qmp import Monitor
 from tests.support.services import need_root
 from tests.system.live.conftest import Vault
 from tests.system.live.machines import MIB, Disk, Machine
-from tests.system.live.test_backup import ways
+from tests.system.live.test_backup import kept, ways
 
 
 def test_what_is_written_after_the_cut_is_not_in_it_but_in_the_next(
@@ -82,8 +82,7 @@ def test_a_store_that_fails_leaves_no_backup_and_loses_no_change(
             vault.backup(machine, fail)
         assert vault.ids() == before
         machine.assert_untouched()
-        since = {f"lunr-since-{first.group_id}"}
-        assert machine.bitmaps() == {"alpha": since, "beta": since}
+        assert machine.bitmaps() == dict.fromkeys(("alpha", "beta"), kept(first))
     group = vault.backup(machine)
     assert ways(group) == {"alpha": "incremental", "beta": "incremental"}
     assert vault.restored(group) == machine.contents()
@@ -173,6 +172,68 @@ def test_qemu_that_is_killed_meanwhile(machine: Machine, vault: Vault) -> None:
     machine.start()
 
 
+def resize(machine: Machine, disk: Disk, size: int) -> None:
+    machine.guest.execute("block_resize", {"node-name": f"node-{disk.name}", "size": size})
+    disk.content = disk.content[:size] + bytes(max(0, size - len(disk.content)))
+
+
+@pytest.mark.parametrize("less", [10 * MIB, 512], ids=["half", "a sector"])
+def test_disks_that_shrank_and_grew_again(machine: Machine, vault: Vault, less: int) -> None:
+    for disk in machine.disks:
+        machine.write(disk, 0, len(disk.content), 1)
+    vault.backup(machine)
+    for disk in machine.disks:
+        size = len(disk.content)
+        smaller = size - less
+        if disk.kind == "qcow2":  # what is left of a cluster comes back with it
+            smaller = smaller // 65536 * 65536
+        resize(machine, disk, smaller)
+        resize(machine, disk, size)
+        machine.write(disk, size - 4096, 2048, 2)  # a bit of the last block is set again
+    group = vault.backup(machine)
+    assert vault.restored(group) == machine.contents()
+    if less > 512:
+        assert ways(group) == {"alpha": "compared", "beta": "compared"}
+        assert all(member.reason == "it was resized." for member in group.members)
+    group = vault.backup(machine)
+    assert ways(group) == {"alpha": "incremental", "beta": "incremental"}
+    assert vault.restored(group) == machine.contents()
+
+
+def test_disks_that_grew_and_shrank_again(machine: Machine, vault: Vault) -> None:
+    alpha = machine.disks[0]
+    machine.write(alpha, 0, 24 * MIB, 1)
+    vault.backup(machine)
+    resize(machine, alpha, 30 * MIB)
+    machine.write(alpha, 20 * MIB, 8 * MIB, 2)
+    resize(machine, alpha, 24 * MIB)
+    group = vault.backup(machine)
+    assert vault.restored(group) == machine.contents()
+
+
+@pytest.mark.parametrize("first", [True, False], ids=["full", "incremental"])
+def test_a_disk_that_is_resized_meanwhile(machine: Machine, vault: Vault, first: bool) -> None:
+    beta = machine.disks[1]
+    size = len(beta.content)
+    machine.write(beta, 0, size, 1)
+    if not first:
+        vault.backup(machine)
+    before = vault.ids()
+    machine.write(beta, 10 * MIB, MIB, 2)
+
+    def shrink(call: str, name: str) -> None:
+        if call == "put" and name.startswith("sessions/"):
+            resize(machine, beta, MIB)
+            resize(machine, beta, size)
+
+    with pytest.raises(LunrError):
+        vault.backup(machine, shrink)
+    assert vault.ids() == before
+    machine.assert_untouched()
+    group = vault.backup(machine)
+    assert vault.restored(group) == machine.contents()
+
+
 def test_a_disk_that_grows_and_one_that_is_added(
     machine: Machine, vault: Vault, tmp_path: Path
 ) -> None:
@@ -180,8 +241,7 @@ def test_a_disk_that_grows_and_one_that_is_added(
     machine.write_some(draw, 20)
     vault.backup(machine)
     alpha = machine.disks[0]
-    machine.guest.execute("block_resize", {"node-name": "node-alpha", "size": 31 * MIB})
-    alpha.content += bytes(7 * MIB)
+    resize(machine, alpha, 31 * MIB)
     machine.write(alpha, 30 * MIB, 4096, 9)
     gamma = Disk("gamma", tmp_path / "gamma", 5 * MIB, "raw", "scsi")
     file = {"driver": "file", "filename": str(gamma.path)}
@@ -193,7 +253,11 @@ def test_a_disk_that_grows_and_one_that_is_added(
     machine.disks.append(gamma)
     machine.write_some(draw)
     group = vault.backup(machine)
-    assert ways(group) == {"alpha": "incremental", "beta": "incremental", "gamma": "full"}
+    assert ways(group) == {"alpha": "compared", "beta": "incremental", "gamma": "full"}
+    assert vault.restored(group) == machine.contents()
+    machine.write_some(draw)
+    group = vault.backup(machine)
+    assert set(ways(group).values()) == {"incremental"}
     assert vault.restored(group) == machine.contents()
 
 

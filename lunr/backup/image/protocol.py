@@ -9,7 +9,11 @@ whose size never changes.
 Threads read requests and answer at once whatever needs no waiting. What does
 (the file says so by BlockingIOError) is handed to a pool, so that a file which
 waits for something far away still answers the rest. What takes its time
-without waiting for anything far away (syncs, discards) has a pool of its own.
+without waiting for anything far away (syncs, discards) has a pool of its own,
+and so has what waits for other requests.
+
+A file whose requests need no care any more names the file behind it. READs and
+WRITEs go straight to that then, with as little work for each as can be.
 """
 
 from __future__ import annotations
@@ -23,7 +27,7 @@ import struct
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from enum import IntEnum
 from typing import Protocol
@@ -105,6 +109,9 @@ INIT_OUT = struct.Struct("=IIIIHHIIHHII24x")
 READ_IN = struct.Struct("=QQII")  # and what nobody here needs
 WRITE_IN_SIZE = 40
 WRITE_OUT = struct.Struct("=II")
+#: In one go: IN_HEADER and the beginning of READ_IN; OUT_HEADER and WRITE_OUT.
+IO_IN = struct.Struct("=IIQQIIIHHQQI")
+WRITTEN = struct.Struct("=IiQII")
 SETATTR_IN = struct.Struct("=IIQQ")
 FALLOCATE_IN = struct.Struct("=QQQII")
 LSEEK_IN = struct.Struct("=QQII")
@@ -119,8 +126,16 @@ DIRENT = struct.Struct("=QQII")
 BACKING_MAP = struct.Struct("=iIQ")
 
 _BUFFER = MAX_IO + _PAGE
+_WRITE_DATA = IN_HEADER.size + WRITE_IN_SIZE
 _WAITERS = 8
 _SYNCERS = 2
+_TURN_TAKERS = 4
+#: Plain numbers: to look up an enum's member takes as long as all else that is done with one.
+_READ, _WRITE = int(Op.READ), int(Op.WRITE)
+
+
+class Contended(BlockingIOError):
+    """It would have to wait for another request, not for something far away."""
 
 
 class File(Protocol):
@@ -168,14 +183,16 @@ class Session:
     Attributes:
         version: the kernel's protocol, (major, minor), after its INIT.
         passthrough: whether the kernel can do FUSE_PASSTHROUGH, after its INIT.
-        requests: READ and WRITE requests so far.
+        requests: READs, WRITEs, FSYNCs and FALLOCATEs so far.
+        under_way: how many of these wait, or take their time.
     """
 
     def __init__(self, fd: int, file: File, name: str, patience: float, threads: int = 2) -> None:
         """Serve `file` as `name`.
 
         Args:
-            fd: /dev/fuse, given to mount(2). It is closed at the end of :meth:`serve`.
+            fd: /dev/fuse, given to mount(2). It is left open at the end of :meth:`serve`: who
+                is late with an answer must not give it to another file of the same number.
             file: what to serve.
             name: its name in the root.
             patience: seconds that a request may wait.
@@ -184,6 +201,7 @@ class Session:
         self.version = (0, 0)
         self.passthrough = False
         self.requests = 0
+        self.under_way = 0
         self._fd = fd
         self._file = file
         self._name = name.encode()
@@ -191,6 +209,7 @@ class Session:
         self._threads = threads
         self._now = int(time.time())
         self._backing_id = 0
+        self._read_flags = os.RWF_NOWAIT
         self._lock = threading.Lock()
         #: READs that wait, by their unique number: an INTERRUPT may end those.
         self._waiting: set[int] = set()
@@ -198,6 +217,7 @@ class Session:
         self._early: deque[int] = deque(maxlen=64)
         self._waiters = ThreadPoolExecutor(_WAITERS, "fuse-wait")
         self._syncers = ThreadPoolExecutor(_SYNCERS, "fuse-sync")
+        self._turn_takers = ThreadPoolExecutor(_TURN_TAKERS, "fuse-turn")
         self._handlers: dict[int, Callable[[_Request], Bytes | None]] = {
             Op.READ: self._read,
             Op.WRITE: self._write,
@@ -221,7 +241,9 @@ class Session:
     def serve(self) -> None:
         """Answer until the file system is unmounted and nobody has the file open any more."""
         readers = [
-            threading.Thread(target=self._answer, name=f"fuse-{number}", daemon=True)
+            threading.Thread(
+                target=self._answer, args=(number > 0,), name=f"fuse-{number}", daemon=True
+            )
             for number in range(self._threads)
         ]
         for reader in readers:
@@ -230,42 +252,90 @@ class Session:
             reader.join()
         # What still waits has nobody to answer to.
         self._waiters.shutdown(wait=False, cancel_futures=True)
+        self._turn_takers.shutdown(wait=False, cancel_futures=True)
         self._syncers.shutdown(wait=True)
-        os.close(self._fd)
 
-    def _answer(self) -> None:
+    def _answer(self, is_further: bool) -> None:
         buffer = memoryview(bytearray(_BUFFER))
-        scratch = memoryview(bytearray(MAX_IO))
+        room = memoryview(bytearray(OUT_HEADER.size + MAX_IO))
+        scratch = room[OUT_HEADER.size :]
+        backing = None
+        # Where requests cost as little as in `_pass_on`, two threads cost each other more.
+        while not (is_further and backing is not None) and (length := self._receive(buffer)):
+            if backing is None:
+                backing = self._file.backing()
+            if backing is None or not self._pass_on(backing, buffer, room):
+                self._handle(_Request(buffer[:length], scratch, 0.0))
+
+    def _receive(self, buffer: memoryview) -> int:
+        """Read a request into `buffer`; its bytes, or 0: there will be no more."""
         while True:
             try:
-                length = os.readv(self._fd, [buffer])
+                length = os.readv(self._fd, (buffer,))
             except OSError as error:
                 # ENOENT: the request was interrupted before it was read.
                 if error.errno in (errno.EINTR, errno.EAGAIN, errno.ENOENT):
                     continue
                 if error.errno != errno.ENODEV:
                     logger.error("Reading from /dev/fuse failed: %s", error)  # noqa: TRY400
-                return
-            if length < IN_HEADER.size:
-                return
-            self._handle(_Request(buffer[:length], scratch, 0.0))
+                return 0
+            return length if length >= IN_HEADER.size else 0
+
+    def _pass_on(self, backing: int, message: memoryview, room: memoryview) -> bool:
+        """Have a READ or WRITE done by the file `backing`; False: it is something else, or failed.
+
+        What failed, or was done in part, is then done again by who knows what to do.
+
+        Args:
+            backing: what the kernel could read and write itself.
+            message: a request; what follows it is not looked at.
+            room: for an answer.
+        """
+        size, op, unique, _, _, _, _, _, _, _, offset, length = IO_IN.unpack_from(message)
+        if op not in (_READ, _WRITE) or offset + length > self._file.size or length > MAX_IO:
+            return False
+        try:
+            if op == _READ:
+                end = OUT_HEADER.size + length
+                into = room[OUT_HEADER.size : end]
+                if os.preadv(backing, (into,), offset, self._read_flags) != length:
+                    return False
+                OUT_HEADER.pack_into(room, 0, end, 0, unique)
+                answer: Bytes = room[:end]
+            else:
+                if (
+                    os.pwrite(backing, message[_WRITE_DATA : _WRITE_DATA + length], offset)
+                    != length
+                ):
+                    return False
+                answer = WRITTEN.pack(WRITTEN.size, 0, unique, length, 0)
+        except BlockingIOError as error:  # a disk is to be waited for: others go first
+            self._defer(_Request(message[:size], None, 0.0), Contended(error.errno))
+            return True
+        except OSError as error:
+            if error.errno == errno.EOPNOTSUPP:
+                self._read_flags = 0
+            return False
+        self.requests += 1
+        self._send((answer,))
+        return True
 
     def _handle(self, request: _Request) -> None:
         op, unique = request.op, request.unique
-        if op == Op.READ or op == Op.WRITE:
+        if op in (Op.READ, Op.WRITE, Op.FSYNC, Op.FALLOCATE):
             self.requests += 1
-        elif op in (Op.FORGET, Op.BATCH_FORGET):  # are not answered
+        if op in (Op.FORGET, Op.BATCH_FORGET):  # are not answered
             return
-        elif op == Op.INTERRUPT:
+        if op == Op.INTERRUPT:
             self._interrupt(INTERRUPT_IN.unpack_from(request.body)[0])
             return
-        elif op == Op.FSYNC or op == Op.FALLOCATE:
-            self._syncers.submit(self._finish, request.kept(0.0))
+        if op in (Op.FSYNC, Op.FALLOCATE):
+            self._hand_to(self._syncers, request.kept(0.0))
             return
         try:
             self._reply(unique, self._result(request))
-        except BlockingIOError:
-            self._defer(request)
+        except BlockingIOError as error:
+            self._defer(request, error)
         except OSError as error:
             self._refuse(unique, error)
 
@@ -283,7 +353,12 @@ class Session:
 
     # --- requests that wait --------------------------------------------------------
 
-    def _defer(self, request: _Request) -> None:
+    def _hand_to(self, pool: ThreadPoolExecutor, request: _Request) -> None:
+        with self._lock:
+            self.under_way += 1
+        pool.submit(self._finish, request)
+
+    def _defer(self, request: _Request, why: BlockingIOError) -> None:
         unique = request.unique
         if request.op == Op.READ:
             with self._lock:
@@ -296,19 +371,22 @@ class Session:
             if gone:
                 self._refuse(unique, InterruptedError(errno.EINTR, "interrupted"))
                 return
-        self._waiters.submit(self._finish, request.kept(time.monotonic() + self._patience))
+        pool = self._turn_takers if isinstance(why, Contended) else self._waiters
+        self._hand_to(pool, request.kept(time.monotonic() + self._patience))
 
     def _finish(self, request: _Request) -> None:
         try:
             answer = self._result(request)
-        except BlockingIOError:
-            self._defer(request)
+        except BlockingIOError as error:
+            self._defer(request, error)
         except OSError as error:
             if self._still_wanted(request):
                 self._refuse(request.unique, error)
         else:
             if self._still_wanted(request):
                 self._reply(request.unique, answer)
+        with self._lock:
+            self.under_way -= 1
 
     def _still_wanted(self, request: _Request) -> bool:
         if request.op != Op.READ:
@@ -341,7 +419,7 @@ class Session:
         number = errno.EIO if isinstance(error, TimeoutError) else error.errno or errno.EIO
         self._send([OUT_HEADER.pack(OUT_HEADER.size, -number, unique)])
 
-    def _send(self, parts: list[Bytes]) -> None:
+    def _send(self, parts: Sequence[Bytes]) -> None:
         try:
             os.writev(self._fd, parts)
         except OSError as error:

@@ -34,6 +34,8 @@ order
 fill MODE          fill so from now on, and try damaged chunks again
 limit BYTES        the limit from now on
 status             tell ``progress`` again
+requests           tell ``requests``: how many there were so far (count: reads and writes that
+                   the kernel did not do by itself, syncs, discards) and are under way
 still              let absent blocks stay absent, and tell ``unfetched`` (extents:
                    ``[[offset, length], …]``): take a snapshot of the target now.
                    Writes to absent blocks wait until ``go``, another ``still``, or for
@@ -106,6 +108,7 @@ class Worker:
         self._go = threading.Event()
         self._filled = False
         self._mounted = False
+        self._session: protocol.Session
 
     def _field(self, name: str) -> Any:
         try:
@@ -137,8 +140,8 @@ class Worker:
             file = self._open()
             fd = mounting.mount(self._point, protocol.MAX_IO, read_only=not file.writable)
             patience = float(self._task.get("patience", PATIENCE))
-            session = protocol.Session(fd, file, NAME, patience)
-            serving = threading.Thread(target=session.serve, name="serve")
+            self._session = protocol.Session(fd, file, NAME, patience)
+            serving = threading.Thread(target=self._session.serve, name="serve")
             serving.start()
             self._mounted = True
             path = self._point / NAME
@@ -259,6 +262,9 @@ class Worker:
                     self.detach()
                 case "status":
                     answer("progress", **self._progress)
+                case "requests":
+                    under_way = self._session.under_way
+                    answer("requests", count=self._session.requests, under_way=under_way)
                 case "fill" if self._fill is not None:
                     self._fill.set(mode=_mode(argument))
                 case "limit" if self._fill is not None and argument.isdecimal():

@@ -180,6 +180,10 @@ class Cloned(Filling):
             self._pool.remove_filling(self.volume_id)
         super().remove()
 
+    def quiet(self) -> float:
+        """The device is the pool's volume already, and need not be left while it is used."""
+        return 0.0
+
     def _kill(self) -> None:
         """End the process at once, which writes nothing."""
         with contextlib.suppress(OSError):  # there is none
@@ -219,6 +223,9 @@ class Cloned(Filling):
             "size_bytes": self.task.size_bytes,
             "root": str(self._state / "map.root"),
         }
+
+    def _starting(self) -> None:
+        """Nobody has to open the device anew."""
 
     def _hear(self, worker: Worker, event: dict[str, Any]) -> None:
         if event.get("event") == "mounted":

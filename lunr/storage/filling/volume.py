@@ -33,6 +33,8 @@ _END_TIMEOUT = 15.0
 #: Seconds for an answer. What is being written is waited for.
 _ANSWER_TIMEOUT = 30.0
 _FILE = "volume"
+#: A file in the run folder: the process is another than the one that exports were made of.
+_STALE = "stale"
 
 
 class FillingDied(errors.LunrError):
@@ -57,7 +59,6 @@ class Filling:
         progress: how far it is.
         trouble: why the fill does not go on; None: it does.
         is_told: whether the API knows that it is full.
-        is_stale: whether the process is another than the one that exports were made of.
     """
 
     #: The file in `state` that the task is kept in.
@@ -93,7 +94,10 @@ class Filling:
         self.progress = Progress()
         self.trouble: str | None = None
         self.is_told = False
-        self.is_stale = False
+        self._starts = 0
+        #: The process and its requests when they were counted last, and when they had changed.
+        self._requests: tuple[Worker | None, int] = (None, 0)
+        self._used_at = 0.0
         self._changed = threading.Condition()
         self._stopping = threading.Event()
         self._worker: Worker | None = None
@@ -125,6 +129,26 @@ class Filling:
     def is_settled(self) -> bool:
         """Whether it is an ordinary volume: full, and served by the pool alone."""
         return self.task is not None and self.task.is_filled
+
+    @property
+    def stale(self) -> int | None:
+        """What :meth:`reopened` is to be told, if exports must open the file anew; None: not so.
+
+        It is kept in a file: an agent may be killed between the start of a process and that.
+        """
+        with self._changed:
+            return self._starts if self._mounted and (self._run / _STALE).exists() else None
+
+    def reopened(self, stale: int) -> None:
+        """Exports have the file open that was served when they were told `stale`."""
+        with self._changed:
+            if stale == self._starts:  # else a process was started meanwhile
+                (self._run / _STALE).unlink(missing_ok=True)
+
+    def _starting(self) -> None:
+        with self._changed:
+            self._starts += 1
+            (self._run / _STALE).touch()
 
     @property
     def damaged(self) -> list[str]:
@@ -253,6 +277,26 @@ class Filling:
                 gone = self._ask(worker, "go", "gone")
             if not gone["in_time"]:
                 raise FillingBusy(id=self.volume_id, reason="the snapshot took too long")
+
+    def quiet(self) -> float:
+        """Seconds for which nobody has asked the process for anything, since that was asked first.
+
+        It is 0 where nobody knows.
+        """
+        with self._changed:
+            worker = self._worker if self._mounted else None
+        if worker is None or not self._still.acquire(blocking=False):
+            return 0.0
+        try:
+            told = self._ask(worker, "requests", "requests")
+        except FillingBusy:
+            return 0.0
+        finally:
+            self._still.release()
+        now, seen = time.monotonic(), (worker, told["count"])
+        if told["under_way"] or seen != self._requests:
+            self._requests, self._used_at = seen, now
+        return now - self._used_at
 
     def settle(self) -> bool:
         """Serve it no more, if it is full and nobody has it open; whether that is so.
@@ -383,7 +427,7 @@ class Filling:
         Raises:
             errors.LunrError: why it ended.
         """
-        worker = reach(self._run, self._order())
+        worker = reach(self._run, self._order(), starting=self._starting)
         with self._changed:
             self._worker = worker
         if self._stopping.is_set():  # whoever wants it to end has not seen it
@@ -423,7 +467,6 @@ class Filling:
             match name:
                 case "mounted":
                     self._mounted, self._failed = True, None
-                    self.is_stale = self.is_stale or worker.is_new
                 case "progress":
                     known = Progress.__dataclass_fields__
                     self.progress = Progress(**{k: v for k, v in event.items() if k in known})
@@ -436,7 +479,7 @@ class Filling:
                     )
                 case "filled":
                     self._filled, self.trouble = True, None
-                case "unfetched" | "gone" | "busy" | "refused":
+                case "unfetched" | "gone" | "requests" | "busy" | "refused":
                     self._answer = {"event": name, **event}
                 case "failed":
                     self._failed = errors.RemoteError(

@@ -18,7 +18,7 @@ import struct
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -88,13 +88,19 @@ class Worker:
                 self._process.wait(1.0)
 
 
-def reach(folder: Path, task: Mapping[str, Any], command: Sequence[str] = COMMAND) -> Worker:
+def reach(
+    folder: Path,
+    task: Mapping[str, Any],
+    command: Sequence[str] = COMMAND,
+    starting: Callable[[], None] = lambda: None,
+) -> Worker:
     """The process that serves in `folder`; one is started with `task` if there is none.
 
     Args:
         folder: where it has its lock and its control socket.
         task: as lunr/backup/image/worker.py has it; holds secrets.
         command: what starts one.
+        starting: called before one is started.
 
     Raises:
         WorkerSilent: there is one that does not answer.
@@ -105,6 +111,7 @@ def reach(folder: Path, task: Mapping[str, Any], command: Sequence[str] = COMMAN
         lock = take_lock(folder)
         if lock is not None:
             try:
+                starting()
                 return _start(folder, task, command, lock)
             finally:
                 os.close(lock)

@@ -68,18 +68,19 @@ class Agent:
             raise self._failed("freeze", "its answer makes no sense.")
         return count
 
-    def thaw(self, patience: float = PATIENCE) -> None:
+    def thaw(self, patience: float | None = None) -> None:
         """Thaw what is frozen; fine when nothing is.
 
         The agent may be late, or still freeze. It is told before it answers anything, so it
         thaws as soon as it gets to it, and told again until it says that nothing is frozen.
 
         Args:
-            patience: seconds until that is given up.
+            patience: seconds until that is given up; None: :data:`PATIENCE`.
 
         Raises:
             errors.FreezeFailed: the agent does not say that nothing is frozen.
         """
+        patience = PATIENCE if patience is None else patience
         deadline = time.monotonic() + patience
         while not self._is_thawed(until := min(deadline, time.monotonic() + _AGAIN)):
             if time.monotonic() >= deadline:

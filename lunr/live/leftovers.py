@@ -9,7 +9,6 @@ import time
 from collections.abc import Callable
 
 from lunr.live import errors, machine, names
-from lunr.live.agent import PATIENCE as THAWING
 from lunr.live.agent import Agent
 from lunr.live.machine import Disk
 from lunr.live.qmp import Monitor
@@ -71,13 +70,13 @@ def is_held(monitor: Monitor) -> bool:
     return names.CUTTING in _nodes(monitor)
 
 
-def let_go(monitor: Monitor, agent: Agent | None, patience: float = THAWING) -> None:
+def let_go(monitor: Monitor, agent: Agent | None, patience: float | None = None) -> None:
     """Let the guest that we held run, and thaw its file systems.
 
     Args:
         monitor: of the machine.
         agent: the guest's, if it has one.
-        patience: seconds that the agent has.
+        patience: as of :meth:`Agent.thaw`.
 
     Raises:
         errors.FreezeFailed: it runs, and may be frozen still; the note of it stays.
@@ -94,13 +93,13 @@ def _go_on(monitor: Monitor) -> None:
         monitor.execute("cont")
 
 
-def settle(monitor: Monitor, agent: Agent | None, patience: float = THAWING) -> bool:
+def settle(monitor: Monitor, agent: Agent | None, patience: float | None = None) -> bool:
     """Let the guest go on, and take down all that is put up; whether there was anything.
 
     Args:
         monitor: of the machine.
         agent: the guest's, if it has one.
-        patience: seconds that the agent has to thaw.
+        patience: as of :meth:`Agent.thaw`.
 
     Raises:
         errors.FreezeFailed: the rest is done, but its file systems may be frozen still.

@@ -9,8 +9,8 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Sequence
-from datetime import UTC, datetime
+from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from lunr import __version__
@@ -20,8 +20,8 @@ from lunr.backup.stores import open_store
 from lunr.client import Client
 from lunr.common import log, private, units
 from lunr.common.errors import Cancelled, LunrError
-from lunr.live import groups, libvirt
-from lunr.live.backup import Options, backup
+from lunr.live import groups, leftovers, libvirt
+from lunr.live.backup import Options, backup, connected_agent
 from lunr.live.qmp import Monitor
 from lunr.live.service import Service
 from lunr.live.settings import Machine, Settings, load
@@ -31,6 +31,9 @@ logger = logging.getLogger(__name__)
 #: Seconds before a machine whose backup failed is tried again, at least; or its own time, if
 #: that is shorter.
 RETRY = 300.0
+
+#: After this no store is still behind with its listing: what seems unfinished is.
+_SETTLED = timedelta(days=1)
 
 
 class Keeper:
@@ -50,7 +53,10 @@ class Keeper:
         self._stop = stop
 
     def run(self) -> None:
-        """Go on until stopped."""
+        """Go on until stopped; first let all machines go on that an earlier one has stopped."""
+        for machine in self._machines:
+            with log.context(machine.name):
+                self._recover(machine)
         due = {machine.name: self._due(machine) for machine in self._machines}
         while not self._stop.is_set():
             machine = min(self._machines, key=lambda one: due[one.name])
@@ -65,13 +71,21 @@ class Keeper:
         """When the next backup of `machine` is due: the store knows of the last one."""
         try:
             found = groups.listed(self._repository, machine.name)
-        except LunrError as error:
-            logger.warning("%s: %s", machine.name, error)
+            if not found:
+                return time.time()
+            last = datetime.fromisoformat(found[0].created_at).astimezone(UTC).timestamp()
+        except Exception as error:  # as in `attend`
+            logger.warning("%s: %s", machine.name, error, exc_info=_trace(error))
             return time.time()
-        if not found:
-            return time.time()
-        last = datetime.fromisoformat(found[0].created_at).astimezone(UTC).timestamp()
         return min(last, time.time()) + machine.every
+
+    def _recover(self, machine: Machine) -> None:
+        path = Path(machine.agent) if machine.agent else None
+        try:
+            with _monitor(machine) as monitor, contextlib.ExitStack() as stack:
+                leftovers.recover(monitor, connected_agent(monitor, path, stack))
+        except Exception as error:  # as in `attend`
+            logger.warning("Not looked after: %s", error, exc_info=_trace(error))
 
     def attend(self, machine: Machine) -> bool:
         """Back up `machine` and delete what it has too many of; whether that went well."""
@@ -85,42 +99,59 @@ class Keeper:
             service=self._service,
         )
         try:
-            path = Path(machine.qmp) if machine.qmp else libvirt.socket_of(machine.libvirt)
-            with Monitor.open(path) as monitor:
+            with _monitor(machine) as monitor:
                 group = backup(self._repository, monitor, options)
             ways = ", ".join(f"{member.disk} {member.way}" for member in group.members)
             stall = group.stall_seconds * 1000
             logger.info("Saved %s: %s; it stood still for %.1f ms.", group.group_id, ways, stall)
-            self._forget(machine)
         except Cancelled:
             logger.info("Given up: the service is being stopped.")
             return False
-        except LunrError as error:
-            logger.error("Not backed up: %s", error)  # noqa: TRY400 - a sentence is enough
+        except Exception as error:  # whatever one machine has, the others are to be backed up
+            logger.error("Not backed up: %s", error, exc_info=_trace(error))  # noqa: TRY400
             return False
+        try:
+            self._forget(machine)
+        except Exception as error:  # the backup is there; the next time
+            logger.warning("Too old ones are not deleted: %s", error, exc_info=_trace(error))
         return True
 
     def _forget(self, machine: Machine) -> None:
-        if not machine.keep:
-            return
+        """Delete what is too old, and what killed backups have left."""
         left = groups.unfinished(self._repository, machine.name)
         found = groups.listed(self._repository, machine.name)
-        oldest = found[: machine.keep][-1].group_id
-        for group in found[machine.keep :]:
-            try:
-                self._delete(group.group_id)
-            except LunrError as error:  # the next time
-                logger.warning("%s is not deleted: %s", group.group_id, error)
-                continue
-            logger.info("Deleted %s: %d newer ones are kept.", group.group_id, machine.keep)
-        # Older than what is kept, so no store is still behind with its listing.
-        for group_id in (one for one in left if one < oldest):
-            groups.delete(self._repository, group_id)
-            logger.info("Deleted what a backup that was killed had left: %s.", group_id)
+        count = machine.keep or len(found)
+        for group in found[count:]:
+            if self._delete(group.group_id):
+                logger.info("Deleted %s: %d newer ones are kept.", group.group_id, count)
+        bounds = [groups.new_id(machine.name, datetime.now(UTC) - _SETTLED)]
+        if machine.keep and len(found) >= machine.keep:
+            bounds.append(found[machine.keep - 1].group_id)  # no one is kept that is older
+        for group_id in (one for one in left if one < max(bounds)):
+            if self._delete(group_id):
+                logger.info("Deleted what a backup that was killed had left: %s.", group_id)
 
-    def _delete(self, group_id: str) -> None:
-        if self._service is None or not self._service.delete(group_id):
-            groups.delete(self._repository, group_id)
+    def _delete(self, group_id: str) -> bool:
+        """Delete a group, or what is left of one; whether that went well."""
+        try:
+            if self._service is None or not self._service.delete(group_id):
+                groups.delete(self._repository, group_id)
+        except LunrError as error:  # the next time
+            logger.warning("%s is not deleted: %s", group_id, error)
+            return False
+        return True
+
+
+@contextlib.contextmanager
+def _monitor(machine: Machine) -> Iterator[Monitor]:
+    path = Path(machine.qmp) if machine.qmp else libvirt.socket_of(machine.libvirt)
+    with Monitor.open(path) as monitor:
+        yield monitor
+
+
+def _trace(error: Exception) -> Exception | None:
+    """What nobody has thought of is logged with where it came from."""
+    return None if isinstance(error, LunrError) else error
 
 
 def serve(settings: Settings, stop: threading.Event) -> None:

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 from lunr.live import groups
+from lunr.live.qmp import Monitor
 from tests.support.waiting import wait_until
 from tests.system.live.conftest import Vault
 from tests.system.live.machines import Machine
+from tests.system.live.test_kill import killed
 
 
 def test_it_backs_up_again_and_again_and_keeps_few(
@@ -57,6 +61,78 @@ keep = 2
     assert vault.restored(found[0]) == machine.contents()
     assert groups.unfinished(vault.repository, "vm") == {}
     machine.assert_untouched()
+
+
+@contextlib.contextmanager
+def daemon(tmp_path: Path, config: str) -> Iterator[subprocess.Popen[bytes]]:
+    path = tmp_path / "live.toml"
+    path.write_text(config)
+    with (tmp_path / "log").open("w") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "lunr.live.main", "--config", str(path)],
+            stderr=log,
+            env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[3])},
+        )
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+
+
+def test_a_machine_that_was_stopped_goes_on_before_its_time(
+    machine: Machine, vault: Vault, tmp_path: Path
+) -> None:
+    vault.backup(machine)
+    assert killed(machine, vault, "block-export-add", "alone")
+    machine.guest.execute("blockdev-add", {"driver": "null-co", "node-name": "lunr-cutting"})
+    machine.guest.execute("stop")
+    config = f"""
+[store]
+url = "{vault.url}"
+[[machine]]
+name = "gone"
+qmp = "{tmp_path}/nobody"
+[[machine]]
+name = "vm"
+qmp = "{machine.qmp}"
+"""
+    with daemon(tmp_path, config) as process:
+        wait_until(lambda: "the guest goes on" in (tmp_path / "log").read_text(), 30, "it looks")
+        wait_until(lambda: "lunr-cutting" not in machine.nodes(), what="the machine is put right")
+        machine.assert_untouched()
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(20) == 0
+    said = (tmp_path / "log").read_text()
+    assert "[gone] Not looked after" in said
+    assert "[vm] Saved" not in said  # it is not due
+
+
+def test_it_is_killed_amid_a_backup(machine: Machine, vault: Vault, tmp_path: Path) -> None:
+    machine.write_some(random.Random(), 20)
+    config = f"""
+[store]
+url = "{vault.url}"
+[[machine]]
+name = "vm"
+qmp = "{machine.qmp}"
+scratch = "{tmp_path}"
+every = 1
+"""
+    for _ in range(3):
+        with daemon(tmp_path, config) as process:
+            wait_until(lambda: "lunr-0-filter" in machine.nodes(), 30, "a backup runs", 0.001)
+            process.kill()
+        Monitor.open(machine.qmp, 30).close()  # QEMU serves the next one when the guard is done
+        machine.assert_untouched()
+        machine.write_some(random.Random(), 3)
+    group = vault.backup(machine)
+    assert vault.restored(group) == machine.contents()
+
+
+def test_the_guard_outlives_the_service() -> None:
+    unit = (Path(__file__).parents[3] / "etc/systemd/lunr-live.service").read_text()
+    assert "\nKillMode=process\n" in unit
 
 
 def test_a_bad_configuration_ends_it(tmp_path: Path) -> None:

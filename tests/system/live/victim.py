@@ -1,8 +1,8 @@
 """Backs up a machine and is killed, with SIGKILL, before or just after
 a given message to QEMU.
 
-``python victim.py QMP STORE STEP [alone]``, or ``python victim.py QMP STORE COMMAND AGENT`` to be
-killed just after that command was sent, to QEMU or to the guest's agent. With ``alone`` the
+``python victim.py QMP STORE STEP [alone]``, or with a COMMAND as STEP to be killed just after
+that was sent, to QEMU or to the guest's agent, whose socket may follow. With ``alone`` the
 process that guards it is killed first. Ends with exit code 0 if the backup took fewer steps.
 """
 
@@ -24,27 +24,30 @@ from lunr.live.qmp import Lines, Monitor
 
 def main() -> None:
     qmp, store, step, *more = sys.argv[1:]
-    alone = more == ["alone"]
+    alone = "alone" in more
     left = int(step) if step.isdigit() else sys.maxsize
-    agent = None if alone or not more else Path(more[0])
+    agent = next((Path(one) for one in more if one != "alone"), None)
     guards: list[guard.Guard] = []
     send, enter = Lines.send, guard.Guard.__enter__
+
+    def die() -> None:
+        for one in guards if alone else ():
+            assert one._process is not None
+            one._process.kill()
+            one._process.wait()
+        os.kill(os.getpid(), signal.SIGKILL)
 
     def step_on() -> None:
         nonlocal left
         left -= 1
         if left < 0:
-            for one in guards if alone else ():
-                assert one._process is not None
-                one._process.kill()
-                one._process.wait()
-            os.kill(os.getpid(), signal.SIGKILL)
+            die()
 
     def doomed(self: Lines, *messages: Any, **kwargs: Any) -> None:
         step_on()
         send(self, *messages, **kwargs)
         if any(message["execute"] == step for message in messages):
-            os.kill(os.getpid(), signal.SIGKILL)
+            die()
         step_on()
 
     def noted(self: guard.Guard) -> guard.Guard:

@@ -23,7 +23,7 @@ from lunr.live.guard import Guard
 from lunr.live.machine import Disk
 from lunr.live.qmp import Monitor
 from lunr.live.service import Announced, Service
-from lunr.live.watch import Watch, is_set, uses_more
+from lunr.live.watch import Watch, is_set, leaves_less, uses_more
 
 logger = logging.getLogger(__name__)
 
@@ -40,6 +40,8 @@ class Options:
         disks: the names of those to back up; None: all.
         scratch: a folder with room for what the guest overwrites meanwhile.
         scratch_limit: bytes that it may take there; beyond, the backup is given up. 0: no limit.
+        scratch_reserve: bytes that must stay free there; below, the backup is given up. None:
+            :func:`lunr.live.watch.reserved`.
         agent: the socket of the guest's agent, to freeze file systems with; or None.
         concurrency: requests to the store at once.
         compression: blocks that do not shrink are stored as they are.
@@ -54,6 +56,7 @@ class Options:
     disks: Sequence[str] | None = None
     scratch: Path = Path("/var/tmp")  # noqa: S108 - the files there have no names
     scratch_limit: int = 0
+    scratch_reserve: int | None = None
     agent: Path | None = None
     concurrency: int = 4
     compression: Compression = Compression.ZSTD
@@ -298,6 +301,8 @@ class _Run:
         allocated = exports.allocations(self.monitor, disks, [disk.name for disk in others])
         files = fleece.put_filters(self.monitor, disks, self.options.scratch, self.held)
         self.watch.add(uses_more(files, self.options.scratch_limit))
+        self.watch.add(leaves_less(files, self.options.scratch_reserve))
+        self.watch.look()
         guard.check()
         stall, frozen = self._cut(disks, bases)
         logger.info("The guest stood still for %.1f ms.", stall * 1000)
@@ -310,6 +315,7 @@ class _Run:
                 members.append(self._save(one, given, announced))
                 sizes.check(self.monitor, one.disk, self.group_id)
                 leftovers.clear(self.monitor, number)
+                files[number].truncate(0)  # QEMU has let go of it: the room is free again
                 if announced is not None:
                     announced.progress = 100 * (number + 1) // len(plans)
         group = Group(

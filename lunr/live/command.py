@@ -132,6 +132,12 @@ _as_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON 
     help="Give the backup up when that takes more MiB there.  [no limit]",
 )
 @click.option(
+    "--scratch-reserve",
+    type=click.IntRange(min=0),
+    metavar="MIB",
+    help="Give the backup up when less MiB would be free there.  [5 % of it, at least 1024]",
+)
+@click.option(
     "--agent",
     type=click.Path(path_type=Path),
     help="The socket of the guest's agent (qemu-ga): freeze the file systems for the cut.",
@@ -161,6 +167,7 @@ def backup(
     disks: str | None,
     scratch: Path,
     scratch_limit: int | None,
+    scratch_reserve: int | None,
     agent: Path | None,
     concurrency: int,
     volumes: dict[str, str] | None,
@@ -175,6 +182,7 @@ def backup(
         disks=None if disks is None else disks.split(","),
         scratch=scratch,
         scratch_limit=(scratch_limit or 0) * units.MIB,
+        scratch_reserve=None if scratch_reserve is None else scratch_reserve * units.MIB,
         agent=agent,
         concurrency=concurrency,
         service=place.service,

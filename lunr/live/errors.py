@@ -57,6 +57,13 @@ class ScratchLimit(LunrError):
     retry = True
 
 
+class ScratchReserve(LunrError):
+    """Less than {reserve} would be free where the scratch files are, and a machine may have its disks there. The backup was given up, the virtual machine goes on. Give it another folder, or reserve less (--scratch-reserve)."""  # noqa: E501 - a sentence
+
+    code = "scratch_reserve"
+    retry = True
+
+
 class DiskResized(LunrError):
     """The disk {disk} was resized while it was backed up. The backup was given up: the next one reads all of that disk."""  # noqa: E501 - a sentence
 

@@ -94,6 +94,9 @@ class Keeper:
             disks=machine.disks or None,
             scratch=Path(machine.scratch),
             scratch_limit=machine.scratch_limit * units.MIB,
+            scratch_reserve=(
+                None if machine.scratch_reserve < 0 else machine.scratch_reserve * units.MIB
+            ),
             agent=Path(machine.agent) if machine.agent else None,
             cancel=self._stop,
             service=self._service,

@@ -27,6 +27,8 @@ class Machine:
         disks: only these; empty: all.
         scratch: a folder with room for what the guest overwrites meanwhile.
         scratch_limit: MiB that it may take there; beyond, the backup is given up. 0: no limit.
+        scratch_reserve: MiB that must stay free there; below, the backup is given up. -1: a
+            twentieth of it, at least 1024.
         agent: the socket of the guest's agent, to freeze file systems with; "": none.
     """
 
@@ -38,6 +40,7 @@ class Machine:
     disks: list[str] = field(default_factory=list)
     scratch: str = "/var/tmp"  # noqa: S108 - the files there have no names
     scratch_limit: int = 0
+    scratch_reserve: int = -1
     agent: str = ""
 
 
@@ -122,6 +125,8 @@ def parse(table: Mapping[str, Any]) -> Settings:
         if machine.every < 1 or machine.keep < 0 or machine.scratch_limit < 0:
             reason = f"{machine.name}: every is 1 or more, keep and scratch_limit 0 or more."
             raise ConfigError(reason=reason)
+        if machine.scratch_reserve < -1:
+            raise ConfigError(reason=f"{machine.name}: scratch_reserve is -1 or more.")
     if len({machine.name for machine in machines}) < len(machines):
         raise ConfigError(reason="two machines have the same name.")
     settings = Settings(store, machines, service)

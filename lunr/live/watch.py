@@ -36,6 +36,16 @@ class Watch:
         """One more thing to look at."""
         self._checks.append(check)
 
+    def look(self) -> None:
+        """Look now.
+
+        Raises:
+            LunrError: what a check says.
+        """
+        self._look()
+        if self._error is not None:
+            raise self._error
+
     @contextlib.contextmanager
     def watching(self) -> Iterator[None]:
         """Look as long as this lasts.
@@ -77,3 +87,25 @@ def uses_more(files: Sequence[IO[bytes]], limit: int) -> Check:
         return errors.ScratchLimit(limit=units.human(limit)) if 0 < limit < used else None
 
     return check
+
+
+def leaves_less(files: Sequence[IO[bytes]], reserve: int | None) -> Check:
+    """Whether less than `reserve` bytes are free where `files` are; None: :func:`reserved`."""
+
+    def check() -> LunrError | None:
+        for file in files:
+            found = os.fstatvfs(file.fileno())
+            wanted = reserved(found.f_blocks * found.f_frsize) if reserve is None else reserve
+            if found.f_bavail * found.f_frsize < wanted:
+                return errors.ScratchReserve(reserve=units.human(wanted))
+        return None
+
+    return check
+
+
+def reserved(size: int) -> int:
+    """What should stay free of a file system of `size` bytes: machines on it stop when it is full.
+
+    A twentieth, and at least what a guest may write between two looks.
+    """
+    return max(size // 20, units.GIB)

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import random
-import subprocess
-import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,7 +12,6 @@ from lunr.common.errors import Cancelled, LunrError
 from lunr.live import errors
 from lunr.live.backup import Options
 from lunr.live.qmp import Monitor
-from tests.support.services import need_root
 from tests.system.live.conftest import Vault
 from tests.system.live.machines import MIB, Disk, Machine
 from tests.system.live.test_backup import kept, ways
@@ -257,62 +253,6 @@ def test_a_disk_that_grows_and_one_that_is_added(
     assert vault.restored(group) == machine.contents()
     machine.write_some(draw)
     group = vault.backup(machine)
-    assert set(ways(group).values()) == {"incremental"}
-    assert vault.restored(group) == machine.contents()
-
-
-@pytest.fixture
-def tiny(tmp_path: Path) -> Iterator[Path]:
-    """A folder with room for 1 MiB."""
-    need_root()
-    folder = tmp_path / "tiny"
-    folder.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1M", "tmpfs", str(folder)], check=True)
-    yield folder
-    subprocess.run(["umount", str(folder)], check=True)
-
-
-def test_a_full_scratch_folder_ends_the_backup_and_not_the_machine(
-    machine: Machine, vault: Vault, tiny: Path
-) -> None:
-    draw = random.Random()
-    alpha = machine.disks[0]
-    machine.write(alpha, 0, 24 * MIB, 1)
-    first = vault.backup(machine)
-
-    def overwrite(call: str, name: str) -> None:
-        if call == "put" and name.startswith("sessions/"):
-            machine.write(alpha, 0, 8 * MIB, draw.randrange(2, 256))
-
-    machine.write(alpha, MIB, MIB, 77)
-    with pytest.raises(errors.ExportLost, match="goes on"):
-        vault.backup(machine, overwrite, scratch=tiny)
-    machine.assert_untouched()
-    assert vault.ids() == {first.group_id, *(member.backup_id for member in first.members)}
-    group = vault.backup(machine)
-    assert ways(group)["alpha"] == "incremental"
-    assert vault.restored(group) == machine.contents()
-
-
-def test_a_limit_on_scratch_space_ends_the_backup_and_not_the_machine(
-    machine: Machine, vault: Vault
-) -> None:
-    alpha = machine.disks[0]
-    machine.write(alpha, 0, 24 * MIB, 1)
-    first = vault.backup(machine, scratch_limit=4 * MIB)
-
-    def overwrite(call: str, name: str) -> None:
-        if call == "put" and name.startswith("sessions/"):
-            machine.write(alpha, 0, 8 * MIB, 2)
-        elif call == "put":
-            time.sleep(0.5)  # a store that is slow enough for somebody to look
-
-    machine.write(alpha, MIB, MIB, 77)
-    with pytest.raises(errors.ScratchLimit, match=r"4.0 MiB .* goes on"):
-        vault.backup(machine, overwrite, scratch_limit=4 * MIB)
-    machine.assert_untouched()
-    assert vault.ids() == {first.group_id, *(member.backup_id for member in first.members)}
-    group = vault.backup(machine, scratch_limit=4 * MIB)
     assert set(ways(group).values()) == {"incremental"}
     assert vault.restored(group) == machine.contents()
 

@@ -54,6 +54,7 @@ def test_a_good_one(tmp_path: Path) -> None:
         ('qmp = "/run/db.qmp"', "", "one of qmp and libvirt"),
         ("keep = 24", 'libvirt = "db"', "one of qmp and libvirt"),
         ("keep = 24", "scratch_limit = -1", "0 or more"),
+        ("keep = 24", "scratch_reserve = -2", "-1 or more"),
         ("[[machine]]", '[service]\nurl = "http://x"\n[[machine]]', "account"),
         ("[store]", "[store", "live.toml"),
     ],

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import threading
 from pathlib import Path
 
@@ -7,7 +8,7 @@ import pytest
 
 from lunr.common.errors import Cancelled
 from lunr.live import errors
-from lunr.live.watch import Watch, is_set, uses_more
+from lunr.live.watch import Watch, is_set, leaves_less, reserved, uses_more
 
 
 def test_the_check_that_speaks_first_says_why(tmp_path: Path) -> None:
@@ -37,3 +38,36 @@ def test_what_is_not_limited_is_not(tmp_path: Path) -> None:
         file.flush()
         assert uses_more([file], 0)() is None
         assert uses_more([file], 1 << 20)() is None
+
+
+@pytest.mark.parametrize(
+    ("size", "free", "reserve", "is_enough"),
+    [
+        (100 << 30, 5 << 30, None, True),
+        (100 << 30, (5 << 30) - 4096, None, False),
+        (10 << 30, 1 << 30, None, True),  # a twentieth would be less
+        (10 << 30, (1 << 30) - 4096, None, False),
+        (10 << 30, 8192, 8192, True),
+        (10 << 30, 4096, 8192, False),
+        (10 << 30, 0, 0, True),
+    ],
+)
+def test_what_must_stay_free(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    size: int,
+    free: int,
+    reserve: int | None,
+    is_enough: bool,
+) -> None:
+    found = os.statvfs_result((512, 4096, size >> 12, free >> 12, free >> 12, 0, 0, 0, 0, 255))
+    monkeypatch.setattr(os, "fstatvfs", lambda _fd: found)
+    with (tmp_path / "scratch").open("wb") as file:
+        error = leaves_less([file], reserve)()
+    assert (error is None) == is_enough
+    assert error is None or isinstance(error, errors.ScratchReserve)
+
+
+def test_a_twentieth_is_reserved() -> None:
+    assert reserved(1 << 40) == (1 << 40) // 20
+    assert reserved(1 << 20) == 1 << 30

@@ -1,4 +1,4 @@
-"""Runs real saves, deletes, collections, sweeps and verifications in an order that a seed decides.
+"""Runs real saves, restores, deletes, collections, sweeps and verifications as a seed decides.
 
 Every actor is a thread with a view of one store of its own. Each request to
 the store waits until the scheduler lets it go, so exactly one runs at a time,
@@ -149,6 +149,10 @@ class View(Store):
         self._wait(f"list {prefix}")
         yield from list(self._store.list(prefix))
 
+    def report(self) -> None:
+        """The actor tells the service that it is done, if it lives to do so."""
+        self._wait("report")
+
     def sync(self) -> None:
         pass
 
@@ -252,7 +256,9 @@ class Scheduler:
         if urgent.latest < self.world.now + pause:
             actor, pause = urgent, 0.0
         self.world.now += pause
-        actor.step(crash=chance.random() < self._crashes)
+        # One of a hundred requests is a report: that chance alone would hardly ever meet it.
+        crashes = 50 * self._crashes if actor.request == "report" else self._crashes
+        actor.step(crash=chance.random() < crashes)
         if actor.over:
             self.actors.remove(actor)
             self.finished.append(actor)

@@ -8,15 +8,16 @@ from collections import Counter
 from lunr.backup import collect as garbage
 from lunr.backup import condemned, damage
 from lunr.backup.errors import CorruptObject, ObjectMissing, UnsupportedFormat
+from lunr.backup.extents import runs
 from lunr.backup.format.names import Kind
 from lunr.backup.repository import Repository
 from lunr.backup.stores import connection_options
 from lunr.backup.stores.swift import SwiftStore
 from lunr.backup.verify import verify
 from lunr.common.errors import LunrError
-from tests.functional.backup.interleaving import KEYS, Actor, Objects, Scheduler, World
+from tests.functional.backup.interleaving import KEYS, Actor, Objects, Scheduler, View, World
 from tests.functional.backup.swift_server import SwiftServer
-from tests.unit.backup.support import load_bytes, save_bytes
+from tests.unit.backup.support import SMALL, load_bytes, save_bytes
 
 LAG = 1800.0
 _CHUNKS = 6
@@ -24,7 +25,11 @@ _BLOCKS = 4  # of a chunk
 
 
 class Life:
-    """Two volumes change, are saved, verified, deleted and collected, for some hundred requests."""
+    """Two volumes change, are saved, read, verified, deleted and collected.
+
+    For some hundred requests. Half of the saves know what has changed, half of them are told of
+    other backups, which may be deleted, or being deleted, or never were.
+    """
 
     def __init__(self, seed: int, lag: float, grace: float, service: bool, rot: bool) -> None:
         self.world = World(seed, lag)
@@ -39,6 +44,7 @@ class Life:
         self.content: dict[str, bytes] = {}  # whatever was ever begun
         self.deleting: set[str] = set()  # or deleted, or as good as that
         self.deleted: set[str] = set()
+        self.rescued = 0  # names that stay condemned although a backup needs them
         # What the service knows, in its database:
         self.saving: dict[str, Actor] = {}
         self.collections: dict[str, set[str]] = {}  # unswept -> saves it must wait for
@@ -58,13 +64,52 @@ class Life:
         data = self.bytes_of(volume)
         parent = self.chance.choice([*self.saved, None])
         known = tuple(self.collections) if self.service else ()
+        like = self.like()
+        changed = None if self.chance.random() < 0.5 else self.changes(parent, data)
         self.content[backup_id] = data
 
         def work(repository: Repository) -> None:
-            save_bytes(repository, data, backup_id, parent, condemned=known)
+            save_bytes(
+                repository, data, backup_id, parent, condemned=known, like=like, changed=changed
+            )
             self.saved[backup_id] = data
 
         self.saving[backup_id] = self.scheduler.start(f"save {backup_id}", work)
+
+    def like(self) -> tuple[str, ...]:
+        """Some backups, whatever has become of them."""
+        if self.chance.random() < 0.5:
+            return ()
+        ever = [*self.content, "none"]
+        return tuple(self.chance.sample(ever, min(len(ever), 3)))
+
+    def changes(self, parent: str | None, data: bytes) -> list[tuple[int, int]]:
+        """Where `data` differs from `parent`, and some more."""
+        before = b"" if parent is None else self.content[parent]
+        starts = range(0, len(data), SMALL.block)
+        differ = {
+            at for at in starts if before[at : at + SMALL.block] != data[at : at + SMALL.block]
+        }
+        differ.update(self.chance.sample(starts, self.chance.randrange(3)))
+        blocks = runs(at // SMALL.block for at in differ)
+        return [(first * SMALL.block, end * SMALL.block) for first, end in blocks]
+
+    def start_restore(self) -> None:
+        choices = [*self.saved, *sorted(self.deleting)]
+        if not choices:
+            return
+        backup_id = self.chance.choice(choices)
+
+        def work(repository: Repository) -> None:
+            try:
+                data = load_bytes(repository, backup_id)
+            except LunrError:
+                if backup_id not in self.deleting:
+                    assert self.is_damaged(backup_id)
+                raise
+            assert data == self.content[backup_id]
+
+        self.scheduler.start(f"restore {backup_id}", work)
 
     def bytes_of(self, volume: list[int]) -> bytes:
         return b"".join(bytes([value]) * 64 for value in volume)
@@ -97,24 +142,34 @@ class Life:
 
         def work(repository: Repository) -> None:
             found = garbage.collect(repository, keep, self.grace, threads=1)
-            if found.collection is not None and self.service:
-                self.collections[found.collection] = {
-                    one for one, actor in self.saving.items() if not actor.over
-                }
+            _report(repository)
+            self.hear(found)
 
         self.scheduler.start("collect", work)
 
+    def hear(self, found: garbage.Collected) -> None:
+        """What the service does when a collection tells what it found."""
+        for collection in (found.collection, *found.unswept) if self.service else ():
+            if collection is not None:
+                running = {one for one, actor in self.saving.items() if not actor.over}
+                self.collections.setdefault(collection, running)
+
+    def to_sweep(self) -> list[str]:
+        """The collections that somebody would sweep."""
+        return list(self.collections) if self.service else condemned.listed(self.direct)
+
     def start_sweep(self) -> None:
-        known = list(self.collections) if self.service else condemned.listed(self.direct)
+        known = self.to_sweep()
         if not known:
             return
-        collection = self.chance.choice(list(known))
+        collection = self.chance.choice(known)
         if self.service and any(not self.saving[one].over for one in self.collections[collection]):
             return
         keep = self.keep()
 
         def work(repository: Repository) -> None:
             garbage.sweep(repository, collection, keep, self.grace, threads=1)
+            _report(repository)
             self.collections.pop(collection, None)
 
         self.scheduler.start(f"sweep {collection}", work)
@@ -132,7 +187,7 @@ class Life:
 
     def go(self) -> None:
         starts = [self.start_save] * 3 + [self.start_sweep] * 2
-        starts += [self.start_delete, self.start_collect, self.start_verify]
+        starts += [self.start_delete, self.start_collect, self.start_verify, self.start_restore]
         for _ in range(60):
             if len(self.scheduler.actors) < 6:
                 self.chance.choice(starts)()
@@ -200,7 +255,8 @@ class Life:
             backup_id, parent = f"b{self.serial}", self.chance.choice([*self.backups(), None])
             data = self.content[backup_id] = self.bytes_of(volume)
             known = tuple(self.collections)
-            save_bytes(self.direct, data, backup_id, parent, condemned=known)
+            like = tuple(self.backups())
+            save_bytes(self.direct, data, backup_id, parent, condemned=known, like=like)
             self.saved[backup_id] = data
             assert load_bytes(self.direct, backup_id) == data
             assert not self.is_damaged(backup_id)
@@ -226,11 +282,35 @@ class Life:
             left = condemned.load(self.direct, collection)
             assert left is None or left.swept
             assert left is None or needed.issuperset(map(damage.subject_of, left.objects))
+        self.save_again()
         self.world.now += 4 * LAG  # or a root that was stored just now is not listed
         for backup_id in self.backups():
             self.delete(backup_id)
         self.drain()
         assert not self.world.objects
+
+    def save_again(self) -> None:
+        """Backups of volumes in which nothing has changed store nothing, and other volumes neither.
+
+        But for what must not be referred to.
+        """
+        rescued = {n for one in condemned.listed(self.direct) for n in self.condemned_by(one)}
+        barred = rescued | damage.names(self.direct)
+        for parent in self.backups():
+            needs = self.needs(parent)
+            self.rescued += len(needs & rescued)
+            if not needs.isdisjoint(barred | self.world.rotten):
+                continue
+            for changed in (None, []):
+                self.serial += 1
+                backup_id, data = f"b{self.serial}", self.content[parent]
+                did = save_bytes(self.direct, data, backup_id, parent, changed=changed)
+                assert did.statistics.objects_stored == 0
+                self.content[backup_id] = self.saved[backup_id] = data
+
+    def condemned_by(self, collection: str) -> set[str]:
+        found = condemned.load(self.direct, collection)
+        return set() if found is None else set(found.objects)
 
     def delete(self, backup_id: str) -> None:
         self.deleting.add(backup_id)
@@ -243,9 +323,15 @@ class Life:
         for _ in range(4):
             self.world.now += 4 * (self.grace + LAG + 1000)
             keep = [one for one in self.keep() if f"roots/{one}" in self.world.objects]
-            for collection in condemned.listed(self.direct):
+            for collection in self.to_sweep():
                 garbage.sweep(self.direct, collection, keep, self.grace, threads=1)
-            garbage.collect(self.direct, keep, self.grace, threads=1)
+                self.collections.pop(collection, None)
+            self.hear(garbage.collect(self.direct, keep, self.grace, threads=1))
+
+
+def _report(repository: Repository) -> None:
+    assert isinstance(repository.store, View)
+    repository.store.report()
 
 
 def go(
@@ -282,4 +368,5 @@ def go(
         for one in life.scheduler.finished
     )
     ends["rotten"] = life.world.rotted
+    ends["rescued"] = life.rescued
     return ends

@@ -34,7 +34,7 @@ def test_nothing_needed_goes_and_nothing_else_stays(
         ends += go(SEED + number, lag, grace, service)
     print(dict(ends))
     if RUNS >= 50:  # the runs are worth something only if all of this happened in them
-        actors = ("save", "sweep", "collect", "delete", "verify")
+        actors = ("save", "sweep", "collect", "delete", "verify", "restore")
         assert all(ends[f"{actor} done"] for actor in actors), ends
         assert any(ends[f"{actor} crashed"] for actor in actors), ends
         assert ends["sweep saves_running"], ends
@@ -77,8 +77,9 @@ def test_a_save_that_heeds_no_notes_refers_to_what_has_rotted(
 
 
 @pytest.mark.parametrize("obeys", [True, False])
+@pytest.mark.parametrize("source", ["parent", "like"])
 def test_a_writer_never_refers_to_a_condemned_name(
-    monkeypatch: pytest.MonkeyPatch, obeys: bool
+    monkeypatch: pytest.MonkeyPatch, obeys: bool, source: str
 ) -> None:
     # Too rare for chance: `second` has what was condemned while it was saved,
     # and is deleted when `third` has just taken it over from there.
@@ -107,7 +108,8 @@ def test_a_writer_never_refers_to_a_condemned_name(
         monkeypatch.setattr(
             pipeline, "load_names", lambda *_: (frozenset(), condemned.listed(repo))
         )
-    save_bytes(repository(Faulty(store, sweep)), data, "third", "second")
+    found_at = {"parent_id": "second"} if source == "parent" else {"like": ("second",)}
+    save_bytes(repository(Faulty(store, sweep)), data, "third", **found_at)  # type: ignore[arg-type]
     if obeys:
         assert load_bytes(repo, "third") == data
     else:

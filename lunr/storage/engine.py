@@ -35,7 +35,8 @@ STOP_GRACE = 10.0
 _LOW_PRIORITY = ("nice", "-n", "10", "ionice", "-c", "2", "-n", "7")
 #: What has to be installed for it.
 PROGRAMS = ("nice", "ionice")
-WORKER = (*_LOW_PRIORITY, sys.executable, "-m", "lunr.backup.worker")
+#: With -P nothing is imported from the folder that the agent was started in.
+WORKER = (*_LOW_PRIORITY, sys.executable, "-P", "-m", "lunr.backup.worker")
 
 
 class EngineDied(errors.LunrError):

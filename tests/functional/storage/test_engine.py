@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -91,3 +92,14 @@ def test_no_secret_is_shown() -> None:
 def test_a_missing_interpreter_is_said() -> None:
     with pytest.raises(system.CommandMissing, match="no-such-worker"):
         engine(command=["no-such-worker"]).run(job(), "verify")
+
+
+def test_nothing_is_imported_from_where_the_agent_was_started(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("json", "lunr"):
+        (tmp_path / f"{name}.py").write_text("raise SystemExit('of another')")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(errors.RemoteError) as caught:
+        engine(command=engine_module.WORKER).run(job(), "no-such-task")
+    assert caught.value.code == "bad_request"  # it ran

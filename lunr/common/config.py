@@ -289,7 +289,7 @@ LVM = [
         "wipe_mib_per_second",
         default=100,
         min=0,
-        help="How fast deleted volumes are overwritten where the disks can't discard to zeros; 0: no limit (pool `lvm`).",
+        help="How fast deleted volumes are overwritten, unless the disks forget them at once; 0: no limit (pool `lvm`).",
     ),
 ]
 

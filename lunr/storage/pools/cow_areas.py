@@ -4,17 +4,26 @@ from __future__ import annotations
 
 import logging
 import time
+from typing import NamedTuple
 
 from lunr.common import units
 from lunr.storage import system
 from lunr.storage.pools import cow
 from lunr.storage.pools.base import PoolFull, Snapshot
-from lunr.storage.pools.volume_group import LogicalVolume, Role, VolumeGroup
+from lunr.storage.pools.logical_volumes import LogicalVolume, Role
+from lunr.storage.pools.volume_group import VolumeGroup
 
 _log = logging.getLogger(__name__)
 
 #: Seconds before an area that could not grow is tried again.
 _RETRY = 10.0
+
+
+class _Stuck(NamedTuple):
+    """Until when (of time.monotonic) an area is left as it is, and why it could not grow."""
+
+    until: float
+    why: str
 
 
 class CowAreas:
@@ -29,7 +38,6 @@ class CowAreas:
     Attributes:
         fullest: how full (0 to 1) the fullest is.
         lost: the snapshots whose bytes are gone.
-        trouble: why an area that must grow can't, or "".
     """
 
     #: Bytes of every area, if its volume can need them: room enough that a fast writer does
@@ -43,10 +51,15 @@ class CowAreas:
         self._grow_at = grow_at
         #: By device-mapper name; None: nobody looked since snapshots came or went.
         self._known: dict[str, LogicalVolume] | None = None
-        self._retry_at = 0.0
+        #: By names, those that must grow and could not.
+        self._stuck: dict[str, _Stuck] = {}
         self.fullest = 0.0
         self.lost: frozenset[Snapshot] = frozenset()
-        self.trouble = ""
+
+    @property
+    def trouble(self) -> str:
+        """Why an area that must grow can't, or ""."""
+        return next((stuck.why for stuck in self._stuck.values()), "")
 
     def share_of(self, size: int) -> int:
         """Bytes that the area of a volume of `size` bytes begins with, and grows by."""
@@ -71,17 +84,17 @@ class CowAreas:
                 self._known = None
                 raise
         if not known:
-            self.fullest, self.lost, self.trouble = 0.0, frozenset(), ""
+            self.fullest, self.lost, self._stuck = 0.0, frozenset(), {}
             return
         states = {name: state for name, state in self.states().items() if name in known}
         self._tell_lost({name for name, state in states.items() if state.lost}, known)
         living = {name: state.used for name, state in states.items() if not state.lost}
         self.fullest = max(living.values(), default=0.0)
-        full = [known[name] for name, used in living.items() if used >= self._grow_at]
-        if not full:
-            self.trouble = ""
-        elif time.monotonic() >= self._retry_at:
-            self._grow({lv.name for lv in full})
+        full = {known[name].name for name, used in living.items() if used >= self._grow_at}
+        self._stuck = {name: stuck for name, stuck in self._stuck.items() if name in full}
+        now = time.monotonic()
+        if due := full - {name for name, stuck in self._stuck.items() if now < stuck.until}:
+            self._grow(due)
 
     def states(self) -> dict[str, cow.Status]:
         """What the kernel says of each dm-snapshot on this machine, by device-mapper name."""
@@ -96,7 +109,6 @@ class CowAreas:
     def _grow(self, names: set[str]) -> None:
         lvs = self._group.volumes()
         sizes = {lv.name: lv.size for lv in lvs}
-        trouble = ""
         for lv in lvs:
             if lv.name not in names or lv.origin not in sizes:
                 continue
@@ -108,10 +120,10 @@ class CowAreas:
             try:
                 self._group.extend(lv.name, size, self._where)
             except (PoolFull, system.CommandFailed, system.CommandTimeout) as error:
-                trouble = f"the snapshot {lv.name} fills up and can't be enlarged: {error}"
-                self._retry_at = time.monotonic() + _RETRY
+                why = f"the snapshot {lv.name} fills up and can't be enlarged: {error}"
+                if lv.name not in self._stuck:
+                    _log.error("%s", why)
+                self._stuck[lv.name] = _Stuck(time.monotonic() + _RETRY, why)
             else:
+                self._stuck.pop(lv.name, None)
                 _log.info("%s: room for what is overwritten: %s", lv.name, units.human(size))
-        if trouble and not self.trouble:
-            _log.error("%s", trouble)
-        self.trouble = trouble

@@ -35,15 +35,14 @@ from lunr.storage.pools.base import (
 )
 from lunr.storage.pools.copying import copy
 from lunr.storage.pools.cow_areas import CowAreas
-from lunr.storage.pools.volume_group import (
+from lunr.storage.pools.logical_volumes import (
     ROLES,
     LogicalVolume,
     PhysicalVolume,
     Role,
-    VolumeGroup,
     tags_for,
-    translated,
 )
+from lunr.storage.pools.volume_group import VolumeGroup, translated
 from lunr.storage.pools.wipe import WIPING, Wiper
 
 _log = logging.getLogger(__name__)
@@ -145,10 +144,11 @@ class LvmPool(DevicePool):
     # --- what is there -------------------------------------------------------------
 
     def capacity(self) -> Capacity:
-        """Room on the tagged disks, less what is kept for snapshots."""
+        """Room on the tagged disks, less what is kept for snapshots, or less what these have."""
         disks = self._disks()
         total, free = sum(disk.size for disk in disks), sum(disk.free for disk in disks)
-        promised = int(total * (1 - self._reserve))
+        volumes = sum(disk.volumes for disk in disks)
+        promised = min(int(total * (1 - self._reserve)), volumes + free)
         used = {"data": 1 - free / total if total else 1.0, "snapshots": self.areas.fullest}
         tight = bool(self.areas.trouble) or free <= total * self._reserve / 2
         return Capacity(promised, min(free, promised), self.areas.trouble, used, tight)
@@ -189,15 +189,15 @@ class LvmPool(DevicePool):
         """Copy all of `source` but its zeros; of a volume by a snapshot of one moment."""
         ids.check(volume_id)
         lvs = self._lvs()
+        for lv in lvs:
+            if lv.role is Role.BUILDING and lv.id == volume_id:  # by an attempt that was given up
+                self._drop(lv)
+                lvs = self._lvs()
         if self._is_there(lvs, volume_id, size):
             return
         length = self._size(source, lvs)
         if length > size:
             raise errors.Conflict(reason=f"{source} has {length} bytes and does not fit in {size}")
-        for lv in lvs:
-            if lv.role is Role.BUILDING and lv.id == volume_id:  # by an attempt that was given up
-                self._drop(lv)
-                lvs = self._lvs()
         made = set()
         try:
             if isinstance(source, str):
@@ -217,7 +217,10 @@ class LvmPool(DevicePool):
             made.remove(new)
         finally:
             for name in made:
-                self._drop(self._named(name))
+                try:
+                    self._drop(self._named(name))
+                except errors.LunrError as error:  # the next attempt, or the next start, does it
+                    _log.error("%s stays for now: %s", name, error)
 
     def extend(self, volume_id: str, size: int) -> None:
         """Add extents; while it is open only if it has no snapshots other than references."""

@@ -34,17 +34,11 @@ from lunr.storage.pools.base import (
     Tick,
     no_tick,
 )
+from lunr.storage.pools.logical_volumes import ROLES, LogicalVolume, Role, tags_for
 from lunr.storage.pools.maps import Run
 from lunr.storage.pools.thin_device import PoolDevice
 from lunr.storage.pools.thin_status import Mode, ThinStatus
-from lunr.storage.pools.volume_group import (
-    ROLES,
-    LogicalVolume,
-    Role,
-    VolumeGroup,
-    tags_for,
-    translated,
-)
+from lunr.storage.pools.volume_group import VolumeGroup, translated
 
 _log = logging.getLogger(__name__)
 

@@ -1,16 +1,7 @@
 """One volume group of LVM: what is in it, and the commands on it. Both LVM pools stand on it.
 
-What a logical volume is to lunr is written in its tags, by the command that
-makes it, so that an operator who reads ``lvs -o+tags`` understands::
-
-    lunr.role=ROLE       what it is (:class:`Role`)
-    lunr.id=ID           the record's id: the volume's, the snapshot's or the backup's
-    lunr.volume=ID       the volume it belongs to (of a volume: itself)
-
-What has no such tags is not lunr's and is left alone. Names are made from ids
-for people; nothing but `name_for` goes by them.
-
-Output of LVM is asked for as JSON (lvmreport(7)), sizes in bytes.
+Its tags tell what a logical volume is to lunr (:mod:`lunr.storage.pools.logical_volumes`).
+Names are made from ids for people; nothing but `name_for` goes by them.
 """
 
 from __future__ import annotations
@@ -18,27 +9,35 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import hashlib
-import json
 import logging
 import os
 import re
 import time
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
-from enum import StrEnum
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
 
 from lunr.common import errors, ids, units
 from lunr.storage import system
-from lunr.storage.pools.base import PoolFull, PoolUnusable, Purpose, Snapshot
+from lunr.storage.pools.base import PoolFull, PoolUnusable
+from lunr.storage.pools.logical_volumes import (
+    DISK_FIELDS,
+    ROLE_TAG,
+    VOLUME_FIELDS,
+    LogicalVolume,
+    PhysicalVolume,
+    Role,
+    parse_disks,
+    parse_report,
+    parse_volume,
+)
 
 _log = logging.getLogger(__name__)
 
 #: LVM waits for its own lock while another command works on the group.
 TIMEOUT = 120.0
 
-_LOCKS = Path("/run/lock")
+#: Where agents meet, whatever their configuration says. Nobody but root may make files in it.
+_LOCKS = Path("/run/lunr-locks")
 
 #: lvm(8), "VALID NAMES"; it must leave room for a logical volume's name beside it.
 _GROUP_NAME = re.compile(r"[A-Za-z0-9_+.][A-Za-z0-9_+.-]{0,31}")
@@ -55,26 +54,6 @@ _NO_ROOM = re.compile(
 )
 
 
-class Role(StrEnum):
-    """What a logical volume is, by its tag ``lunr.role``."""
-
-    VOLUME = "volume"
-    #: A user's snapshot.
-    SNAPSHOT = "snapshot"
-    #: The snapshot that a running backup reads.
-    BACKUP = "backup"
-    #: The snapshot that the volume's next backup is compared with.
-    REFERENCE = "reference"
-    #: What of a volume is there that is being restored: dm-clone's metadata.
-    FILLING = "filling"
-    #: Half made: nothing yet, and garbage if nobody is at it.
-    BUILDING = "building"
-    #: To be overwritten and then removed.
-    WIPING = "wiping"
-    #: The same, but a COW area: only as far as it was used.
-    WIPING_COW = "wiping-cow"
-
-
 #: How names begin. LVM keeps those that begin with "snapshot" for itself.
 _PREFIXES = {
     Role.VOLUME: "volume",
@@ -84,84 +63,6 @@ _PREFIXES = {
     Role.FILLING: "filling",
     Role.BUILDING: "building",
 }
-
-#: Which role a snapshot of each purpose has.
-ROLES = {
-    Purpose.USER: Role.SNAPSHOT,
-    Purpose.BACKUP: Role.BACKUP,
-    Purpose.REFERENCE: Role.REFERENCE,
-}
-
-
-@dataclass(frozen=True)
-class LogicalVolume:
-    """A line of ``lvs``.
-
-    Attributes:
-        name: its name in the group.
-        size: bytes it takes: of a dm-snapshot those of its COW area, of a thin one those promised.
-        origin: the name of what it is a snapshot of, or "".
-        pool: the name of its thin pool, or "".
-        segtype: "linear", "thin", "thin-pool", …
-        tags: all of them.
-        made_at: when it was made, in seconds since 1970.
-        active: whether its device is there.
-        suspended: whether its device lets nothing through.
-        open: whether somebody has its device open.
-    """
-
-    name: str
-    size: int
-    origin: str
-    pool: str
-    segtype: str
-    tags: frozenset[str]
-    made_at: float
-    active: bool
-    suspended: bool
-    open: bool
-
-    @property
-    def role(self) -> Role | None:
-        """What it is to lunr; None: not lunr's."""
-        value = self._tag("role")
-        return Role(value) if value in set(Role) else None
-
-    @property
-    def id(self) -> str:
-        """The id of the record it is for, or ""."""
-        return self._tag("id")
-
-    @property
-    def volume_id(self) -> str:
-        """The id of the volume it belongs to, or ""."""
-        return self._tag("volume")
-
-    @property
-    def snapshot(self) -> Snapshot | None:
-        """The snapshot that it holds, if it holds one."""
-        for purpose, role in ROLES.items():
-            if self.role is role:
-                return Snapshot(self.volume_id, self.id, purpose)
-        return None
-
-    def _tag(self, key: str) -> str:
-        start = f"lunr.{key}="
-        # A tag of a hand that wrote what is no id is not believed.
-        values = (tag.removeprefix(start) for tag in self.tags if tag.startswith(start))
-        return next((value for value in values if ids.is_valid(value)), "")
-
-
-@dataclass(frozen=True)
-class PhysicalVolume:
-    """A line of ``pvs``: a disk of the group, sizes in bytes."""
-
-    name: str
-    size: int
-    free: int
-    tags: frozenset[str]
-    allocatable: bool
-    missing: bool
 
 
 class VolumeGroup:
@@ -244,8 +145,9 @@ class VolumeGroup:
         Raises:
             PoolUnusable: another has it.
         """
-        path = _LOCKS / f"lunr-{self.name}.lock"
+        path = _LOCKS / f"{self.name}.lock"
         try:
+            _LOCKS.mkdir(mode=0o700, exist_ok=True)
             lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         except OSError as error:
             raise self.unusable(f"its lock can't be made: {error}") from error
@@ -282,7 +184,7 @@ class VolumeGroup:
 
     def disks(self) -> list[PhysicalVolume]:
         """The physical volumes."""
-        return [parse_disk(row) for row in self.report("pvs", DISK_FIELDS)]
+        return parse_disks(self.report("pvs", DISK_FIELDS), self._extent)
 
     def path(self, name: str) -> Path:
         """The device of the logical volume `name`, where udev or LVM itself makes it."""
@@ -363,8 +265,8 @@ class VolumeGroup:
 
     def retag(self, lv: LogicalVolume, role: Role) -> None:
         """Give `lv` another role, in one step."""
-        old = [word for tag in lv.tags if tag.startswith(_ROLE) for word in ("--deltag", tag)]
-        self.run("lvchange", *old, "--addtag", f"{_ROLE}{role}", self.full_name(lv.name))
+        old = [word for tag in lv.tags if tag.startswith(ROLE_TAG) for word in ("--deltag", tag)]
+        self.run("lvchange", *old, "--addtag", f"{ROLE_TAG}{role}", self.full_name(lv.name))
 
     def convert(self, lv: LogicalVolume, role: Role) -> None:
         """Give `lv` another role, in one step, and then the name that goes with it.
@@ -426,12 +328,6 @@ class VolumeGroup:
         return name
 
 
-def tags_for(role: Role, id_: str, volume_id: str) -> list[str]:
-    """The words that make ``lvcreate`` tag what it makes."""
-    tags = (f"{_ROLE}{role}", f"lunr.id={ids.check(id_)}", f"lunr.volume={ids.check(volume_id)}")
-    return [word for tag in tags for word in ("--addtag", tag)]
-
-
 @contextlib.contextmanager
 def translated(kind: str, id_: str) -> Iterator[None]:
     """Say LVM's "in use" as errors.InUse of the record `id_`."""
@@ -445,55 +341,8 @@ def translated(kind: str, id_: str) -> Iterator[None]:
 
 # --- what LVM says -----------------------------------------------------------------
 
-_ROLE = "lunr.role="
 _REPORT = ("--reportformat", "json", "--units", "b", "--nosuffix")
 _REPORT_CONFIG = 'report/time_format="%s"'
-
-#: What `parse_volume` reads.
-VOLUME_FIELDS = (
-    *("lv_name", "lv_size", "origin", "pool_lv", "segtype"),
-    *("lv_tags", "lv_time", "lv_active", "lv_suspended", "lv_device_open"),
-)
-#: What `parse_disk` reads.
-DISK_FIELDS = ("pv_name", "pv_size", "pv_free", "pv_tags", "pv_allocatable", "pv_missing")
-
-
-def parse_report(text: str) -> list[dict[str, str]]:
-    """The lines of a report in JSON, whatever they are of.
-
-    Raises:
-        ValueError: it is none.
-    """
-    report: Mapping[str, Any] = json.loads(text)
-    return [row for part in report["report"] for rows in part.values() for row in rows]
-
-
-def parse_volume(row: Mapping[str, str]) -> LogicalVolume:
-    """A line of ``lvs`` with `VOLUME_FIELDS`."""
-    return LogicalVolume(
-        name=row["lv_name"],
-        size=int(row["lv_size"]),
-        origin=row["origin"],
-        pool=row["pool_lv"],
-        segtype=row["segtype"],
-        tags=_tags(row["lv_tags"]),
-        made_at=float(row["lv_time"]),
-        active=row["lv_active"] == "active",
-        suspended=row["lv_suspended"] == "suspended",
-        open=row["lv_device_open"] == "open",
-    )
-
-
-def parse_disk(row: Mapping[str, str]) -> PhysicalVolume:
-    """A line of ``pvs`` with `DISK_FIELDS`."""
-    return PhysicalVolume(
-        name=row["pv_name"],
-        size=int(row["pv_size"]),
-        free=int(row["pv_free"]),
-        tags=_tags(row["pv_tags"]),
-        allocatable=row["pv_allocatable"] != "",
-        missing=row["pv_missing"] != "",
-    )
 
 
 def loop_filter(own: Iterable[str]) -> str:
@@ -508,10 +357,6 @@ def loop_filter(own: Iterable[str]) -> str:
 
 def _is_writable(loop: Path) -> bool:
     return (loop / "loop/backing_file").exists() and (loop / "ro").read_text().strip() == "0"
-
-
-def _tags(text: str) -> frozenset[str]:
-    return frozenset(text.split(",")) - {""}
 
 
 def _first_words(text: str) -> set[str]:

@@ -6,7 +6,8 @@ whoever comes after a crash goes on where it stopped. Then it is removed.
 
 Zeros come by discarding where the disk promises that what was discarded reads
 as zeros (the kernel refuses otherwise: blkdev_fallocate in block/fops.c), else
-they are written, at a limited speed.
+they are written. The speed is limited, but where it is so high that the disk
+can't be writing: many do write when they are asked to discard.
 """
 
 from __future__ import annotations
@@ -25,7 +26,8 @@ from lunr.backup import linux
 from lunr.common import concurrency, errors, units
 from lunr.storage.pools import cow
 from lunr.storage.pools.base import Tick
-from lunr.storage.pools.volume_group import LogicalVolume, Role, VolumeGroup
+from lunr.storage.pools.logical_volumes import LogicalVolume, Role
+from lunr.storage.pools.volume_group import VolumeGroup
 
 _log = logging.getLogger(__name__)
 
@@ -39,6 +41,9 @@ STEP = 16 * units.MIB
 
 #: linux/fs.h: _IO(0x12, 127). It writes zeros, by the disk's own command where it has one.
 _BLKZEROOUT = 0x127F
+
+#: Bytes a second that no disk writes.
+_UNWRITTEN = 8 * units.GIB
 
 #: Seconds between two looks for something to wipe, if nobody says that there is.
 _LOOK_EVERY = 30.0
@@ -256,7 +261,8 @@ class Wiper:
                 while end:
                     tick(total - end, total)
                     start = (end - 1) // STEP * STEP
-                    if concurrency.blocking(_zero, file, start, end):
+                    least = (end - start) / _UNWRITTEN
+                    if concurrency.blocking(_seconds_to_zero, file, start, end) > least:
                         self._pace.spend(end - start)
                     end = start
                     if time.monotonic() - kept_at > self.keep_every:
@@ -276,11 +282,11 @@ def _opened(group: VolumeGroup, name: str) -> Iterator[int]:
         os.close(file)
 
 
-def _zero(file: int, start: int, end: int) -> bool:
-    """Make a range of a device read as zeros; returns whether zeros had to be written."""
+def _seconds_to_zero(file: int, start: int, end: int) -> float:
+    """Make a range of a device read as zeros; returns how long that took."""
+    began = time.monotonic()
     try:
         linux.punch_hole(file, start, end - start)
     except OSError:  # it can't, or not here: a group may have disks of several kinds
         fcntl.ioctl(file, _BLKZEROOUT, struct.pack("=2Q", start, end - start))
-        return True
-    return False
+    return time.monotonic() - began

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import stat
 import threading
 import time
 from pathlib import Path
@@ -16,13 +17,14 @@ from lunr.storage.pools.volume_group import VolumeGroup
 
 @pytest.fixture(autouse=True)
 def _locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(volume_group, "_LOCKS", tmp_path)
+    monkeypatch.setattr(volume_group, "_LOCKS", tmp_path / "locks")
 
 
 def test_a_second_agent_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     first, second = VolumeGroup("vg"), VolumeGroup("vg")
     monkeypatch.setattr(second, "patience", 0.3)
     first.lock()
+    assert stat.S_IMODE(volume_group._LOCKS.stat().st_mode) == 0o700
     with pytest.raises(PoolUnusable, match="another process"):
         second.lock()
     first.unlock()

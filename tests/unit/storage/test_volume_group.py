@@ -8,14 +8,14 @@ from hypothesis import strategies as st
 
 from lunr.common import errors, ids
 from lunr.storage.pools.base import Purpose, Snapshot
-from lunr.storage.pools.volume_group import (
+from lunr.storage.pools.logical_volumes import (
     Role,
-    VolumeGroup,
-    parse_disk,
+    parse_disks,
     parse_report,
     parse_volume,
     tags_for,
 )
+from lunr.storage.pools.volume_group import VolumeGroup
 
 LVS = """\
   {
@@ -36,8 +36,12 @@ PVS = """\
       "report": [
           {
               "pv": [
-                  {"pv_name":"/dev/vda", "pv_size":"535822336", "pv_free":"450887680", "pv_tags":"lunr.zeroed", "pv_allocatable":"allocatable", "pv_missing":""},
-                  {"pv_name":"[unknown]", "pv_size":"535822336", "pv_free":"450887680", "pv_tags":"", "pv_allocatable":"", "pv_missing":"missing"}
+                  {"pv_name":"/dev/vda", "pv_size":"335544320", "pv_free":"273809408", "pv_tags":"lunr.zeroed", "pv_allocatable":"allocatable", "pv_missing":"", "pvseg_size":"64", "lv_tags":"lunr.id=v1,lunr.role=volume,lunr.volume=v1"},
+                  {"pv_name":"/dev/vda", "pv_size":"335544320", "pv_free":"273809408", "pv_tags":"lunr.zeroed", "pv_allocatable":"allocatable", "pv_missing":"", "pvseg_size":"16", "lv_tags":"lunr.id=s1,lunr.role=snapshot,lunr.volume=v1"},
+                  {"pv_name":"/dev/vda", "pv_size":"335544320", "pv_free":"273809408", "pv_tags":"lunr.zeroed", "pv_allocatable":"allocatable", "pv_missing":"", "pvseg_size":"8", "lv_tags":"lunr.id=v2,lunr.role=building,lunr.volume=v1"},
+                  {"pv_name":"/dev/vda", "pv_size":"335544320", "pv_free":"273809408", "pv_tags":"lunr.zeroed", "pv_allocatable":"allocatable", "pv_missing":"", "pvseg_size":"4", "lv_tags":"lunr.id=v3,lunr.role=wiping,lunr.volume=v3"},
+                  {"pv_name":"/dev/vda", "pv_size":"335544320", "pv_free":"273809408", "pv_tags":"lunr.zeroed", "pv_allocatable":"allocatable", "pv_missing":"", "pvseg_size":"4178", "lv_tags":""},
+                  {"pv_name":"[unknown]", "pv_size":"535822336", "pv_free":"450887680", "pv_tags":"", "pv_allocatable":"", "pv_missing":"missing", "pvseg_size":"100", "lv_tags":""}
               ]
           }
       ]
@@ -68,8 +72,10 @@ def test_logical_volumes() -> None:
 
 
 def test_disks() -> None:
-    good, gone = (parse_disk(row) for row in parse_report(PVS))
-    assert (good.name, good.free, good.tags) == ("/dev/vda", 450887680, {"lunr.zeroed"})
+    good, gone = parse_disks(parse_report(PVS), 64 << 10)
+    assert (good.name, good.free, good.tags) == ("/dev/vda", 273809408, {"lunr.zeroed"})
+    # The volume, and the one that is being deleted; not the snapshot, nor that which a clone reads.
+    assert (good.volumes, gone.volumes) == ((64 + 4) * 64 << 10, 0)
     assert good.allocatable
     assert not good.missing
     assert gone.missing

@@ -8,7 +8,8 @@ import time
 import pytest
 
 from lunr.storage.pools import wipe
-from lunr.storage.pools.volume_group import LogicalVolume, VolumeGroup
+from lunr.storage.pools.logical_volumes import LogicalVolume
+from lunr.storage.pools.volume_group import VolumeGroup
 from lunr.storage.pools.wipe import Pace, Wiper
 
 MIB = 1 << 20

@@ -11,15 +11,17 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from lunr.backup import linux
 from lunr.common import errors
 from lunr.storage import system
-from lunr.storage.pools import cow
+from lunr.storage.pools import cow, wipe
 from lunr.storage.pools.base import Extent, PoolFull, PoolUnusable, Purpose, Snapshot, SnapshotLost
+from lunr.storage.pools.logical_volumes import LogicalVolume, Role
 from lunr.storage.pools.lvm import LvmPool
-from lunr.storage.pools.volume_group import Role
 from lunr.storage.pools.wipe import Wiper
 from tests.support.initiator import sh
 from tests.support.pool_contract import PoolContract, check_covers, write
@@ -368,9 +370,28 @@ def test_the_limit_is_kept_where_zeros_are_written(plain: LvmPool) -> None:
     assert 1.5 < fast / slow < 3.5
 
 
-def test_where_the_disk_discards_there_is_no_limit(pool: LvmPool) -> None:
+def test_where_the_disk_only_forgets_there_is_no_limit(
+    pool: LvmPool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     pool.wiper.stop()
+    # What is forgotten at once is so on any machine but this emulated one.
+    monkeypatch.setattr(wipe, "_UNWRITTEN", 64 * MIB)
     assert wipe_speed(pool, 96 * MIB, 8 * MIB) > 64 * MIB
+    pool.wiper.start()
+
+
+def test_a_disk_that_writes_when_it_is_to_discard_is_not_hurried(
+    pool: LvmPool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    punch = linux.punch_hole
+
+    def written(file: int, start: int, length: int) -> None:
+        time.sleep(length / (2 << 30))  # at 2 GiB/s
+        punch(file, start, length)
+
+    monkeypatch.setattr(linux, "punch_hole", written)
+    pool.wiper.stop()
+    assert wipe_speed(pool, 96 * MIB, 48 * MIB) < 52 * MIB
     pool.wiper.start()
 
 
@@ -398,8 +419,10 @@ def test_an_area_that_fills_up_is_enlarged(small_areas: LvmPool) -> None:
     assert list(pool.changed(SNAPSHOT, "v1") or ()) == [Extent(0, 40 * MIB)]
 
 
-def test_no_room_to_grow_is_told(small_areas: LvmPool, caplog: pytest.LogCaptureFixture) -> None:
-    pool = small_areas
+def test_no_room_to_grow_is_told(
+    small_areas: LvmPool, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pool, real = small_areas, time.monotonic
     pool.create("v1", 32 * MIB)
     pool.snapshot(SNAPSHOT)
     rest = pool._disks()[0].free
@@ -411,10 +434,35 @@ def test_no_room_to_grow_is_told(small_areas: LvmPool, caplog: pytest.LogCapture
     assert pool.capacity().tight
     assert len([r for r in caplog.records if "can't be enlarged" in r.message]) == 1
     pool.delete("rest")
-    pool.areas._retry_at = 0.0
+    pool.watch()  # too early
+    assert "can't be enlarged" in pool.capacity().full
+    monkeypatch.setattr(time, "monotonic", lambda: real() + 11)
     pool.watch()
     assert pool.capacity().full == ""
     pool.check_snapshot(SNAPSHOT)
+
+
+def test_an_area_that_can_not_grow_keeps_no_other_from_growing(
+    small_areas: LvmPool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pool = small_areas
+    extend = pool.group.extend
+    for volume_id, id_ in (("v1", "s1"), ("v2", "s2")):
+        pool.create(volume_id, 32 * MIB)
+        pool.snapshot(Snapshot(volume_id, id_))
+
+    def stuck(name: str, *args: Any) -> None:
+        if name == "snap-s1":
+            raise PoolFull(place=pool.group, free="nothing")
+        extend(name, *args)
+
+    monkeypatch.setattr(pool.group, "extend", stuck)
+    for volume_id in ("v1", "v2"):
+        fill(pool.path(volume_id), 2 * MIB + MIB // 2)
+        pool.watch()
+    sizes = {lv.name: lv.size for lv in pool.group.volumes()}
+    assert sizes["snap-s2"] > sizes["snap-s1"]
+    assert "snap-s1 fills up" in pool.capacity().full
 
 
 def test_an_area_as_large_as_it_can_need_never_overflows(pool: LvmPool) -> None:
@@ -477,6 +525,50 @@ def test_a_full_group_is_a_clear_error_and_a_safe_state(pool: LvmPool) -> None:
     assert pool.volumes() == {"v1", "rest"}
     assert not pool.snapshots()
     assert pool.size("v1") == 64 * MIB
+
+
+def test_what_snapshots_have_is_promised_to_nobody(
+    pool: LvmPool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Or volumes would be placed here for which there is no room."""
+    monkeypatch.setattr(pool, "_reserve", 0.0)
+    all_of_it = pool.capacity().capacity_bytes
+    pool.create("v1", 64 * MIB)
+    assert pool.capacity().capacity_bytes == all_of_it
+    pool.snapshot(SNAPSHOT)
+    area = next(lv.size for lv in pool.group.volumes() if lv.snapshot)
+    assert pool.capacity().capacity_bytes == all_of_it - area
+    room = pool.capacity().capacity_bytes - 64 * MIB
+    with pytest.raises(PoolFull):
+        pool.create("v2", room + (64 << 10))
+    pool.create("v2", room)
+    pool.wiper.stop()
+    pool.wiper.retire(next(lv for lv in pool.group.volumes() if lv.id == "v2"))
+    assert pool.capacity().capacity_bytes == all_of_it - area  # until its record is DELETED
+    pool.wiper.start()
+
+
+def test_a_clone_that_fails_leaves_no_second_thing_because_of_the_first(
+    pool: LvmPool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    pool.create("v1", 4 * MIB)
+    drop = pool._drop
+    failed: list[str] = []
+
+    def once(lv: LogicalVolume) -> None:
+        if not failed:
+            failed.append(lv.name)
+            raise PoolUnusable(place=pool.group, reason="it burns")
+        drop(lv)
+
+    monkeypatch.setattr(pool, "_drop", once)
+    with pytest.raises(errors.Cancelled):
+        pool.clone("v2", "v1", 4 * MIB, cancel_at(0))
+    assert f"{failed[0]} stays for now" in caplog.text
+    assert [lv.name for lv in pool.group.volumes() if lv.role is Role.BUILDING] == failed
+    pool.clone("v2", "v1", 4 * MIB)
+    assert not [lv for lv in pool.group.volumes() if lv.role is Role.BUILDING]
+    assert pool.volumes() == {"v1", "v2"}
 
 
 def test_what_is_open_stays(pool: LvmPool, monkeypatch: pytest.MonkeyPatch) -> None:

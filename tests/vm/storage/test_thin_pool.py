@@ -23,9 +23,9 @@ from lunr.common import errors
 from lunr.storage import system
 from lunr.storage.pools import thin_status
 from lunr.storage.pools.base import Extent, PoolFull, PoolUnusable, Purpose, Snapshot
+from lunr.storage.pools.logical_volumes import Role, tags_for
 from lunr.storage.pools.thin import ThinPool
 from lunr.storage.pools.thin_status import Mode
-from lunr.storage.pools.volume_group import Role, tags_for
 from tests.support.initiator import sh
 from tests.support.pool_contract import PoolContract
 from tests.support.volume_groups import volume_group

@@ -11,7 +11,6 @@ the parent's objects, so that none of its bytes are fetched.
 from __future__ import annotations
 
 import logging
-import mmap
 import os
 import threading
 import time
@@ -29,6 +28,7 @@ from lunr.backup.format.names import Geometry, Kind, Ref
 from lunr.backup.format.roots import Root, Statistics
 from lunr.backup.format.segments import Entry, Place, places_of
 from lunr.backup.indexes import Indexes
+from lunr.backup.input import Input, is_zero
 from lunr.backup.known import KnownChunks
 from lunr.backup.linux import reuse_memory
 from lunr.backup.output import Output
@@ -44,8 +44,6 @@ logger = logging.getLogger(__name__)
 
 #: Called with the bytes done and the bytes in all; from any thread.
 Progress = Callable[[int, int], None]
-
-_ZEROS = bytes(64 << 10)
 
 #: Threads beyond those that wait for the store: each holds a chunk and what becomes of it.
 _MOST_AT_WORK = 4
@@ -151,6 +149,7 @@ class _Save:
         self._repository = repository
         self._source = source
         self._backup = backup
+        self._input = Input(repository, source, backup.geometry)
         self._geometry = backup.geometry
         self._output = output
         self._condemned = condemned
@@ -158,10 +157,9 @@ class _Save:
         at_work = min(os.cpu_count() or 1, _MOST_AT_WORK)
         self._threads = 1 if concurrency == 1 else concurrency + at_work
         self._lock = threading.Lock()
-        self._local = threading.local()
         self._most = self._geometry.chunk // self._geometry.block
         self._segments: list[Ref | None] = [None] * self._geometry.segments(source.size)
-        self._bytes_read = self._zeros = self._done = 0
+        self._zeros = self._done = 0
 
     def run(self, progress: Progress | None, cancel: threading.Event | None) -> Root:
         started = time.monotonic()
@@ -195,7 +193,7 @@ class _Save:
             consistency_group=self._backup.consistency_group,
             internal=self._backup.internal,
             statistics=Statistics(
-                bytes_read=self._bytes_read,
+                bytes_read=self._input.bytes_read,
                 bytes_stored=self._output.bytes_stored,
                 objects_stored=self._output.objects,
                 chunks=self._geometry.chunks(size),
@@ -312,8 +310,8 @@ class _Save:
     def _save_all(self, draft: Draft, chunk: int) -> None:
         keys = self._repository.keys
         length = self._geometry.chunk_length(chunk, self._source.size)
-        data = self._read(chunk * self._geometry.chunk, length)
-        if _is_zero(data):
+        data = self._input.read(chunk * self._geometry.chunk, length)
+        if is_zero(data):
             self._settle(draft, chunk, None)
             return
         hashes = blocks.hash_blocks(data, self._geometry.block, keys)
@@ -360,7 +358,7 @@ class _Save:
         fresh: list[Loose] = []
         for first, stop in runs(wanted):
             at, end = first * geometry.block, min(stop * geometry.block, length)
-            data = self._read(start + at, end - at)
+            data = self._input.read(start + at, end - at)
             for block, digest in enumerate(
                 blocks.hash_blocks(data, geometry.block, keys), start=first
             ):
@@ -370,7 +368,7 @@ class _Save:
                     piece = bytes(data[offset : offset + geometry.block])
                     fresh.append(Loose(chunk, block, digest, piece))
         known = [digest for digest in hashes if digest is not None]
-        if all(map(self._is_zero_hash, known)):
+        if all(map(self._input.is_hash_of_zeros, known)):
             self._settle(draft, chunk, None)
             return
         digest = blocks.content_hash(known, keys)
@@ -379,11 +377,6 @@ class _Save:
         self._known.learn()
         if not self._is_known(draft, chunk, digest):
             self._save_all(draft, chunk)
-
-    def _is_zero_hash(self, digest: bytes) -> bool:
-        tail = self._source.size % self._geometry.block
-        lengths = (self._geometry.block, tail) if tail else (self._geometry.block,)
-        return any(digest == self._repository.zero_hash(length) for length in lengths)
 
     def _is_known(self, draft: Draft, chunk: int, digest: bytes) -> bool:
         """Settle a chunk that is what it was in the parent, or that is stored already."""
@@ -407,7 +400,7 @@ class _Save:
         places.update((block.block, None) for block in fresh)
         if is_written_whole(len(places), count):
             return False
-        stored = [block for block in fresh if not self._is_zero_hash(block.hash)]
+        stored = [block for block in fresh if not self._input.is_hash_of_zeros(block.hash)]
         draft.patch(chunk, digest, places, stored)
         return True
 
@@ -416,28 +409,7 @@ class _Save:
             self._zeros += entry is None
         draft.settle(chunk, entry)
 
-    # --- reading, and storing a segment -----------------------------------------------------------
-
-    def _read(self, offset: int, length: int) -> memoryview:
-        """Bytes of the source, until this thread reads again."""
-        buffer: mmap.mmap | None = getattr(self._local, "buffer", None)
-        if buffer is None:  # aligned to a page, as reading past the page cache needs it
-            buffer = self._local.buffer = mmap.mmap(-1, self._geometry.chunk)
-        data = self._source.read(buffer, offset, length)
-        with self._lock:
-            self._bytes_read += length
-        return data
-
-    def _read_block(self, chunk: int, block: int) -> Loose | None:
-        """A block of the source, or None if it is zeros."""
-        geometry = self._geometry
-        offset = block * geometry.block
-        length = min(geometry.block, geometry.chunk_length(chunk, self._source.size) - offset)
-        data = self._read(chunk * geometry.chunk + offset, length)
-        (digest,) = blocks.hash_blocks(data, geometry.block, self._repository.keys)
-        if self._is_zero_hash(digest):
-            return None
-        return Loose(chunk, block, digest, bytes(data))
+    # --- storing a segment -------------------------------------------------------------
 
     def _store_segment(self, draft: Draft) -> None:
         if draft.is_as_before and draft.before.ref is not None:
@@ -445,16 +417,6 @@ class _Save:
             if name not in self._condemned:
                 self._segments[draft.number] = draft.before.ref
                 return
-        entries = draft.finish(self._most, self._read_block)
+        entries = draft.finish(self._most, self._input.block)
         if any(entries):
             self._segments[draft.number] = self._output.segment(entries)
-
-
-def _is_zero(data: memoryview) -> bool:
-    # Comparing bytes is memcmp; comparing memoryviews is a hundred times slower.
-    step = len(_ZEROS)
-    for start in range(0, len(data), step):
-        piece = bytes(data[start : start + step])
-        if piece != _ZEROS[: len(piece)]:
-            return False
-    return True

@@ -260,11 +260,14 @@ def parse(line: str) -> dict[str, Any]:
     if not isinstance(task, dict):
         raise errors.BadRequest(reason="the task is not a JSON object.")
     for name in ("allocated", "changed", "absent"):
-        if task.get(name) is not None:
-            try:
-                task[name] = Extents(task[name])
-            except (TypeError, ValueError) as error:
-                raise errors.BadRequest(reason=f"{name}: {error}") from error
+        if task.get(name) is None:
+            continue
+        if not isinstance(task[name], list):
+            raise errors.BadRequest(reason=f"{name} is no list.")
+        try:
+            task[name] = Extents(task[name])
+        except (TypeError, ValueError, OverflowError) as error:
+            raise errors.BadRequest(reason=f"{name}: {error}") from error
     return task
 
 

@@ -15,8 +15,12 @@ import pytest
 
 from lunr.backup import keys
 from lunr.backup.collect import collect, sweep
+from lunr.backup.format.names import Geometry, Kind, Ref
+from lunr.backup.format.roots import Root, Statistics
+from lunr.backup.format.segments import encode
 from lunr.backup.repository import Repository
 from lunr.backup.stores import open_store
+from lunr.storage.jobs.extents import MOST_CHANGED
 from tests.support.waiting import wait_until
 from tests.unit.backup.support import load_bytes
 
@@ -142,7 +146,11 @@ def test_the_life_of_two_backups(place: Place) -> None:
     place.do("delete", backup_id="b2")
     found = place.do("collect", keep=[])
     place.do("sweep", keep=[], collection=found["collection"])
-    assert place.do("collect", keep=[]) == {"collection": None, "condemned": 0}
+    assert place.do("collect", keep=[]) == {
+        "collection": None,
+        "condemned": 0,
+        "unswept": [],
+    }
     assert place.files() == []
 
 
@@ -165,6 +173,83 @@ def test_only_what_may_have_changed_is_read(place: Place) -> None:
         place.target.write_bytes(bytes(len(data)))
         place.do("restore", backup_id=backup_id, target=str(place.target), size_bytes=len(data))
         assert place.target.read_bytes() == data
+
+
+def test_what_another_backup_has_is_not_stored_again(place: Place) -> None:
+    data = os.urandom(9 << 20)
+    place.source.write_bytes(data)
+    place.do("save", **place.save("b1"))
+    other = {**place.save("b2"), "volume_id": "other", "like": ["none", "b1"]}
+    assert place.do("save", **other)["objects_stored"] == 1  # the segment
+    refused = place.fail("save", **{**other, "backup_id": "b3", "like": ["../b1"]})
+    assert refused["code"] == "invalid_field"
+    place.target.write_bytes(bytes(len(data)))
+    place.do("restore", backup_id="b2", target=str(place.target), size_bytes=len(data))
+    assert place.target.read_bytes() == data
+
+
+@pytest.mark.parametrize("parent_id", ["b1", "none"])
+def test_the_memory_of_a_save_is_bounded(place: Place, parent_id: str) -> None:
+    # As many changes as a node tells, in a volume of 1 TiB; other backups with a million chunks.
+    block, size = 32 << 10, 1 << 40
+
+    def scatter() -> None:
+        with place.source.open("r+b") as file:
+            file.truncate(size)
+            for at in range(0, size, size // 32):
+                file.seek(at)
+                file.write(os.urandom(4 << 20))
+
+    place.source.touch()
+    scatter()
+    if parent_id != "none":
+        place.do("save", **place.save(parent_id))
+    scatter()
+    store_many_chunks(place.repository(), "many", 1024)
+    step = size // MOST_CHANGED
+    changed = [[at, at + block] for at in range(0, size, step)]
+    task = {**place.save("b2", parent_id), "like": ["many"], "changed": changed}
+    peak = peak_memory(place.worker("save", **task))
+    print(f"{peak >> 20} MiB")
+    assert peak < 300 << 20
+
+
+def store_many_chunks(repository: Repository, backup_id: str, segments: int) -> None:
+    """A backup of as many segments full of chunks, whose objects nobody has stored."""
+    token, geometry = bytes(8), Geometry()
+    found = []
+    for _ in range(segments):
+        chunks = [Ref(os.urandom(32), token) for _ in range(geometry.segment_chunks)]
+        ref, raw = encode(chunks, token, repository.keys)
+        repository.store.put(ref.name(Kind.SEGMENT), raw)
+        found.append(ref)
+    repository.store_root(
+        Root(
+            backup_id=backup_id,
+            volume_id="other",
+            parent_id=None,
+            size_bytes=segments * geometry.segment_chunks * geometry.chunk,
+            created_at="2026-11-23T00:00:00Z",
+            geometry=geometry,
+            segments=tuple(found),
+            key_id=repository.keys.id,
+            consistency_group=None,
+            statistics=Statistics(0, 0, 0, 0, 0, 0.0),
+        )
+    )
+    repository.store.close()
+
+
+def peak_memory(worker: Worker) -> int:
+    """The most bytes of memory that a worker had, when it has done its task."""
+    assert worker.process.stdout and worker.process.stdin and worker.process.stderr
+    with worker.process.stdout as out, worker.process.stdin, worker.process.stderr as log:
+        *_, last = map(json.loads, out)
+        assert last["event"] == "done", (last, log.read())
+        _, status, usage = os.wait4(worker.process.pid, 0)
+    worker.process.returncode = os.waitstatus_to_exitcode(status)
+    assert worker.process.returncode == 0
+    return usage.ru_maxrss << 10
 
 
 def test_the_limit_is_kept_and_used(place: Place) -> None:

@@ -110,7 +110,8 @@ class Agent:
         """Claim nothing more, let short jobs end, and stop the others where they are.
 
         Their jobs are queued again when the agent is started next. Targets, mounts and
-        the processes that serve filling volumes stay: initiators go on.
+        the processes that serve filling volumes stay: initiators go on. Where only the agent
+        enforces the address of who logs in, nobody can log in anew until it is started.
 
         Args:
             detach: cut initiators off, take the targets down and end those processes; the
@@ -127,6 +128,10 @@ class Agent:
         if detach:
             self.node.exports.detach_all()
             self.node.fillings.close()
+        try:
+            self._target.close()
+        except errors.LunrError as error:  # it is as it is when the agent is killed
+            _log.error("%s", error)
         self.node.pool.close()
 
     # --- agreeing with the API ---------------------------------------------------

@@ -188,6 +188,10 @@ class Target(abc.ABC):
             TargetUnavailable, TargetFailed
         """
 
+    def close(self) -> None:
+        """Nobody looks at the target from now on until it is used anew; sessions stay."""
+        return
+
     @abc.abstractmethod
     def exports(self) -> Mapping[str, list[Session]]:
         """The ids of the volumes that are exported now, and who is logged in.

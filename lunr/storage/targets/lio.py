@@ -3,7 +3,8 @@
 The kernel decides at login by the initiator's name and CHAP, and knows nothing
 of addresses. So an export needs the initiator's name; where it has an address
 too, every look at the target (:meth:`LioTarget.exports`, each second) cuts
-sessions that come from elsewhere, though they know the secret.
+sessions that come from elsewhere, though they know the secret. When there are to
+be no more looks, such exports are closed for new logins (:meth:`LioTarget.close`).
 
 Why configfs itself, and not rtslib-fb: that makes all names small and refuses
 ``_`` in them, so that volumes whose ids differ in case are one target and some
@@ -62,8 +63,9 @@ class LioTarget(Target):
         self._portal = _portal(portal)
         self._on_devices = pool.is_relative_to("/dev")
         self._limits = limits.Limits(lambda: limits.kernel_threads(_RECEIVER))
-        # An export takes several steps that belong together.
-        self._lock = threading.Lock()
+        #: By volumes: an export takes several steps that belong together, and they take as long
+        #: as the volume's disk does.
+        self._locks: dict[str, threading.Lock] = {}
         #: The volumes that had sessions of unknown address at the last look.
         self._doubtful: frozenset[str] = frozenset()
 
@@ -99,8 +101,13 @@ class LioTarget(Target):
             # One that is ending is still counted, but no more described.
             if _unknown(who) and volume_id not in self._doubtful:
                 continue
-            with self._lock:
+            lock = self._alone_with(volume_id)
+            if not lock.acquire(blocking=False):  # who changes the export sees to it
+                continue
+            try:
                 _do("cut sessions", _cut, volume_id)
+            finally:
+                lock.release()
             _log.warning(
                 "cut the sessions of volume %s, which only %s may use: %s",
                 volume_id,
@@ -119,7 +126,7 @@ class LioTarget(Target):
         """Make or correct what the kernel has, closed to those it was not for, and open it last."""
         if export.initiator is None:
             raise NameNeeded(id=export.volume_id)
-        with self._lock:
+        with self._alone_with(export.volume_id):
             self._ensure(export)
 
     def _ensure(self, export: Export) -> None:
@@ -132,24 +139,36 @@ class LioTarget(Target):
 
     def reopen(self, export: Export) -> None:
         """Make the export anew: the kernel keeps a file open as long as it has the disk."""
-        with self._lock:
+        with self._alone_with(export.volume_id):
             if export.volume_id in tree.disks():
                 _do(f"reopen volume {export.volume_id}", _take_down, export.volume_id)
                 self._ensure(export)
 
     def resize(self, volume_id: str) -> None:
         """Initiators see the new size when they look (``iscsiadm --rescan``); no session ends."""
-        with self._lock:
+        with self._alone_with(volume_id):
             _do(f"resize volume {volume_id}", _resize, volume_id)
 
     def remove(self, volume_id: str, force: bool = False) -> None:
         """Let nobody in anew, then remove all there is of the export."""
-        with self._lock:
+        with self._alone_with(volume_id):
             if not force:
                 self._refuse_if_used(volume_id)
             path = _do(f"remove the export of volume {volume_id}", _take_down, volume_id)
             self._limits.clear(volume_id, path)
             self._half_made.discard(volume_id)
+
+    def close(self) -> None:
+        """Let nobody log in anew to whom an address is demanded: no look cuts strangers any more.
+
+        `ensure` lets them in again.
+        """
+        for volume_id in tree.disks():
+            with self._alone_with(volume_id):
+                _do(f"close the export of volume {volume_id}", _close_if_addressed, volume_id)
+
+    def _alone_with(self, volume_id: str) -> threading.Lock:
+        return self._locks.setdefault(volume_id, threading.Lock())
 
     def _refuse_if_used(self, volume_id: str) -> None:
         """Close the export, or say who uses it and leave it as it was."""
@@ -229,6 +248,12 @@ def _sessions(volume_id: str) -> list[Session]:
 def _close(volume_id: str) -> str:
     acl = _acl(volume_id)
     return "" if acl is None else tree.close(acl)
+
+
+def _close_if_addressed(volume_id: str) -> None:
+    acl = _acl(volume_id)
+    if acl is not None and tree.demanded(acl):
+        tree.close(acl)
 
 
 def _reopen(volume_id: str, name: str) -> None:

@@ -18,6 +18,7 @@ import contextlib
 import hashlib
 import ipaddress
 import re
+import threading
 from pathlib import Path
 
 from lunr.storage.targets import configfs
@@ -28,6 +29,8 @@ ROOT = CONFIGFS / "target"
 TARGETS = ROOT / "iscsi"
 #: lunr's adapters; any number that others, who count from 0, will not reach.
 _IBLOCK, _FILEIO = (ROOT / "core" / f"{kind}_5867" for kind in ("iblock", "fileio"))
+#: Held by who makes a disk in an adapter, or removes one without disks.
+_adapters = threading.Lock()
 #: How the kernel is told, and shows, that a CHAP name is not set.
 _UNSET = "NULL"
 _ATTRIBUTES = {
@@ -123,7 +126,7 @@ def take_down(disk: Path) -> None:
 def sweep() -> None:
     """Remove the adapters that have no disk."""
     for adapter in (_IBLOCK, _FILEIO):
-        with contextlib.suppress(OSError):  # it has some, or is not there
+        with _adapters, contextlib.suppress(OSError):  # it has some, or is not there
             adapter.rmdir()
 
 
@@ -215,8 +218,9 @@ def _disk(export: Export) -> Path:
         raise TargetFailed(
             action=f"make {export.iqn}", reason="there is a target of this name that is not lunr's"
         )
-    disk.parent.mkdir(exist_ok=True)
-    disk.mkdir()
+    with _adapters:
+        disk.parent.mkdir(exist_ok=True)
+        disk.mkdir()
     configfs.write(disk / "alias", export.iqn)
     option = f"udev_path={export.path}"
     if disk.parent == _FILEIO:

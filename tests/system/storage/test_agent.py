@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -252,6 +253,15 @@ def test_an_export_that_nobody_asked_for_goes_when_its_user_does(
     wait_until(lambda: second.node.exports.present().keys() == {"v2"}, what="the stray is gone")
     time.sleep(1.5)
     assert second.node.exports.present().keys() == {"v2"}  # it was asked for meanwhile
+
+
+def test_a_target_is_told_that_nobody_looks_at_it_any_more(
+    start: Callable[..., Agent], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    agent, closed = start(), threading.Event()
+    monkeypatch.setattr(agent._target, "close", closed.set)
+    agent.stop()
+    assert closed.is_set()
 
 
 def test_a_defect_ends_no_thread(

@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import os
 import socket
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -175,6 +176,60 @@ def test_sessions_from_elsewhere_are_cut(
         assert LioTarget(lio_portal, SLICES).exports() == {"v1": []}  # also a fresh agent's
     assert "127.0.0.1" in caplog.text
     assert export.password not in caplog.text
+
+
+def test_while_nobody_looks_nobody_gets_in_to_whom_an_address_is_demanded(
+    lio: LioTarget, lio_portal: str, export: Export, slices: Slices
+) -> None:
+    export = dataclasses.replace(export, ip="127.0.0.1")
+    other = dataclasses.replace(export_of(slices.make("v2", 8 * MIB), "v2"), username="user2")
+    lio.ensure(export)
+    lio.ensure(other)
+    with iscsi.session(lio_portal, export) as qemu:
+        lio.close()
+        assert not iscsi.admits(lio_portal, export)
+        assert iscsi.admits(lio_portal, other)
+        iscsi.read(qemu)  # who was logged in goes on
+        LioTarget(lio_portal, SLICES).ensure(export)
+        assert iscsi.admits(lio_portal, export)
+        iscsi.read(qemu)
+
+
+def test_an_export_whose_disk_hangs_keeps_no_other_waiting(
+    lio: LioTarget, lio_portal: str, export: Export, slices: Slices
+) -> None:
+    other = dataclasses.replace(export_of(slices.make("v2", 8 * MIB), "v2"), username="user2")
+    done: list[bool] = []
+
+    def work() -> None:
+        lio.ensure(other)
+        lio.exports()
+        done.append(iscsi.admits(lio_portal, other))
+        lio.remove("v2", force=True)
+        done.append("v2" in lio.exports())
+
+    lio.ensure(export)
+    with iscsi.session(lio_portal, export) as qemu:
+        assert qemu.stdin is not None
+        sh("dmsetup", "suspend", "--nolockfs", export.path.name)
+        try:
+            qemu.stdin.write("aio_write -q 0 64k\n")
+            qemu.stdin.flush()
+            time.sleep(1.0)
+            removing = threading.Thread(target=lio.remove, args=("v1", True))
+            removing.start()
+            removing.join(2.0)
+            assert removing.is_alive()
+            beside = threading.Thread(target=work)
+            beside.start()
+            beside.join(30.0)
+            assert done == [True, False]
+            assert removing.is_alive()
+        finally:
+            sh("dmsetup", "resume", export.path.name)
+        for thread in (removing, beside):
+            thread.join(60.0)
+            assert not thread.is_alive()
 
 
 def test_sessions_that_hide_behind_another_are_cut(

@@ -6,7 +6,7 @@ import contextlib
 import logging
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from lunr.backup.parent import UNUSABLE
 from lunr.backup.pipeline import Backup, save
 from lunr.backup.repository import Repository
 from lunr.common.errors import LunrError
-from lunr.live import errors, exports, fleece, groups, leftovers, machine, names, sizes
+from lunr.live import errors, exports, fleece, groups, hardware, leftovers, machine, names, sizes
 from lunr.live.agent import Agent
 from lunr.live.groups import Group, Member
 from lunr.live.guard import Guard
@@ -295,6 +295,8 @@ class _Run:
         announced: Announced | None,
     ) -> Group:
         disks = [one.disk for one in plans]
+        machine_is = hardware.of(self.monitor)
+        devices = {disk.name: hardware.device_of(self.monitor, disk) for disk in disks}
         bases = {one.disk.name: one.base for one in plans if one.base is not None}
         others = [disk for disk in disks if disk.name not in bases]
         fleece.begin_bitmaps(self.monitor, others, self.group_id)
@@ -324,7 +326,8 @@ class _Run:
             created_at=self._created_at,
             stall_seconds=round(stall, 6),
             frozen=frozen,
-            members=tuple(members),
+            members=tuple(replace(member, device=devices[member.disk]) for member in members),
+            hardware=machine_is,
         )
         groups.store(self.repository, group)
         return group

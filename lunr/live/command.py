@@ -8,7 +8,7 @@ import json
 import logging
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from lunr.client.options import PAIR, as_dict
 from lunr.client.session import Session
 from lunr.common import ids, log, units
 from lunr.common.errors import LunrError
-from lunr.live import groups, starting
+from lunr.live import groups, lines, starting
 from lunr.live import libvirt as domains
 from lunr.live.backup import Options
 from lunr.live.backup import backup as back_up
@@ -239,16 +239,21 @@ def list_(place: Place, vm: str | None, as_json: bool) -> None:
 def restore(place: Place, group_id: str, folder: Path, as_json: bool) -> None:
     """Restore all disks of GROUP to FOLDER, as DISK.raw each.
 
-    The folder is made when there is none. A file that is there is not overwritten.
+    The folder is made when there is none. A file that is there is not overwritten. They get
+    their names when all are whole: a restore that was killed can be done again.
     """
     group = groups.load(place.repository, ids.check(group_id, "GROUP"))
-    folder.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     paths = {member: groups.restore_path(folder, member) for member in group.members}
     for path in paths.values():
         if path.exists():
             raise click.ClickException(f"{path} is there already.")
-    for member, path in paths.items():
+    partial = {member: path.with_suffix(".partial") for member, path in paths.items()}
+    for member, path in partial.items():
+        path.unlink(missing_ok=True)  # of one that was killed
         restore_backup(place.repository, member.backup_id, path, create=True)
+    for member, path in partial.items():
+        path.rename(paths[member])
     done = {member.disk: str(path) for member, path in paths.items()}
     lines = [f"{disk}: {path}" for disk, path in done.items()]
     click.echo(json.dumps({"disks": done}) if as_json else "\n".join(lines))
@@ -266,29 +271,41 @@ def restore(place: Place, group_id: str, folder: Path, as_json: bool) -> None:
 def start(place: Place, group_id: str, folder: Path, qmp: Path | None) -> None:
     """Have the disks of GROUP in FOLDER at once, to start the machine from.
 
-    Each is a qcow2 file over the backup, which is fetched as it is read. The options for QEMU
-    are printed, and the disks are there until Ctrl-C, or with --qmp until they are filled.
-    Only root can do it. A second start in the same folder goes on with the same disks.
+    Each is a qcow2 file over the backup, which is fetched as it is read. The command line for
+    QEMU is printed, as far as the group tells it, and the disks are there until Ctrl-C and nobody
+    uses them, or with --qmp until they are filled. Only root can do it. A second start in the
+    same folder goes on with the same disks. A service that knows of the group keeps it meanwhile.
     """
     group = groups.load(place.repository, ids.check(group_id, "GROUP"))
-    folder.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     stop = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.set())
     with contextlib.ExitStack() as stack:
+        stack.enter_context(starting.protected(place.service, group, folder))
         disks = [
             stack.enter_context(starting.Disk(place.repository, member, folder.resolve()))
             for member in group.members
         ]
-        click.echo(starting.command_line(group, disks))
-        monitor = None if qmp is None else starting.wait_for(qmp, stop)
-        if monitor is not None:
-            with monitor:
-                starting.fill(monitor, disks, stop)
-            if not stop.is_set():
+        click.echo(lines.command_line(group, {disk.name: disk.path for disk in disks}))
+        try:
+            if qmp is not None and _fill(qmp, disks, stop):
                 click.echo("All disks are filled: they need nothing of lunr any more.")
                 stop.set()
-        starting.hold(disks, stop)
+        except Exception as error:  # whatever it is, a machine may use the disks
+            click.echo(f"{error} The disks stay until Ctrl-C and nobody uses them.", err=True)
+            raise
+        finally:
+            starting.hold(disks, stop)
+
+
+def _fill(qmp: Path, disks: Sequence[starting.Disk], stop: threading.Event) -> bool:
+    """Wait for the machine and fill its disks; whether that is done."""
+    monitor = starting.wait_for(qmp, stop)
+    if monitor is not None:
+        with monitor:
+            starting.fill(monitor, disks, stop)
+    return not stop.is_set()
 
 
 @_command

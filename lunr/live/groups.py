@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from lunr.backup import errors as engine
 from lunr.backup.parent import UNUSABLE
@@ -25,8 +25,11 @@ from lunr.backup.reading import load_range
 from lunr.backup.repository import Repository
 from lunr.common import ids
 from lunr.live import errors
+from lunr.live.hardware import Device, Hardware
 
 logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 _VERSION = 1
 
@@ -49,6 +52,7 @@ class Member:
         bytes_read: by the save.
         bytes_stored: by the save.
         seconds: that the save took.
+        device: what it was plugged in as; None in records of old.
     """
 
     disk: str
@@ -60,6 +64,7 @@ class Member:
     bytes_read: int
     bytes_stored: int
     seconds: float
+    device: Device | None = None
 
 
 @dataclass(frozen=True)
@@ -74,6 +79,7 @@ class Group:
         frozen: file systems that the guest's agent had frozen; None: it was not asked, or
             did not.
         members: the disks' backups.
+        hardware: what the machine was; None in records of old.
     """
 
     group_id: str
@@ -82,6 +88,7 @@ class Group:
     stall_seconds: float
     frozen: int | None
     members: tuple[Member, ...]
+    hardware: Hardware | None = None
 
     def member(self, disk: str) -> Member | None:
         """The backup of `disk`, if it has one."""
@@ -194,12 +201,20 @@ def _decode(raw: bytes, group_id: str) -> Group:
         version = record.pop("format")
         if version != _VERSION:
             raise engine.UnsupportedFormat(name=group_id, reason=f"group version {version}.")
-        members = tuple(Member(**member) for member in record.pop("members"))
-        return Group(**record, members=members)
+        members = tuple(
+            Member(**{**member, "device": _made(Device, member.get("device"))})
+            for member in record.pop("members")
+        )
+        hardware = _made(Hardware, record.pop("hardware", None))
+        return Group(**record, members=members, hardware=hardware)
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise engine.CorruptObject(
             name=group_id, reason="it is not the JSON of a group."
         ) from error
+
+
+def _made(kind: type[T], told: dict[str, Any] | None) -> T | None:
+    return None if told is None else kind(**told)
 
 
 def delete(repository: Repository, group_id: str) -> None:

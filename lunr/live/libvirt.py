@@ -8,6 +8,7 @@ So a domain gets a second one (docs/live.md), and libvirt is only asked where th
 from __future__ import annotations
 
 import itertools
+import os
 import subprocess
 from pathlib import Path
 from xml.etree import ElementTree
@@ -30,7 +31,12 @@ def socket_of(domain: str) -> Path:
     argv = ["virsh", "--quiet", "dumpxml", "--domain", domain]
     try:
         done = subprocess.run(
-            argv, capture_output=True, text=True, timeout=_PATIENCE, stdin=subprocess.DEVNULL
+            argv,
+            capture_output=True,
+            text=True,
+            timeout=_PATIENCE,
+            stdin=subprocess.DEVNULL,
+            env={**os.environ, "LC_ALL": "C"},
         )
     except FileNotFoundError as error:
         reason = "virsh is not installed: libvirt-clients."

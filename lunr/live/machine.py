@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,8 +12,14 @@ from lunr.common import ids
 from lunr.live import errors
 from lunr.live.qmp import Monitor
 
+logger = logging.getLogger(__name__)
+
 #: `on-cbw-error` and `cbw-timeout` came with QEMU 7.1; what runs here is tested with 7.2.
 OLDEST = (7, 2)
+
+
+#: Where UEFI keeps its variables: the board's own memory. It can't stand behind a filter.
+_FLASH = re.compile(r"/machine/\w+\.flash\d+")
 
 
 @dataclass(frozen=True)
@@ -81,6 +89,7 @@ def disks(monitor: Monitor, wanted: Sequence[str] | None = None) -> list[Disk]:
         found = {name: found[name] for name in wanted}
     if not found:
         raise errors.CannotBackUp(reason="it has no disk that can be written to.")
+    _tell_of_flash(monitor)
     for disk in found.values():
         _refuse_iothread(monitor, disk)
         if not ids.is_valid(disk.name):
@@ -90,12 +99,21 @@ def disks(monitor: Monitor, wanted: Sequence[str] | None = None) -> list[Disk]:
     return list(found.values())
 
 
+def _tell_of_flash(monitor: Monitor) -> None:
+    for block in monitor.execute("query-block"):
+        qdev, inserted = block.get("qdev") or "", block.get("inserted")
+        if _FLASH.fullmatch(qdev) and inserted is not None and not inserted["ro"]:
+            logger.info("Not backed up: %s, the firmware's memory (UEFI variables).", qdev)
+
+
 def disks_of(monitor: Monitor) -> Iterator[Disk]:
     """Every disk that can be written to."""
     for block in monitor.execute("query-block"):
         inserted, qdev = block.get("inserted"), block.get("qdev")
         if inserted is None or qdev is None or inserted["ro"]:
             continue  # no medium, no device, or nothing that could change
+        if _FLASH.fullmatch(qdev):
+            continue  # `disks` tells of it
         device = qdev if qdev.startswith("/") else f"/machine/peripheral/{qdev}"
         yield Disk(
             name=_name(device, block["device"]),

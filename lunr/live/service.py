@@ -13,7 +13,7 @@ import hashlib
 import logging
 import re
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from lunr.backup.errors import BackupMissing
@@ -169,6 +169,24 @@ class Service:
         except NotFound:
             return False
         return True
+
+    def unprotected(self, group: Group) -> list[str]:
+        """The backups of `group` that may be deleted or pruned.
+
+        Raises:
+            errors of :mod:`lunr.client.errors`: the service refuses, or does not answer.
+        """
+        found = (self._client.backups.get(member.backup_id) for member in group.members)
+        return [backup.id for backup in found if not backup.protected]
+
+    def protect(self, backup_ids: Iterable[str], value: bool) -> None:
+        """Let nobody delete or prune these backups, or take that back.
+
+        Raises:
+            errors of :mod:`lunr.client.errors`: the service refuses, or does not answer.
+        """
+        for backup_id in backup_ids:
+            self._client.backups.update(backup_id, protected=value)
 
     def make_up(self, repository: Repository, machine: str) -> None:
         """Tell what could not be told before, of `machine`; forget what a killed backup left.

@@ -7,12 +7,13 @@ read. What the machine writes goes to the qcow2 file. QEMU itself brings the res
 
 from __future__ import annotations
 
+import contextlib
+import json
 import logging
-import shlex
 import subprocess
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -22,13 +23,19 @@ from lunr.backup.image.image import Image
 from lunr.backup.image.source import Source
 from lunr.backup.image.worker import NAME, PATIENCE
 from lunr.backup.repository import Repository
+from lunr.common import private
+from lunr.common.errors import LunrError
 from lunr.live import errors
 from lunr.live.groups import Group, Member
 from lunr.live.qmp import Monitor
+from lunr.live.service import Service
 
 logger = logging.getLogger(__name__)
 
 _JOB = "lunr-fill-"
+
+#: Seconds after which what stands still because of an error is told to try again.
+_TRY_AGAIN = 5.0
 
 #: Seconds between two looks whether the machine is there, or a job is done.
 _LOOK = 0.2
@@ -53,7 +60,8 @@ class Disk:
         self._serving: threading.Thread | None = None
 
     def __enter__(self) -> Disk:
-        self._point.mkdir(exist_ok=True)
+        mounting.detach_dead(self._point)  # of a start that was killed
+        self._point.mkdir(mode=0o700, exist_ok=True)
         fd = mounting.mount(self._point, protocol.MAX_IO, read_only=True)
         session = protocol.Session(fd, Image(self._source), NAME, PATIENCE)
         self._serving = threading.Thread(target=session.serve, daemon=True)
@@ -88,30 +96,22 @@ class Disk:
         self._source.close()
         self._point.rmdir()
 
-    def options(self) -> list[str]:
-        """What to give to QEMU for it."""
-        file = f"driver=qcow2,node-name={self.name},file.driver=file,file.filename={self.path}"
-        return ["-blockdev", file, "-device", f"virtio-blk-pci,drive={self.name},id={self.name}"]
-
 
 def _ignore(event: str, **fields: object) -> None:
     """The log tells it too."""
 
 
 def _make_overlay(path: Path, below: Path) -> None:
-    argv = ["qemu-img", "create", "-q", "-f", "qcow2", "-F", "raw", "-b", str(below), str(path)]
+    """Make the qcow2 file `path`: whole, or not at all."""
+    partial = path.with_suffix(".partial")
+    argv = ["qemu-img", "create", "-q", "-f", "qcow2", "-F", "raw", "-b", str(below), str(partial)]
     try:
-        done = subprocess.run(argv, capture_output=True, text=True, check=False)
+        done = subprocess.run(argv, capture_output=True, text=True, check=False, umask=0o077)
     except FileNotFoundError as error:
         raise errors.CannotStart(reason="qemu-img is not installed: qemu-utils.") from error
     if done.returncode:
         raise errors.CannotStart(reason=done.stderr.strip())
-
-
-def command_line(group: Group, disks: Sequence[Disk]) -> str:
-    """What to start the machine with; the rest of it is the caller's to know."""
-    options = (word for disk in disks for word in disk.options())
-    return shlex.join(["qemu-system-x86_64", "-name", group.machine, *options])
+    partial.rename(path)
 
 
 def fill(monitor: Monitor, disks: Sequence[Disk], stop: threading.Event) -> None:
@@ -126,20 +126,35 @@ def fill(monitor: Monitor, disks: Sequence[Disk], stop: threading.Event) -> None
         for node in monitor.execute("query-named-block-nodes")
         if node["drv"] == "qcow2"
     }
+    there = {job["id"] for job in _jobs(monitor)}
     for disk in disks:
         if str(disk.path) not in nodes:
             raise errors.CannotStart(reason=f"the machine does not use {disk.path}.")
-        job = {"job-id": f"{_JOB}{disk.name}", "device": nodes[str(disk.path)]}
-        # It waits when all is copied, and again when it has ended, until it is told to go on.
-        monitor.execute("block-stream", {**job, "auto-finalize": False, "auto-dismiss": False})
-    while not stop.is_set():
-        jobs = [job for job in monitor.execute("query-jobs") if job["id"].startswith(_JOB)]
+        job = {"job-id": _job(disk), "device": nodes[str(disk.path)]}
+        if job["job-id"] in there:  # of a start that was killed
+            continue
+        # It waits when it can't read, when all is copied, and again when it has ended, until it
+        # is told to go on.
+        waits = {"on-error": "stop", "auto-finalize": False, "auto-dismiss": False}
+        monitor.execute("block-stream", {**job, **waits})
+    tried = time.monotonic()
+    while (jobs := _jobs(monitor)) and not stop.is_set():
         for job in jobs:
-            disk = next(disk for disk in disks if job["id"] == f"{_JOB}{disk.name}")
+            disk = next(disk for disk in disks if job["id"] == _job(disk))
             _go_on(monitor, job, nodes[str(disk.path)])
-        if not jobs:
-            return
+        if time.monotonic() - tried > _TRY_AGAIN:
+            _try_again(monitor)
+            tried = time.monotonic()
         stop.wait(_LOOK)
+    _call_off(monitor, jobs)
+
+
+def _job(disk: Disk) -> str:
+    return f"{_JOB}{disk.name}"
+
+
+def _jobs(monitor: Monitor) -> list[dict[str, Any]]:
+    return [job for job in monitor.execute("query-jobs") if job["id"].startswith(_JOB)]
 
 
 def _go_on(monitor: Monitor, job: dict[str, Any], node: str) -> None:
@@ -152,6 +167,59 @@ def _go_on(monitor: Monitor, job: dict[str, Any], node: str) -> None:
         monitor.execute("job-dismiss", {"id": job["id"]})
         if "error" in job:
             raise errors.CannotStart(reason=f"{job['id']}: {job['error']}.")
+
+
+def _try_again(monitor: Monitor) -> None:
+    """Let what stands still after an error try once more: the store may be back."""
+    for job in monitor.execute("query-block-jobs"):
+        if job["device"].startswith(_JOB) and job["io-status"] != "ok":
+            logger.warning("%s could not read or write; it tries again.", job["device"])
+            monitor.execute("block-job-resume", {"device": job["device"]})
+    if monitor.execute("query-status")["status"] == "io-error":
+        logger.warning("The machine could not read or write, and stands still; it tries again.")
+        monitor.execute("cont")
+
+
+def _call_off(monitor: Monitor, jobs: Sequence[dict[str, Any]]) -> None:
+    """End `jobs`; what they have copied stays."""
+    for job in jobs:
+        with contextlib.suppress(errors.CommandRefused):  # it has ended
+            monitor.execute("block-job-cancel", {"device": job["id"], "force": True})
+    deadline = time.monotonic() + PATIENCE
+    while jobs and time.monotonic() < deadline:
+        jobs = _jobs(monitor)
+        for job in jobs:
+            if job["status"] == "concluded":
+                monitor.execute("job-dismiss", {"id": job["id"]})
+        time.sleep(_LOOK)
+
+
+@contextlib.contextmanager
+def protected(service: Service | None, group: Group, folder: Path) -> Iterator[None]:
+    """While this lasts, nobody deletes the backups of `group` that the service knows.
+
+    A note in `folder` says which of them were not protected before, for the next start there
+    should this one be killed. Without a service nothing is protected.
+
+    Raises:
+        errors of :mod:`lunr.client.errors`: the service refuses, or does not answer.
+    """
+    if service is None:
+        yield
+        return
+    note = folder / f"{group.group_id}.protected"
+    ours = set(json.loads(note.read_text())) if note.exists() else set()
+    ours.update(service.unprotected(group))
+    private.write(note, json.dumps(sorted(ours)))
+    service.protect(ours, True)
+    try:
+        yield
+    finally:
+        try:
+            service.protect(ours, False)
+            note.unlink()
+        except LunrError as error:
+            logger.warning("Backups stay protected: %s", error)
 
 
 def wait_for(path: Path, stop: threading.Event) -> Monitor | None:

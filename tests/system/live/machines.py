@@ -10,6 +10,7 @@ import random
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -68,24 +69,30 @@ class Machine:
         self.process: subprocess.Popen[bytes] | None = None
         self.start()
 
-    def start(self) -> None:
+    def start(self, line: Sequence[str] | None = None) -> None:
+        """Start it, by the command `line` if there is one."""
         rom = self.folder / "halt.bin"
         rom.write_bytes(_HALT)
         argv = [
-            *("qemu-system-x86_64", "-name", self.name, "-nodefaults", "-display", "none"),
-            *("-machine", "q35", "-accel", "tcg", "-m", "8", "-bios", str(rom)),
-            *("-device", "virtio-scsi-pci,id=scsi"),
+            *(self._line() if line is None else line),
+            *("-nodefaults", "-display", "none", "-bios", str(rom)),
             *("-qmp", f"unix:{self.qmp},server=on,wait=off"),
             *("-qmp", f"unix:{self._sockets}/guest,server=on,wait=off"),
         ]
-        for disk in self.disks:
-            argv += disk.options()
-        argv += self.extra
         for socket in self._sockets.iterdir():  # of one that was killed
             socket.unlink()
         self.process = subprocess.Popen(argv, stdout=subprocess.DEVNULL)
         wait_until(lambda: self._is_up(), 20, "QEMU's sockets")
         self.connect()
+
+    def _line(self) -> list[str]:
+        line = [
+            *("qemu-system-x86_64", "-name", self.name, "-machine", "q35", "-accel", "tcg"),
+            *("-m", "8", "-device", "virtio-scsi-pci,id=scsi"),
+        ]
+        for disk in self.disks:
+            line += disk.options()
+        return [*line, *self.extra]
 
     def connect(self) -> None:
         self.guest = Monitor.open(self._sockets / "guest")

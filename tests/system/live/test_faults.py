@@ -269,6 +269,30 @@ def test_a_paused_machine_stays_paused(machine: Machine, vault: Vault) -> None:
 # --- what is refused ---------------------------------------------------------------------
 
 
+def test_the_memory_of_the_firmware_is_left_out(
+    tmp_path: Path, vault: Vault, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    disk = Disk("alpha", tmp_path / "alpha", MIB, "raw", "virtio")
+    for name in ("code", "vars"):
+        (tmp_path / name).write_bytes(bytes(MIB))
+    flash = "if=pflash,format=raw"
+    machine = Machine(
+        tmp_path,
+        [disk],
+        *("-drive", f"{flash},unit=0,readonly=on,file={tmp_path}/code"),
+        *("-drive", f"{flash},unit=1,file={tmp_path}/vars"),
+    )
+    try:
+        machine.write(disk, 0, 4096, 7)
+        group = vault.backup(machine)
+        assert vault.restored(group) == machine.contents()
+        assert "/machine/system.flash1" in caplog.text
+        assert "system.flash0" not in caplog.text
+    finally:
+        machine.end()
+
+
 def test_iothreads_are_refused(tmp_path: Path, vault: Vault) -> None:
     disk = Disk("alpha", tmp_path / "alpha", MIB, "raw", "virtio")
     options = disk.options()

@@ -24,9 +24,9 @@ from lunr.client import Client
 from lunr.client.errors import Unreachable
 from lunr.client.session import read_openrc
 from lunr.common import private, times
-from lunr.common.errors import Cancelled
+from lunr.common.errors import Cancelled, LunrError
 from lunr.common.units import GIB
-from lunr.live import errors, groups, service
+from lunr.live import errors, groups, service, starting
 from lunr.live import machine as machines
 from lunr.live.backup import Options, backup
 from lunr.live.command import live
@@ -297,6 +297,27 @@ def test_one_that_is_deleted_or_cancelled_meanwhile(
     wait_until(lambda: not list(client.groups.list(status="SAVING")), WAIT, "given up")
     group = hypervisor.backup(machine)
     assert client.groups.get(group.group_id).status == "AVAILABLE"
+
+
+def test_what_a_machine_is_started_from_is_kept(
+    machine: Machine, hypervisor: Hypervisor, client: Client, tmp_path: Path
+) -> None:
+    group = hypervisor.backup(machine)
+    ids = [member.backup_id for member in group.members]
+
+    def are_protected() -> list[bool]:
+        return [client.backups.get(id).protected for id in ids]
+
+    client.backups.update(ids[0], protected=True)  # somebody's own wish
+    killed = starting.protected(hypervisor.service, group, tmp_path)
+    killed.__enter__()
+    assert are_protected() == [True, True]
+    with pytest.raises(LunrError, match="protected"):
+        client.groups.delete(group.group_id)
+    with starting.protected(hypervisor.service, group, tmp_path):
+        assert are_protected() == [True, True]
+    assert are_protected() == [True, False]
+    assert not list(tmp_path.glob("*.protected"))
 
 
 def test_the_command(

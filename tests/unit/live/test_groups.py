@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import mmap
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 
 import pytest
@@ -15,6 +16,7 @@ from lunr.backup.repository import Repository
 from lunr.backup.stores.memory import MemoryStore
 from lunr.live import errors, groups
 from lunr.live.groups import Group, Member
+from lunr.live.hardware import Device, Hardware
 
 MOMENT = datetime(2026, 11, 23, 20, 24, 11, 123456, tzinfo=UTC)
 
@@ -110,3 +112,20 @@ def test_the_newest_group_is_first(repository: Repository) -> None:
     groups.store(repository, one)
     groups.store(repository, other)
     assert groups.listed(repository) == [other, one]
+
+
+def test_what_is_new_in_a_record_is_read_back_and_may_be_missing(repository: Repository) -> None:
+    group = made(repository, "web", "a")
+    device = Device("scsi-hd", "s.0", {"scsi-id": 0}, "virtio-scsi-pci", "s")
+    group = replace(
+        group,
+        members=(replace(group.members[0], device=device),),
+        hardware=Hardware("x86_64", "pc-q35-7.2", "max", 2, 1 << 30, kvm=False),
+    )
+    groups.store(repository, group)
+    assert groups.load(repository, group.group_id) == group
+    told = asdict(group)
+    del told["hardware"], told["members"][0]["device"]
+    old = groups._decode(json.dumps({"format": 1, **told}).encode(), "x")
+    assert (old.hardware, old.members[0].device) == (None, None)
+    assert old.group_id == group.group_id

@@ -212,6 +212,7 @@ class Agent:
             "limits_io": self._target.limits_io(),
             "lost_snapshots": sorted(self.pool_watch.lost_snapshots()),
             "filled": self.node.fillings.full(),
+            "troubles": self.node.fillings.troubles(),
             "version": __version__,
             "sessions": self.node.exports.sessions(),
         }

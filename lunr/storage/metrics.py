@@ -58,7 +58,7 @@ class _Gauges(Collector):
     def collect(self) -> Iterable[GaugeMetricFamily]:
         capacity = self._pool.capacity()
         sessions = self._exports.sessions()
-        fills = [one.progress for one in self._fillings.all() if not one.is_filled]
+        fills = [one.news.progress for one in self._fillings.all() if not one.is_filled]
         for name, text, value in (
             (
                 "lunr_node_pool_capacity_bytes",

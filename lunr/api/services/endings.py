@@ -151,7 +151,7 @@ def release(session: Session, core: Core, job: Job, error: Error, delay: bool) -
     if kind.foreign or (job.attempt >= core.settings.job_attempts and not kind.unending):
         end(session, core, job, State.FAILED, error)
         return
-    wait = min(MAX_DELAY, core.settings.retry_delay * 2 ** (job.attempt - 1)) if delay else 0
+    wait = min(MAX_DELAY, core.settings.retry_delay * 2 ** min(job.attempt - 1, 20)) if delay else 0
     node_id = None if job.kind in ROVING else job.node_id
     move(
         session,

@@ -9,15 +9,15 @@ for its turn, fetches what is read.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
-from sqlalchemy import select, update
+from sqlalchemy import and_, or_, select, update
 from sqlalchemy.orm import Session
 
 from lunr.api.services import queue, transfers
 from lunr.api.services.core import Core
-from lunr.common import errors
+from lunr.common import errors, times
 from lunr.common.states import Job as JobState
 from lunr.common.states import Volume as State
 from lunr.common.units import MIB
@@ -118,9 +118,43 @@ def full(session: Session, core: Core, node_id: str, ids: Iterable[str]) -> None
 
 
 def orders(session: Session, job: Job) -> dict[str, Any]:
-    """How the node is to fill now."""
+    """How the node is to fill now, and whether other volumes wait for their turn."""
     volume = session.get_one(Volume, job.subject_id)
-    return {"fill": volume.fill or NEVER, "fill_limit_bytes": volume.fill_limit * MIB}
+    others = select(Job.seq).where(
+        Job.kind == job.kind,
+        Job.node_id == job.node_id,
+        Job.status == JobState.QUEUED,
+        or_(Job.not_before.is_(None), Job.not_before <= times.now()),
+    )
+    return {
+        "fill": volume.fill or NEVER,
+        "fill_limit_bytes": volume.fill_limit * MIB,
+        "others_wait": session.scalar(others.limit(1)) is not None,
+    }
+
+
+def troubled(session: Session, node_id: str, told: Mapping[str, str]) -> None:
+    """A node says what is wrong with its volumes: of those that no job tells of, that is told here.
+
+    Where a job has failed, its reason stays.
+    """
+    silent = (
+        select(Volume)
+        .outerjoin(Job, Job.id == Volume.fill_job_id)
+        .where(
+            Volume.node_id == node_id,
+            Volume.status == State.RESTORING,
+            Volume.usable,
+            or_(
+                and_(Volume.fill_job_id.is_(None), Volume.fill == NEVER),
+                Job.status == JobState.QUEUED,
+            ),
+        )
+    )
+    for volume in session.scalars(silent):
+        reason = told.get(volume.id)
+        if volume.reason != reason:
+            volume.reason = reason
 
 
 def note(session: Session, job: Job, told: dict[str, Any]) -> None:

@@ -169,6 +169,7 @@ class Nodes:
         sessions = told.pop("sessions", None)
         lost = told.pop("lost_snapshots", None)
         filled = told.pop("filled", None)
+        troubles = told.pop("troubles", None)
         for name, value in {"full": "", "limits_io": False, **told}.items():
             setattr(node, name, value)
         node.last_seen = times.now()
@@ -177,6 +178,8 @@ class Nodes:
             on_commit(session, lambda: self._core.bell.ring(id))
         if filled:
             fills.full(session, self._core, id, filled)
+        if troubles is not None:
+            fills.troubled(session, id, troubles)
         if lost:
             self._lose_snapshots(session, id, set(lost))
         if sessions is None:

@@ -39,6 +39,7 @@ HEARTBEAT: Schema = {
     "limits_io": Boolean(),
     "lost_snapshots": Items(Id(), most=_MANY),
     "filled": Items(Id(), most=_MANY),
+    "troubles": Mapped(Prose(10_000), most=_MANY),
     "version": Text(64),
     "sessions": Mapped(Items(_SESSION, most=1000), most=_MANY),
 }

@@ -3,11 +3,15 @@
 ``eager`` fetches as fast as it may; ``lazy`` does one chunk at a time, and only
 while the volume is not used; ``never`` leaves it at what is read. In all of
 them a reader that goes on from one chunk to the next is read ahead of, twice as
-far each time, and the eager fill goes on from there.
+far each time, and the eager fill goes on from there. When the reader is half
+through what was read ahead, there is more, so that it need not wait at the end.
 
 It gives way: while somebody waits for the store, no chunk is begun, and while the
 volume is used one thread at a time works, and rests after each chunk for three
 times as long as that took.
+
+What no further try would mend (the local storage lost what was synced; a defect)
+ends the work until somebody orders it anew.
 """
 
 from __future__ import annotations
@@ -19,7 +23,7 @@ import time
 from collections import deque
 from enum import StrEnum
 
-from lunr.backup.image.filling import FillingVolume
+from lunr.backup.image.filling import FillingVolume, SyncLost
 from lunr.backup.image.presence import ABSENT
 from lunr.backup.image.source import Report
 from lunr.common.errors import LunrError
@@ -35,6 +39,7 @@ _QUIET = 1.0  # seconds without use before a lazy fill does a chunk
 _PATIENCE = 3600.0
 _PAUSE = 5.0  # seconds after an error, and before damaged chunks are looked at again
 _CHECKPOINT = 10.0
+_MEND = 2.0  # seconds between two looks whether what was damaged was written
 _END = 1.0  # seconds that chunks under way have to end
 _REPORTS_EVERY = 0.5
 _SMOOTH = 5.0  # seconds over which the rate is averaged
@@ -65,7 +70,8 @@ class Fill:
             volume: what to fill.
             report: is told ``progress`` (done, total, rate in bytes a second, remaining in
                 seconds or null, mode, damaged and missing: chunks), ``trouble`` (reason, or
-                null when it is over) and, in the end, ``filled``.
+                null when it is over), ``given_up`` (the same: it needs an order to go on)
+                and, in the end, ``filled``.
             mode: how eagerly.
             concurrency: chunks fetched at once.
             limit: bytes a second; 0: as many as come.
@@ -83,17 +89,20 @@ class Fill:
         #: For each reader: the chunk that it will miss next if it goes on, and how far it was
         #: read ahead of.
         self._streams: dict[int, int] = {}
+        #: Chunks in the middle of what was read ahead, and the reader's entry in `_streams`.
+        self._middles: dict[int, int] = {}
         self._working: set[int] = set()
         self._damaged: set[int] = set()
         self._free_at = 0.0
         self._orders = 0
         self._trouble: str | None = None
+        self._given_up: str | None = None
         self._usage = _Usage(volume)
         self._threads = [
             threading.Thread(target=self._work, args=(number,), name=f"fill-{number}", daemon=True)
             for number in range(max(1, concurrency))
         ]
-        volume.missed = self._missed
+        volume.missed, volume.passed = self._missed, self._passed
 
     @property
     def mode(self) -> Mode:
@@ -108,6 +117,9 @@ class Fill:
             self._free_at = 0.0
             self._orders += 1
             self._damaged.clear()
+            given_up, self._given_up = self._given_up, None
+            if given_up is not None:
+                self._report("given_up", reason=None)
             self._changed.notify_all()
 
     def stop(self) -> None:
@@ -125,10 +137,14 @@ class Fill:
             thread.start()
         rate = _Rate(self._volume.presence.present)
         checkpoint = time.monotonic() + _CHECKPOINT
+        mend = time.monotonic() + _MEND
         while not self._stopped and not self._volume.complete:
             self._progress(rate)
             with self._changed:
                 self._changed.wait(_REPORTS_EVERY)
+            if time.monotonic() > mend:
+                self._volume.mend()
+                mend = time.monotonic() + _MEND
             if time.monotonic() > checkpoint:
                 self._sync()
                 checkpoint = time.monotonic() + _CHECKPOINT
@@ -140,13 +156,21 @@ class Fill:
         for thread in self._threads:
             thread.join(max(0.0, deadline - time.monotonic()))
         if is_complete:
+            self._volume.mend()
             self._progress(rate)
             self._report("filled")
         return is_complete
 
     def _sync(self) -> bool:
+        if self._given_up is not None:
+            return False
         try:
             self._volume.sync()
+        except SyncLost as error:
+            self._give_up(
+                f"The node's storage has perhaps lost what was written: {error.strerror}."
+            )
+            return False
         except OSError as error:
             self._tell(f"The volume can't be synced: {error}.")
             return False
@@ -172,25 +196,53 @@ class Fill:
     def _missed(self, chunk: int) -> None:
         """Somebody waits for `chunk`."""
         with self._changed:
+            if chunk in self._middles:  # it is being fetched just now
+                self._go_on(chunk)
+                return
             window = min(2 * self._streams.pop(chunk, 0), _WINDOW) or 1
-            following = chunk + 1
-            if window > 1:  # whoever missed the chunk before this one goes on
-                following = min(chunk + 1 + window, self._shape.chunks)
-                self._ahead.extend(range(chunk + 1, following))
-            self._streams[following] = window
-            while len(self._streams) > _STREAMS:
-                del self._streams[next(iter(self._streams))]
+            # Whoever missed the chunk before this one goes on.
+            self._read_ahead(chunk + 1, window, window if window > 1 else 0)
             self._cursor = chunk
             self._changed.notify_all()
 
-    def _next(self) -> tuple[int, bool] | None:
-        """A chunk to fill, and whether a reader will want it; with the lock held."""
+    def _passed(self, chunk: int) -> None:
+        """Somebody reads `chunk`, in the middle of what was read ahead."""
+        with self._changed:
+            self._go_on(chunk)
+
+    def _go_on(self, chunk: int) -> None:
+        following = self._middles.pop(chunk, 0)
+        window = min(2 * self._streams.pop(following, 0), _WINDOW)
+        if window:
+            self._read_ahead(following, window, window)
+            self._changed.notify_all()
+        self._volume.marks = set(self._middles)
+
+    def _read_ahead(self, chunk: int, window: int, count: int) -> None:
+        """Fetch `count` chunks from `chunk` on, for a reader of whom `window` is known."""
+        following = min(chunk + count, self._shape.chunks)
+        self._ahead.extend(range(chunk, following))
+        self._streams[following] = window
+        if count:
+            self._middles[chunk + count // 2] = following
+        while len(self._streams) > _STREAMS:
+            del self._streams[next(iter(self._streams))]
+        while len(self._middles) > _STREAMS:
+            del self._middles[next(iter(self._middles))]
+        self._volume.marks = set(self._middles)
+
+    def _next(self, number: int) -> tuple[int, bool] | None:
+        """A chunk for thread `number` to fill, and whether a reader will want it.
+
+        The lock is held.
+        """
         presence = self._volume.presence
         while self._ahead:
             chunk = self._ahead.popleft()
-            if presence.absent(chunk, 0, self._shape.units(chunk)):
+            is_absent = presence.absent(chunk, 0, self._shape.units(chunk))
+            if is_absent and chunk not in self._working:
                 return chunk, True
-        if self._mode is Mode.NEVER:
+        if self._mode is Mode.NEVER or self._given_up is not None or self._must_wait(number):
             return None
         chunk_ = self._search(ABSENT)
         return None if chunk_ is None else (chunk_, False)
@@ -215,7 +267,7 @@ class Fill:
     def _work(self, number: int) -> None:
         while True:
             with self._changed:
-                found = None if self._must_wait(number) else self._next()
+                found = self._next(number)
                 if self._stopped or self._volume.complete:
                     self._changed.notify_all()
                     return
@@ -235,8 +287,6 @@ class Fill:
 
     def _must_wait(self, number: int) -> bool:
         """Whether thread `number` should leave the store to others now."""
-        if self._ahead:
-            return False
         if self._volume.waiting:
             return True
         if self._mode is Mode.LAZY:
@@ -258,6 +308,10 @@ class Fill:
             where = "There is no room for" if full else "Writing failed for"
             self._tell(f"{where} what is fetched: {error.strerror}.")
             self._pause()
+        except Exception as error:  # a defect: the others must not go on as if nothing were
+            logger.exception("Chunk %d can't be filled for a reason nobody thought of.", chunk)
+            self._give_up(f"{type(error).__name__}: {error}")
+            return 0
         else:
             self._tell(None)
         if fetched is None:
@@ -266,9 +320,16 @@ class Fill:
         return fetched or 0
 
     def _pause(self) -> None:
+        """Wait for a while; after it was given up, for an order."""
         with self._changed:
             if not self._stopped:
-                self._changed.wait(_PAUSE)
+                self._changed.wait(None if self._given_up else _PAUSE)
+
+    def _give_up(self, reason: str) -> None:
+        with self._changed:
+            self._given_up = reason
+        logger.error("%s", reason)
+        self._report("given_up", reason=reason)
 
     def _rest(self, fetched: int, took: float) -> None:
         """Keep to the limit, and leave most of the time to a volume that is used."""

@@ -37,8 +37,10 @@ from __future__ import annotations
 import contextlib
 import errno
 import logging
+import math
 import os
 import threading
+import time
 from collections.abc import Callable, Iterator
 
 from lunr.backup.format.names import Buffer
@@ -46,6 +48,7 @@ from lunr.backup.image.local import Local
 from lunr.backup.image.maps import Maps
 from lunr.backup.image.once import Once
 from lunr.backup.image.presence import ABSENT, PRESENT, UNIT
+from lunr.backup.image.protocol import Contended
 from lunr.backup.image.source import DAMAGE, Source
 from lunr.common.errors import LunrError
 
@@ -56,6 +59,10 @@ _LOCKS = 64
 _SMALL_PART = 8
 
 
+class SyncLost(OSError):
+    """What was written since the last sync that worked is perhaps not on the disk, ever."""
+
+
 class FillingVolume:
     """What :class:`protocol.File` asks for, of a volume in `data` that fills from `source`.
 
@@ -63,6 +70,8 @@ class FillingVolume:
         requests: reads and writes so far.
         waiting: reads (and writes of half units) that wait for the store now.
         missed: called with the number of a chunk that somebody waits for.
+        marks: chunks of which the first read is told to `passed`; replaced, never changed.
+        passed: called with the number of such a chunk.
     """
 
     writable = True
@@ -81,6 +90,8 @@ class FillingVolume:
         self.requests = 0
         self.waiting = 0
         self.missed: Callable[[int], None] = lambda _chunk: None
+        self.marks: set[int] = set()
+        self.passed: Callable[[int], None] = lambda _chunk: None
         self.presence = maps.presence
         self._source = source
         self._data = data
@@ -90,9 +101,10 @@ class FillingVolume:
         self._locks = [threading.Lock() for _ in range(_LOCKS)]
         self._fetching: Once[int, int] = Once()
         self._fetching_parts: Once[tuple[int, int, int], None] = Once()
+        #: The blocks that are fetched now as the first of their chunk.
+        self._first_parts: dict[int, tuple[int, int]] = {}
         self._syncing = threading.Lock()
         self._counting = threading.Lock()
-        self._lost: OSError | None = None
 
     # --- what the kernel asks ------------------------------------------------------
 
@@ -102,6 +114,8 @@ class FillingVolume:
         end = offset + len(into)
         if not self.presence.has(offset, end):
             self._need(offset, end, until)
+        elif self.marks and offset // self._chunk in self.marks:
+            self.passed(offset // self._chunk)
         return self._data.read(offset, into)
 
     def write(self, offset: int, data: memoryview, until: float) -> None:
@@ -116,9 +130,13 @@ class FillingVolume:
         while data:
             chunk, start = divmod(offset, self._chunk)
             piece = data[: self._chunk - start]
-            with self._locks[chunk % _LOCKS]:
+            lock = self._locks[chunk % _LOCKS]
+            _take(lock, until)
+            try:
                 self._data.write(offset, piece)
                 self.presence.add(chunk, start // UNIT, -(-(start + len(piece)) // UNIT))
+            finally:
+                lock.release()
             data = data[len(piece) :]
             offset += len(piece)
 
@@ -130,7 +148,7 @@ class FillingVolume:
             return
         self._need_halves(offset, end, until)
         pieces = list(self.presence.shape.covered(offset, end))
-        with self._locked(range(pieces[0][0], pieces[-1][1])):
+        with self._locked(range(pieces[0][0], pieces[-1][1]), until):
             self._data.zero(offset, length)
             for chunk, stop, first, last in pieces:
                 if stop > chunk + 1:
@@ -139,20 +157,24 @@ class FillingVolume:
                     self.presence.add(chunk, first, last)
 
     def sync(self) -> None:
-        """See :meth:`protocol.File.sync`."""
+        """See :meth:`protocol.File.sync`.
+
+        Raises:
+            SyncLost: one failed, and so no other succeeds in this boot.
+        """
         with self._syncing:
-            if self._lost is not None:
-                raise self._lost
+            if self._maps.lost:
+                raise SyncLost(errno.EIO, "an earlier sync failed")
             self._maps.flush(self._sync_data)
 
     def _sync_data(self) -> None:
         try:
             self._data.sync()
         except OSError as error:
-            # The kernel tells it once and then takes the lost pages for written:
-            # another sync would seem to work. From now on nothing more is promised.
-            self._lost = OSError(error.errno, f"an earlier sync failed: {error.strerror}")
-            raise
+            # The kernel tells it once and then takes the lost pages for written: another sync
+            # would seem to work, of the next process too. From now on nothing more is promised.
+            self._maps.lose()
+            raise SyncLost(errno.EIO, f"the sync failed: {error.strerror}") from error
 
     def seek(self, offset: int, whence: int, until: float) -> int:  # noqa: ARG002
         """See :meth:`protocol.File.seek`. What is absent may be data, so it is."""
@@ -212,9 +234,8 @@ class FillingVolume:
         try:
             self.missed(chunk)
             is_small = (last - first) * UNIT * _SMALL_PART <= self._chunk
-            if is_small and self.presence.state(chunk) == ABSENT and chunk not in self._fetching:
-                self._fetch_part(chunk, first, last, until)
-            else:
+            is_first = self.presence.state(chunk) == ABSENT and chunk not in self._fetching
+            if not (is_small and is_first and self._fetch_part(chunk, first, last, until)):
                 self._fetch(chunk, until)
         except DAMAGE:
             if self._salvage(chunk, first, last, until):
@@ -240,19 +261,25 @@ class FillingVolume:
             lost = self._salvage(chunk, 0, self.presence.shape.units(chunk), until)
             return None if lost else self._chunk
 
-    def _fetch_part(self, chunk: int, first: int, last: int, until: float) -> None:
+    def _fetch_part(self, chunk: int, first: int, last: int, until: float) -> bool:
         """Fetch the blocks of some units: at the first touch of a chunk, for a short wait.
 
-        The second fetches all of it.
+        False: others of it are just fetched so. The second touch fetches all of it.
         """
         block = self._source.geometry.block
         low, high = first * UNIT // block, -(-last * UNIT // block)
+        if self._first_parts.setdefault(chunk, (low, high)) != (low, high):
+            return False
 
         def bring() -> None:
             data = self._source.blocks(chunk, low, high - low, until)
             self._store(chunk, low * block, min(high * block, self._chunk), data)
 
-        self._fetching_parts.do((chunk, low, high), bring, until)
+        try:
+            self._fetching_parts.do((chunk, low, high), bring, until)
+        finally:
+            self._first_parts.pop(chunk, None)
+        return True
 
     def _fetch(self, chunk: int, until: float, is_wanted: bool = True) -> int:
         return self._fetching.do(chunk, lambda: self._bring(chunk, until, is_wanted), until)
@@ -323,6 +350,18 @@ class FillingVolume:
         """Whether all is there."""
         return self.presence.complete
 
+    def mend(self) -> None:
+        """Have it told which of the bytes that can't be had were written meanwhile."""
+        self._source.mend(self._absent)
+
+    def _absent(self, offset: int, end: int) -> Iterator[tuple[int, int]]:
+        """What of a range (first byte, end) is absent."""
+        end = min(end, self.size)
+        for chunk, first, last in self.presence.shape.pieces(offset, end):
+            base = chunk * self._chunk
+            for low, high in self.presence.absent(chunk, first, last):
+                yield max(offset, base + low * UNIT), min(end, base + high * UNIT)
+
     @contextlib.contextmanager
     def still(self) -> Iterator[Iterator[tuple[int, int]]]:
         """The extents (offset, length) that are absent; they stay so inside.
@@ -330,14 +369,31 @@ class FillingVolume:
         For a snapshot of the local storage: it has all the rest. Writes to absent
         blocks wait meanwhile, and so does the fill; the others go on.
         """
-        with self._locked(range(_LOCKS)):
+        with self._locked(range(_LOCKS), math.inf):
             yield self.presence.absent_extents()
 
     @contextlib.contextmanager
-    def _locked(self, chunks: range) -> Iterator[None]:
+    def _locked(self, chunks: range, until: float) -> Iterator[None]:
         numbers = range(_LOCKS) if len(chunks) >= _LOCKS else {n % _LOCKS for n in chunks}
         # In order, so that two never wait for each other.
         with contextlib.ExitStack() as held:
             for number in sorted(numbers):
-                held.enter_context(self._locks[number])
+                _take(self._locks[number], until)
+                held.callback(self._locks[number].release)
             yield
+
+
+def _take(lock: threading.Lock, until: float) -> None:
+    """Take the lock of some chunks.
+
+    Raises:
+        Contended: another has it, and `until` is 0.
+        TimeoutError: another had it until then.
+    """
+    if lock.acquire(blocking=False):
+        return
+    if not until:
+        raise Contended(errno.EAGAIN, "others are at it")
+    seconds = min(max(0.0, until - time.monotonic()), threading.TIMEOUT_MAX)
+    if not lock.acquire(timeout=seconds):
+        raise TimeoutError(errno.ETIMEDOUT, "others were at it for too long")

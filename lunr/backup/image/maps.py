@@ -5,8 +5,8 @@ before a write is acknowledged. It survives the death of the process, since the
 kernel keeps it, but says nothing after a reboot: the kernel writes it to disk in
 any order, or never. So it names the boot it belongs to, and is best kept on a
 tmpfs such as /run. A header of 4096 bytes (magic ``LUNRLIVE``, version 1, the
-map's id, the boot's id, BLAKE3 of these) is followed by the area of
-lunr/backup/image/presence.py.
+map's id, the boot's id, BLAKE3 of these; byte 2048 is 1 after a sync of the data has
+failed in that boot) is followed by the area of lunr/backup/image/presence.py.
 
 **The disk map** is what a power cut leaves. It claims only what the disk has: its
 claims are taken, then the data is synced, then the claims are written, then they
@@ -48,6 +48,7 @@ _DISK_HEADER = struct.Struct("<8s16sQQ64s")
 _DISK_MAGIC = b"LUNRMAP1"
 _LIVE_HEADER = struct.Struct("<8sQ16s36s")
 _LIVE_MAGIC = b"LUNRLIVE"
+_LOST_AT = 2048
 _PAGE = 4096
 _BATCH = 2048  # sectors read or written at once
 #: For bytes.translate: all states but PRESENT are ABSENT.
@@ -318,6 +319,15 @@ class Maps:
         self._dirty.add(first)
         if last > first:
             self._dirty.update(range(first + 1, last + 1))
+
+    @property
+    def lost(self) -> bool:
+        """Whether :meth:`lose` was called in this boot, perhaps by an earlier process."""
+        return self._mapped[_LOST_AT] != 0
+
+    def lose(self) -> None:
+        """Remember that the data could not be synced: nobody knows what of it the disk has."""
+        self._mapped[_LOST_AT] = 1
 
     def flush(self, sync_data: Callable[[], None]) -> None:
         """Let the disk map claim what is there now, after `sync_data` has put that on disk.

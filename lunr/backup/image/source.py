@@ -11,9 +11,9 @@ import logging
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import NamedTuple, Protocol, TypeVar
 
 from lunr.backup import errors
 from lunr.backup.format import roots
@@ -62,31 +62,38 @@ def kept_root(repository: Repository, backup_id: str, path: Path) -> Root:
     return roots.decode(raw, backup_id, str(path), repository.keys, *repository.older)
 
 
+class _Damage(NamedTuple):
+    """What of a volume can't be had because of one object: ranges (first byte, end), in order."""
+
+    reason: str
+    ranges: list[tuple[int, int]]
+
+
 class Source:
     """One backup.
 
     Attributes:
         size: its bytes.
         geometry: what it is cut by.
-        damaged: how many objects were found that can't be used.
     """
 
     def __init__(self, repository: Repository, root: Root, report: Report) -> None:
         """Read the backup `root`.
 
         Events that are reported: ``store`` (reason: why requests fail, None: they
-        don't any more), ``damaged`` (object, offset, length, reason).
+        don't any more), ``damaged`` (object, reason, ranges: [[first byte, end], …] that can't
+        be had, as far as that is known; again whenever they are others; none: all of them were
+        written meanwhile).
         """
         self._root = root
         self._repository = repository.of(root)
         self.size = self._root.size_bytes
         self.geometry = self._root.geometry
-        self.damaged = 0
         self._report = report
         self._lock = threading.Lock()
         self._segments: OrderedDict[int, list[Entry]] = OrderedDict()
         self._loading: Once[int, list[Entry]] = Once()
-        self._reported: set[str] = set()
+        self._damage: dict[str, _Damage] = {}
         self._away = False
         self._closed = threading.Event()
 
@@ -182,6 +189,8 @@ class Source:
         """What `request` returns, asked again while the store is away."""
         pause = _FIRST_PAUSE
         while True:
+            if time.monotonic() >= until:  # others were waited for, or other requests
+                raise TimeoutError("the store takes too long")
             try:
                 answer = request()
             except (errors.StoreUnavailable, errors.StoreRefused) as error:
@@ -207,9 +216,34 @@ class Source:
     def _tell_damage(self, offset: int, length: int, error: LunrError) -> None:
         name = str(error.fields["name"])
         with self._lock:
-            if name in self._reported:
+            known = self._damage.get(name, _Damage(str(error), []))
+            ranges = _merged([*known.ranges, (offset, offset + length)])
+            if ranges == known.ranges:
                 return
-            self._reported.add(name)
-            self.damaged = len(self._reported)
-        logger.error("%s", error)
-        self._report("damaged", object=name, offset=offset, length=length, reason=str(error))
+            self._damage[name] = _Damage(known.reason, ranges)
+            self._report("damaged", object=name, reason=known.reason, ranges=ranges)
+        if not known.ranges:
+            logger.error("%s", error)
+
+    def mend(self, absent: Callable[[int, int], Iterable[tuple[int, int]]]) -> None:
+        """Tell what of the damage is over; `absent` says what of a range nobody has written."""
+        with self._lock:
+            for name, known in list(self._damage.items()):
+                left = _merged(part for start, end in known.ranges for part in absent(start, end))
+                if left == known.ranges:
+                    continue
+                self._damage[name] = _Damage(known.reason, left)
+                self._report("damaged", object=name, reason=known.reason, ranges=left)
+                if not left:
+                    del self._damage[name]
+
+
+def _merged(ranges: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Ranges (first, end) in order, and those as one that touch."""
+    found: list[tuple[int, int]] = []
+    for start, end in sorted(ranges):
+        if found and start <= found[-1][1]:
+            found[-1] = found[-1][0], max(end, found[-1][1])
+        else:
+            found.append((start, end))
+    return found

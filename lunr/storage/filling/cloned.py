@@ -74,7 +74,6 @@ class Cloned(Filling):
         self._wanted = ("never", 0)
         #: Whether all is there that can be had in large pieces of a damaged backup, or at all.
         self._one_by_one = self._gave_up = False
-        self._own_trouble: str | None = None
         #: (when, bytes that were there).
         self._seen: deque[tuple[float, int]] = deque()
         self._came_at = 0.0
@@ -299,9 +298,7 @@ class Cloned(Filling):
     def _tell(self, trouble: str | None) -> None:
         """Tell what keeps the fill from going on, or that this is over."""
         with self._changed:
-            if self.trouble in (None, self._own_trouble):  # the process knows better
-                self.trouble = trouble
-            self._own_trouble = trouble
+            self.news.fill_trouble = trouble
 
     def _look(self) -> bool:
         """See how far the device is and have it go on as wanted; whether all is there."""
@@ -312,8 +309,8 @@ class Cloned(Filling):
             try:
                 self._zeros_claimed = concurrency.blocking(self._claim_zeros)
             except OSError:
-                self._zeros_claimed = bool(self._damaged)  # then they are copied
-                if not self._damaged:
+                self._zeros_claimed = bool(self.news.damaged)  # then they are copied
+                if not self.news.damaged:
                     raise
         status = self._device.status()
         done = status.hydrated * REGION
@@ -354,7 +351,7 @@ class Cloned(Filling):
         rate = int((done - self._seen[0][1]) / seconds) if seconds else 0
         missing = -(-(total - done) // _PART)
         with self._changed:
-            self.progress = Progress(
+            self.news.progress = Progress(
                 done=done,
                 total=total,
                 rate=rate,
@@ -370,7 +367,8 @@ class Cloned(Filling):
         uses, before = _uses(self._device.path), self._uses
         self._uses = uses
         now = time.monotonic()
-        if came or self.trouble or self._doing not in (_ON, _ONE_BY_ONE) or not self._damaged:
+        away = self.news.store_trouble or self.news.fill_trouble
+        if came or away or self._doing not in (_ON, _ONE_BY_ONE) or not self.news.damaged:
             self._came_at = now
         elif now - self._came_at > _STUCK:
             self._gave_up, self._one_by_one = self._one_by_one, True
@@ -422,7 +420,8 @@ class Cloned(Filling):
             self._pool.remove_filling(self.volume_id)
             (self._state / "map.root").unlink(missing_ok=True)
             with self._changed:
-                self._filled, self.trouble = True, None
+                self._filled = True
+                self.news.all_is_well()
                 self._changed.notify_all()
 
 

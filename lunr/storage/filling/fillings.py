@@ -188,6 +188,12 @@ class Fillings:
         """The volumes that are full, as the API does not know yet."""
         return sorted(one.volume_id for one in self.all() if one.is_filled and not one.is_told)
 
+    def troubles(self) -> dict[str, str]:
+        """Why not all of a volume can be had now, for those of which that is so."""
+        found = {one.volume_id: one.trouble for one in self.all()}
+        lost = {volume_id: str(self._state_lost(volume_id)) for volume_id in self._lost}
+        return {id: reason for id, reason in (found | lost).items() if reason is not None}
+
     def remove(self, volume_id: str) -> None:
         """Forget the volume, and end its process; the pool's volume stays."""
         self._lost.discard(volume_id)

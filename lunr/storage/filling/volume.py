@@ -18,7 +18,8 @@ from lunr.backup.image.gaps import Gaps
 from lunr.common import concurrency, errors, ids
 from lunr.storage.backoff import Backoff
 from lunr.storage.engine import Engine
-from lunr.storage.filling.task import Progress, Task, sync
+from lunr.storage.filling.news import News
+from lunr.storage.filling.task import Task, sync
 from lunr.storage.filling.worker import Worker, adopt, reach, take_lock
 from lunr.storage.pools.base import Extent
 
@@ -56,8 +57,7 @@ class Filling:
 
     Attributes:
         task: what it is filled from.
-        progress: how far it is.
-        trouble: why the fill does not go on; None: it does.
+        news: how far it is, and what is wrong with it.
         is_told: whether the API knows that it is full.
     """
 
@@ -91,8 +91,7 @@ class Filling:
         self._engine = engine
         self._remounted = remounted
         self.task: Task | None = None
-        self.progress = Progress()
-        self.trouble: str | None = None
+        self.news = News()
         self.is_told = False
         self._starts = 0
         #: The process and its requests when they were counted last, and when they had changed.
@@ -101,11 +100,11 @@ class Filling:
         self._changed = threading.Condition()
         self._stopping = threading.Event()
         self._worker: Worker | None = None
-        self._orders = ("fill never", "limit 0")
+        #: A process that was there before goes on as it was told, until somebody tells it more.
+        self._orders: tuple[str, ...] = ()
         self._mounted = False
         self._filled = False
         self._failed: errors.LunrError | None = None
-        self._damaged: dict[str, str] = {}
         self._answer: dict[str, Any] | None = None
         self._thread: threading.Thread | None = None
         self._still = threading.Lock()
@@ -151,15 +150,12 @@ class Filling:
             (self._run / _STALE).touch()
 
     @property
-    def damaged(self) -> list[str]:
-        """What can't be fetched, a sentence each."""
-        return list(self._damaged.values())
-
-    @property
-    def is_stuck(self) -> bool:
-        """Whether nothing is left to fetch but what is damaged."""
-        progress = self.progress
-        return 0 < progress.missing <= progress.damaged
+    def trouble(self) -> str | None:
+        """Why not all of it can be had now; None: it can, as far as is known."""
+        with self._changed:
+            if self._failed is not None and not (self._mounted or self.is_settled):
+                return str(self._failed)
+            return self.news.trouble
 
     @property
     def _mountpoint(self) -> Path:
@@ -178,9 +174,9 @@ class Filling:
         return {
             "backup_id": None if self.task is None else self.task.backup_id,
             "path": str(self.path),
-            **asdict(self.progress),
-            "trouble": self.trouble,
-            "damage": self.damaged,
+            **asdict(self.news.progress),
+            "trouble": self.news.trouble,
+            "damage": self.news.damaged,
         }
 
     # --- its life --------------------------------------------------------------------
@@ -238,7 +234,8 @@ class Filling:
         """
         with self._changed:
             self._orders = (f"fill {mode}", f"limit {limit}")
-            self.progress = replace(self.progress, damaged=0)
+            self.news.given_up = None
+            self.news.progress = replace(self.news.progress, damaged=0)
             worker = self._worker if self._mounted else None
         if worker is not None:
             self._give_orders(worker)
@@ -459,7 +456,7 @@ class Filling:
         }
 
     def _hear(self, worker: Worker, event: dict[str, Any]) -> None:
-        name = event.pop("event", None)
+        name = str(event.pop("event"))
         if name == "mounted":
             _log.info("volume %s can be used; it took %s s", self.volume_id, event["seconds"])
             self._give_orders(worker)
@@ -467,18 +464,11 @@ class Filling:
             match name:
                 case "mounted":
                     self._mounted, self._failed = True, None
-                case "progress":
-                    known = Progress.__dataclass_fields__
-                    self.progress = Progress(**{k: v for k, v in event.items() if k in known})
-                case "trouble" | "store":
-                    self.trouble = event["reason"]
-                case "damaged":
-                    start, end = event["offset"], event["offset"] + event["length"]
-                    self._damaged[event["object"]] = (
-                        f"bytes {start} to {end} can't be had: {event['reason']}"
-                    )
+                    if worker.is_new:
+                        self.news.all_is_well()
                 case "filled":
-                    self._filled, self.trouble = True, None
+                    self._filled = True
+                    self.news.all_is_well()
                 case "unfetched" | "gone" | "requests" | "busy" | "refused":
                     self._answer = {"event": name, **event}
                 case "failed":
@@ -486,6 +476,8 @@ class Filling:
                         event["code"], event["reason"], bool(event.get("retry"))
                     )
                     raise self._failed
+                case _:
+                    self.news.hear(name, event)
             self._changed.notify_all()
         if name == "mounted" and worker.is_new:
             # Not here: whoever exports volumes may be waiting for this one's events.

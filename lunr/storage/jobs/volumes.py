@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Iterator
 
 from lunr.backup.image.gaps import Gaps
 from lunr.common import errors, ids
+from lunr.storage.filling.news import DAMAGE_TOLD
 from lunr.storage.filling.task import Task
 from lunr.storage.filling.volume import Filling
 from lunr.storage.job import Job, Stop
 from lunr.storage.jobs.node import Node
 from lunr.storage.jobs.taking import taken
 from lunr.storage.pools.base import Snapshot
-
-#: Damaged objects that a reason names.
-_DAMAGE_TOLD = 3
 
 
 def create(node: Node, job: Job) -> None:
@@ -74,10 +73,27 @@ def _standing(node: Node, origin: str | Snapshot, base_id: str) -> Iterator[tupl
         yield snapshot, gaps or Gaps(base_id, [])
 
 
+#: Seconds in which nothing is fetched for a lazy fill until it lets others fill.
+_TURN = 10.0
+
+
 class RestoreDamaged(errors.LunrError):
-    """Not all of the backup is there any more: {damage}. All else is restored. These bytes can't be read until they are written."""  # noqa: E501
+    """Not all of the backup is there any more. {damage} All else is restored. These bytes can't be read until they are written."""  # noqa: E501
 
     code = "restore_damaged"
+
+
+class FillYields(errors.LunrError):
+    """The volume is used, and others wait to be filled: it goes on when it is its turn again."""
+
+    code = "fill_yields"
+    retry = True
+
+
+class RestoreStopped(errors.LunrError):
+    """The rest of the backup is not fetched any more: {reason}"""
+
+    code = "restore_stopped"
 
 
 def restore(node: Node, job: Job) -> None:
@@ -105,7 +121,7 @@ def fill(node: Node, job: Job) -> None:
 
 def _follow(filling: Filling, job: Job) -> None:
     """Have it filled as the API says, until it is full."""
-    wanted = None
+    wanted, done, moved_at = None, -1, time.monotonic()
     while not filling.is_filled:
         told = {**job.payload, **job.orders}
         if wanted != (wanted := (str(told["fill"]), int(told["fill_limit_bytes"]))):
@@ -114,7 +130,7 @@ def _follow(filling: Filling, job: Job) -> None:
         if job.stop_reason is Stop.CANCELLED:
             filling.fill("never", 0)
         job.heed(0, 0)
-        progress = filling.progress
+        progress = filling.news.progress
         job.advance(progress.done, progress.total)
         job.news = {
             "fill": {
@@ -123,8 +139,16 @@ def _follow(filling: Filling, job: Job) -> None:
                 "trouble": filling.trouble,
             }
         }
-        if filling.is_stuck:
-            raise RestoreDamaged(damage="; ".join(filling.damaged[:_DAMAGE_TOLD]))
+        if progress.done != done:
+            done, moved_at = progress.done, time.monotonic()
+        idle = time.monotonic() - moved_at
+        if wanted[0] == "lazy" and told.get("others_wait") and idle > _TURN:
+            filling.fill("never", 0)
+            raise FillYields
+        if filling.news.given_up is not None:
+            raise RestoreStopped(reason=filling.news.given_up)
+        if filling.news.is_stuck:
+            raise RestoreDamaged(damage=" ".join(filling.news.damaged[:DAMAGE_TOLD]))
 
 
 def extend(node: Node, job: Job) -> None:

@@ -36,7 +36,11 @@ def test_it_can_be_used_before_it_is_full(stored: World) -> None:
     assert stored.work(kinds=["export.create"]) == ["export.create"]
     assert shown(stored)["export_status"] == "ATTACHED"
     job = stored.claim(kinds=["volume.fill"])
-    assert job["payload"] == {"fill": "lazy", "fill_limit_bytes": 3 * MIB}
+    assert job["payload"] == {
+        "fill": "lazy",
+        "fill_limit_bytes": 3 * MIB,
+        "others_wait": False,
+    }
     assert job["id"] == shown(stored)["fill_job_id"]
     told = {"rate": 5 * MIB, "remaining": 77, "trouble": "The store is slow."}
     tell(stored, job, progress=40, fill=told)
@@ -68,6 +72,7 @@ def test_how_it_is_filled_can_be_changed(stored: World) -> None:
         "lease_seconds": 60,
         "fill": "eager",
         "fill_limit_bytes": 0,
+        "others_wait": False,
     }
     change("acme", "r1", {"fill": "never"})
     assert tell(stored, job, progress=2)["cancel"]
@@ -80,6 +85,39 @@ def test_how_it_is_filled_can_be_changed(stored: World) -> None:
     assert shown(stored)["status"] == "ACTIVE"
     with pytest.raises(errors.WrongState, match="is ACTIVE; to fill it otherwise"):
         change("acme", "r1", {"fill": "lazy"})
+
+
+def test_a_fill_is_told_whether_others_wait_and_may_yield(stored: World) -> None:
+    stored.restored(fill="lazy")
+    first = stored.claim(kinds=["volume.fill"])
+    stored.restored("r2")
+    assert tell(stored, first, progress=1)["others_wait"]
+    stored.fail(first, reason="Others wait.", retry=True)
+    assert shown(stored)["reason"] is None
+    again = stored.claim(kinds=["volume.fill"])
+    other = stored.claim(kinds=["volume.fill"])
+    assert {again["volume_id"], other["volume_id"]} == {"r1", "r2"}
+    assert not tell(stored, again, progress=1)["others_wait"]
+
+
+def test_what_is_wrong_is_told_also_where_nobody_fills(stored: World) -> None:
+    stored.restored(fill="never")
+    stored.restored("r2")
+    stored.restored("r3")
+    failed = stored.claim()
+    assert failed["volume_id"] == "r2"
+    stored.fail(failed, reason="A defect.")
+    lost = {"r1": "Bytes 0 to 5 are lost.", "r2": "The store is away.", "v1": "?", "r9": "?"}
+    stored.beat("n1", troubles={**lost, "r3": "The store is away."})
+    assert shown(stored)["reason"] == "Bytes 0 to 5 are lost."
+    assert shown(stored, "r2")["reason"] == "A defect."
+    assert shown(stored, "r3")["reason"] == "The store is away.", "it waits for its turn"
+    assert shown(stored, "v1")["reason"] is None
+    stored.beat("n1")  # of a node that tells nothing of it
+    assert shown(stored)["reason"] == "Bytes 0 to 5 are lost."
+    stored.beat("n1", troubles={})
+    assert shown(stored)["reason"] is None and shown(stored, "r3")["reason"] is None
+    assert shown(stored, "r2")["reason"] == "A defect."
 
 
 def test_one_that_waits_for_its_turn_can_be_told_to_stay(stored: World) -> None:

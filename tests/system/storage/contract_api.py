@@ -223,6 +223,7 @@ class ContractApi:
             error = told.get("error")
             if told["status"] == "FAILED" and error["retry"] and job["attempt"] < 5:
                 job.update(status="QUEUED", lease=None, error=error)
+                self.jobs[job["id"]] = self.jobs.pop(job["id"])  # it waits: others go first
             elif told["status"] != "RUNNING":
                 if job["kind"] in ("volume.fill", "volume.delete") and told["status"] == "DONE":
                     self.filling.discard(job["subject_id"])

@@ -211,9 +211,9 @@ def test_it_is_used_while_it_is_filled_and_then_it_is_plain(
     chance = random.Random(1)
     # Zeros are there, and nobody copied them; the rest is fetched when it is read.
     assert node.volume.path.is_block_device()
-    wait_until(lambda: node.volume.progress.done, LONG)
+    wait_until(lambda: node.volume.news.progress.done, LONG)
     zeros = SIZE - 12 * MIB - 12 * MIB  # all but the chunks that have data
-    wait_until(lambda: node.volume.progress.done == zeros, LONG)
+    wait_until(lambda: node.volume.news.progress.done == zeros, LONG)
     assert node.is_right(32 * MIB, 2 * MIB)
     node.write(5 * UNIT, chance.randbytes(UNIT))  # where nothing is: no fetch
     node.write(33 * MIB + 512, chance.randbytes(700 * 512))
@@ -292,9 +292,9 @@ def test_the_store_is_away_and_part_of_it_is_lost(node: Node) -> None:
     node.kill_process()  # it has that in memory, perhaps
     wait_until(lambda: node.volume._mounted, LONG)
     node.volume.fill("eager", 0)
-    wait_until(lambda: node.volume.is_stuck, LONG, "all is there but what is lost")
-    assert node.volume.damaged
-    assert SIZE - node.volume.progress.done in (32 << 10, 64 << 10)
+    wait_until(lambda: node.volume.news.is_stuck, LONG, "all is there but what is lost")
+    assert node.volume.news.damaged
+    assert SIZE - node.volume.news.progress.done in (32 << 10, 64 << 10)
     chunk.write_bytes(good)
     node.volume.fill("eager", 0)
     wait_until(lambda: node.volume.is_filled, LONG, "it is filled")
@@ -304,7 +304,7 @@ def test_the_store_is_away_and_part_of_it_is_lost(node: Node) -> None:
 @pytest.mark.parametrize("pool", ["thin"], indirect=True)
 def test_it_goes_while_it_is_filled(node: Node, tmp_path: Path) -> None:
     node.volume.fill("eager", MIB)
-    wait_until(lambda: node.volume.progress.rate, LONG)
+    wait_until(lambda: node.volume.news.progress.rate, LONG)
     with away(node.store):
         began = time.monotonic()
         node.fillings.remove("v1")

@@ -310,14 +310,15 @@ def test_a_corrupt_object_is_told_and_the_rest_is_filled(place: Place, content: 
     worker.wait_for("mounted")
     event = worker.wait_for("damaged")
     assert bad.name in event["object"]
+    ((offset, end),) = event["ranges"]
     with opened(place.file) as fd:
-        _fails(fd, event["offset"])
+        _fails(fd, offset)
         wait_until(lambda: worker.wait_for("progress")["damaged"] == 1)
         present = worker.events[-1]["done"]
         assert present == len(content) - CHUNK
-        good = event["offset"] - 4096
+        good = offset - 4096
         assert os.pread(fd, 4096, good) == content[good : good + 4096]
-        os.pwrite(fd, b"n" * event["length"], event["offset"])
+        os.pwrite(fd, b"n" * (end - offset), offset)
         worker.tell("fill eager")
         worker.wait_for("filled")
     worker.unmount()

@@ -170,7 +170,7 @@ def test_a_full_disk_is_told_and_waited_out(world: World, monkeypatch: pytest.Mo
 
 
 def test_what_is_damaged_is_left_and_tried_again_when_told(world: World) -> None:
-    entry = world.source.entry(3, 1.0)
+    entry = world.source.entry(3, time.monotonic() + 5)
     name = entry.name("chunks")  # type: ignore[union-attr, arg-type]
     kept = world.objects.objects.pop(name)  # type: ignore[attr-defined]
     with Running(world, Mode.EAGER) as fill:
@@ -180,3 +180,86 @@ def test_what_is_damaged_is_left_and_tried_again_when_told(world: World) -> None
         world.objects.objects[name] = kept  # type: ignore[attr-defined]
         fill.set(mode=Mode.EAGER)
         wait_until(lambda: told(world, "filled"))
+
+
+def test_what_was_read_ahead_of_and_is_there_does_not_count(world: World) -> None:
+    """A lazy fill stays away from a volume that is used, whoever has read on."""
+    with Running(world, Mode.LAZY):
+        until = time.monotonic() + 1.5
+        for chunk in (10, 11):
+            world.read(chunk * CHUNK, CHUNK)
+        while time.monotonic() < until:
+            world.read(10 * CHUNK, 1)
+            time.sleep(0.02)
+        assert present(world) == 4  # 12 and 13 were read ahead
+        wait_until(lambda: told(world, "filled"))
+
+
+def test_a_reader_that_goes_on_does_not_wait_again(world: World) -> None:
+    waited: list[int] = []
+    with Running(world, Mode.NEVER):
+        missed = world.volume.missed
+
+        def note(chunk: int) -> None:
+            waited.append(chunk)
+            missed(chunk)
+
+        world.volume.missed = note
+        for chunk in range(40):
+            assert world.read(chunk * CHUNK, CHUNK) == world.data[chunk * CHUNK :][:CHUNK]
+            time.sleep(0.03)
+    assert waited == [0, 1]
+
+
+def test_after_a_sync_that_failed_it_ends_until_it_is_ordered_again(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail() -> None:
+        raise OSError(5, "lost")
+
+    monkeypatch.setattr("lunr.backup.image.fill._PAUSE", 0.01)
+    monkeypatch.setattr(world.volume._data, "sync", fail)
+    with Running(world, Mode.EAGER) as fill:
+        wait_until(lambda: told(world, "given_up"))
+        time.sleep(0.2)
+        assert len(told(world, "given_up")) == 1, "it does not try on and on"
+        fill.set(mode=Mode.EAGER)
+        wait_until(lambda: len(told(world, "given_up")) == 3)
+    reasons = [event["reason"] for event in told(world, "given_up")]
+    assert [reason is None for reason in reasons] == [False, True, False]
+    assert not told(world, "filled")
+
+
+def test_a_defect_is_told_and_can_be_tried_again(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(_chunk: int, _until: float) -> None:
+        raise ZeroDivisionError("a defect")
+
+    real = world.source.chunk
+    monkeypatch.setattr(world.source, "chunk", broken)
+    with Running(world, Mode.EAGER) as fill:
+        wait_until(lambda: told(world, "given_up"))
+        assert "a defect" in str(told(world, "given_up")[0]["reason"])
+        monkeypatch.setattr(world.source, "chunk", real)
+        fill.set(mode=Mode.EAGER)
+        wait_until(lambda: told(world, "filled"))
+
+
+def test_damage_that_was_written_over_is_told_to_be_over(world: World) -> None:
+    entry = world.source.entry(3, time.monotonic() + 5)
+    del world.objects.objects[entry.name("chunks")]  # type: ignore[attr-defined, union-attr, arg-type]
+    first, end = 3 * CHUNK, 4 * CHUNK
+    with Running(world, Mode.NEVER):
+        with pytest.raises(OSError, match="damaged"):
+            world.read(first, 1)
+        with pytest.raises(OSError, match="damaged"):
+            world.read(first + 6 * UNIT, 1)
+        assert told(world, "damaged")[-1]["ranges"] == [
+            (first, first + 2 * UNIT),
+            (first + 6 * UNIT, end),
+        ]
+        world.write(first, bytes(UNIT))
+        wait_until(lambda: told(world, "damaged")[-1]["ranges"][0][0] == first + UNIT)  # type: ignore[index]
+        world.write(first, bytes(CHUNK))
+        wait_until(lambda: told(world, "damaged")[-1]["ranges"] == [])

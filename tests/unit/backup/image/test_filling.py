@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import random
+import struct
 import sys
 import tempfile
 import threading
@@ -18,9 +19,13 @@ from hypothesis import HealthCheck, settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from lunr.backup.format.segments import objects_of
+from lunr.backup.image.filling import SyncLost
 from lunr.backup.image.local import Local
 from lunr.backup.image.presence import UNIT
+from lunr.backup.image.protocol import Contended, Op
+from tests.support.waiting import wait_until
 from tests.unit.backup.image.support import CHUNK, World, content
+from tests.unit.backup.image.test_protocol import Kernel, read_in, write_in
 
 
 class Volume(RuleBasedStateMachine):
@@ -204,7 +209,7 @@ def test_many_readers_of_a_chunk_fetch_once(world: World) -> None:
 
 def damage(world: World, chunk: int, at: int) -> str:
     """Change a byte in the frames of a chunk, `at` (0 to 1) of its way through; its name."""
-    entry = world.source.entry(chunk, 1.0)
+    entry = world.source.entry(chunk, time.monotonic() + 5)
     (name,) = objects_of(entry)
     raw = bytearray(world.objects.objects[name])  # type: ignore[attr-defined]
     start = 28 + 4 * 36
@@ -227,7 +232,7 @@ def test_damage_is_an_error_on_its_blocks_alone(world: World) -> None:
     assert world.volume.fill(2, time.monotonic() + 1) is None
     events = [fields for event, fields in world.events if event == "damaged"]
     assert [event["object"] for event in events] == [name]
-    assert (events[0]["offset"], events[0]["length"]) == (bad, block)
+    assert events[0]["ranges"] == [(bad, bad + block)]
     # What is written over it is good again.
     world.write(bad, b"n" * block)
     assert world.read(bad, block) == b"n" * block
@@ -235,13 +240,14 @@ def test_damage_is_an_error_on_its_blocks_alone(world: World) -> None:
 
 
 def test_a_lost_object_is_damage(world: World) -> None:
-    entry = world.source.entry(1, 1.0)
+    entry = world.source.entry(1, time.monotonic() + 5)
     assert entry is not None
     del world.objects.objects[entry.name("chunks")]  # type: ignore[attr-defined, union-attr, arg-type]
     with pytest.raises(OSError, match="damaged"):
         world.read(CHUNK, 1)
     world.fill()
     assert list(world.volume.presence.absent_extents()) == [(CHUNK, CHUNK)]
+    assert world.events[-1][1]["ranges"] == [(CHUNK, 2 * CHUNK)], "all of it, as one"
 
 
 def test_after_a_sync_that_failed_none_succeeds(
@@ -255,12 +261,17 @@ def test_after_a_sync_that_failed_none_succeeds(
         raise OSError(errno.EIO, "lost")
 
     monkeypatch.setattr(world.volume._data, "sync", fail)
-    for _ in range(2):
-        with pytest.raises(OSError, match="lost"):
-            world.volume.sync()
+    with pytest.raises(SyncLost, match="lost"):
+        world.volume.sync()
+    with pytest.raises(SyncLost, match="earlier"):
+        world.volume.sync()
+    world.reopen()  # another process of this boot does not know better
+    with pytest.raises(SyncLost, match="earlier"):
+        world.volume.sync()
     with world.live.open("r+b") as live:  # after a reboot, then
         live.write(b"gone")
     world.reopen()
+    world.volume.sync()
     assert world.read(0, UNIT) == world.data[:UNIT]
 
 
@@ -280,6 +291,62 @@ def test_still_means_that_nothing_becomes_present(world: World) -> None:
         assert list(extents) == [(UNIT, world.size - UNIT)]
     writer.join()
     assert world.read(4 * CHUNK, UNIT) == b"y" * UNIT
+
+
+def test_still_keeps_nobody_waiting_but_who_writes_what_is_absent(world: World) -> None:
+    """Requests as the kernel sends them, also behind many that wait for the store."""
+    world.write(0, b"x" * UNIT)
+    world.weather.gate = threading.Event()
+    kernel = Kernel(world.volume)
+    far = [kernel.send(Op.READ, read_in(chunk * CHUNK, UNIT)) for chunk in range(1, 11)]
+    with world.volume.still():
+        for _ in range(2):
+            with pytest.raises(Contended):
+                world.volume.write(11 * CHUNK, memoryview(bytes(UNIT)), 0.0)
+        new = b"y" * UNIT
+        blocked = [kernel.send(Op.WRITE, write_in(at * CHUNK, new)) for at in (3, 5, 7, 11)]
+        hole = struct.pack("=QQQII", 1, 8 * CHUNK, CHUNK, 3, 0)
+        blocked.append(kernel.send(Op.FALLOCATE, hole))
+        started = time.monotonic()
+        for _ in range(50):
+            assert kernel.ask(Op.READ, read_in(0, UNIT)) == b"x" * UNIT
+            kernel.ask(Op.WRITE, write_in(0, b"x" * UNIT))
+        kernel.ask(Op.FSYNC, bytes(16))
+        assert time.monotonic() - started < 2
+        assert not kernel.early, "what is absent stays so"
+    for unique in blocked:  # the store has not answered by now
+        assert kernel.answer(unique)[0] == 0
+    world.weather.gate.set()
+    for unique in far:
+        assert kernel.answer(unique)[0] == 0
+    assert kernel.ask(Op.READ, read_in(11 * CHUNK, UNIT)) == new
+    kernel.close()
+
+
+def test_readers_of_parts_of_a_chunk_fetch_it_together(world: World) -> None:
+    world.read(CHUNK, 1)  # its segment is there
+    world.weather.gate = threading.Event()
+    world.weather.names.clear()
+    readers = [
+        threading.Thread(target=world.read, args=(2 * CHUNK + block * CHUNK // 4, 10))
+        for block in (0, 1, 2, 3, 1, 2)
+    ]
+    for reader in readers:
+        reader.start()
+    wait_until(lambda: world.volume.waiting == 6)
+    time.sleep(0.1)
+    assert len(world.weather.names) == 2, "the first one's block, and all of it for the others"
+    world.weather.gate.set()
+    for reader in readers:
+        reader.join()
+
+
+def test_no_request_is_begun_when_patience_is_over(world: World) -> None:
+    world.read(0, 1)
+    world.weather.names.clear()
+    with pytest.raises(TimeoutError):
+        world.source.blocks(2, 0, 1, time.monotonic() - 1)
+    assert world.weather.names == []
 
 
 class Gated(Local):

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from lunr.backup.image import protocol
-from lunr.backup.image.protocol import Op, Session
+from lunr.backup.image.protocol import File, Op, Session
 
 HEADER = struct.Struct("=IIQQIIIHH")
 ANSWER = struct.Struct("=IiQ")
@@ -30,6 +30,7 @@ class Disk:
         self.writable = True
         self.here = threading.Event()
         self.asked: list[tuple[str, int, int]] = []
+        self.behind: int | None = None
 
     @property
     def size(self) -> int:
@@ -70,18 +71,19 @@ class Disk:
         return 5 * 512
 
     def backing(self) -> int | None:
-        return None
+        return self.behind
 
 
 class Kernel:
     """The other end."""
 
-    def __init__(self, disk: Disk, patience: float = 5.0) -> None:
+    def __init__(self, disk: File, patience: float = 5.0) -> None:
         self.socket, ours = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         for one in (self.socket, ours):
             one.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4 << 20)
         self.socket.settimeout(5)
-        self.session = Session(ours.detach(), disk, "volume", patience)
+        self.ours = ours.detach()
+        self.session = Session(self.ours, disk, "volume", patience)
         self.thread = threading.Thread(target=self.session.serve)
         self.thread.start()
         self.unique = 0
@@ -129,6 +131,8 @@ class Kernel:
         self.socket.shutdown(socket.SHUT_RDWR)
         self.thread.join(5)
         assert not self.thread.is_alive()
+        os.fstat(self.ours)  # a late answer goes nowhere else
+        os.close(self.ours)
         self.socket.close()
 
 
@@ -253,6 +257,40 @@ def test_what_waits_keeps_nobody_else_waiting(kernel: Kernel, disk: Disk) -> Non
         assert kernel.answer(unique) == (0, disk.data[start : start + 4096])
     assert kernel.answer(write)[0] == 0
     assert disk.data[2 << 20 :].startswith(b"far away")
+
+
+def test_what_is_whole_is_read_and_written_behind_it(
+    kernel: Kernel, disk: Disk, tmp_path: Path
+) -> None:
+    path = tmp_path / "behind"
+    path.write_bytes(disk.data)
+    disk.asked.clear()
+    with path.open("r+b", buffering=0) as behind:
+        disk.behind = behind.fileno()
+        for offset, size in ((0, 4096), (3, 5), (2 << 20, 1 << 20), (disk.size - 512, 512)):
+            data = os.urandom(size)
+            assert kernel.ask(Op.READ, read_in(offset, size)) == disk.data[offset:][:size]
+            answer = kernel.ask(Op.WRITE, write_in(offset, data))
+            assert struct.unpack("=II", answer) == (size, 0)
+            disk.data[offset : offset + size] = data
+            assert kernel.ask(Op.READ, read_in(offset, size)) == data
+            assert path.read_bytes() == disk.data
+        assert disk.asked == []
+        assert kernel.session.requests == 12
+        # All else goes on as before.
+        disk.here.set()
+        assert kernel.ask(Op.READ, read_in(disk.size - 100, 4096)) == disk.data[-100:]
+        assert kernel.fail(Op.WRITE, write_in(disk.size, b"x")) == errno.ENOSPC
+        kernel.ask(Op.FSYNC, bytes(16))
+        assert kernel.fail(39) == errno.ENOSYS
+        # What fails is done again by the file, which says how.
+        disk.behind, pipe = None, os.pipe()
+        os.dup2(pipe[0], behind.fileno())
+        assert kernel.ask(Op.READ, read_in(0, 4096)) == disk.data[:4096]
+        kernel.ask(Op.WRITE, write_in(0, b"again"))
+        assert disk.data.startswith(b"again")
+        for end in pipe:
+            os.close(end)
 
 
 def test_patience_has_an_end(disk: Disk) -> None:

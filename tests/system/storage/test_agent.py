@@ -301,6 +301,25 @@ def test_a_defect_ends_no_thread(
         api.do("volume.create", volume_id, volume_id, size_bytes=SIZE)
 
 
+def test_a_defect_loses_no_lease(
+    start: Callable[..., Agent], api: ContractApi, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    agent = start(worker=ODD_WORKER)
+    api.do("volume.create", "v1", "v1", size_bytes=SIZE)
+    update, failed = agent._api.update, threading.Event()
+
+    def once_broken(*args: Any, **fields: Any) -> dict[str, Any]:
+        if not failed.is_set():
+            failed.set()
+            raise ValueError("a defect")
+        return update(*args, **fields)
+
+    monkeypatch.setattr(agent._api, "update", once_broken)
+    job_id = api.add("backup.save", "v1", "slow", backup_id="slow", repository=REPOSITORY)
+    assert failed.wait(30)
+    wait_until(lambda: api.jobs[job_id]["updates"], what="the lease is renewed all the same")
+
+
 @pytest.mark.parametrize(
     ("how", "code"),
     [("die", "engine_died"), ("babble", "engine_died"), ("full", "store_full")],

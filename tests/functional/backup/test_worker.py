@@ -25,12 +25,18 @@ from tests.support.waiting import wait_until
 from tests.unit.backup.support import load_bytes
 
 KEY = "5a" * 32
+WORKER = ("-m", "lunr.backup.worker")
+ON_A_LARGE_MACHINE = (
+    "-c",
+    "import os, runpy; os.cpu_count = lambda: 64\n"
+    "runpy.run_module('lunr.backup.worker', run_name='__main__')",
+)
 
 
 class Worker:
     def __init__(self, **task: Any) -> None:
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "lunr.backup.worker"],
+            [sys.executable, *WORKER],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -189,16 +195,18 @@ def test_what_another_backup_has_is_not_stored_again(place: Place) -> None:
 
 
 @pytest.mark.parametrize("parent_id", ["b1", "none"])
-def test_the_memory_of_a_save_is_bounded(place: Place, parent_id: str) -> None:
+def test_the_memory_of_a_save_is_bounded(
+    place: Place, parent_id: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     # As many changes as a node tells, in a volume of 1 TiB; other backups with a million chunks.
     block, size = 32 << 10, 1 << 40
 
     def scatter() -> None:
         with place.source.open("r+b") as file:
             file.truncate(size)
-            for at in range(0, size, size // 32):
+            for at in range(0, size, size // 16):
                 file.seek(at)
-                file.write(os.urandom(4 << 20))
+                file.write(os.urandom(16 << 20))
 
     place.source.touch()
     scatter()
@@ -209,6 +217,7 @@ def test_the_memory_of_a_save_is_bounded(place: Place, parent_id: str) -> None:
     step = size // MOST_CHANGED
     changed = [[at, at + block] for at in range(0, size, step)]
     task = {**place.save("b2", parent_id), "like": ["many"], "changed": changed}
+    monkeypatch.setattr("tests.functional.backup.test_worker.WORKER", ON_A_LARGE_MACHINE)
     peak = peak_memory(place.worker("save", **task))
     print(f"{peak >> 20} MiB")
     assert peak < 300 << 20

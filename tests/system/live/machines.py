@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from lunr.live import errors
 from lunr.live.qmp import Monitor
 from tests.support.waiting import wait_until
 
@@ -82,8 +83,7 @@ class Machine:
         for socket in self._sockets.iterdir():  # of one that was killed
             socket.unlink()
         self.process = subprocess.Popen(argv, stdout=subprocess.DEVNULL)
-        wait_until(lambda: self._is_up(), 20, "QEMU's sockets")
-        self.connect()
+        wait_until(self._is_up, 20, "QEMU's sockets")
 
     def _line(self) -> list[str]:
         line = [
@@ -100,7 +100,11 @@ class Machine:
     def _is_up(self) -> bool:
         assert self.process is not None
         assert self.process.poll() is None, "QEMU ended"
-        return (self._sockets / "guest").exists()
+        try:
+            self.connect()
+        except errors.MonitorUnavailable:  # not there, or does not listen yet
+            return False
+        return True
 
     def io(self, disk: Disk, command: str) -> None:
         line = f'qemu-io -d {disk.qdev} "{command}"'

@@ -13,7 +13,7 @@ from lunr.live import errors
 from lunr.live.backup import Options
 from lunr.live.qmp import Monitor
 from tests.system.live.conftest import Vault
-from tests.system.live.machines import MIB, Disk, Machine
+from tests.system.live.machines import _HALT, MIB, Disk, Machine
 from tests.system.live.test_backup import kept, ways
 
 
@@ -274,8 +274,8 @@ def test_the_memory_of_the_firmware_is_left_out(
 ) -> None:
     caplog.set_level("INFO")
     disk = Disk("alpha", tmp_path / "alpha", MIB, "raw", "virtio")
-    for name in ("code", "vars"):
-        (tmp_path / name).write_bytes(bytes(MIB))
+    (tmp_path / "code").write_bytes(_HALT)
+    (tmp_path / "vars").write_bytes(bytes(MIB))
     flash = "if=pflash,format=raw"
     machine = Machine(
         tmp_path,

@@ -21,7 +21,7 @@ from tests.system.live.guests import Guest
 from tests.system.live.test_backup import ways
 from tests.system.live.test_kill import killed
 
-CUTS = int(os.environ.get("LUNR_LIVE_CUTS", "3"))
+CUTS = int(os.environ.get("LUNR_LIVE_CUTS", "11"))
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""Targets on block devices, for the tests of targets."""
+"""Targets on block devices, and pools of thick volumes."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import pytest
 
+from lunr.storage.pools.lvm import LvmPool
 from lunr.storage.targets import lio_tree
 from lunr.storage.targets.base import Export, Target
 from lunr.storage.targets.lio import LioTarget
@@ -18,7 +19,8 @@ from tests.support.services import Tgtd
 from tests.support.slices import SLICES, Slices
 from tests.support.waiting import free_port
 from tests.system.storage import iscsi
-from tests.vm.conftest import DISK
+from tests.vm.conftest import DISK, PLAIN_DISK
+from tests.vm.storage.thick import MIB, make_group, remove_group, start_again
 
 
 @pytest.fixture(scope="module")
@@ -102,3 +104,47 @@ def initiator() -> Iterator[Initiator]:
     initiator = Initiator(iscsi.INITIATOR)
     yield initiator
     initiator.close()
+
+
+# --- pools of thick volumes ---------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def _discarding() -> Iterator[LvmPool]:
+    make_group("lunr-thick", DISK)
+    pool = LvmPool("lunr-thick", wipe_mib_per_second=0)
+    pool.check()
+    yield pool
+    pool.close()
+    remove_group("lunr-thick", DISK)
+
+
+@pytest.fixture
+def pool(_discarding: LvmPool) -> Iterator[LvmPool]:
+    yield _discarding
+    start_again(_discarding, DISK)
+
+
+@pytest.fixture(scope="module")
+def _plain() -> Iterator[LvmPool]:
+    make_group("lunr-plain", PLAIN_DISK)
+    pool = LvmPool("lunr-plain", wipe_mib_per_second=0)
+    pool.check()
+    yield pool
+    pool.close()
+    remove_group("lunr-plain", PLAIN_DISK)
+
+
+@pytest.fixture
+def plain(_plain: LvmPool) -> Iterator[LvmPool]:
+    """On a disk that can neither discard nor write zeros by itself."""
+    yield _plain
+    start_again(_plain, PLAIN_DISK)
+
+
+@pytest.fixture
+def small_areas(pool: LvmPool) -> Iterator[LvmPool]:
+    """A pool whose snapshots begin with a tenth of their volume, however small that is."""
+    pool.areas.least = MIB
+    yield pool
+    del pool.areas.least

@@ -524,18 +524,10 @@ def test_what_a_killed_lvm_left_is_finished(pool: ThinPool) -> None:
 
 def test_a_volume_that_a_killed_lvm_left_suspended_goes_on(alone: ThinPool) -> None:
     alone.create("v1", SIZE)
+    alone.snapshot(Snapshot("v1", "s1"))
     sh("dmsetup", "suspend", "lunr--thin-volume--v1")
-    alone.close()
-    alone.check()
+    alone.snapshot(Snapshot("v1", "s1"))  # or whatever looks at the volumes, a start too
     assert "SUSPENDED" not in sh("dmsetup", "info", "lunr--thin-volume--v1")
-    write(alone.path("v1"), 0, b"goes on")
-
-
-def test_a_snapshot_that_was_killed_leaves_nobody_waiting(alone: ThinPool) -> None:
-    alone.create("v1", SIZE)
-    alone.snapshot(Snapshot("v1", "s1"))
-    sh("dmsetup", "suspend", "lunr--thin-volume--v1")
-    alone.snapshot(Snapshot("v1", "s1"))
     write(alone.path("v1"), 0, b"goes on")
 
 

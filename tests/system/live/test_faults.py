@@ -185,7 +185,8 @@ def test_disks_that_shrank_and_grew_again(machine: Machine, vault: Vault, less: 
             smaller = smaller // 65536 * 65536
         resize(machine, disk, smaller)
         resize(machine, disk, size)
-        machine.write(disk, size - 4096, 2048, 2)  # a bit of the last block is set again
+        if less > 512:
+            machine.write(disk, size - 4096, 2048, 2)  # a bit of the last block is set again
     group = vault.backup(machine)
     assert vault.restored(group) == machine.contents()
     if less > 512:

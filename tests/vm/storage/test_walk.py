@@ -1,0 +1,30 @@
+"""What LVM's pools tell to have changed covers the truth; every backup is the volume's copy.
+
+On files, with more steps, it is in tests/system/storage/test_walk.py.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from lunr.storage.pools.lvm import LvmPool
+from lunr.storage.pools.thin import ThinPool
+from tests.support.node_work import Work
+from tests.support.volume_groups import volume_group
+from tests.support.walk import MIB, Walk
+
+
+@pytest.mark.parametrize("kind", ["lvm", "thin"])
+def test_a_walk_on_lvm(kind: str, small_disk: Path, tmp_path: Path) -> None:
+    thin = "pool" if kind == "thin" else None
+    with volume_group("lunr-walk", small_disk, thin_pool=thin):
+        pool = ThinPool("lunr-walk", thin, 85) if thin else LvmPool("lunr-walk")
+        pool.check()
+        try:
+            walk = Walk(Work(pool, tmp_path), 4 * MIB)
+            walk.go(5)
+            assert walk.told
+        finally:
+            pool.close()

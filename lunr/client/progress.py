@@ -87,7 +87,7 @@ def _with_bar(what: str, wait: Callable[[Callable[[Any], object]], T]) -> T:
             bar.update(
                 task,
                 # Work that tells nothing of how far it is gets a bar that only moves.
-                total=100 if percent else None,
+                total=100 if percent or _is_filling(record) else None,
                 completed=percent or 0,
                 status=record.status,
                 amount=amount(record),
@@ -104,17 +104,25 @@ def amount(record: Waited) -> str:
     >>> filling = {"progress": 25, "fill_rate": 100 << 20, "fill_remaining": 77}
     >>> amount(Volume(id="v", status="RESTORING", size=10, **filling))
     '25 %, 2.5 GiB of 10.0 GiB, 100.0 MiB/s, 0:01:17 left'
+    >>> amount(Volume(id="v", status="RESTORING", size=10240, fill_rate=100 << 20))
+    'below 1 % of 10.0 TiB, 100.0 MiB/s'
     """
-    if isinstance(record, Export) or not record.progress:
+    if isinstance(record, Export) or not (record.progress or _is_filling(record)):
         return ""
     if isinstance(record, Job) or not record.size:
         return f"{record.progress} %"
     size = record.size * units.GIB
-    text = (
-        f"{record.progress} %, {units.human(size * record.progress / 100)} of {units.human(size)}"
-    )
+    text = f"below 1 % of {units.human(size)}"
+    if record.progress:
+        done = units.human(size * record.progress / 100)
+        text = f"{record.progress} %, {done} of {units.human(size)}"
     if isinstance(record, Volume) and record.fill_rate:
         text += f", {units.human(record.fill_rate)}/s"
         if record.fill_remaining is not None:
             text += f", {timedelta(seconds=record.fill_remaining)} left"
     return text
+
+
+def _is_filling(record: Waited) -> bool:
+    """Whether it is a volume that comes from a backup just now, however little of it is there."""
+    return isinstance(record, Volume) and bool(record.fill_rate)

@@ -170,15 +170,18 @@ class Bench:
     def filled(self) -> None:
         """A volume that is full: attached before it was, attached afterwards, and the plain file.
 
-        The present attachment goes on through the process, a new open is passed through by
-        the kernel, the next attachment is the plain file.
+        The present attachment goes on through the process as long as it is busy; at its first
+        quiet moment it is moved to the plain file. A new open is passed through by the kernel,
+        the next attachment is the plain file.
         """
         with self.volume("full", self.size) as (volume, early), contextlib.ExitStack() as held:
-            urls = held.enter_context(wire.exported(self.folder, {"early": volume.path}))
+            both = {"busy": volume.path, "moved": volume.path}
+            present = held.enter_context(wire.exported(self.folder, both))
             volume.tell("fill eager")
             volume.wait_for("filled")
+            present.move("moved", volume.target)
             files = {"late": volume.path, "plain": volume.target}
-            urls |= held.enter_context(wire.exported(self.folder, files))
+            urls = present.urls | held.enter_context(wire.exported(self.folder, files)).urls
             for title, size, options in (
                 ("4 KiB reads", 4096, ()),
                 ("4 KiB writes", 4096, ("-w",)),
@@ -190,7 +193,11 @@ class Bench:
                     for name, url in urls.items():
                         rates[name].append(wire.rate(url, count, size, options))
                 plain = rates["plain"]
-                for name, shown in (("early", "present attachment"), ("late", "passed through")):
+                for name, shown in (
+                    ("busy", "present attachment, busy"),
+                    ("moved", "present attachment, after a quiet moment"),
+                    ("late", "passed through"),
+                ):
                     given = (f"iSCSI {title}, {shown}", rates[name], "the plain file", plain)
                     self.table.rate(*given, 0.9, "/s")
             late = held.enter_context(_opened(volume.path))
@@ -228,8 +235,8 @@ class Bench:
     def boot_from(self, path: Path) -> float:
         """Seconds until a login, with the disk `path`."""
         with (
-            wire.exported(self.folder, {"root": path}) as urls,
-            guest.booting(wire.image(urls["root"]), self.folder) as debian,
+            wire.exported(self.folder, {"root": path}) as exported,
+            guest.booting(wire.image(exported.urls["root"]), self.folder) as debian,
         ):
             return debian.wait_for_login()
 

@@ -8,6 +8,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -110,15 +111,37 @@ def _middle(size: int) -> int:
 # --- under tgtd alone ----------------------------------------------------------------
 
 
+class Exported:
+    """Files that a tgtd has open.
+
+    Attributes:
+        urls: where initiators find them, by name.
+    """
+
+    def __init__(self, target: TgtTarget) -> None:
+        self.urls: dict[str, str] = {}
+        self._target = target
+        self._exports: dict[str, Export] = {}
+
+    def add(self, export: Export, portal: str) -> None:
+        """Have one opened."""
+        self._target.ensure(export)
+        self._exports[export.volume_id] = export
+        self.urls[export.volume_id] = iscsi.url(portal, export)
+
+    def move(self, name: str, path: Path) -> None:
+        """Have another file opened instead, as a node does with a volume that is full."""
+        self._target.reopen(replace(self._exports[name], path=path))
+
+
 @contextlib.contextmanager
-def exported(folder: Path, files: dict[str, Path]) -> Iterator[dict[str, str]]:
-    """The URLs of `files`, which a tgtd opens now."""
+def exported(folder: Path, files: dict[str, Path]) -> Iterator[Exported]:
+    """The files, which a tgtd opens now."""
     with tempfile.TemporaryDirectory(dir=folder) as place:
         tgtd = Tgtd(Path(place))
         tgtd.start()
         try:
-            target = TgtTarget(tgtd.socket, Path(place))
-            urls = {}
+            made = Exported(TgtTarget(tgtd.socket, Path(place)))
             for name, path in files.items():
                 export = Export(
                     volume_id=name,
@@ -131,9 +154,8 @@ def exported(folder: Path, files: dict[str, Path]) -> Iterator[dict[str, str]]:
                     ip=None,
                     serial=name,
                 )
-                target.ensure(export)
-                urls[name] = iscsi.url(tgtd.portal, export)
-            yield urls
+                made.add(export, tgtd.portal)
+            yield made
         finally:
             tgtd.kill()
 

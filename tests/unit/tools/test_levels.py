@@ -34,3 +34,10 @@ def test_the_summary_names_what_was_skipped_and_ends_with_the_count() -> None:
 def test_an_unknown_level_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     assert levels.main(["unit", "nosuch"]) == 2
     assert "no level nosuch" in capsys.readouterr().out
+
+
+def test_a_level_that_takes_too_long_has_failed() -> None:
+    assert levels.late(levels.VM_LIMIT) == []
+    (said,) = levels.late(levels.VM_LIMIT + 60)
+    result = levels.Result(passed=5, failed=[said])
+    assert "took 1260 s, at most 1200" in levels.summary({"vm": result})

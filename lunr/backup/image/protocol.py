@@ -23,20 +23,19 @@ import fcntl
 import logging
 import os
 import stat
-import struct
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from enum import IntEnum
 from typing import Protocol
+
+from lunr.backup.image import wire
 
 logger = logging.getLogger(__name__)
 
 Bytes = bytes | bytearray | memoryview
 
-MAJOR, MINOR, OLDEST = 7, 40, 23
 #: Most bytes of one READ or WRITE.
 MAX_IO = 1 << 20
 _PAGE = 4096
@@ -44,94 +43,13 @@ ROOT, NODE = 1, 2
 #: Seconds that the kernel may believe names and attributes: they do not change.
 _FOREVER = 3600
 
-
-class Op(IntEnum):
-    """``enum fuse_opcode``: those that are answered with more than ENOSYS."""
-
-    LOOKUP = 1
-    FORGET = 2
-    GETATTR = 3
-    SETATTR = 4
-    OPEN = 14
-    READ = 15
-    WRITE = 16
-    STATFS = 17
-    RELEASE = 18
-    FSYNC = 20
-    INIT = 26
-    OPENDIR = 27
-    READDIR = 28
-    RELEASEDIR = 29
-    FSYNCDIR = 30
-    INTERRUPT = 36
-    DESTROY = 38
-    BATCH_FORGET = 42
-    FALLOCATE = 43
-    LSEEK = 46
-
-
-# FUSE_* flags of INIT; those from bit 32 on travel in flags2.
-ASYNC_READ = 1 << 0
-BIG_WRITES = 1 << 5
-ASYNC_DIO = 1 << 15
-PARALLEL_DIROPS = 1 << 18
-MAX_PAGES = 1 << 22
-INIT_EXT = 1 << 30
-DIRECT_IO_ALLOW_MMAP = 1 << 36
-PASSTHROUGH = 1 << 37
-WANTED = (
-    ASYNC_READ
-    | BIG_WRITES
-    | ASYNC_DIO
-    | PARALLEL_DIROPS
-    | MAX_PAGES
-    | INIT_EXT
-    | DIRECT_IO_ALLOW_MMAP
-    | PASSTHROUGH
-)
-
-# FOPEN_* flags of OPEN's answer.
-DIRECT_IO = 1 << 0
-KEEP_CACHE = 1 << 1
-PARALLEL_DIRECT_WRITES = 1 << 6
-PASSTHROUGH_OPEN = 1 << 7
-
-FATTR_SIZE = 1 << 3
-FALLOC_KEEP_SIZE, FALLOC_PUNCH_HOLE, FALLOC_ZERO_RANGE = 0x01, 0x02, 0x10
-#: _IOW(229, 1, struct fuse_backing_map)
-IOC_BACKING_OPEN = 0x4010E501
-
-# Host byte order, and the header lays its fields out so that none needs padding.
-IN_HEADER = struct.Struct("=IIQQIIIHH")
-OUT_HEADER = struct.Struct("=IiQ")
-INIT_IN = struct.Struct("=IIII")
-INIT_OUT = struct.Struct("=IIIIHHIIHHII24x")
-READ_IN = struct.Struct("=QQII")  # and what nobody here needs
-WRITE_IN_SIZE = 40
-WRITE_OUT = struct.Struct("=II")
-#: In one go: IN_HEADER and the beginning of READ_IN; OUT_HEADER and WRITE_OUT.
-IO_IN = struct.Struct("=IIQQIIIHHQQI")
-WRITTEN = struct.Struct("=IiQII")
-SETATTR_IN = struct.Struct("=IIQQ")
-FALLOCATE_IN = struct.Struct("=QQQII")
-LSEEK_IN = struct.Struct("=QQII")
-LSEEK_OUT = struct.Struct("=Q")
-INTERRUPT_IN = struct.Struct("=Q")
-ATTR = struct.Struct("=QQQQQQIIIIIIIIII")
-ATTR_OUT = struct.Struct("=QII")
-ENTRY_OUT = struct.Struct("=QQQQII")
-OPEN_OUT = struct.Struct("=QIi")
-STATFS_OUT = struct.Struct("=QQQQQIIII24x")
-DIRENT = struct.Struct("=QQII")
-BACKING_MAP = struct.Struct("=iIQ")
-
 _BUFFER = MAX_IO + _PAGE
-_WRITE_DATA = IN_HEADER.size + WRITE_IN_SIZE
+_WRITE_DATA = wire.IN_HEADER.size + wire.WRITE_IN_SIZE
 _WAITERS = 8
 _SYNCERS = 2
 _TURN_TAKERS = 4
 #: Plain numbers: to look up an enum's member takes as long as all else that is done with one.
-_READ, _WRITE = int(Op.READ), int(Op.WRITE)
+_READ, _WRITE = int(wire.Op.READ), int(wire.Op.WRITE)
 
 
 class Contended(BlockingIOError):
@@ -219,23 +137,23 @@ class Session:
         self._syncers = ThreadPoolExecutor(_SYNCERS, "fuse-sync")
         self._turn_takers = ThreadPoolExecutor(_TURN_TAKERS, "fuse-turn")
         self._handlers: dict[int, Callable[[_Request], Bytes | None]] = {
-            Op.READ: self._read,
-            Op.WRITE: self._write,
-            Op.LOOKUP: self._lookup,
-            Op.GETATTR: self._getattr,
-            Op.SETATTR: self._setattr,
-            Op.OPEN: self._open,
-            Op.STATFS: self._statfs,
-            Op.RELEASE: _nothing,
-            Op.FSYNC: self._sync,
-            Op.INIT: self._init,
-            Op.OPENDIR: _opendir,
-            Op.READDIR: self._readdir,
-            Op.RELEASEDIR: _nothing,
-            Op.FSYNCDIR: _nothing,
-            Op.DESTROY: _nothing,
-            Op.FALLOCATE: self._fallocate,
-            Op.LSEEK: self._lseek,
+            wire.Op.READ: self._read,
+            wire.Op.WRITE: self._write,
+            wire.Op.LOOKUP: self._lookup,
+            wire.Op.GETATTR: self._getattr,
+            wire.Op.SETATTR: self._setattr,
+            wire.Op.OPEN: self._open,
+            wire.Op.STATFS: self._statfs,
+            wire.Op.RELEASE: _nothing,
+            wire.Op.FSYNC: self._sync,
+            wire.Op.INIT: self._init,
+            wire.Op.OPENDIR: _opendir,
+            wire.Op.READDIR: self._readdir,
+            wire.Op.RELEASEDIR: _nothing,
+            wire.Op.FSYNCDIR: _nothing,
+            wire.Op.DESTROY: _nothing,
+            wire.Op.FALLOCATE: self._fallocate,
+            wire.Op.LSEEK: self._lseek,
         }
 
     def serve(self) -> None:
@@ -257,8 +175,8 @@ class Session:
 
     def _answer(self, is_further: bool) -> None:
         buffer = memoryview(bytearray(_BUFFER))
-        room = memoryview(bytearray(OUT_HEADER.size + MAX_IO))
-        scratch = room[OUT_HEADER.size :]
+        room = memoryview(bytearray(wire.OUT_HEADER.size + MAX_IO))
+        scratch = room[wire.OUT_HEADER.size :]
         backing = None
         # Where requests cost as little as in `_pass_on`, two threads cost each other more.
         while not (is_further and backing is not None) and (length := self._receive(buffer)):
@@ -279,7 +197,7 @@ class Session:
                 if error.errno != errno.ENODEV:
                     logger.error("Reading from /dev/fuse failed: %s", error)  # noqa: TRY400
                 return 0
-            return length if length >= IN_HEADER.size else 0
+            return length if length >= wire.IN_HEADER.size else 0
 
     def _pass_on(self, backing: int, message: memoryview, room: memoryview) -> bool:
         """Have a READ or WRITE done by the file `backing`; False: it is something else, or failed.
@@ -291,16 +209,16 @@ class Session:
             message: a request; what follows it is not looked at.
             room: for an answer.
         """
-        size, op, unique, _, _, _, _, _, _, _, offset, length = IO_IN.unpack_from(message)
+        size, op, unique, _, _, _, _, _, _, _, offset, length = wire.IO_IN.unpack_from(message)
         if op not in (_READ, _WRITE) or offset + length > self._file.size or length > MAX_IO:
             return False
         try:
             if op == _READ:
-                end = OUT_HEADER.size + length
-                into = room[OUT_HEADER.size : end]
+                end = wire.OUT_HEADER.size + length
+                into = room[wire.OUT_HEADER.size : end]
                 if os.preadv(backing, (into,), offset, self._read_flags) != length:
                     return False
-                OUT_HEADER.pack_into(room, 0, end, 0, unique)
+                wire.OUT_HEADER.pack_into(room, 0, end, 0, unique)
                 answer: Bytes = room[:end]
             else:
                 if (
@@ -308,7 +226,7 @@ class Session:
                     != length
                 ):
                     return False
-                answer = WRITTEN.pack(WRITTEN.size, 0, unique, length, 0)
+                answer = wire.WRITTEN.pack(wire.WRITTEN.size, 0, unique, length, 0)
         except BlockingIOError as error:  # a disk is to be waited for: others go first
             self._defer(_Request(message[:size], None, 0.0), Contended(error.errno))
             return True
@@ -322,14 +240,14 @@ class Session:
 
     def _handle(self, request: _Request) -> None:
         op, unique = request.op, request.unique
-        if op in (Op.READ, Op.WRITE, Op.FSYNC, Op.FALLOCATE):
+        if op in (wire.Op.READ, wire.Op.WRITE, wire.Op.FSYNC, wire.Op.FALLOCATE):
             self.requests += 1
-        if op in (Op.FORGET, Op.BATCH_FORGET):  # are not answered
+        if op in (wire.Op.FORGET, wire.Op.BATCH_FORGET):  # are not answered
             return
-        if op == Op.INTERRUPT:
-            self._interrupt(INTERRUPT_IN.unpack_from(request.body)[0])
+        if op == wire.Op.INTERRUPT:
+            self._interrupt(wire.INTERRUPT_IN.unpack_from(request.body)[0])
             return
-        if op in (Op.FSYNC, Op.FALLOCATE):
+        if op in (wire.Op.FSYNC, wire.Op.FALLOCATE):
             self._hand_to(self._syncers, request.kept(0.0))
             return
         try:
@@ -360,7 +278,7 @@ class Session:
 
     def _defer(self, request: _Request, why: BlockingIOError) -> None:
         unique = request.unique
-        if request.op == Op.READ:
+        if request.op == wire.Op.READ:
             with self._lock:
                 if unique in self._early:
                     self._early.remove(unique)
@@ -389,7 +307,7 @@ class Session:
             self.under_way -= 1
 
     def _still_wanted(self, request: _Request) -> bool:
-        if request.op != Op.READ:
+        if request.op != wire.Op.READ:
             return True
         with self._lock:
             if request.unique not in self._waiting:
@@ -410,14 +328,14 @@ class Session:
 
     def _reply(self, unique: int, data: Bytes | None) -> None:
         if not data:
-            self._send([OUT_HEADER.pack(OUT_HEADER.size, 0, unique)])
+            self._send([wire.OUT_HEADER.pack(wire.OUT_HEADER.size, 0, unique)])
         else:
-            self._send([OUT_HEADER.pack(OUT_HEADER.size + len(data), 0, unique), data])
+            self._send([wire.OUT_HEADER.pack(wire.OUT_HEADER.size + len(data), 0, unique), data])
 
     def _refuse(self, unique: int, error: OSError) -> None:
         # What waited in vain is an I/O error to whoever reads.
         number = errno.EIO if isinstance(error, TimeoutError) else error.errno or errno.EIO
-        self._send([OUT_HEADER.pack(OUT_HEADER.size, -number, unique)])
+        self._send([wire.OUT_HEADER.pack(wire.OUT_HEADER.size, -number, unique)])
 
     def _send(self, parts: Sequence[Bytes]) -> None:
         try:
@@ -430,16 +348,16 @@ class Session:
     # --- the file ------------------------------------------------------------------
 
     def _read(self, request: _Request) -> Bytes:
-        _, offset, length, _ = READ_IN.unpack_from(request.body)
+        _, offset, length, _ = wire.READ_IN.unpack_from(request.body)
         length = min(length, MAX_IO, max(0, self._file.size - offset))
         if not length:
             return b""
         return self._file.read(offset, request.scratch(length), request.until)
 
     def _write(self, request: _Request) -> Bytes:
-        _, offset, length, _ = READ_IN.unpack_from(request.body)
+        _, offset, length, _ = wire.READ_IN.unpack_from(request.body)
         # The file ends where it ends, as a disk does.
-        data = request.body[WRITE_IN_SIZE : WRITE_IN_SIZE + length]
+        data = request.body[wire.WRITE_IN_SIZE : wire.WRITE_IN_SIZE + length]
         data = data[: max(0, self._file.size - offset)]
         if not self._file.writable:
             raise OSError(errno.EROFS, "read-only")
@@ -447,14 +365,14 @@ class Session:
             raise OSError(errno.ENOSPC, "beyond the end")
         if data:
             self._file.write(offset, data, request.until)
-        return WRITE_OUT.pack(len(data), 0)
+        return wire.WRITE_OUT.pack(len(data), 0)
 
     def _sync(self, _request: _Request) -> None:
         self._file.sync()
 
     def _fallocate(self, request: _Request) -> None:
-        _, offset, length, mode, _ = FALLOCATE_IN.unpack_from(request.body)
-        if mode & ~FALLOC_KEEP_SIZE not in (FALLOC_PUNCH_HOLE, FALLOC_ZERO_RANGE):
+        _, offset, length, mode, _ = wire.FALLOCATE_IN.unpack_from(request.body)
+        if mode & ~wire.FALLOC_KEEP_SIZE not in (wire.FALLOC_PUNCH_HOLE, wire.FALLOC_ZERO_RANGE):
             raise OSError(errno.EOPNOTSUPP, "only holes and zeros")
         if not self._file.writable:
             raise OSError(errno.EROFS, "read-only")
@@ -463,22 +381,24 @@ class Session:
             self._file.zero(offset, length, request.until)
 
     def _lseek(self, request: _Request) -> Bytes:
-        _, offset, whence, _ = LSEEK_IN.unpack_from(request.body)
+        _, offset, whence, _ = wire.LSEEK_IN.unpack_from(request.body)
         if whence not in (os.SEEK_DATA, os.SEEK_HOLE):
             raise OSError(errno.EINVAL, "the kernel does the others itself")
         if offset >= self._file.size:
             raise OSError(errno.ENXIO, "beyond the end")
-        return LSEEK_OUT.pack(self._file.seek(offset, whence, request.until))
+        return wire.LSEEK_OUT.pack(self._file.seek(offset, whence, request.until))
 
     def _open(self, request: _Request) -> Bytes:
         if request.node != NODE:
             raise OSError(errno.EISDIR, "a directory")
         if not self._file.writable:
-            return OPEN_OUT.pack(1, KEEP_CACHE, 0)
+            return wire.OPEN_OUT.pack(1, wire.KEEP_CACHE, 0)
         backing = self._backing()
         if backing:
-            return OPEN_OUT.pack(1, PASSTHROUGH_OPEN | PARALLEL_DIRECT_WRITES, backing)
-        return OPEN_OUT.pack(1, DIRECT_IO | PARALLEL_DIRECT_WRITES, 0)
+            return wire.OPEN_OUT.pack(
+                1, wire.PASSTHROUGH_OPEN | wire.PARALLEL_DIRECT_WRITES, backing
+            )
+        return wire.OPEN_OUT.pack(1, wire.DIRECT_IO | wire.PARALLEL_DIRECT_WRITES, 0)
 
     def _backing(self) -> int:
         """The kernel's number of the file behind ours, or 0 when there is none (yet)."""
@@ -488,8 +408,8 @@ class Session:
         with self._lock:
             if not self._backing_id:
                 try:
-                    argument = bytearray(BACKING_MAP.pack(fd, 0, 0))
-                    self._backing_id = fcntl.ioctl(self._fd, IOC_BACKING_OPEN, argument)
+                    argument = bytearray(wire.BACKING_MAP.pack(fd, 0, 0))
+                    self._backing_id = fcntl.ioctl(self._fd, wire.IOC_BACKING_OPEN, argument)
                 except OSError as error:  # a block device, or a stacked file system
                     logger.info("The kernel can't pass requests through: %s", error)
                     self.passthrough = False
@@ -498,18 +418,21 @@ class Session:
     # --- the file system around it ---------------------------------------------------
 
     def _init(self, request: _Request) -> Bytes:
-        major, minor, readahead, flags = INIT_IN.unpack_from(request.body)
-        if major > MAJOR:  # the kernel will ask again, with ours
-            return INIT_OUT.pack(MAJOR, MINOR, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0)
-        if (major, minor) < (MAJOR, OLDEST):
+        major, minor, readahead, flags = wire.INIT_IN.unpack_from(request.body)
+        if major > wire.MAJOR:  # the kernel will ask again, with ours
+            return wire.INIT_OUT.pack(wire.MAJOR, wire.MINOR, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0)
+        if (major, minor) < (wire.MAJOR, wire.OLDEST):
             raise OSError(errno.EPROTO, "the kernel's FUSE is too old")
-        if flags & INIT_EXT and len(request.body) >= INIT_IN.size + 4:
-            flags |= int.from_bytes(request.body[INIT_IN.size : INIT_IN.size + 4], "little") << 32
+        if flags & wire.INIT_EXT and len(request.body) >= wire.INIT_IN.size + 4:
+            flags |= (
+                int.from_bytes(request.body[wire.INIT_IN.size : wire.INIT_IN.size + 4], "little")
+                << 32
+            )
         self.version = (major, minor)
-        flags &= WANTED
-        self.passthrough = bool(flags & PASSTHROUGH)
-        return INIT_OUT.pack(
-            *(MAJOR, min(minor, MINOR), max(readahead, MAX_IO), flags & 0xFFFFFFFF),
+        flags &= wire.WANTED
+        self.passthrough = bool(flags & wire.PASSTHROUGH)
+        return wire.INIT_OUT.pack(
+            *(wire.MAJOR, min(minor, wire.MINOR), max(readahead, MAX_IO), flags & 0xFFFFFFFF),
             *(64, 48),  # requests in the background, and from when on that is many
             # Without MAX_PAGES requests have at most 32 pages, whatever is said here.
             *(MAX_IO, 1, MAX_IO // _PAGE, 0),
@@ -520,17 +443,17 @@ class Session:
         name = bytes(request.body).split(b"\0", 1)[0]
         if request.node != ROOT or name != self._name:
             raise OSError(errno.ENOENT, "no such name")
-        return ENTRY_OUT.pack(NODE, 0, _FOREVER, _FOREVER, 0, 0) + self._attr(NODE)
+        return wire.ENTRY_OUT.pack(NODE, 0, _FOREVER, _FOREVER, 0, 0) + self._attr(NODE)
 
     def _getattr(self, request: _Request) -> Bytes:
         # The room it takes changes; so the kernel asks each time.
-        return ATTR_OUT.pack(0, 0, 0) + self._attr(request.node)
+        return wire.ATTR_OUT.pack(0, 0, 0) + self._attr(request.node)
 
     def _setattr(self, request: _Request) -> Bytes:
-        valid, _, _, size = SETATTR_IN.unpack_from(request.body)
-        if request.node != NODE or (valid & FATTR_SIZE and size != self._file.size):
+        valid, _, _, size = wire.SETATTR_IN.unpack_from(request.body)
+        if request.node != NODE or (valid & wire.FATTR_SIZE and size != self._file.size):
             raise OSError(errno.EPERM, "its size does not change")
-        return ATTR_OUT.pack(0, 0, 0) + self._attr(NODE)
+        return wire.ATTR_OUT.pack(0, 0, 0) + self._attr(NODE)
 
     def _attr(self, node: int) -> bytes:
         if node == NODE:
@@ -540,21 +463,21 @@ class Session:
             size, used, links, mode = 0, 0, 2, stat.S_IFDIR | 0o500
         now = self._now
         owner = os.geteuid(), os.getegid()
-        return ATTR.pack(
+        return wire.ATTR.pack(
             *(node, size, used, now, now, now, 0, 0, 0, mode, links), *owner, 0, _PAGE, 0
         )
 
     def _statfs(self, _request: _Request) -> Bytes:
         blocks = -(-self._file.size // _PAGE)
-        return STATFS_OUT.pack(blocks, 0, 0, 1, 0, _PAGE, 255, _PAGE, 0)
+        return wire.STATFS_OUT.pack(blocks, 0, 0, 1, 0, _PAGE, 255, _PAGE, 0)
 
     def _readdir(self, request: _Request) -> Bytes:
-        _, offset, length, _ = READ_IN.unpack_from(request.body)
+        _, offset, length, _ = wire.READ_IN.unpack_from(request.body)
         entries = [(ROOT, stat.S_IFDIR, b"."), (ROOT, stat.S_IFDIR, b"..")]
         entries.append((NODE, stat.S_IFREG, self._name))
         answer = b""
         for number, (node, kind, name) in enumerate(entries[offset:], offset + 1):
-            packed = DIRENT.pack(node, number, len(name), kind >> 12) + name
+            packed = wire.DIRENT.pack(node, number, len(name), kind >> 12) + name
             packed = packed.ljust(-(-len(packed) // 8) * 8, b"\0")
             if len(answer) + len(packed) > length:
                 break
@@ -568,8 +491,8 @@ class _Request:
     __slots__ = ("_scratch", "body", "node", "op", "unique", "until")
 
     def __init__(self, message: memoryview, scratch: memoryview | None, until: float) -> None:
-        _, self.op, self.unique, self.node, *_ = IN_HEADER.unpack_from(message)
-        self.body = message[IN_HEADER.size :]
+        _, self.op, self.unique, self.node, *_ = wire.IN_HEADER.unpack_from(message)
+        self.body = message[wire.IN_HEADER.size :]
         self.until = until
         self._scratch = scratch
 
@@ -590,4 +513,4 @@ def _nothing(_request: _Request) -> None:
 
 
 def _opendir(_request: _Request) -> Bytes:
-    return OPEN_OUT.pack(0, 0, 0)
+    return wire.OPEN_OUT.pack(0, 0, 0)

@@ -76,6 +76,25 @@ def test_as_many_are_filled_at_once_as_may_be(agent: Agent, api: ContractApi) ->
     assert metrics(agent).count("lunr_node_filling 0.0") == 1
 
 
+def test_an_agent_that_starts_again_lets_a_fill_go_on(
+    agent: Agent, api: ContractApi, place: Place
+) -> None:
+    job = fill(api, "v1", "eager", 2 * MIB)
+    wait_until(lambda: there(agent, "v1") > 4 * MIB, what="it is filled")
+    agent.stop()
+    api.jobs[job]["status"] = "HELD"  # nobody gives it to the next one
+    second = place.agent(api.url)
+    second.start()
+    try:
+        begun = there(second, "v1")
+        wait_until(lambda: there(second, "v1") > begun + 4 * MIB, what="it goes on")
+        api.jobs[job]["status"] = "QUEUED"
+        api.jobs[job]["payload"]["fill_limit_bytes"] = 0
+        assert api.wait(job)["status"] == "DONE"
+    finally:
+        second.stop(detach=True)
+
+
 def metrics(agent: Agent) -> str:
     return agent.supervisor._metrics.text().decode()
 

@@ -22,7 +22,8 @@ from lunr.backup.format.segments import objects_of
 from lunr.backup.image.filling import SyncLost
 from lunr.backup.image.local import Local
 from lunr.backup.image.presence import UNIT
-from lunr.backup.image.protocol import Contended, Op
+from lunr.backup.image.protocol import Contended
+from lunr.backup.image.wire import Op
 from tests.support.waiting import wait_until
 from tests.unit.backup.image.support import CHUNK, World, content
 from tests.unit.backup.image.test_protocol import Kernel, read_in, write_in

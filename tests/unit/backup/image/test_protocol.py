@@ -15,8 +15,9 @@ from pathlib import Path
 
 import pytest
 
-from lunr.backup.image import protocol
-from lunr.backup.image.protocol import File, Op, Session
+from lunr.backup.image import wire
+from lunr.backup.image.protocol import File, Session
+from lunr.backup.image.wire import Op
 
 HEADER = struct.Struct("=IIQQIIIHH")
 ANSWER = struct.Struct("=IiQ")
@@ -160,7 +161,7 @@ def write_in(offset: int, data: bytes) -> bytes:
 def test_init_takes_what_the_kernel_has(kernel: Kernel) -> None:
     major, minor, _, flags, _, _, max_write, _, max_pages, _, flags2, depth = kernel.init(45)
     assert (major, minor) == (7, 40)
-    assert flags | flags2 << 32 == protocol.WANTED
+    assert flags | flags2 << 32 == wire.WANTED
     assert (max_write, max_pages, depth) == (1 << 20, 256, 1)
     assert kernel.session.passthrough
 
@@ -393,10 +394,10 @@ def test_opens(kernel: Kernel, disk: Disk) -> None:
     kernel.init()
     assert kernel.fail(Op.OPEN, bytes(8), 1) == errno.EISDIR
     _, flags, _ = struct.unpack("=QIi", kernel.ask(Op.OPEN, bytes(8)))
-    assert flags == protocol.DIRECT_IO | protocol.PARALLEL_DIRECT_WRITES
+    assert flags == wire.DIRECT_IO | wire.PARALLEL_DIRECT_WRITES
     disk.writable = False
     _, flags, _ = struct.unpack("=QIi", kernel.ask(Op.OPEN, bytes(8)))
-    assert flags == protocol.KEEP_CACHE
+    assert flags == wire.KEEP_CACHE
     for op in (Op.RELEASE, Op.RELEASEDIR, Op.FSYNCDIR, Op.DESTROY):
         assert kernel.ask(op, bytes(24)) == b""
     assert len(kernel.ask(Op.OPENDIR, bytes(8), 1)) == 16
@@ -419,16 +420,16 @@ def test_the_numbers_are_the_kernels() -> None:
     for op in Op:
         assert re.search(rf"^\tFUSE_{op.name}\s*= {op.value},", header, re.MULTILINE), op
     for name, value in (
-        ("FUSE_ASYNC_READ", protocol.ASYNC_READ),
-        ("FUSE_BIG_WRITES", protocol.BIG_WRITES),
-        ("FUSE_ASYNC_DIO", protocol.ASYNC_DIO),
-        ("FUSE_PARALLEL_DIROPS", protocol.PARALLEL_DIROPS),
-        ("FUSE_MAX_PAGES", protocol.MAX_PAGES),
-        ("FUSE_INIT_EXT", protocol.INIT_EXT),
-        ("FOPEN_DIRECT_IO", protocol.DIRECT_IO),
-        ("FOPEN_KEEP_CACHE", protocol.KEEP_CACHE),
-        ("FOPEN_PARALLEL_DIRECT_WRITES", protocol.PARALLEL_DIRECT_WRITES),
-        ("FATTR_SIZE", protocol.FATTR_SIZE),
+        ("FUSE_ASYNC_READ", wire.ASYNC_READ),
+        ("FUSE_BIG_WRITES", wire.BIG_WRITES),
+        ("FUSE_ASYNC_DIO", wire.ASYNC_DIO),
+        ("FUSE_PARALLEL_DIROPS", wire.PARALLEL_DIROPS),
+        ("FUSE_MAX_PAGES", wire.MAX_PAGES),
+        ("FUSE_INIT_EXT", wire.INIT_EXT),
+        ("FOPEN_DIRECT_IO", wire.DIRECT_IO),
+        ("FOPEN_KEEP_CACHE", wire.KEEP_CACHE),
+        ("FOPEN_PARALLEL_DIRECT_WRITES", wire.PARALLEL_DIRECT_WRITES),
+        ("FATTR_SIZE", wire.FATTR_SIZE),
     ):
         bit = value.bit_length() - 1
         assert re.search(rf"^#define {name}\s+\(1 << {bit}\)", header, re.MULTILINE), name

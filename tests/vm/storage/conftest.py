@@ -41,7 +41,7 @@ def lio(slices: Slices, lio_portal: str) -> Iterator[LioTarget]:
     target = LioTarget(lio_portal, SLICES)
     target.check()
     yield target
-    for volume_id in target.exports():
+    for volume_id in LioTarget(lio_portal, SLICES).exports():  # also what is half made
         target.remove(volume_id, force=True)
     assert lio_left_over() == []
 

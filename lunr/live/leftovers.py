@@ -122,6 +122,8 @@ def recover(monitor: Monitor, agent: Agent | None) -> None:
     Raises:
         as :func:`settle`.
     """
+    if agent is None and is_held(monitor):
+        logger.warning("Its file systems may be frozen, and no agent is known to thaw them.")
     if settle(monitor, agent):
         logger.warning("Took down what a backup that was killed had left: the guest goes on.")
 

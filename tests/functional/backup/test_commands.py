@@ -64,6 +64,19 @@ def test_the_whole_of_it(cli: Cli, tmp_path: Path) -> None:
     assert cli.ok("collect") == "Deleted 0 objects, 0 B.\n"
 
 
+def test_another_volume_of_the_same_image(cli: Cli, tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        (tmp_path / name).write_bytes(b"image" * 2_000_000)
+    cli.ok("save", tmp_path / "one", "--id", "first")
+    cli.ok("save", tmp_path / "one", "--id", "other")
+    did = cli.json("save", tmp_path / "two", "--id", "second", "--like", "other", "--like", "first")
+    assert (did["volume_id"], did["parent_id"], did["objects_stored"]) == ("two", None, 1)
+    missing = cli.run("save", tmp_path / "two", "--id", "third", "--like", "none")
+    assert missing.exit_code == 1
+    assert "There is no backup none" in missing.output
+    assert cli.run("save", tmp_path / "two", "--id", "x", "--like", "../y").exit_code == 2
+
+
 def test_grace(cli: Cli, tmp_path: Path) -> None:
     (tmp_path / "disk").write_bytes(b"x" * 1000)
     cli.ok("save", tmp_path / "disk", "--id", "b")

@@ -12,10 +12,14 @@ from tests.support.waiting import wait_until
 class Exported(Protocol):
     """What an initiator must know of an export (the API's record of it has it all)."""
 
-    target_iqn: str
-    target_portal: str
-    auth_username: str | None
-    auth_password: str | None
+    @property
+    def target_iqn(self) -> str: ...
+    @property
+    def target_portal(self) -> str: ...
+    @property
+    def auth_username(self) -> str | None: ...
+    @property
+    def auth_password(self) -> str | None: ...
 
 
 def sh(*argv: str | Path, check: bool = True) -> str:

@@ -9,56 +9,147 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import requests
 from rich.console import Console
 
 from lunr.client import Client
-from lunr.up import NODE, Service, Settings
+from lunr.client.records import Export
+from lunr.up import NODE, Part, Service, Settings
+from tests.support.faulty_disk import FaultyDisk
 from tests.support.initiator import sh
 from tests.support.services import CHECKOUT
 from tests.support.volume_groups import volume_group
 from tests.support.waiting import free_port, wait_until
 
 GROUP = "lunr-test"
+#: What device-mapper calls the disk below a world's group.
+DISK_NAME = "world"
+#: The name of the initiator that the tests of nodes use.
+INITIATOR = "iqn.2026-11.io.lunr.test:initiator"
 OVER = ("DONE", "FAILED", "CANCELLED")
 #: Emulated machines are slow.
 LONG = 240.0
 
 
-class Node:
-    """The storage node of `service`, forked by a nursery."""
+class Nursery:
+    """Starts lunr's programs by forking: see tests.support.nursery."""
 
-    def __init__(self, service: Service, folder: Path) -> None:
-        self.folder = folder
-        self.pid = 0
-        self._nursery = subprocess.Popen(
-            [sys.executable, "-m", "tests.support.nursery", str(service.config), str(folder)],
+    def __init__(self) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "tests.support.nursery"],
             cwd=CHECKOUT,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
         )
-        self._answer()
+
+    def fork(self, program: str, argv: list[str], log: Path, **options: str) -> int:
+        """Start one; its pid."""
+        return int(self._ask(program=program, argv=argv, log=str(log), **options))
+
+    def wait(self, pid: int) -> int:
+        """Wait for its end; its status, as os.waitpid has it."""
+        return int(self._ask(wait=pid))
+
+    def close(self) -> None:
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        self._process.wait(10)
+
+    def _ask(self, **order: Any) -> str:
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.write(json.dumps(order) + "\n")
+        self._process.stdin.flush()
+        while (answer := self._process.stdout.readline().strip()) == "ready":
+            pass
+        return answer
+
+
+class Api(Part):
+    """The API, forked."""
+
+    def __init__(self, nursery: Nursery, config: Path) -> None:
+        super().__init__("api", ["--config-file", str(config)])
+        self._nursery, self._pid = nursery, 0
+
+    def start(self, logs: Path) -> None:
+        self._pid = self._nursery.fork("api", self.argv, logs / "api.log")
+
+    def stop(self, sig: signal.Signals = signal.SIGTERM) -> None:
+        if self._pid:
+            os.kill(self._pid, sig)
+            self._nursery.wait(self._pid)
+
+
+class ForkedService(Service):
+    """What `lunr up` runs, without its storage node: `Node` is that."""
+
+    def __init__(self, root: Path, settings: Settings, nursery: Nursery) -> None:
+        super().__init__(root, settings, Console(file=sys.stderr))
+        self.nursery = nursery
+        self.api = Api(nursery, self.config)
+
+    def _manage(self, *args: str) -> None:
+        log = self.logs / "manage.log"
+        argv = ["--config-file", str(self.config), *args]
+        status = self.nursery.wait(self.nursery.fork("manage", argv, log))
+        assert status == 0, log.read_text()
+
+
+class Node:
+    """The storage node of `service`, which can be doomed."""
+
+    def __init__(self, service: ForkedService, folder: Path) -> None:
+        self.folder = folder
+        self.pid = 0
+        self._nursery = service.nursery
+        self._argv = ["--config-file", str(service.config)]
+        (folder / "steps").mkdir()
+        self.doom({})
 
     def start(self) -> None:
-        self.pid = int(self._ask("start"))
+        self._ended("start").unlink(missing_ok=True)
+        log, doom = self.folder / "storage.log", str(self.folder)
+        self.pid = self._nursery.fork("storage", self._argv, log, doom=doom)
 
-    def doom(self, kind: str, step: int) -> None:
-        """Have the node die just before that step of the next job of that kind."""
-        (self.folder / "killed").unlink(missing_ok=True)
-        (self.folder / "doom").write_text(f"{kind} {step}")
+    def doom(self, steps: Mapping[str, int]) -> None:
+        """Have the node die just before that step of that work, once for each (see nursery)."""
+        for path in (self.folder / "steps").iterdir():
+            path.unlink()
+        (self.folder / "doom").write_text("".join(f"{k} {step}\n" for k, step in steps.items()))
+
+    def is_doomed(self) -> bool:
+        """Whether there is something left that it will die of."""
+        return bool((self.folder / "doom").read_text())
+
+    def has_ended(self, work: str) -> bool:
+        """Whether that work came to its end since it was doomed, or since the start."""
+        return self._ended(work).exists()
+
+    def steps(self, work: str) -> list[str]:
+        """The steps of work that has ended."""
+        return self._ended(work).read_text().splitlines()
+
+    def _ended(self, work: str) -> Path:
+        return self.folder / "steps" / work.replace("/", ":")
 
     def is_dead(self) -> bool:
         return Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
 
+    def kill(self) -> None:
+        """Kill it at any time."""
+        os.kill(self.pid, signal.SIGKILL)
+        self._nursery.wait(self.pid)
+
     def bury(self) -> str:
-        """What it was about to do when it died; then it is alive again."""
-        status = int(self._ask("wait"))
+        """What it was about to do when it died."""
+        status = self._nursery.wait(self.pid)
         assert os.WIFSIGNALED(status), f"the node ended by itself ({status}): {self.log()}"
-        (self.folder / "doom").unlink()
         return (self.folder / "killed").read_text()
 
     def log(self) -> str:
@@ -68,57 +159,62 @@ class Node:
     def stop(self) -> None:
         if self.pid:
             os.kill(self.pid, signal.SIGTERM)
-            self._ask("wait")
-        self._nursery.stdin.close()  # type: ignore[union-attr]
-        self._nursery.wait(10)
-
-    def _ask(self, order: str) -> str:
-        assert self._nursery.stdin is not None
-        self._nursery.stdin.write(order + "\n")
-        self._nursery.stdin.flush()
-        return self._answer()
-
-    def _answer(self) -> str:
-        assert self._nursery.stdout is not None
-        return self._nursery.stdout.readline().strip()
+            self._nursery.wait(self.pid)
 
 
 class World:
     """An API, and a node on LVM that dies again and again."""
 
-    def __init__(self, service: Service, node: Node, client: Client) -> None:
-        self.service, self.node, self.client = service, node, client
-        #: (kind, step, what the step was): where the node was killed.
-        self.deaths: list[tuple[str, int, str]] = []
+    def __init__(
+        self, service: ForkedService, node: Node, client: Client, disk: FaultyDisk
+    ) -> None:
+        self.service, self.node, self.client, self.disk = service, node, client, disk
+        #: Where the node was killed last.
+        self.deaths: list[str] = []
 
     def start(self) -> None:
         """Start the node, and wait until volumes can be placed on it."""
         self.node.start()
-        wait_until(self._is_ready, LONG, "the node", 0.2)
+        self.wait_for("start")
+        wait_until(lambda: self.client.admin.nodes.get(NODE).status == "ACTIVE", LONG, "the node")
 
-    def _is_ready(self) -> bool:
-        assert not self.node.is_dead(), f"the node ended by itself: {self.node.log()}"
-        return self.client.admin.nodes.get(NODE).status == "ACTIVE"
+    def wait_for(self, work: str) -> None:
+        """Wait until that work has ended, or the node with it."""
+        wait_until(
+            lambda: self.node.is_dead() or self.node.has_ended(work),
+            LONG,
+            f"the end of {work}",
+            0.1,
+        )
 
-    def do(self, kind: str, step: int, begin: Callable[[], object]) -> bool:
-        """Have the node killed at that step of the job that `begin` begins; whether it was."""
-        self.node.doom(kind, step)
+    def do(self, work: str, begin: Callable[[], object], dooms: Mapping[str, int]) -> None:
+        """Begin what leads to that work; the node dies of `dooms`, and is started again each time.
+
+        When it returns, no job is left to do.
+        """
+        self.deaths = []
+        self.node.doom(dooms)
         begin()
-        wait_until(lambda: self.node.is_dead() or self.is_idle(), LONG, f"{kind} {step}", 0.1)
-        if not self.node.is_dead():
-            return False
-        self.deaths.append((kind, step, self.node.bury()))
-        print("killed", *self.deaths[-1], flush=True)
-        self.node.start()
-        wait_until(self.is_idle, LONG, f"the end of {kind}, killed before step {step}", 0.2)
-        return True
+        self.wait_for(work)
+        while self.node.is_dead():
+            self.deaths.append(self.node.bury())
+            self.node.start()
+            self.wait_for("start")
+            if not self.node.is_dead() and self.node.is_doomed():
+                self.wait_for(work)
+        wait_until(self.is_idle, LONG, f"the end of all after {dooms}", 0.2)
 
     def is_idle(self) -> bool:
         return all(job.status in OVER for job in self.client.jobs.list(limit=5))
 
+    def export(self, volume_id: str) -> Export:
+        """Export a volume to the tests' initiator."""
+        self.client.exports.create(volume_id, initiator=INITIATOR, ip="127.0.0.1")
+        return self.client.exports.wait(volume_id, timeout=LONG)
+
     def check(self) -> None:
         """Every record is final and fine, and on the node is just what they say."""
-        where = f"after {self.deaths[-1:]}"
+        where = f"after {self.deaths}"
         volumes = list(self.client.volumes.list())
         snapshots = list(self.client.snapshots.list())
         exported = {v.id for v in volumes if v.export_status is not None}
@@ -127,7 +223,7 @@ class World:
         assert {s.status for s in snapshots} <= {"AVAILABLE"}, f"{where}: {snapshots}"
         assert {b.status for b in self.client.backups.list()} <= {"AVAILABLE"}, where
         expected = {f"volume {v.id}" for v in volumes} | {f"snapshot {s.id}" for s in snapshots}
-        deadline = time.monotonic() + 30  # what was half made, or used last, goes behind
+        deadline = time.monotonic() + 60  # what was half made, or used last, goes behind
         while (found := roles()) != expected or stray_mappings() or self._shown():
             if time.monotonic() > deadline:
                 break
@@ -195,7 +291,7 @@ def references() -> list[str]:
 
 def stray_mappings() -> list[str]:
     """Device-mapper's devices that LVM does not know."""
-    known = {name.replace("-", "--") for name in logical_volumes()}
+    known = {name.replace("-", "--") for name in logical_volumes()} | {DISK_NAME}
     found = []
     for line in sh("dmsetup", "info", "-c", "--noheadings", "-o", "name").splitlines():
         name = line.removeprefix(GROUP.replace("-", "--") + "-")
@@ -212,7 +308,9 @@ def suspended() -> list[str]:
 
 
 @contextlib.contextmanager
-def running(pool: str, target: str, disk: Path, folder: Path) -> Iterator[World]:
+def running(
+    pool: str, target: str, disk: FaultyDisk, folder: Path, nursery: Nursery
+) -> Iterator[World]:
     """The service and its node, with their state below `folder` and the pool on `disk`."""
     root = folder / "lunr"
     root.mkdir()
@@ -220,22 +318,21 @@ def running(pool: str, target: str, disk: Path, folder: Path) -> Iterator[World]
         api_port=free_port(), portal=f"127.0.0.1:{free_port()}", store=f"files:{root}/store",
         db=f"sqlite:///{root}/lunr.db", pool=pool, group=GROUP, thin_pool="pool", target=target,
     )  # fmt: skip
+    thin_pool = "pool" if pool == "thin" else None
     with contextlib.ExitStack() as ending:
-        ending.enter_context(
-            volume_group(GROUP, disk, thin_pool="pool" if pool == "thin" else None)
-        )
-        service = Service(root, settings, Console(file=sys.stderr))
+        ending.enter_context(volume_group(GROUP, disk.path, thin_pool=thin_pool))
+        service = ForkedService(root, settings, nursery)
         service.prepare()
         ending.callback(service.stop)
         if service.tgtd is not None:
             service.tgtd.start(service.logs)
         service.api.start(service.logs)
-        node = Node(service, folder)  # imports what it needs while the API does
+        node = Node(service, folder)
         ending.callback(node.stop)
         wait_until(lambda: _healthy(service.url), LONG, "the API", 0.5)
         lines = (root / "openrc").read_text().splitlines()
         env = dict(line.removeprefix("export ").split("=", 1) for line in lines)
-        world = World(service, node, Client.from_env(env))
+        world = World(service, node, Client.from_env(env), disk)
         world.start()
         yield world
 

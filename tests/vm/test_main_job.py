@@ -20,8 +20,6 @@ from tests.support.initiator import Initiator, sh
 from tests.support.waiting import wait_until
 from tests.vm.node import LONG, World, told
 
-NAME = "iqn.2026-11.io.lunr.test:initiator"
-
 #: Writes to a file of 4 MiB, synchronously, until its input ends: what goes on during a backup.
 WRITER = """
 import itertools, os, select, sys
@@ -33,18 +31,6 @@ for number in itertools.count():
     if select.select([0], [], [], 0.01)[0]:
         break
 """
-
-
-@pytest.fixture
-def initiator() -> Iterator[Initiator]:
-    initiator = Initiator(NAME)
-    yield initiator
-    initiator.close()
-
-
-def export(client: Client, volume_id: str) -> Export:
-    client.exports.create(volume_id, initiator=NAME, ip="127.0.0.1")
-    return client.exports.wait(volume_id, timeout=LONG)
 
 
 def remove(client: Client, volume_id: str) -> None:
@@ -107,7 +93,7 @@ def contents(folder: Path) -> dict[str, str]:
 def test_the_main_job(world: World, initiator: Initiator, tmp_path: Path) -> None:
     client = world.client
     volume = client.volumes.wait(client.volumes.create(size=1).id, timeout=LONG)
-    exported = export(client, volume.id)
+    exported = world.export(volume.id)
     device = initiator.login(exported)
     sh("mkfs.ext4", "-q", device)
     kept: list[tuple[str, dict[str, str]]] = []
@@ -145,7 +131,7 @@ def test_the_main_job(world: World, initiator: Initiator, tmp_path: Path) -> Non
         # By the kernel, where it can; tools/setup --vm builds what it needs for that.
         by_kernel = any(one["role"] == "filling" for one in told())
         assert by_kernel == clone_device.available()
-        again = export(client, restored.id)
+        again = world.export(restored.id)
         with mounted(initiator.login(again), tmp_path / "mnt") as point:
             found = contents(point)
             assert {name: found.get(name) for name in known} == known

@@ -1,0 +1,118 @@
+"""A whole node on LVM whose disk fails, and one that is started after its machine was."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from lunr.client.errors import JobFailed
+from lunr.storage.targets import lio_tree
+from tests.support.initiator import Initiator, sh
+from tests.support.waiting import wait_until
+from tests.vm.node import GROUP, LONG, World, stray_mappings
+
+MIB = 1 << 20
+SECTOR = 512
+
+
+@pytest.fixture
+def volume(world: World) -> Iterator[str]:
+    """A volume of 1 GiB; all is as it must be when it is gone."""
+    volume_id = world.client.volumes.create(size=1).id
+    world.client.volumes.wait(volume_id, timeout=LONG)
+    yield volume_id
+    world.client.volumes.delete(volume_id)
+    wait_until(world.is_idle, LONG, "the end of all", 0.2)
+    world.check()
+
+
+def write(device: Path, offset: int, data: bytes) -> None:
+    file = os.open(device, os.O_RDWR)
+    try:
+        os.pwrite(file, data, offset)
+        os.fsync(file)
+    finally:
+        os.close(file)
+
+
+def read(device: Path, offset: int, length: int) -> bytes:
+    """Not what is remembered of it."""
+    file = os.open(device, os.O_RDONLY)
+    try:
+        os.posix_fadvise(file, 0, 0, os.POSIX_FADV_DONTNEED)
+        return os.pread(file, length, offset)
+    finally:
+        os.close(file)
+
+
+def test_a_backup_of_a_bad_sector_says_which_and_the_volume_can_be_used(
+    world: World, volume: str
+) -> None:
+    client, device = world.client, Path(f"/dev/{GROUP}/volume-{volume}")
+    data = os.urandom(2 * MIB)
+    write(device, 6 * MIB, data)
+    sector = 6 * MIB // SECTOR + 77
+    world.disk.spoil(world.disk.sector_of(data[77 * SECTOR : 78 * SECTOR]))
+    try:
+        backup = client.backups.create(volume)
+        with pytest.raises(JobFailed, match=f"sector {sector} of 512 bytes.*Input/output"):
+            client.backups.wait(backup.id, timeout=LONG)
+        assert client.backups.get(backup.id).status == "ERROR"
+        assert client.volumes.get(volume).status == "ACTIVE"
+        write(device, 7 * MIB, b"goes on")
+        assert read(device, 7 * MIB, 7) == b"goes on"
+        there = ("bs=1M", "skip=6", "count=1", "iflag=direct")
+        assert "Input/output" in sh("dd", f"if={device}", "of=/dev/null", *there, check=False)
+    finally:
+        world.disk.mend()
+    client.backups.delete(backup.id)
+    again = client.backups.create(volume)
+    assert client.backups.wait(again.id, timeout=LONG).status == "AVAILABLE"
+    client.backups.delete(again.id)
+
+
+def test_exports_are_back_after_the_machine_was_started_anew(
+    world: World, volume: str, initiator: Initiator
+) -> None:
+    """An initiator elsewhere has waited, and goes on; another one gets in."""
+    exported = world.export(volume)
+    device = initiator.login(exported)
+    write(device, 5 * MIB, b"before")
+    reboot(world)
+    wait_until(lambda: world.exported() == {volume}, LONG, "the export", 0.5)
+    sh("dd", f"if={device}", "of=/dev/null", "bs=4k", "count=1", "iflag=direct")
+    assert read(device, 5 * MIB, 6) == b"before"
+    write(device, 9 * MIB, b"after")
+    initiator.logout(exported)
+    device = initiator.login(exported)
+    assert read(device, 5 * MIB, 6) + read(device, 9 * MIB, 5) == b"beforeafter"
+    initiator.logout(exported)
+    world.client.exports.delete(volume)
+    world.client.exports.wait_deleted(volume, timeout=LONG)
+
+
+def reboot(world: World) -> None:
+    """What the machine's power button does to all that is the node's, and then its start."""
+    world.node.kill()
+    tgtd = world.service.tgtd
+    if tgtd is not None:
+        tgtd.stop(signal.SIGKILL)
+    else:
+        for disk in lio_tree.disks().values():
+            lio_tree.take_down(disk)
+        lio_tree.sweep()
+    assert tgtd is not None or world.exported() == set()
+    sh("vgchange", "-qqan", GROUP)
+    assert sh("dmsetup", "ls").split()[0] == world.disk.name
+    shutil.rmtree(world.service.root / "run")
+    (world.service.root / "run").mkdir(mode=0o700)
+    if tgtd is not None:
+        tgtd.start(world.service.logs)
+    world.node.doom({})
+    world.start()
+    assert stray_mappings() == []

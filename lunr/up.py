@@ -138,7 +138,7 @@ class Service:
         self.config = root / "lunr.conf"
         self.logs = root / "log"
         self.stopping = threading.Event()
-        run = [sys.executable, "-m"]
+        run = [sys.executable, "-P", "-m"]
         configured = ["--config-file", str(self.config)]
         #: None where the kernel itself is the target.
         self.tgtd: Part | None = None
@@ -269,7 +269,14 @@ class Service:
         return text.getvalue()
 
     def _manage(self, *args: str) -> None:
-        command = [sys.executable, "-m", "lunr.manage.main", "--config-file", str(self.config)]
+        command = [
+            sys.executable,
+            "-P",
+            "-m",
+            "lunr.manage.main",
+            "--config-file",
+            str(self.config),
+        ]
         self._run([*command, *args], "prepare the database")
 
     def _run(self, command: list[str], purpose: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import itertools
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -188,6 +189,29 @@ def test_a_shell_is_seen(code: str) -> None:
 
 def test_no_shell_is_no_shell() -> None:
     assert list(shells(ast.parse("run(['x'], shell=False); os.path.join('x')"))) == []
+
+
+def unsafe_modules(tree: ast.AST) -> Iterator[int]:
+    """The lines that start a module of Python's with the folder one is in first on its path."""
+    for node in ast.walk(tree):
+        match node:
+            case ast.List(elts=parts) | ast.Tuple(elts=parts):
+                pairs = itertools.pairwise(ast.unparse(part) for part in parts)
+                yield from (node.lineno for pair in pairs if pair == ("sys.executable", "'-m'"))
+
+
+def test_no_module_is_taken_from_the_folder_that_root_happens_to_be_in() -> None:
+    found = [
+        f"{_name(path)}:{line}"
+        for path in _sources("lunr")
+        for line in unsafe_modules(ast.parse(path.read_text()))
+    ]
+    assert not found, f"say -P: {found}"
+
+
+def test_a_module_that_is_started_unsafely_is_seen() -> None:
+    assert list(unsafe_modules(ast.parse("run([sys.executable, '-m', 'lunr.x'])"))) == [1]
+    assert not list(unsafe_modules(ast.parse("run([sys.executable, '-P', '-m', 'lunr.x'])")))
 
 
 def test_no_module_is_about_everything() -> None:

@@ -27,7 +27,7 @@ from lunr.storage import system
 
 _log = logging.getLogger(__name__)
 
-COMMAND = (sys.executable, "-m", "lunr.backup.image.worker")
+COMMAND = (sys.executable, "-P", "-m", "lunr.backup.image.worker")
 #: In the process's folder, which it runs in: a unix socket's path has at most 107 bytes (unix(7)).
 CONTROL = "control"
 _LOCK = "lock"

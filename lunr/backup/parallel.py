@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections.abc import Callable, Iterable
@@ -14,6 +15,18 @@ T = TypeVar("T")
 #: How long a caller who was interrupted waits for threads that are in the
 #: middle of something; they are daemons and touch nothing after it.
 _PATIENCE = 0.3
+
+
+#: Threads beyond those that wait for the store: each holds a chunk and what becomes of it.
+_MOST_AT_WORK = 4
+
+
+def threads_for(requests: int) -> int:
+    """How many threads keep so many `requests` to a store, and the processors, busy.
+
+    While some wait for the store, others read, hash, check and write. For 1 it is 1.
+    """
+    return 1 if requests == 1 else requests + min(os.cpu_count() or 1, _MOST_AT_WORK)
 
 
 def each(

@@ -11,7 +11,6 @@ the parent's objects, so that none of its bytes are fetched.
 from __future__ import annotations
 
 import logging
-import os
 import threading
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
@@ -44,9 +43,6 @@ logger = logging.getLogger(__name__)
 
 #: Called with the bytes done and the bytes in all; from any thread.
 Progress = Callable[[int, int], None]
-
-#: Threads beyond those that wait for the store: each holds a chunk and what becomes of it.
-_MOST_AT_WORK = 4
 
 #: How many segments of other backups are read to learn which chunks are stored already (a
 #: segment is 4 GiB), by a save that compares all of the volume and by one that knows what
@@ -154,8 +150,7 @@ class _Save:
         self._output = output
         self._condemned = condemned
         self._concurrency = concurrency
-        at_work = min(os.cpu_count() or 1, _MOST_AT_WORK)
-        self._threads = 1 if concurrency == 1 else concurrency + at_work
+        self._threads = parallel.threads_for(concurrency)
         self._lock = threading.Lock()
         self._most = self._geometry.chunk // self._geometry.block
         self._segments: list[Ref | None] = [None] * self._geometry.segments(source.size)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -49,7 +48,7 @@ def restore(
         size_bytes: what `target` must have at least, should that be more.
         target_is_zero: it reads as zeros everywhere: zeros need not be written.
         create: make `target`, a sparse file, when there is none.
-        concurrency: requests to the store at once.
+        concurrency: requests to the store at once; 1 does everything in this thread.
         progress: told what is done.
         cancel: set to give up within a second, with Cancelled.
 
@@ -65,9 +64,7 @@ def restore(
     out = FileTarget(target, max(root.size_bytes, size_bytes or 0), create)
     try:
         run = _Restore(repository, root, out, target_is_zero or out.is_new, concurrency, progress)
-        # While some wait for the store, others check and write.
-        threads = concurrency + (os.cpu_count() or 1)
-        parallel.each(run.steps(), lambda step: step(), threads, cancel)
+        parallel.each(run.steps(), lambda step: step(), parallel.threads_for(concurrency), cancel)
         out.sync()
     except BaseException:
         out.abandon()

@@ -311,10 +311,13 @@ class _Run:
         for disk in disks:
             if disk.name in bases:
                 sizes.check(self.monitor, disk, bases[disk.name])
-        members = []
+        members: list[Member] = []
+        # Who knows what was written stores little: it is not worth a listing.
+        like = groups.newest_of_others(self.repository, self.name) if others else []
         with exports.exported(self.monitor, disks, bases, allocated) as found:
             for number, (one, given) in enumerate(zip(plans, found, strict=True)):
-                members.append(self._save(one, given, announced))
+                saved = [member.backup_id for member in members]
+                members.append(self._save(one, given, announced, (*saved, *like)))
                 sizes.check(self.monitor, one.disk, self.group_id)
                 leftovers.clear(self.monitor, number)
                 files[number].truncate(0)  # QEMU has let go of it: the room is free again
@@ -352,7 +355,13 @@ class _Run:
     def _created_at(self) -> str:
         return self.now.strftime("%Y-%m-%dT%H:%M:%S.%fZ")
 
-    def _save(self, one: Plan, given: exports.Exported, announced: Announced | None) -> Member:
+    def _save(
+        self,
+        one: Plan,
+        given: exports.Exported,
+        announced: Announced | None,
+        like: tuple[str, ...],
+    ) -> Member:
         disk, tell = one.disk.name, self.options.progress
         root = save(
             self.repository,
@@ -362,6 +371,7 @@ class _Run:
                 volume_id=self.volumes[disk],
                 created_at=self._created_at,
                 parent_id=one.parent_id,
+                like=like,
                 condemned=() if announced is None else announced.condemned,
                 changed=given.changed,
                 consistency_group=self.group_id,

@@ -32,10 +32,12 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 _VERSION = 1
+#: How many backups a save is told that likely have what it is to store.
+MOST_LIKE = 32
 
 _STAMP = r"\d{8}T\d{12}Z"
 _GROUP = re.compile(rf"(?P<machine>.+)-{_STAMP}")
-_MEMBER = re.compile(rf"(?P<group>(?P<machine>.+?)-{_STAMP})-(?P<disk>.+)")
+_MEMBER = re.compile(rf"(?P<group>(?P<machine>.+?)-(?P<stamp>{_STAMP}))-(?P<disk>.+)")
 
 
 @dataclass(frozen=True)
@@ -258,6 +260,20 @@ def listed(repository: Repository, machine: str | None = None) -> list[Group]:
         if all(member.backup_id in there for member in group.members):
             groups.append(group)
     return sorted(groups, key=lambda group: group.created_at, reverse=True)
+
+
+def newest_of_others(repository: Repository, machine: str) -> list[str]:
+    """The newest backup of each disk of the other machines, the newest first, at most `MOST_LIKE`.
+
+    Machines are often made from one image: what they have in common need not be stored again.
+    """
+    newest: dict[tuple[str, str], tuple[str, str]] = {}
+    for found in repository.backup_ids():
+        match = _MEMBER.fullmatch(found)
+        if match and match["machine"] != machine:
+            disk = match["machine"], match["disk"]
+            newest[disk] = max(newest.get(disk, ("", "")), (match["stamp"], found))
+    return [found for _, found in sorted(newest.values(), reverse=True)][:MOST_LIKE]
 
 
 def unfinished(repository: Repository, machine: str | None = None) -> dict[str, list[str]]:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import random
+from pathlib import Path
 
 from lunr.live.groups import Group
 from tests.system.live.conftest import Vault
-from tests.system.live.machines import MIB, Machine
+from tests.system.live.machines import MIB, Disk, Machine
 
 
 def kept(group: Group) -> set[str]:
@@ -49,3 +50,25 @@ def test_an_increment_reads_what_changed_and_no_more(machine: Machine, vault: Va
     assert beta is not None
     assert beta.bytes_read == 512
     assert vault.restored(group) == machine.contents()
+
+
+def test_what_another_machine_has_is_not_stored_again(tmp_path: Path, vault: Vault) -> None:
+    """Two machines of one image, each with a disk that only it has."""
+    stored = []
+    for name in ("one", "two"):
+        folder = tmp_path / name
+        folder.mkdir()
+        machine = Machine(
+            folder, [Disk("root", folder / "root", 16 * MIB, "raw", "virtio")], name=name
+        )
+        try:
+            for at in range(0, 16, 4):
+                machine.write(machine.disks[0], at * MIB, 4 * MIB, at + 1)
+            machine.write(machine.disks[0], 0, 4096, 200 + len(stored))
+            group = vault.backup(machine)
+            assert vault.restored(group) == machine.contents()
+        finally:
+            machine.end()
+        root = vault.repository.load_root(group.members[0].backup_id)
+        stored.append(root.statistics.objects_stored)
+    assert stored == [5, 2]  # four chunks and a segment; one chunk and a segment

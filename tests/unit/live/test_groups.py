@@ -129,3 +129,17 @@ def test_what_is_new_in_a_record_is_read_back_and_may_be_missing(repository: Rep
     old = groups._decode(json.dumps({"format": 1, **told}).encode(), "x")
     assert (old.hardware, old.members[0].device) == (None, None)
     assert old.group_id == group.group_id
+
+
+def test_of_other_machines_the_newest_backup_of_each_disk_is_likely_alike(
+    repository: Repository,
+) -> None:
+    later = MOMENT.replace(hour=21)
+    old = made(repository, "db", "a", "b")
+    new = made(repository, "db", "b", moment=later)
+    made(repository, "web", "a", moment=later)
+    expected = [new.members[0].backup_id, old.members[0].backup_id]
+    assert groups.newest_of_others(repository, "web") == expected
+    for number in range(groups.MOST_LIKE):
+        made(repository, f"vm-{number}", "a")
+    assert len(groups.newest_of_others(repository, "web")) == groups.MOST_LIKE

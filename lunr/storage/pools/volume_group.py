@@ -80,7 +80,7 @@ class VolumeGroup:
         self._lock: int | None = None
         self._extent = 0
         #: What of LVM's configuration is other for lunr's commands.
-        self._config = _REPORT_CONFIG
+        self._config = _CONFIG
 
     def __str__(self) -> str:
         return f"volume group {self.name}"
@@ -113,7 +113,7 @@ class VolumeGroup:
         """Have all commands see no loop device but those that can be written to now."""
         loops = Path("/sys/block").glob("loop*")
         own = [f"/dev/{loop.name}" for loop in loops if _is_writable(loop)]
-        self._config = f"{_REPORT_CONFIG} devices/filter={loop_filter(own)}"
+        self._config = f"{_CONFIG} devices/filter={loop_filter(own)}"
 
     def rounded(self, size: int) -> int:
         """`size` bytes in whole extents, as LVM makes them. The group was checked."""
@@ -342,7 +342,9 @@ def translated(kind: str, id_: str) -> Iterator[None]:
 # --- what LVM says -----------------------------------------------------------------
 
 _REPORT = ("--reportformat", "json", "--units", "b", "--nosuffix")
-_REPORT_CONFIG = 'report/time_format="%s"'
+#: For every command. Thin metadata that the kernel took for damaged and thin_check finds whole can
+#: be written again; LVM itself, by default, leaves them read-only for ever.
+_CONFIG = 'report/time_format="%s" global/thin_check_options=["-q","--clear-needs-check-flag"]'
 
 
 def loop_filter(own: Iterable[str]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -51,10 +52,22 @@ def lio_left_over() -> list[Path]:
     return [*lio_tree.ROOT.glob("core/*_*"), *lio_tree.TARGETS.glob("*:*")]
 
 
+@pytest.fixture(scope="module")
+def tgtd(run_folder: Path) -> Iterator[Tgtd]:
+    """One for all tests of a file."""
+    daemon = Tgtd(Path(tempfile.mkdtemp(prefix="tgtd-", dir=run_folder)))
+    daemon.start()
+    yield daemon
+    daemon.kill()
+
+
 @pytest.fixture
-def tgt(slices: Slices, tgtd: Tgtd) -> TgtTarget:
-    """tgtd on devices."""
-    return TgtTarget(tgtd.socket, SLICES)
+def tgt(slices: Slices, tgtd: Tgtd) -> Iterator[TgtTarget]:
+    """tgtd on devices; when a test is over, it has no targets."""
+    target = TgtTarget(tgtd.socket, SLICES)
+    yield target
+    for volume_id in TgtTarget(tgtd.socket, SLICES).exports():  # also what is half made
+        target.remove(volume_id, force=True)
 
 
 class Driver(NamedTuple):

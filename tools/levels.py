@@ -31,7 +31,7 @@ TOP = Path(__file__).resolve().parents[1]
 BIN = TOP / ".venv" / "bin"
 LEVELS = ("style", "unit", "functional", "system", "crash", "vm")
 #: What tests/vm/conftest.py expects.
-DISKS = ["--disk", "4G", "--disk", "4G,plain", "--disk", "1G"]
+DISKS = ["--disk", "8G", "--disk", "4G,plain", "--disk", "1G"]
 #: Seconds after which the level "vm" counts as failed. It is made to take half of it on a machine
 #: that has nothing else to do; what is slower than this is no longer run.
 VM_LIMIT = 1200

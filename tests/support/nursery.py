@@ -138,7 +138,10 @@ class Doom:
     def audit(self, event: str, args: tuple[Any, ...]) -> None:
         """See sys.addaudithook."""
         if event == "subprocess.Popen":
-            self.step(" ".join(str(word) for word in args[1])[:200])
+            words = [str(word) for word in args[1]]
+            if "--config" in words:  # LVM's, long and always the same
+                del words[(at := words.index("--config")) : at + 2]
+            self.step(" ".join(words)[:200])
         elif event == "open" and isinstance(args[2], int) and args[2] & _WRITING:
             if str(args[0]).startswith("/") and args[0] != os.devnull:  # not a child's pipes
                 self.step(f"write to {args[0]}")

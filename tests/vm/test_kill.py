@@ -176,7 +176,7 @@ WORKS = [
     "wiper",
 ]
 #: Without a word, some.
-CHOSEN = WORKS if STEPS else sorted(random.Random(SEED).sample(WORKS, 3))
+CHOSEN = WORKS if STEPS else sorted(random.Random(SEED).sample(WORKS, 2))
 
 _NUMBERS = re.compile(r"[0-9a-f]{8}-[0-9a-f-]{27}|\b[0-9a-f]*\d[0-9a-f]*\b|\d+|tmp\w+")
 

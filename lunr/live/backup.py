@@ -299,6 +299,7 @@ class _Run:
         devices = {disk.name: hardware.device_of(self.monitor, disk) for disk in disks}
         bases = {one.disk.name: one.base for one in plans if one.base is not None}
         others = [disk for disk in disks if disk.name not in bases]
+        sizes.put_marks(self.monitor, disks, self.group_id, fleece.GRANULARITY)
         fleece.begin_bitmaps(self.monitor, others, self.group_id)
         allocated = exports.allocations(self.monitor, disks, [disk.name for disk in others])
         files = fleece.put_filters(self.monitor, disks, self.options.scratch, self.held)
@@ -342,13 +343,12 @@ class _Run:
         """
         running = machine.is_running(self.monitor)
         frozen = None
-        with sizes.tails(self.monitor, disks, fleece.GRANULARITY):
-            if running:  # in one that stands still no agent could answer
-                leftovers.hold(self.monitor)
-                frozen = None if self.agent is None else _freeze(self.agent)
-            stall = fleece.cut(self.monitor, disks, self.group_id, bases, running=running)
-            if running:
-                leftovers.let_go(self.monitor, self.agent)
+        if running:  # in one that stands still no agent could answer
+            leftovers.hold(self.monitor)
+            frozen = None if self.agent is None else _freeze(self.agent)
+        stall = fleece.cut(self.monitor, disks, self.group_id, bases, running=running)
+        if running:
+            leftovers.let_go(self.monitor, self.agent)
         return stall, frozen
 
     @property

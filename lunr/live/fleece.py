@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from lunr.backup.format.names import Geometry
-from lunr.live import errors, machine, names, sizes
+from lunr.live import errors, machine, names
 from lunr.live.machine import Disk
 from lunr.live.qmp import Monitor
 
@@ -33,12 +33,8 @@ def begin_bitmaps(monitor: Monitor, disks: Sequence[Disk], group: str) -> None:
     Raises:
         errors.CommandRefused: QEMU says no.
     """
-    if not disks:
-        return
-    with sizes.tails(monitor, disks, GRANULARITY):
-        actions = [
-            action for number, disk in enumerate(disks) for action in _begun(number, disk, group)
-        ]
+    if disks:
+        actions = [_added(disk, f"{names.SINCE}{group}") for disk in disks]
         monitor.execute("transaction", {"actions": actions})
 
 
@@ -108,7 +104,7 @@ def cut(
 
     Args:
         monitor: of the machine.
-        disks: which; they have their filters, and tails (:func:`lunr.live.sizes.tails`).
+        disks: which; they have their filters, and marks (:mod:`lunr.live.sizes`).
         group: the new group's id.
         bases: for a disk's name the group since which its changes are wanted. The bitmaps of
             the other disks have begun (:func:`begin_bitmaps`).
@@ -121,9 +117,9 @@ def cut(
         errors.CommandRefused: QEMU says no; the guest runs all the same.
     """
     actions: list[dict[str, Any]] = []
-    for number, disk in enumerate(disks):
+    for disk in disks:
         if disk.name in bases:
-            actions += _begun(number, disk, group)
+            actions.append(_added(disk, f"{names.SINCE}{group}"))
         base = f"{names.SINCE}{bases.get(disk.name, group)}"
         merge = {"node": disk.node, "target": names.CHANGED, "bitmaps": [base]}
         actions += [
@@ -142,11 +138,6 @@ def cut(
         return 0.0
     stopped = monitor.wait(_is_event("STOP"), "STOP")
     return _moment(monitor.wait(_is_event("RESUME"), "RESUME")) - _moment(stopped)
-
-
-def _begun(number: int, disk: Disk, group: str) -> list[dict[str, Any]]:
-    mark = sizes.mark(number, disk, group, GRANULARITY)
-    return [_added(disk, f"{names.SINCE}{group}"), *mark]
 
 
 def _added(disk: Disk, name: str, *, at_rest: bool = False) -> dict[str, Any]:

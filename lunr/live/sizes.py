@@ -22,8 +22,23 @@ from lunr.live.qmp import Monitor
 _SECTOR = 512
 
 
+def put_marks(monitor: Monitor, disks: Sequence[Disk], group: str, granularity: int) -> None:
+    """Mark `disks` for `group`, before its bitmaps begin; the guest need not stand still for it.
+
+    Raises:
+        errors.CommandRefused: QEMU says no.
+    """
+    with _tails(monitor, disks, granularity):
+        actions = [
+            action
+            for number, disk in enumerate(disks)
+            for action in _mark(number, disk, group, granularity)
+        ]
+        monitor.execute("transaction", {"actions": actions})
+
+
 @contextlib.contextmanager
-def tails(monitor: Monitor, disks: Sequence[Disk], granularity: int) -> Iterator[None]:
+def _tails(monitor: Monitor, disks: Sequence[Disk], granularity: int) -> Iterator[None]:
     """For each of `disks` a node whose last bit is set, while this lasts.
 
     Raises:
@@ -43,7 +58,7 @@ def tails(monitor: Monitor, disks: Sequence[Disk], granularity: int) -> Iterator
         yield
 
 
-def mark(number: int, disk: Disk, group: str, granularity: int) -> list[dict[str, Any]]:
+def _mark(number: int, disk: Disk, group: str, granularity: int) -> list[dict[str, Any]]:
     """The actions that put the mark of `group` to `disk`, whose tail has that number."""
     name = f"{names.SIZE}{group}"
     added = {

@@ -83,13 +83,21 @@ class Bench:
             file.flush()
             os.fsync(file.fileno())
 
-    def time(self, work: str, program: str, argv: list[str]) -> None:
-        """Run `argv` and note how long it took and what memory it had at most."""
+    def time(
+        self, work: str, program: str, argv: list[str], repository: Path | None = None
+    ) -> None:
+        """Run `argv` and note how long it took and what memory it had at most.
+
+        The source, or the `repository` that is read, is in the page cache, whoever came before
+        and however it was written.
+        """
         os.sync()
         time.sleep(_SETTLE)
-        with self.source.open("rb") as file:  # warm, whoever came before
-            for _ in range(self.size // MIB):
-                file.read(MIB)
+        for path in [self.source] if repository is None else repository.rglob("*"):
+            if path.is_file():
+                with path.open("rb") as file:
+                    for _ in range(self.size // MIB):
+                        file.read(MIB)
         start = time.monotonic()
         process = subprocess.Popen(
             argv,
@@ -147,7 +155,7 @@ class Bench:
             restore = [*ENGINE, "restore"]
             self.time("full", "lunr", [*save, "--id", "one"])
             self.time("unchanged", "lunr", [*save, "--id", "two", "--parent", "one"])
-            self.time("restore", "lunr", [*restore, "two", str(out), *common])
+            self.time("restore", "lunr", [*restore, "two", str(out), *common], store)
             out.unlink()
             self.knowing("unchanged, known", store, "same", "two", [])
             os.truncate(self.source, self.size + (1 << 40))
@@ -163,7 +171,7 @@ class Bench:
             root = json.loads((store / "default" / "roots" / "four").read_bytes())
             written = sum(end - start for start, end in ranges)
             self.read["lunr, known"] = root["statistics"]["bytes_read"] / written
-            self.time("restore of that", "lunr", [*restore, "four", str(out), *common])
+            self.time("restore of that", "lunr", [*restore, "four", str(out), *common], store)
 
     def knowing(
         self, work: str, store: Path, backup_id: str, parent_id: str, ranges: list[list[int]]
@@ -186,7 +194,7 @@ class Bench:
             self.time("unchanged", "borg", [*create, f"{repo}::two", "source"])
             out.mkdir()
             extract = ["env", "-C", str(out), "borg", "extract"]
-            self.time("restore", "borg", [*extract, f"{repo}::two"])
+            self.time("restore", "borg", [*extract, f"{repo}::two"], repo)
             with self.growth(repo, "borg", self.write(1)):
                 self.time("1 % written", "borg", [*create, f"{repo}::three", "source"])
 
@@ -197,7 +205,8 @@ class Bench:
             backup = [*common, "backup", "--force", "source"]
             self.time("full", "restic", backup)
             self.time("unchanged", "restic", backup)
-            self.time("restore", "restic", [*common, "restore", "latest", "--target", str(out)])
+            restore = [*common, "restore", "latest", "--target", str(out)]
+            self.time("restore", "restic", restore, repo)
             with self.growth(repo, "restic", self.write(1)):
                 self.time("1 % written", "restic", backup)
 

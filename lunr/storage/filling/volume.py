@@ -108,7 +108,8 @@ class Filling:
         self._answer: dict[str, Any] | None = None
         self._thread: threading.Thread | None = None
         self._still = threading.Lock()
-        #: Held by who ends it for good: the watch of the exports settles what a job removes.
+        #: Held by who ends it: the watch of the exports settles what a job removes or the agent
+        #: closes.
         self._ending = threading.Lock()
         self._removed = False
 
@@ -338,9 +339,12 @@ class Filling:
         Raises:
             FillingBusy: the process can't be ended.
         """
-        self._stopping.set()
-        if self._is_ended(0.0):
-            return
+        with self._ending:  # a full one that settles meanwhile removes what is looked at here
+            self._stopping.set()
+            if not self._is_ended(0.0):
+                self._detach()
+
+    def _detach(self) -> None:
         deadline = time.monotonic() + _END_TIMEOUT
         # A connection of its own: nobody may be following the process.
         while True:
@@ -372,12 +376,12 @@ class Filling:
         """
         with self._ending:
             self._removed = True
-            self.close()
-            self._clear_run()
-            # The task last: what is half removed is removed again.
-            for name in ("map", "map.root", "gaps", "task"):
-                (self._state / name).unlink(missing_ok=True)
-            shutil.rmtree(self._state, ignore_errors=True)
+        self.close()
+        self._clear_run()
+        # The task last: what is half removed is removed again.
+        for name in ("map", "map.root", "gaps", "task"):
+            (self._state / name).unlink(missing_ok=True)
+        shutil.rmtree(self._state, ignore_errors=True)
 
     def _clear_run(self) -> None:
         if self._run.exists():

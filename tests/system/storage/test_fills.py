@@ -15,6 +15,8 @@ import pytest
 
 from lunr.backup.image.presence import UNIT
 from lunr.storage.agent import Agent
+from lunr.storage.exports import Exports
+from lunr.storage.filling import volume
 from lunr.storage.jobs import volumes
 from tests.support.services import Tgtd
 from tests.support.waiting import wait_until
@@ -174,3 +176,27 @@ def test_damage_is_told_though_nobody_fills_until_it_is_mended(
     begun = time.monotonic()
     wait_until(lambda: not told(), what="what was written over is whole")
     assert time.monotonic() - begun < 10
+
+
+def test_an_agent_that_ends_while_a_full_volume_settles(
+    agent: Agent, api: ContractApi, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The volume's folder goes while it is looked for in there whether the process lives."""
+    one = agent.node.fillings.need("v1")
+    # Nobody but this test settles it.
+    monkeypatch.setattr(Exports, "_settle", lambda _self, _volume_id: None)
+    settle = threading.Thread(target=one.settle)
+    take_lock = volume.take_lock
+
+    def take(folder: Path) -> int | None:
+        if threading.current_thread() is not settle and settle.ident is None:
+            settle.start()
+            settle.join(2)
+        return take_lock(folder)
+
+    fill(api, "v1", "eager")
+    wait_until(lambda: one.is_filled, what="it is full")
+    monkeypatch.setattr(volume, "take_lock", take)
+    one.close()
+    settle.join()
+    assert not one._run.exists()

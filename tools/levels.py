@@ -35,11 +35,11 @@ DISKS = ["--disk", "8G", "--disk", "4G,plain", "--disk", "1G"]
 #: Seconds after which the level "vm" counts as failed: twice what it takes on a machine that does
 #: nothing else.
 VM_LIMIT = 2400
-#: Whether many steps are tried of what tests/vm/test_kill.py kills, which may take hours.
+#: Whether many steps are tried of what the test of kills does, which may take hours.
 IS_LONG = "LUNR_CRASH_STEPS" in os.environ
 #: About half of the work in the VM. A VM keeps one processor busy: the rest has one of its own.
 POOLS = [
-    "tests/vm/test_kill.py",
+    "tests/vm/service/test_kill.py",
     *sorted(
         str(path.relative_to(TOP))
         for name in ("lvm", "thin", "faults", "cloned", "walk")

@@ -30,7 +30,7 @@ from tests.support.volume_groups import volume_group
 from tests.support.waiting import wait_until
 from tests.system.backup.image.mounted import KEY, Place, away
 from tests.vm.conftest import SMALL_DISK
-from tests.vm.node import stray_mappings
+from tests.vm.service.running import stray_mappings
 
 pytestmark = pytest.mark.timeout(300)
 

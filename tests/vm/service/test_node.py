@@ -14,7 +14,7 @@ from lunr.client.errors import JobFailed
 from lunr.storage.targets import lio_tree
 from tests.support.initiator import Initiator, sh
 from tests.support.waiting import wait_until
-from tests.vm.node import GROUP, LONG, World, stray_mappings
+from tests.vm.service.running import GROUP, LONG, World, stray_mappings
 
 MIB = 1 << 20
 SECTOR = 512

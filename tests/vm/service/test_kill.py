@@ -22,7 +22,7 @@ import pytest
 from lunr.storage.pools.logical_volumes import Role, tags_for
 from tests.support.initiator import sh
 from tests.support.waiting import wait_until
-from tests.vm.node import GROUP, LONG, World
+from tests.vm.service.running import GROUP, LONG, World
 
 #: How many steps of each work are tried: a number, "all", or nothing.
 STEPS = os.environ.get("LUNR_CRASH_STEPS", "")

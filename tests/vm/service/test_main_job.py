@@ -18,7 +18,7 @@ from lunr.common import units
 from lunr.storage.filling import clone_device
 from tests.support.initiator import Initiator, sh
 from tests.support.waiting import wait_until
-from tests.vm.node import LONG, World, told
+from tests.vm.service.running import LONG, World, told
 
 #: Writes to a file of 4 MiB, synchronously, until its input ends: what goes on during a backup.
 WRITER = """

@@ -1,0 +1,40 @@
+"""A whole service on the VM's disk."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.support.faulty_disk import FaultyDisk
+from tests.support.initiator import Initiator
+from tests.vm.conftest import DISK
+from tests.vm.service.running import DISK_NAME, INITIATOR, Nursery, World, running
+
+
+@pytest.fixture
+def initiator() -> Iterator[Initiator]:
+    initiator = Initiator(INITIATOR)
+    yield initiator
+    initiator.close()
+
+
+@pytest.fixture(scope="session")
+def nursery() -> Iterator[Nursery]:
+    nursery = Nursery()
+    yield nursery
+    nursery.close()
+
+
+@pytest.fixture(
+    scope="package", params=[("lvm", "lio"), ("thin", "tgt")], ids=lambda kind: "-".join(kind)
+)
+def world(
+    request: pytest.FixtureRequest, nursery: Nursery, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[World]:
+    """A service, which takes long to start: the tests of a kind of node share one."""
+    pool, target = request.param
+    disk = FaultyDisk(DISK, DISK_NAME)
+    with running(pool, target, disk, tmp_path_factory.mktemp("world"), nursery) as world:
+        yield world
+    disk.remove()

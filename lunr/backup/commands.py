@@ -20,7 +20,6 @@ import click
 
 from lunr.backup import collect as garbage
 from lunr.backup import condemned, errors, keys, masters
-from lunr.backup.configured import CIPHERS
 from lunr.backup.format.blocks import Compression
 from lunr.backup.format.roots import Root
 from lunr.backup.pipeline import Backup, Progress
@@ -187,7 +186,7 @@ def _command(function: Callable[..., None]) -> Callable[..., None]:
 )
 @click.option(
     "--encryption",
-    type=click.Choice(list(CIPHERS)),
+    type=click.Choice(list(keys.CIPHERS)),
     default="aes-256-gcm",
     show_default=True,
     help="Backups of either kind can be read.",
@@ -217,7 +216,7 @@ def save(
         parent_id=parent_id,
         like=like,
     )
-    tools.repository.keys = replace(tools.repository.keys, writes=CIPHERS[encryption])
+    tools.repository.keys = replace(tools.repository.keys, writes=keys.CIPHERS[encryption])
     with FileSource(source) as opened, tools.progress(f"save {backup_id}") as progress:
         root = save_backup(
             tools.repository,

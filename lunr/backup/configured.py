@@ -5,13 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from lunr.backup import errors, masters, stores
-from lunr.backup.keys import Cipher
 from lunr.backup.masters import Masters
 from lunr.common import private
 from lunr.common.config import ConfigOpts
 from lunr.common.errors import ConfigError
-
-CIPHERS = {"aes-256-gcm": Cipher.AES_256_GCM, "none": Cipher.NONE}
 
 
 def store_options(conf: ConfigOpts) -> dict[str, Any]:

@@ -31,6 +31,10 @@ class Cipher(IntEnum):
     AES_256_GCM = 1
 
 
+#: By the names that options have for them.
+CIPHERS = {"aes-256-gcm": Cipher.AES_256_GCM, "none": Cipher.NONE}
+
+
 @dataclass(frozen=True)
 class Keys:
     """The keys of one repository. None is ever stored; ``id`` tells them apart in a root.

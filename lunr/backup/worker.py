@@ -48,7 +48,6 @@ from typing import Any, TextIO
 
 from lunr.backup import keys, masters
 from lunr.backup.collect import collect, sweep
-from lunr.backup.configured import CIPHERS
 from lunr.backup.errors import BackupMissing
 from lunr.backup.extents import Extents
 from lunr.backup.format.blocks import Compression
@@ -282,7 +281,7 @@ def run(task: Mapping[str, Any], progress: Progress, cancel: threading.Event) ->
     if handler is None:
         raise errors.BadRequest(reason=f"there is no task {task['task']!r}.")
     place, name = _field(task, "store"), _field(task, "repository")
-    key, cipher = task.get("key"), CIPHERS[task.get("encryption", "aes-256-gcm")]
+    key, cipher = task.get("key"), keys.CIPHERS[task.get("encryption", "aes-256-gcm")]
     found = (keys.PUBLIC_MASTER,) if key is None else masters.parse(key.splitlines(), "the task")
     own, *older = masters.keyring(found, name, cipher)
     limit = task.get("limit", 0)

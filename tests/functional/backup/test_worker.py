@@ -380,3 +380,13 @@ def test_a_save_that_is_killed_leaves_nothing_for_long(place: Place) -> None:
     place.do("save", **place.save("b1"))
     assert load_bytes(repository, "b1") == data
     repository.store.close()
+
+
+@pytest.mark.parametrize("worker", ["lunr.backup.worker", "lunr.backup.image.worker"])
+def test_it_loads_little(worker: str) -> None:
+    """One is started for each job: what it loads delays every backup and restore."""
+    code = f"import {worker}, sys; print(*(name.partition('.')[0] for name in sys.modules))"
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    loaded = set(said.stdout.split())
+    assert "blake3" in loaded
+    assert not loaded & {"oslo_config", "swiftclient", "requests", "click", "rich", "eventlet"}

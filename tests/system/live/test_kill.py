@@ -1,16 +1,14 @@
 """Killed before and after anything that it says to QEMU: the guest runs, nothing is lost.
 
-A few steps are drawn. ``LUNR_CRASH_STEPS=all`` tries each of them, up to one that is not reached.
+See :mod:`tests.system.live.steps` for which steps.
 """
 
 from __future__ import annotations
 
-import itertools
 import os
 import random
 import subprocess
 import sys
-from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
@@ -19,6 +17,7 @@ from lunr.live.qmp import Monitor
 from tests.system.live.conftest import Vault
 from tests.system.live.guests import Guest
 from tests.system.live.machines import Machine
+from tests.system.live.steps import SEED, drawn, patient
 from tests.system.live.test_backup import kept, ways
 
 #: An incremental backup of two disks takes about so many messages to QEMU; twice. A full one
@@ -26,7 +25,6 @@ from tests.system.live.test_backup import kept, ways
 STEPS = 218
 #: The first of them that leaves something behind: before it is only asked.
 FIRST = 20
-TRIED = os.environ.get("LUNR_CRASH_STEPS", "3")
 
 VICTIM = Path(__file__).with_name("victim.py")
 
@@ -39,21 +37,16 @@ def killed(machine: Machine | Guest, vault: Vault, step: int | str, *more: str) 
     return done.returncode != 0
 
 
-def steps() -> Iterable[int]:
-    if TRIED == "all":
-        return itertools.count(FIRST)
-    return sorted(random.sample(range(FIRST, STEPS), int(TRIED)))
-
-
+@patient
 @pytest.mark.parametrize("first", [True, False], ids=["full", "incremental"])
 def test_the_guard_leaves_the_machine_as_it_was(
     machine: Machine, vault: Vault, first: bool
 ) -> None:
-    draw = random.Random()
+    draw = random.Random(SEED)
     machine.write_some(draw, 20)
     if not first:
         vault.backup(machine)
-    for step in steps():
+    for step in drawn(FIRST, STEPS):
         machine.write_some(draw, 3)
         if not killed(machine, vault, step):
             first = False  # this backup took fewer steps
@@ -68,13 +61,14 @@ def test_the_guard_leaves_the_machine_as_it_was(
     assert machine.bitmaps() == dict.fromkeys(("alpha", "beta"), kept(group))
 
 
+@patient
 def test_the_next_backup_does_it_when_the_guard_was_killed_too(
     machine: Machine, vault: Vault
 ) -> None:
-    draw = random.Random()
+    draw = random.Random(SEED)
     machine.write_some(draw, 20)
     vault.backup(machine)
-    for step in steps():
+    for step in drawn(FIRST, STEPS):
         machine.write_some(draw, 3)
         machine.guest.close()  # QEMU forgets some things when nobody is connected
         ended = not killed(machine, vault, step, "alone")
@@ -88,10 +82,11 @@ def test_the_next_backup_does_it_when_the_guard_was_killed_too(
         assert vault.restored(group) == machine.contents(), step
 
 
+@patient
 def test_qemu_is_killed(machine: Machine, vault: Vault) -> None:
-    draw = random.Random()
+    draw = random.Random(SEED)
     machine.write_some(draw, 20)
-    for step in steps():
+    for step in drawn(FIRST, STEPS):
         vault.backup(machine)
         machine.write_some(draw, 3)
         for disk in machine.disks:  # a guest that writes without a flush may lose it

@@ -301,7 +301,7 @@ class _Run:
         others = [disk for disk in disks if disk.name not in bases]
         sizes.put_marks(self.monitor, disks, self.group_id, fleece.GRANULARITY)
         fleece.begin_bitmaps(self.monitor, others, self.group_id)
-        allocated = exports.allocations(self.monitor, disks, [disk.name for disk in others])
+        allocated = exports.survey(self.monitor, disks, [disk.name for disk in others])
         files = fleece.put_filters(self.monitor, disks, self.options.scratch, self.held)
         self.watch.add(uses_more(files, self.options.scratch_limit))
         self.watch.add(leaves_less(files, self.options.scratch_reserve))

@@ -39,10 +39,12 @@ class Exported:
     changed: Ranges | None
 
 
-def allocations(
-    monitor: Monitor, disks: Sequence[Disk], wanted: Sequence[str]
-) -> dict[str, Ranges]:
-    """Outside of which ranges the disks of the names `wanted` have only zeros.
+def survey(monitor: Monitor, disks: Sequence[Disk], wanted: Sequence[str]) -> dict[str, Ranges]:
+    """Outside of which ranges the disks of the names `wanted` have only zeros; all must answer.
+
+    Before QEMU stops the guest it waits until each disk has done what it was told, and flushes
+    it: if one does not answer (the target of an iSCSI disk is away), the guest stands still, with
+    all its disks. So each is asked, and flushed, before that.
 
     The guest goes on writing: a bitmap that began before must tell where. The map of the
     cut itself can't be had: QEMU 7.2 tells of zeros in it where there are none (see
@@ -50,24 +52,21 @@ def allocations(
 
     Raises:
         errors.CannotBackUp: the machine's NBD server is taken.
-        errors.ExportLost, errors.CommandRefused: there is no map.
+        errors.ExportLost, errors.CommandRefused: a disk does not answer, or there is no map.
     """
     found: dict[str, Ranges] = {}
-    if not wanted:
-        return found
-    try:
-        with _served(monitor, len(wanted)) as sockets:
-            for number, disk in enumerate(disks):
-                if disk.name in wanted:
-                    _export(monitor, number, disk.node, [])
-                    (asked,) = source.negotiate(
-                        disk.name, [next(sockets)], names.export(number), nbd.ALLOCATION
-                    )
-                    found[disk.name] = source.ranges(
-                        disk.name, asked, wanted=lambda flags: not flags & nbd.ZERO
-                    )
-    finally:
-        leftovers.clear(monitor)
+    with _served(monitor, len(disks)) as sockets:
+        for number, disk in enumerate(disks):
+            _export(monitor, number, disk.node, [])
+            (asked,) = source.negotiate(
+                disk.name, [next(sockets)], names.export(number), nbd.ALLOCATION
+            )
+            source.await_answers(disk.name, asked)
+            if disk.name in wanted:
+                found[disk.name] = source.ranges(
+                    disk.name, asked, wanted=lambda flags: not flags & nbd.ZERO
+                )
+    leftovers.clear(monitor)
     return found
 
 
@@ -84,7 +83,7 @@ def exported(
         monitor: of the machine.
         disks: which; the cut was made.
         bases: as for :func:`lunr.live.fleece.cut`.
-        allocated: for the others, what :func:`allocations` said.
+        allocated: for the others, what :func:`survey` found.
 
     Raises:
         errors.CannotBackUp: the machine's NBD server is taken.

@@ -24,8 +24,8 @@ _ACK, _INFO, _META_CONTEXT = 1, 3, 4
 _INFO_EXPORT = 0
 
 _REQUEST = 0x25609513
-_REPLY = 0x668E33EF
-_READ, _DISCONNECT, _BLOCK_STATUS = 0, 2, 7
+_REPLY, _SIMPLE_REPLY = 0x668E33EF, 0x67446698
+_READ, _DISCONNECT, _FLUSH, _BLOCK_STATUS = 0, 2, 3, 7
 _DONE = 1  # the flag of the last chunk of a reply
 _DONT_FRAGMENT = 4  # the flag of a read that is answered in one chunk, whatever holes there are
 _OFFSET_DATA, _STATUS = 1, 5
@@ -147,6 +147,23 @@ class Connection:
         if failed is not None:
             raise failed
 
+    def flush(self) -> None:
+        """Return when what was written to the disk, by whomever, is there to stay.
+
+        Raises:
+            OSError: it is not.
+        """
+        self._request(_FLUSH, 0, 0)
+        head = self._receive(16)
+        magic, error, _cookie = struct.unpack(">IIQ", head)
+        failed = None
+        if magic != _SIMPLE_REPLY:  # QEMU structures its errors only
+            failed = self._other(self._chunk(head))
+        elif error:
+            failed = NbdError(error, os.strerror(error))
+        if failed is not None:
+            raise failed
+
     def extents(self, start: int, end: int) -> Iterator[tuple[int, int, int]]:
         """The map's (first byte, end, flags) in `start` to `end`, one after the other.
 
@@ -192,8 +209,10 @@ class Connection:
         )
         return self._cookie
 
-    def _chunk(self) -> _Chunk:
-        magic, flags, kind, cookie, length = struct.unpack(">IHHQI", self._receive(20))
+    def _chunk(self, head: bytes = b"") -> _Chunk:
+        """The next chunk's head, of which `head` was received already."""
+        head += self._receive(20 - len(head))
+        magic, flags, kind, cookie, length = struct.unpack(">IHHQI", head)
         if magic != _REPLY:
             raise NbdError("that is no answer to a request")
         return _Chunk(cookie, bool(flags & _DONE), kind, length)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+import logging
 import mmap
 import queue
 import socket
@@ -12,9 +13,15 @@ from contextlib import contextmanager
 from lunr.backup.extents import Extents
 from lunr.live import errors, nbd
 
+logger = logging.getLogger(__name__)
+
 #: The most ranges that a list of changes has. A bitmap of a large disk could have more
 #: than there is memory for; more is read then, never less.
 MOST_RANGES = 1 << 18
+
+#: Bytes at a disk's beginning, where it has a table of partitions, or a file system's own: what
+#: is not allocated, nobody may have to ask the disk for.
+_BEGINNING = 4096
 
 #: (first byte, end), in order and apart.
 Ranges = list[tuple[int, int]]
@@ -84,6 +91,25 @@ def ranges(name: str, connection: nbd.Connection, *, wanted: Callable[[int], boo
         raise errors.ExportLost(
             path=name, offset=0, reason=f"{error.strerror or error}."
         ) from error
+
+
+def await_answers(name: str, connection: nbd.Connection) -> None:
+    """Return when a read and a flush are answered, be it that they failed.
+
+    Raises:
+        errors.ExportLost: they are not.
+    """
+    beginning = memoryview(bytearray(min(_BEGINNING, connection.size)))
+    asks: list[Callable[[], None]] = [lambda: connection.read(beginning, 0), connection.flush]
+    for ask in asks:
+        try:
+            ask()
+        except nbd.NbdError as error:
+            logger.warning("%s: %s.", name, error.strerror or error)
+        except OSError as error:
+            raise errors.ExportLost(
+                path=name, offset=0, reason=f"{error.strerror or error}."
+            ) from error
 
 
 def union(one: Ranges, other: Ranges) -> Ranges:

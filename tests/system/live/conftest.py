@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -32,12 +32,14 @@ def machine(tmp_path: Path) -> Iterator[Machine]:
 
 
 class Vault:
-    """A repository in a folder, and the groups in it."""
+    """A repository in a folder, or in another store, and the groups in it."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(
+        self, folder: Path, url: str = "", access: Mapping[str, Any] | None = None
+    ) -> None:
         self.folder = folder
-        self.url = f"files:{folder}/store"
-        self.store = open_store(self.url, "default")
+        self.url = url or f"files:{folder}/store"
+        self.store = open_store(self.url, "default", access)
         self.repository = Repository(self.store, derive(PUBLIC_MASTER, "default"))
 
     def backup(

@@ -1,4 +1,7 @@
-"""The store, or the target of a disk, is killed in the middle of a backup."""
+"""The store, or the target of a disk, is killed in the middle of a backup.
+
+:mod:`tests.system.live.test_kill_servers` does it at every step.
+"""
 
 from __future__ import annotations
 
@@ -7,16 +10,12 @@ import random
 import signal
 import threading
 import time
-import uuid
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from lunr.backup.errors import StoreUnavailable
-from lunr.backup.keys import PUBLIC_MASTER, derive
-from lunr.backup.repository import Repository
-from lunr.backup.stores import open_store
 from lunr.live import errors, exports
 from lunr.storage.targets.tgt import TgtTarget
 from tests.support.services import Swift, Tgtd
@@ -54,11 +53,7 @@ def kill_all(root: Path) -> int:
 
 def test_swift_is_killed(machine: Machine, tmp_path: Path, own_swift: Swift) -> None:
     access = own_swift.start()
-    vault = Vault(tmp_path)
-    vault.store.close()
-    place = f"swift:live-{uuid.uuid4().hex[:12]}"
-    vault.store = open_store(place, "default", {**access, "retries": 1, "timeout": 5})
-    vault.repository = Repository(vault.store, derive(PUBLIC_MASTER, "default"))
+    vault = Vault(tmp_path, "swift:live", {**access, "retries": 1, "timeout": 5})
     draw = random.Random()
     try:
         machine.write_some(draw, 20)
@@ -131,4 +126,52 @@ def test_a_target_is_killed_and_comes_back(
     finally:
         for timer in returns:
             timer.join()
+        machine.end()
+
+
+def test_a_target_that_is_away_stops_the_backup_and_not_the_machine(
+    tgtd: Tgtd, tmp_path: Path, vault: Vault, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = TgtTarget(tgtd.socket, tmp_path)
+    far = Remote("far", tmp_path / "far", 16 * MIB, target, tgtd.portal)
+    near = Disk("near", tmp_path / "near", 8 * MIB, "qcow2", "scsi")
+    machine = Machine(tmp_path, [far, near])
+    monkeypatch.setattr(exports, "_PATIENCE", 1.0)
+    took: list[float] = []
+    ended = threading.Event()
+
+    def go_on() -> None:
+        while not ended.wait(0.05):
+            began = time.monotonic()
+            machine.write(near, MIB, 4096, near.content[MIB])
+            took.append(time.monotonic() - began)
+
+    def come_back() -> None:
+        tgtd.start()
+        far.serve()
+
+    guest = threading.Thread(target=go_on)
+    returns = threading.Timer(6.0, come_back)
+    try:
+        machine.write_some(random.Random(), 20)
+        vault.backup(machine)
+        machine.write(far, 0, MIB, 77)
+        tgtd.kill()
+        guest.start()
+        returns.start()
+        with pytest.raises(errors.ExportLost, match=r"far .* goes on"):
+            vault.backup(machine)
+        ended.set()
+        guest.join()
+        assert max(took) < 3, "without that disk, it went on"
+        returns.join()
+        machine.write(far, 0, 512, 77)  # when QEMU has logged in again
+        machine.assert_untouched()
+        group = vault.backup(machine)
+        assert set(ways(group).values()) == {"incremental"}
+        assert vault.restored(group) == machine.contents()
+    finally:
+        ended.set()
+        returns.join()
+        guest.join()
         machine.end()

@@ -9,27 +9,90 @@ from __future__ import annotations
 import itertools
 import os
 import random
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 
-TRIED = os.environ.get("LUNR_CRASH_STEPS") or "3"
+from lunr.live.qmp import Lines
+
+TRIED = os.environ.get("LUNR_CRASH_STEPS", "")
 SEED = int(os.environ.get("LUNR_CRASH_SEED") or random.randrange(1 << 32))
 
 #: For tests that go through steps.
-patient = pytest.mark.timeout(300 if TRIED == "3" else 4 * 3600)
+patient = pytest.mark.timeout(4 * 3600 if TRIED else 300)
+
+#: Seconds in which a call to the store is under way.
+_AMID = 0.01
 
 
-def drawn(first: int, end: int) -> Iterator[int]:
+def drawn(first: int, end: int, count: int = 3) -> Iterator[int]:
     """The numbers of those to try, from `first` up to `end`; with "all" it is the caller who ends.
 
-    A backup has not always as many steps: QEMU is asked until it is done.
+    A backup has not always as many steps: QEMU is asked until it is done. Without a word `count`
+    are tried.
     """
     print(f"LUNR_CRASH_SEED={SEED} LUNR_CRASH_STEPS={TRIED}")
-    if TRIED == "all":
-        numbers: Iterator[int] = itertools.count(first)
-    else:
-        numbers = iter(sorted(random.Random(SEED).sample(range(first, end), int(TRIED))))
+    numbers: Iterator[int] = itertools.count(first)
+    if TRIED != "all":
+        some = random.Random(SEED).sample(range(first, end), int(TRIED or count))
+        numbers = iter(sorted(some))
     for number in numbers:
         print(f"step {number}")
         yield number
+
+
+class Steps:
+    """Does `act` once, at the step number `at` of what this process does.
+
+    There is one before and one after each message to QEMU, one before and one amid each call to
+    the store that goes through `before`.
+
+    Attributes:
+        taken: how many there were.
+        what: where it acted; "" when there were fewer.
+    """
+
+    def __init__(self, at: int, act: Callable[[], None], draw: random.Random) -> None:
+        self.taken = 0
+        self.what = ""
+        self._at, self._act, self._draw = at, act, draw
+        self._lock = threading.Lock()
+        self._amid: list[threading.Timer] = []
+
+    def before(self, call: str, name: str) -> None:
+        """For :class:`tests.unit.backup.support.Faulty`."""
+        if self._is_here(f"before {call} {name}"):
+            self._act()
+        if self._is_here(f"amid {call} {name}"):
+            self._amid.append(threading.Timer(self._draw.uniform(0, _AMID), self._act))
+            self._amid[0].start()
+
+    def watch(self, patch: pytest.MonkeyPatch) -> None:
+        """Count messages to QEMU, too."""
+        send = Lines.send
+
+        def counted(lines: Lines, *messages: dict[str, Any], **kwargs: Any) -> None:
+            words = ", ".join(message["execute"] for message in messages)
+            if self._is_here(f"before {words}"):
+                self._act()
+            send(lines, *messages, **kwargs)
+            if self._is_here(f"after {words}"):
+                self._act()
+
+        patch.setattr(Lines, "send", counted)
+
+    def join(self) -> None:
+        """Wait until it has acted, if it is to."""
+        for timer in self._amid:
+            timer.join()
+
+    def _is_here(self, what: str) -> bool:
+        with self._lock:
+            here = self.taken == self._at
+            self.taken += 1
+        if here:
+            self.what = what
+            print(f"  {what}")
+        return here

@@ -1,0 +1,187 @@
+"""The store, or the target of a disk, is killed at every step of a backup.
+
+It is there again soon, or only when the backup has ended. See :mod:`tests.system.live.steps` for
+which steps.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from lunr.backup.errors import StoreUnavailable
+from lunr.common.errors import LunrError
+from lunr.live import errors, exports, groups
+from lunr.live.groups import Group
+from lunr.storage.targets.tgt import TgtTarget
+from tests.support.services import Swift, Tgtd
+from tests.system.live.conftest import Vault
+from tests.system.live.machines import MIB, Disk, Machine
+from tests.system.live.steps import SEED, Steps, drawn, patient
+from tests.system.live.test_backup import kept, ways
+from tests.system.live.test_iscsi import Remote
+from tools.services.loopback import BIN, Daemons
+
+
+class Trial:
+    """Backups of a machine to which something happens, one after the other.
+
+    Messages to QEMU are steps, too, if `messages`; else only calls to the store.
+    """
+
+    def __init__(self, machine: Machine, vault: Vault, *, messages: bool) -> None:
+        self.machine, self.vault, self._messages = machine, vault, messages
+        self.draw = random.Random(SEED)
+        machine.write_some(self.draw, 20)
+        self._last = self._complete(vault.backup(machine))
+        self._known = {self._last.group_id}
+
+    def points(self) -> Iterator[tuple[int, bool]]:
+        """The steps to try, and whether the server is back soon."""
+        return ((step, soon) for step in drawn(0, self._count(), 2) for soon in (True, False))
+
+    def _count(self) -> int:
+        steps, failed = self.backup(self.vault, -1, lambda: None)
+        self.check(failed is not None)
+        return steps.taken
+
+    def backup(
+        self, vault: Vault, at: int, act: Callable[[], None]
+    ) -> tuple[Steps, LunrError | None]:
+        """One with `act` at the step `at`; how it failed, if it did."""
+        self.machine.write_some(self.draw, 3)
+        steps = Steps(at, act, self.draw)
+        failed: LunrError | None = None
+        with pytest.MonkeyPatch.context() as patch:
+            if self._messages:
+                steps.watch(patch)
+            try:
+                group = vault.backup(self.machine, steps.before, concurrency=1)
+            except LunrError as error:
+                failed = error
+                print(f"  {error.code}: {error}")
+            steps.join()
+        if failed is None:
+            self._last = group
+        return steps, failed
+
+    def check(self, failed: bool) -> None:
+        """What holds after a backup, `failed` or not, and that the next one has what changed."""
+        self.machine.assert_untouched()
+        names = [disk.name for disk in self.machine.disks]
+        assert self.machine.bitmaps() == dict.fromkeys(names, kept(self._last))
+        for group in groups.listed(self.vault.repository):
+            if group.group_id not in self._known:  # also one whose end nobody acknowledged
+                self._complete(group)
+                self._known.add(group.group_id)
+        assert self._last.group_id in self._known
+        if failed:
+            self.machine.write_some(self.draw, 3)
+            self._last = self._complete(self.vault.backup(self.machine))
+            assert set(ways(self._last).values()) == {"incremental"}
+            self._known.add(self._last.group_id)
+
+    def _complete(self, group: Group) -> Group:
+        assert self.vault.restored(group) == self.machine.contents()
+        return group
+
+
+class Proxy:
+    """The proxy server of a Swift: all that its clients see of it.
+
+    The servers behind it keep no client waiting when they are there, and take longer to start.
+    """
+
+    def __init__(self, swift: Swift) -> None:
+        self._config = swift.root / "etc" / "proxy-server.conf"
+        self._daemons = Daemons(swift.root / "run", swift.root / "log")
+
+    def kill(self) -> None:
+        pid = self._daemons.pid("proxy")
+        assert pid is not None
+        os.kill(pid, signal.SIGKILL)
+        with contextlib.suppress(ChildProcessError):  # who started the first has ended
+            os.waitpid(pid, 0)
+
+    def start(self) -> None:
+        argv = [str(BIN / "swift-proxy-server"), str(self._config), "-v"]
+        self._daemons.spawn("proxy", argv)
+
+
+@patient
+def test_swift_is_killed(machine: Machine, tmp_path: Path, own_swift: Swift) -> None:
+    access = own_swift.start()
+    proxy = Proxy(own_swift)
+    vaults = {
+        soon: Vault(tmp_path, "swift:live", {**access, "timeout": 5, "retries": 6 if soon else 0})
+        for soon in (True, False)
+    }
+    near = machine.disks[0]
+
+    def kill() -> None:
+        proxy.kill()
+        machine.write(near, 0, 512, near.content[0])  # the guest goes on
+        if soon:
+            proxy.start()  # it takes a second or two
+
+    try:
+        # Between two calls to it, it is all the same when it dies.
+        trial = Trial(machine, vaults[True], messages=False)
+        for step, soon in trial.points():
+            steps, failed = trial.backup(vaults[soon], step, kill)
+            if not steps.what:
+                break
+            if not soon:
+                proxy.start()
+            assert isinstance(failed, StoreUnavailable | None)
+            assert not (soon and failed)
+            trial.check(failed is not None)
+    finally:
+        for vault in vaults.values():
+            vault.store.close()
+
+
+@patient
+def test_a_target_is_killed(
+    tgtd: Tgtd, tmp_path: Path, vault: Vault, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = TgtTarget(tgtd.socket, tmp_path)
+    far = Remote("far", tmp_path / "far", 16 * MIB, target, tgtd.portal)
+    near = Disk("near", tmp_path / "near", 8 * MIB, "qcow2", "scsi")
+    machine = Machine(tmp_path, [far, near])
+    monkeypatch.setattr(exports, "_PATIENCE", 2.0)
+    returns: list[threading.Timer] = []
+
+    def come_back() -> None:
+        tgtd.start()
+        far.serve()
+
+    def kill() -> None:
+        tgtd.kill()
+        machine.write(near, 0, 512, near.content[0])  # on its other disk the guest goes on
+        returns.append(threading.Timer(away, come_back))
+        returns[-1].start()
+
+    try:
+        trial = Trial(machine, vault, messages=True)
+        for step, soon in trial.points():
+            away = 0.5 if soon else 4.0
+            steps, failed = trial.backup(vault, step, kill)
+            if not steps.what:
+                break
+            returns[-1].join()
+            machine.write(far, 0, 512, far.content[0])  # when QEMU has logged in again
+            assert isinstance(failed, errors.ExportLost | errors.MonitorSilent | None)
+            assert not (soon and failed)
+            trial.check(failed is not None)
+    finally:
+        for timer in returns:
+            timer.join()
+        machine.end()

@@ -156,7 +156,6 @@ def test_a_target_is_killed(
     far = Remote("far", tmp_path / "far", 16 * MIB, target, tgtd.portal)
     near = Disk("near", tmp_path / "near", 8 * MIB, "qcow2", "scsi")
     machine = Machine(tmp_path, [far, near])
-    monkeypatch.setattr(exports, "_PATIENCE", 2.0)
     returns: list[threading.Timer] = []
 
     def come_back() -> None:
@@ -173,6 +172,7 @@ def test_a_target_is_killed(
         trial = Trial(machine, vault, messages=True)
         for step, soon in trial.points():
             away = 0.5 if soon else 4.0
+            monkeypatch.setattr(exports, "_PATIENCE", 30.0 if soon else 2.0)
             steps, failed = trial.backup(vault, step, kill)
             if not steps.what:
                 break

@@ -85,13 +85,14 @@ class Guest:
         self._console = self._sockets / "console"
         self.process: subprocess.Popen[bytes] | None = None
 
-    def start(self) -> None:
+    def start(self, line: Sequence[str] | None = None) -> None:
+        """Start it, by the command `line` if there is one, and wait until it writes."""
         for path in self._sockets.iterdir():  # of one that was killed
             path.unlink()
         version = next((KERNEL / "lib" / "modules").iterdir()).name
         argv = [
-            *("qemu-system-x86_64", "-name", "guest", "-nodefaults", "-display", "none"),
-            *("-machine", "q35", "-accel", "tcg", "-cpu", "max,la57=off", "-m", "192"),
+            *(self._line() if line is None else line),
+            *("-nodefaults", "-display", "none"),
             *("-kernel", str(KERNEL / "boot" / f"vmlinuz-{version}")),
             *("-initrd", str(self._initramfs)),
             *("-append", "console=ttyS0 quiet panic=-1 mitigations=off tsc=reliable"),
@@ -99,17 +100,25 @@ class Guest:
             *("-qmp", f"unix:{self.qmp},server=on,wait=off"),
             *("-chardev", f"socket,id=agent,path={self.agent},server=on,wait=off"),
             *("-device", "virtio-serial-pci", "-device", "virtserialport,chardev=agent"),
+            *self._extra,
+        ]
+        self.process = subprocess.Popen(argv, stdout=subprocess.DEVNULL)
+        wait_until(lambda: "ready" in self.said(), 90, "the guest writes", 0.1)
+
+    def _line(self) -> list[str]:
+        line = [
+            *("qemu-system-x86_64", "-name", "guest"),
+            *("-machine", "q35", "-accel", "tcg", "-cpu", "max,la57=off", "-m", "192"),
         ]
         for name, path in (("a", self.a), ("b", self.b)):
             kind = "qcow2" if path.suffix == ".qcow2" else "raw"
-            argv += [
+            line += [
                 "-blockdev",
                 f"driver={kind},node-name=node-{name},discard=unmap,"
                 f"file.driver=file,file.filename={path},file.discard=unmap",
                 *("-device", f"virtio-blk-pci,drive=node-{name},id={name}"),
             ]
-        self.process = subprocess.Popen([*argv, *self._extra], stdout=subprocess.DEVNULL)
-        wait_until(lambda: "ready" in self.said(), 90, "the guest writes", 0.1)
+        return line
 
     def said(self) -> str:
         assert self.process is not None

@@ -5,8 +5,11 @@
 
 from __future__ import annotations
 
+import json
 import os
+import shlex
 import shutil
+import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,6 +23,7 @@ from tests.system.live.conftest import Vault
 from tests.system.live.guests import Guest
 from tests.system.live.test_backup import ways
 from tests.system.live.test_kill import killed
+from tests.system.live.test_start import started
 
 CUTS = int(os.environ.get("LUNR_LIVE_CUTS", "11"))
 
@@ -86,3 +90,43 @@ def test_its_file_systems_are_frozen_and_always_thawed(
         group = vault.backup(guest)
         counters.append(guests.check(*restored(vault, group.group_id)))
     assert counters == sorted(set(counters))  # it writes
+
+
+def test_it_is_killed_and_started_from_its_backup_while_its_disks_fill(
+    guest: Guest, vault: Vault, tmp_path: Path
+) -> None:
+    time.sleep(1)
+    group = vault.backup(guest)
+    guest.kill()
+    counter = guests.check(*restored(vault, group.group_id))
+    folder, late = tmp_path / "started", tmp_path / "qmp"
+    command = started(vault, group.group_id, folder, late)
+    try:
+        assert command.stdout is not None
+        guest.start(shlex.split(command.stdout.readline()))
+        assert f"ready at {counter}" in guest.said()
+        assert all(_backing(path) for path in folder.glob("*.qcow2"))
+        late.symlink_to(guest.qmp)  # so they are filled while it writes
+        assert "filled" in command.stdout.read()
+        assert command.wait(30) == 0
+    finally:
+        command.kill()
+        command.wait()
+    time.sleep(1)
+    guest.kill()
+    guest.a, guest.b = (folder / f"{group.group_id}-{disk}.qcow2" for disk in "ab")
+    assert sorted(folder.iterdir()) == [guest.a, guest.b]
+    assert not _backing(guest.a) and not _backing(guest.b)
+    raw = tmp_path / "a.whole", tmp_path / "b.whole"
+    for path, whole in zip((guest.a, guest.b), raw, strict=True):
+        subprocess.run(["qemu-img", "convert", "-O", "raw", str(path), str(whole)], check=True)
+    assert guests.check(*raw) > counter
+    guest.start()  # it needs nothing of lunr
+
+
+def _backing(path: Path) -> str | None:
+    """What the qcow2 file `path` stands upon."""
+    argv = ["qemu-img", "info", "-U", "--output=json", str(path)]
+    told = subprocess.run(argv, check=True, capture_output=True).stdout
+    backing: str | None = json.loads(told).get("backing-filename")
+    return backing

@@ -1,0 +1,77 @@
+"""Bitmaps that went through QEMU's end, or did not come along: such disks are compared."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+from tests.support.waiting import wait_until
+from tests.system.live.conftest import Vault
+from tests.system.live.machines import Machine
+from tests.system.live.test_backup import kept, ways
+
+
+def test_one_that_qemu_could_not_save_when_it_was_killed(machine: Machine, vault: Vault) -> None:
+    draw = random.Random()
+    machine.write_some(draw, 20)
+    first = vault.backup(machine)
+    # Lunr's own are in memory only. One in the file, as somebody might make it of that:
+    bitmap = {"node": "node-beta", "name": f"lunr-since-{first.group_id}"}
+    machine.guest.execute("block-dirty-bitmap-remove", bitmap)
+    machine.guest.execute("block-dirty-bitmap-add", {**bitmap, "persistent": True})
+    machine.guest.execute("quit")
+    assert machine.process is not None
+    machine.process.wait(10)
+    machine.start()
+    machine.write_some(draw)
+    for disk in machine.disks:  # a guest that writes without a flush may lose it
+        machine.io(disk, "flush")
+    machine.kill()
+    machine.start()
+    (found,) = (
+        one["inserted"]["dirty-bitmaps"]
+        for one in machine.guest.execute("query-block")
+        if one["inserted"]["node-name"] == "node-beta"
+    )
+    assert found[0]["inconsistent"]
+    machine.write_some(draw)
+    group = vault.backup(machine)
+    assert {member.disk: member.reason for member in group.members} == {
+        "alpha": "QEMU has no bitmap of it (a new disk, or QEMU was started again).",
+        "beta": "QEMU's bitmap has missed changes.",
+    }
+    assert ways(group) == {"alpha": "compared", "beta": "compared"}
+    assert vault.restored(group) == machine.contents()
+    assert machine.bitmaps() == dict.fromkeys(("alpha", "beta"), kept(group))
+
+
+def moved(machine: Machine, folder: Path) -> Machine:
+    """Another QEMU to which `machine` is migrated; they share the disks."""
+    folder.mkdir()
+    socket = machine.qmp.with_name("migration")
+    there = Machine(folder, machine.disks, "-incoming", f"unix:{socket}")
+    machine.guest.execute("migrate", {"uri": f"unix:{socket}"})
+    wait_until(
+        lambda: machine.guest.execute("query-migrate")["status"] == "completed", 20, "it has moved"
+    )
+    machine.guest.execute("quit")
+    wait_until(lambda: there.status() == "running", what="it goes on there")
+    return there
+
+
+def test_a_machine_that_was_migrated(machine: Machine, vault: Vault, tmp_path: Path) -> None:
+    draw = random.Random()
+    machine.write_some(draw, 20)
+    vault.backup(machine)
+    machine.write_some(draw)
+    there = moved(machine, tmp_path / "there")
+    try:
+        there.write_some(draw)
+        for expected in ("compared", "incremental"):
+            group = vault.backup(there)
+            there.assert_untouched()
+            assert set(ways(group).values()) == {expected}
+            assert vault.restored(group) == there.contents()
+            there.write_some(draw)
+    finally:
+        there.end()

@@ -20,6 +20,7 @@ import time
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 from lunr.common import concurrency, errors, ids, units
 from lunr.storage.pools import cow
@@ -51,6 +52,18 @@ _log = logging.getLogger(__name__)
 ZEROED = "lunr.zeroed"
 _WHERE = f"@{ZEROED}"
 
+#: Seconds that `watch`'s look at the disks is good for, unless lunr changes the group: others do,
+#: and LVM goes over all the disks of the machine to tell.
+_FRESH = 10.0
+
+
+class _Look(NamedTuple):
+    """The disks that the pool may use, after so many changes, at that moment."""
+
+    disks: list[PhysicalVolume]
+    changes: int
+    at: float
+
 
 class LvmPool(DevicePool):
     """A pool of thick logical volumes in the volume group `group`."""
@@ -76,6 +89,7 @@ class LvmPool(DevicePool):
         self._reserve = reserve_percent / 100
         self.areas = CowAreas(self.group, _WHERE, snapshot_percent, snapshot_grow_at / 100)
         self.wiper = Wiper(self.group, wipe_mib_per_second * units.MIB)
+        self._look: _Look | None = None
         self._checked = False
         self._checking = threading.Lock()
 
@@ -145,7 +159,7 @@ class LvmPool(DevicePool):
 
     def capacity(self) -> Capacity:
         """Room on the tagged disks, less what is kept for snapshots, or less what these have."""
-        disks = self._disks()
+        disks = self._seen() or self._disks()
         total, free = sum(disk.size for disk in disks), sum(disk.free for disk in disks)
         volumes = sum(disk.volumes for disk in disks)
         promised = min(int(total * (1 - self._reserve)), volumes + free)
@@ -368,8 +382,14 @@ class LvmPool(DevicePool):
         return None if self._status(name).lost else extents
 
     def watch(self) -> None:
-        """Enlarge the COW areas that fill up: one command of some ms, if there are snapshots."""
+        """Enlarge the COW areas that fill up: one command of some ms, if there are snapshots.
+
+        Seldom also see what room the disks have, for `capacity`.
+        """
         self.areas.look()
+        if self._seen() is None:
+            changes, at = self.group.changes, time.monotonic()
+            self._look = _Look(self._disks(), changes, at)
 
     # --- how -----------------------------------------------------------------------
 
@@ -403,6 +423,13 @@ class LvmPool(DevicePool):
         lvs = [lv for lv in self.group.volumes() if not lv.pool]
         self.group.wake(lv for lv in lvs if lv.role)
         return lvs
+
+    def _seen(self) -> list[PhysicalVolume] | None:
+        """What `watch` saw of the disks, if they are like that still."""
+        look = self._look
+        if look is None or look.changes != self.group.changes:
+            return None
+        return look.disks if time.monotonic() - look.at < _FRESH else None
 
     def _disks(self) -> list[PhysicalVolume]:
         """Those that the pool may use."""

@@ -79,6 +79,8 @@ class VolumeGroup:
         self.name = name
         self._lock: int | None = None
         self._extent = 0
+        #: How many commands have changed the group: what was seen before another one is old.
+        self.changes = 0
         #: What of LVM's configuration is other for lunr's commands.
         self._config = _CONFIG
 
@@ -223,7 +225,10 @@ class VolumeGroup:
     def _run(self, command: str, *words: str | os.PathLike[str], timeout: float) -> system.Result:
         shared = [] if self._lock is None else [self._lock]
         argv = [command, "-y", "-qq", "--config", self._config, *words]
-        return system.run(argv, timeout=timeout, inherit=shared)
+        try:
+            return system.run(argv, timeout=timeout, inherit=shared)
+        finally:
+            self.changes += 1
 
     def full_name(self, name: str) -> str:
         """``GROUP/NAME``, as most commands want it."""

@@ -28,7 +28,7 @@ print("writing", flush=True)
 for number in itertools.count():
     os.pwrite(file, os.urandom(65536), number % 64 * 65536)
     os.fsync(file)
-    if select.select([0], [], [], 0.01)[0]:
+    if select.select([0], [], [], 0.1)[0]:
         break
 """
 

@@ -50,12 +50,14 @@ class Guard:
             [sys.executable, "-P", "-m", __name__, *map(str, self._descriptors)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
+            bufsize=0,  # what could not be said to one that is gone is not said again at the end
             pass_fds=self._descriptors,
             start_new_session=True,  # Ctrl-C is for us alone
         )
         assert self._process.stdout is not None
-        ready, _, _ = select.select([self._process.stdout], [], [], _PATIENCE)
-        if not ready or self._process.stdout.read(1) != _READY:
+        poll = select.poll()  # select() takes no descriptor above 1023
+        poll.register(self._process.stdout, select.POLLIN)
+        if not poll.poll(_PATIENCE * 1000) or self._process.stdout.read(1) != _READY:
             self._process.kill()  # it has nothing to do yet
             self._end()
             raise errors.CannotBackUp(reason="the process that guards it does not start.")
@@ -75,7 +77,6 @@ class Guard:
         assert self._process.stdin is not None
         with contextlib.suppress(BrokenPipeError):  # it is gone already
             self._process.stdin.write(_GOOD_BYE)
-            self._process.stdin.flush()
 
     def check(self) -> None:
         """Make sure that it is there.

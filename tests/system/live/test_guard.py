@@ -6,21 +6,24 @@ import contextlib
 import json
 import os
 import random
+import resource
 import socket
 import subprocess
 import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from lunr.live import agent as agents
-from lunr.live import errors, leftovers
+from lunr.live import errors, exports, guard, leftovers
 from lunr.live.qmp import Monitor
 from tests.support.waiting import wait_until
 from tests.system.live.conftest import Vault
 from tests.system.live.machines import Machine
+from tests.system.live.test_backup import kept
 from tests.system.live.test_kill import killed
 
 
@@ -157,6 +160,94 @@ def test_a_stopped_machine_goes_on_with_the_next_backup(machine: Machine, vault:
     machine.guest.execute("stop")
     vault.backup(machine)
     machine.assert_untouched()
+
+
+@pytest.fixture
+def many_files() -> Iterator[None]:
+    """More open files than select() can count."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard < 4096:
+        pytest.skip("needs a hard limit of 4096 open files")
+    resource.setrlimit(resource.RLIMIT_NOFILE, (4096, hard))
+    held = [os.open(os.devnull, os.O_RDONLY) for _ in range(1100)]
+    yield
+    for descriptor in held:
+        os.close(descriptor)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+@pytest.mark.usefixtures("many_files")
+def test_the_guard_of_a_process_with_many_files(machine: Machine, vault: Vault) -> None:
+    vault.backup(machine)
+    machine.assert_untouched()
+
+
+@pytest.mark.parametrize("program", ["exit 0", "exec sleep 60"])
+def test_without_a_guard_there_is_no_backup(
+    machine: Machine, vault: Vault, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, program: str
+) -> None:
+    stub = tmp_path / "python"
+    stub.write_text(f"#!/bin/sh\n{program}\n")
+    stub.chmod(0o755)
+    monkeypatch.setattr("lunr.live.guard._PATIENCE", 1.0)
+    monkeypatch.setattr(sys, "executable", str(stub))
+    with pytest.raises(errors.CannotBackUp, match="guards it does not start"):
+        vault.backup(machine)
+    machine.assert_untouched()
+    assert machine.bitmaps() == {"alpha": set(), "beta": set()}
+
+
+@pytest.fixture
+def guards(monkeypatch: pytest.MonkeyPatch) -> list[subprocess.Popen[bytes]]:
+    """The processes of the guards that were started."""
+    found: list[subprocess.Popen[bytes]] = []
+    enter = guard.Guard.__enter__
+
+    def noted(self: guard.Guard) -> guard.Guard:
+        enter(self)
+        assert self._process is not None
+        found.append(self._process)
+        return self
+
+    monkeypatch.setattr(guard.Guard, "__enter__", noted)
+    return found
+
+
+def test_a_guard_that_is_killed_before_the_cut_ends_the_backup(
+    machine: Machine,
+    vault: Vault,
+    guards: list[subprocess.Popen[bytes]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    survey = exports.survey
+
+    def killing(*args: Any) -> Any:
+        guards[0].kill()
+        guards[0].wait()
+        return survey(*args)
+
+    monkeypatch.setattr(exports, "survey", killing)
+    with pytest.raises(errors.CannotBackUp, match="guards it is gone"):
+        vault.backup(machine)
+    machine.assert_untouched()
+    assert machine.bitmaps() == {"alpha": set(), "beta": set()}
+    assert vault.ids() == set()
+
+
+def test_a_guard_that_is_killed_after_the_cut_is_not_missed(
+    machine: Machine, vault: Vault, guards: list[subprocess.Popen[bytes]]
+) -> None:
+    machine.write_some(random.Random(), 20)
+
+    def kill(_call: str, name: str) -> None:
+        if name.startswith("sessions/"):
+            guards[0].kill()
+            guards[0].wait()
+
+    group = vault.backup(machine, kill)
+    machine.assert_untouched()
+    assert vault.restored(group) == machine.contents()
+    assert machine.bitmaps() == dict.fromkeys(("alpha", "beta"), kept(group))
 
 
 def test_the_guard_takes_no_code_from_the_folder_it_is_in(tmp_path: Path) -> None:

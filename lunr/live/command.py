@@ -247,7 +247,9 @@ def restore(place: Place, group_id: str, folder: Path, as_json: bool) -> None:
     paths = {member: groups.restore_path(folder, member) for member in group.members}
     for path in paths.values():
         if path.exists():
-            raise click.ClickException(f"{path} is there already.")
+            raise click.ClickException(
+                f"{path} is there already: move it away, or name another folder."
+            )
     partial = {member: path.with_suffix(".partial") for member, path in paths.items()}
     for member, path in partial.items():
         path.unlink(missing_ok=True)  # of one that was killed

@@ -9,7 +9,10 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta, tzinfo
 from pathlib import Path
+
+import pytest
 
 from lunr.live import groups
 from lunr.live.qmp import Monitor
@@ -106,6 +109,40 @@ qmp = "{machine.qmp}"
     said = (tmp_path / "log").read_text()
     assert "[gone] Not looked after" in said
     assert "[vm] Saved" not in said  # it is not due
+
+
+@pytest.mark.parametrize("ago", [3596.0, 7200.0], ids=["not yet due", "overdue"])
+def test_a_restart_keeps_the_time(
+    machine: Machine, vault: Vault, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ago: float
+) -> None:
+    before = datetime.now(UTC) - timedelta(seconds=ago)
+
+    class Then(datetime):
+        @classmethod
+        def now(cls, tz: tzinfo | None = None) -> Then:
+            return cls.fromtimestamp(before.timestamp(), UTC)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("lunr.live.backup.datetime", Then)
+        vault.backup(machine)
+    config = f"""
+[store]
+url = "{vault.url}"
+[[machine]]
+name = "vm"
+qmp = "{machine.qmp}"
+scratch = "{tmp_path}"
+every = 3600
+"""
+    began = datetime.now(UTC)
+    with daemon(tmp_path, config) as process:
+        wait_until(lambda: "[vm] Saved" in (tmp_path / "log").read_text(), 30, "its backup")
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(20) == 0
+    newest, first = groups.listed(vault.repository, "vm")
+    due = max(began, before + timedelta(hours=1))
+    assert datetime.fromisoformat(first.created_at) == before
+    assert datetime.fromisoformat(newest.created_at) >= due
 
 
 def test_it_is_killed_amid_a_backup(machine: Machine, vault: Vault, tmp_path: Path) -> None:

@@ -119,10 +119,13 @@ class Proxy:
 def test_swift_is_killed(machine: Machine, tmp_path: Path, own_swift: Swift) -> None:
     access = own_swift.start()
     proxy = Proxy(own_swift)
-    vaults = {
-        soon: Vault(tmp_path, "swift:live", {**access, "timeout": 5, "retries": 6 if soon else 0})
-        for soon in (True, False)
-    }
+
+    @contextlib.contextmanager
+    def opened(retries: int) -> Iterator[Vault]:
+        vault = Vault(tmp_path, "swift:live", {**access, "timeout": 5, "retries": retries})
+        yield vault
+        vault.store.close()
+
     near = machine.disks[0]
 
     def kill() -> None:
@@ -131,11 +134,11 @@ def test_swift_is_killed(machine: Machine, tmp_path: Path, own_swift: Swift) -> 
         if soon:
             proxy.start()  # it takes a second or two
 
-    try:
+    with opened(0) as hasty, opened(6) as patient_one:
         # Between two calls to it, it is all the same when it dies.
-        trial = Trial(machine, vaults[True], messages=False)
+        trial = Trial(machine, patient_one, messages=False)
         for step, soon in trial.points():
-            steps, failed = trial.backup(vaults[soon], step, kill)
+            steps, failed = trial.backup(patient_one if soon else hasty, step, kill)
             if not steps.what:
                 break
             if not soon:
@@ -143,9 +146,6 @@ def test_swift_is_killed(machine: Machine, tmp_path: Path, own_swift: Swift) -> 
             assert isinstance(failed, StoreUnavailable | None)
             assert not (soon and failed)
             trial.check(failed is not None)
-    finally:
-        for vault in vaults.values():
-            vault.store.close()
 
 
 @patient

@@ -181,6 +181,23 @@ def test_a_domain_without_one_and_one_that_is_not_there(
         libvirt.socket_of("nobody")
 
 
+def test_virsh_speaks_english(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stub = tmp_path / "virsh"
+    stub.write_text("""#!/bin/sh
+case $LC_ALL in
+C) echo "error: failed to get domain 'web'" >&2 ;;
+*) echo "Fehler: die Domain 'web' gibt es nicht" >&2 ;;
+esac
+exit 1
+""")
+    stub.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    for name in ("LANG", "LC_ALL", "LC_MESSAGES"):
+        monkeypatch.setenv(name, "de_DE.UTF-8")
+    with pytest.raises(errors.NoSuchDomain, match="used: failed to get domain 'web'"):
+        libvirt.socket_of("web")
+
+
 def _as_user(domains: Libvirt, monkeypatch: pytest.MonkeyPatch) -> None:
     """Have `virsh` find the libvirt of that user: root's own is another one."""
     path = domains.folder / "runtime_dir" / "libvirt" / "libvirt-sock"

@@ -9,14 +9,16 @@ import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from lunr.live import errors
+from lunr.live import errors, fleece
+from lunr.live.qmp import Monitor
 from tests.support.services import need_root
 from tests.system.live.conftest import Vault
 from tests.system.live.machines import MIB, Machine
-from tests.system.live.test_backup import ways
+from tests.system.live.test_backup import kept, ways
 
 
 @contextlib.contextmanager
@@ -57,6 +59,49 @@ def test_a_full_scratch_folder_ends_the_backup_and_not_the_machine(
     assert vault.ids() == {first.group_id, *(member.backup_id for member in first.members)}
     group = vault.backup(machine)
     assert ways(group)["alpha"] == "incremental"
+    assert vault.restored(group) == machine.contents()
+
+
+def test_a_slow_scratch_disk_ends_the_backup_and_not_the_machine(
+    machine: Machine, vault: Vault, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alpha = machine.disks[0]
+    machine.write(alpha, 0, 24 * MIB, 1)
+    first = vault.backup(machine)
+    machine.write(alpha, MIB, MIB, 77)
+    before = vault.ids()
+    took = []
+
+    def overwrite(call: str, name: str) -> None:
+        if call == "put" and name.startswith("sessions/"):
+            for value in (2, 3):
+                began = time.monotonic()
+                machine.write(alpha, MIB, MIB, value)
+                took.append(time.monotonic() - began)
+
+    execute = Monitor.execute
+
+    def slowed(
+        self: Monitor, command: str, arguments: dict[str, Any] | None = None, **options: Any
+    ) -> Any:
+        """The scratch "disk" takes 5 seconds for whatever it is told."""
+        if command == "blockdev-add" and arguments and arguments["driver"] == "raw":
+            slow = {"driver": "null-co", "size": 24 * MIB, "latency-ns": 5 * 10**9}
+            arguments = {**arguments, "file": slow}
+        return execute(self, command, arguments, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(fleece, "_COPY_TIMEOUT", 1)
+        patch.setattr(Monitor, "execute", slowed)
+        with pytest.raises(errors.ExportLost, match="goes on"):
+            vault.backup(machine, overwrite)
+    assert 0.9 < took[0] < 4, "a write waits for one copy, and no longer"
+    assert took[1] < 0.9, "after that the guest's writes cost nothing"
+    machine.assert_untouched()
+    assert vault.ids() == before
+    assert machine.bitmaps() == dict.fromkeys(("alpha", "beta"), kept(first))
+    group = vault.backup(machine)
+    assert set(ways(group).values()) == {"incremental"}
     assert vault.restored(group) == machine.contents()
 
 

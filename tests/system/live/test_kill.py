@@ -22,7 +22,7 @@ from tests.system.live.test_backup import kept, ways
 
 #: An incremental backup of two disks takes about so many messages to QEMU; twice. A full one
 #: takes some more.
-STEPS = 218
+STEPS = 260
 #: The first of them that leaves something behind: before it is only asked.
 FIRST = 20
 

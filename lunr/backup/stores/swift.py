@@ -79,18 +79,19 @@ class SwiftStore(Store):
         """Use `container` with the connection options of swiftclient.Connection in `options`."""
         self._container = container
         self._options = options
-        self._local = threading.local()
         self._lock = threading.Lock()
-        self._all: list[swiftclient.Connection] = []
+        self._connections: dict[threading.Thread, swiftclient.Connection] = {}
         self._login: _Login | None = None
 
     def _connection(self) -> swiftclient.Connection:
-        connection = getattr(self._local, "connection", None)
+        """The calling thread's. Those of threads that have ended are closed."""
+        connection = self._connections.get(threading.current_thread())
         if connection is None:
             connection = _Connection(self._log_in, **self._options)
             with self._lock:
-                self._all.append(connection)
-            self._local.connection = connection
+                for thread in [one for one in self._connections if not one.is_alive()]:
+                    self._connections.pop(thread).close()
+                self._connections[threading.current_thread()] = connection
         return connection
 
     def _log_in(self, refused: _Login | None) -> _Login:
@@ -178,7 +179,7 @@ class SwiftStore(Store):
             raise errors.StoreUnavailable(store=store, reason=f"{error}.") from error
 
     def _forget(self) -> None:
-        connection = getattr(self._local, "connection", None)
+        connection = self._connections.get(threading.current_thread())
         if connection is not None:
             connection.close()
             connection.http_conn = None
@@ -268,5 +269,5 @@ class SwiftStore(Store):
     def close(self) -> None:
         """See :meth:`Store.close`."""
         with self._lock:
-            for connection in self._all:
+            for connection in self._connections.values():
                 connection.close()

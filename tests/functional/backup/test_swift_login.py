@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import os
 import subprocess
 import sys
 import threading
@@ -16,6 +17,7 @@ import pytest
 from lunr.backup import errors
 from lunr.backup.stores import open_store
 from tests.support.scripted import Reply, ScriptedServer, Seen
+from tests.support.waiting import wait_until
 
 V1 = {"auth_url": "{url}/auth/v1.0", "user": "u", "key": "k", "retries": 1}
 V2 = {**V1, "auth_url": "{url}/v2.0", "auth_version": "2", "project_name": "p"}
@@ -137,3 +139,16 @@ def test_keystoneclient_can_be_loaded_afterwards() -> None:
     code = "import lunr.backup.stores.swift, keystoneclient, sys; print(*sys.modules)"
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert "keystoneclient" in said.stdout.split()
+
+
+def test_threads_that_have_ended_leave_no_connection(cloud: Cloud) -> None:
+    """A hypervisor keeps its store open for years, and each backup has threads of its own."""
+    store = open_store("swift:p", "account", {**V1, "auth_url": f"{cloud.url}/auth/v1.0"})
+    store.put("roots/b", b"1")
+    before = len(os.listdir("/proc/self/fd"))
+    for _ in range(20):
+        with ThreadPoolExecutor(2) as pool:
+            list(pool.map(store.get, ["roots/b"] * 4))
+    # The server is in this process: each connection that is open has two ends here.
+    wait_until(lambda: len(os.listdir("/proc/self/fd")) <= before + 4, 5)
+    store.close()

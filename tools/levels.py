@@ -7,7 +7,7 @@ usage: tools/test [LEVEL…] [-- PYTEST ARGUMENT…]
   functional  tests/functional: several modules together, on loopback
   system      tests/system: real tgtd, XFS, Swift, PostgreSQL; some need root
   crash       tests/crash: kill -9 of any part in the middle of any kind of job
-  vm          tests/vm: LVM, LIO and open-iscsi, in two VMs at once (tools/vm)
+  vm          tests/vm: LVM, LIO and open-iscsi, in three VMs at once (tools/vm)
 
 Without LEVEL, all of them. The last line counts the tests; the exit code is 0
 when none failed and no level was without a test.
@@ -37,15 +37,16 @@ DISKS = ["--disk", "8G", "--disk", "4G,plain", "--disk", "1G"]
 VM_LIMIT = 2400
 #: Whether many steps are tried of what the test of kills does, which may take hours.
 IS_LONG = "LUNR_CRASH_STEPS" in os.environ
-#: About half of the work in the VM. A VM keeps one processor busy: the rest has one of its own.
-POOLS = [
-    "tests/vm/service/test_kill.py",
-    *sorted(
-        str(path.relative_to(TOP))
-        for name in ("lvm", "thin", "faults", "cloned", "walk")
-        for path in TOP.glob(f"tests/vm/storage/test_{name}*.py")
-    ),
-]
+#: The files under tests/vm that two of the three VMs run; the third one runs the others. Each has
+#: about a third of the work, and waits for something a third of the time.
+VMS = {
+    "jobs": ["service/test_main_job.py", "service/test_node.py"],
+    "kills": [
+        "service/test_kill.py",
+        *(f"storage/test_{name}.py" for name in ("initiator", "limits", "lio", "targets")),
+        "storage/test_thin_pool.py",
+    ],
+}
 CHECKS = {
     "ruff format": ["ruff", "format", "--check", "--quiet", "--diff", "."],
     "ruff check": ["ruff", "check", "--quiet", "."],
@@ -84,26 +85,32 @@ def run_pytest(level: str, arguments: list[str]) -> Result:
 
 
 def run_vm(arguments: list[str]) -> Result:
-    """Run the tests under tests/vm in two VMs at once; their lines come as they are written."""
+    """Run the tests under tests/vm in several VMs; their lines come as they are written."""
     start = time.monotonic()
-    halves = {"pools": POOLS, "rest": ["tests/vm", *(f"--ignore={path}" for path in POOLS)]}
     with tempfile.TemporaryDirectory(prefix="lunr-report-") as name:
-        reports = {half: Path(name) / half / "report.xml" for half in halves}
+        reports = {vm: Path(name) / vm / "report.xml" for vm in (*VMS, "rest")}
 
-        def run(half: str) -> int:
-            report = reports[half]
+        def run(vm: str) -> int:
+            report = reports[vm]
             report.parent.mkdir()
             # So that no test hangs for ever.
             timeout = str(12 * 3600 if IS_LONG else VM_LIMIT + 300)
-            vm = ["tools/vm", "run", *DISKS, "--timeout", timeout, "--share", str(report.parent)]
-            tests = [*_pytest(report), *halves[half], *arguments, "-o", "timeout=600"]
-            return _run_beside([*vm, "--", *tests], half)
+            run = ["tools/vm", "run", *DISKS, "--timeout", timeout, "--share", str(report.parent)]
+            tests = [*_pytest(report), *files_of(vm), *arguments, "-o", "timeout=600"]
+            return _run_beside([*run, "--", *tests], vm)
 
-        with ThreadPoolExecutor() as both:
-            codes = list(both.map(run, halves))
+        with ThreadPoolExecutor() as together:
+            codes = list(together.map(run, reports))
         result = _result("vm", codes, list(reports.values()))
     result.failed += late(time.monotonic() - start)
     return result
+
+
+def files_of(vm: str) -> list[str]:
+    """What pytest is to run in that VM."""
+    if vm in VMS:
+        return [f"tests/vm/{path}" for path in VMS[vm]]
+    return ["tests/vm", *(f"--ignore=tests/vm/{path}" for paths in VMS.values() for path in paths)]
 
 
 def late(seconds: float) -> list[str]:
@@ -138,8 +145,11 @@ def _result(level: str, codes: list[int], reports: list[Path]) -> Result:
 
 def prepare_vm() -> int:
     """Fetch the VM's kernel if need be, and spare the VM what can be done faster here."""
-    # Compiling Python takes minutes in there.
+    # Compiling Python takes minutes in there, and so does what pytest makes of it.
     _run([sys.executable, "-m", "compileall", "-q", "lunr", "tests", "tools"])
+    environment = {**os.environ, "LUNR_VM": "1", "PYTHONDONTWRITEBYTECODE": ""}
+    collect = [sys.executable, "-m", "pytest", "-q", "--collect-only", "tests/vm"]
+    subprocess.run(collect, cwd=TOP, env=environment, stdout=subprocess.DEVNULL, check=False)
     return _run(["tools/setup", "--vm"])
 
 

@@ -43,3 +43,11 @@ def test_a_level_that_takes_too_long_has_failed() -> None:
     assert f"took {levels.VM_LIMIT + 60} s, at most {levels.VM_LIMIT}" in levels.summary(
         {"vm": result}
     )
+
+
+def test_each_file_is_run_in_one_vm() -> None:
+    files = [path for paths in levels.VMS.values() for path in paths]
+    assert len(files) == len(set(files))
+    assert all((levels.TOP / "tests" / "vm" / path).is_file() for path in files)
+    assert levels.files_of("kills")[0] == "tests/vm/service/test_kill.py"
+    assert levels.files_of("rest") == ["tests/vm", *(f"--ignore=tests/vm/{path}" for path in files)]

@@ -176,7 +176,10 @@ class World:
         """Start the node, and wait until volumes can be placed on it."""
         self.node.start()
         self.wait_for("start")
-        wait_until(lambda: self.client.admin.nodes.get(NODE).status == "ACTIVE", LONG, "the node")
+        wait_until(self._is_active, LONG, "the node", 0.5)
+
+    def _is_active(self) -> bool:
+        return self.client.admin.nodes.get(NODE).status == "ACTIVE"
 
     def wait_for(self, work: str) -> None:
         """Wait until that work has ended, or the node with it."""
@@ -202,9 +205,13 @@ class World:
             self.wait_for("start")
             if not self.node.is_dead() and self.node.is_doomed():
                 self.wait_for(work)
-        wait_until(self.is_idle, LONG, f"the end of all after {dooms}", 0.2)
+        self.wait_idle()
 
-    def is_idle(self) -> bool:
+    def wait_idle(self) -> None:
+        """Wait until no job is left to do."""
+        wait_until(self._is_idle, LONG, f"the end of all after {self.deaths}", 0.5)
+
+    def _is_idle(self) -> bool:
         return all(job.status in OVER for job in self.client.jobs.list(limit=5))
 
     def export(self, volume_id: str) -> Export:

@@ -21,8 +21,7 @@ import pytest
 
 from lunr.storage.pools.logical_volumes import Role, tags_for
 from tests.support.initiator import sh
-from tests.support.waiting import wait_until
-from tests.vm.service.running import GROUP, LONG, World
+from tests.vm.service.running import GROUP, World
 
 #: How many steps of each work are tried: a number, "all", or nothing.
 STEPS = os.environ.get("LUNR_CRASH_STEPS", "")
@@ -104,7 +103,7 @@ class Life:
 
     def idle(self) -> None:
         """Wait until all is done."""
-        wait_until(self.world.is_idle, LONG, "the end of all", 0.1)
+        self.world.wait_idle()
 
     def end(self) -> None:
         """Delete what is left."""

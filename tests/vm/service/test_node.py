@@ -27,7 +27,7 @@ def volume(world: World) -> Iterator[str]:
     world.client.volumes.wait(volume_id, timeout=LONG)
     yield volume_id
     world.client.volumes.delete(volume_id)
-    wait_until(world.is_idle, LONG, "the end of all", 0.2)
+    world.wait_idle()
     world.check()
 
 

@@ -13,7 +13,7 @@ import pytest
 from lunr.common import errors
 from lunr.storage import system
 from lunr.storage.pools import volume_group as volume_group_module
-from lunr.storage.pools.base import DevicePool, Pool, Purpose, Snapshot, SnapshotLost
+from lunr.storage.pools.base import DevicePool, Pool, Snapshot, SnapshotLost
 from lunr.storage.pools.lvm import LvmPool
 from lunr.storage.pools.thin import ThinPool
 from tests.support.faulty_disk import FaultyDisk
@@ -60,28 +60,6 @@ def write(path: Path, data: bytes, offset: int = 0) -> None:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())
-
-
-def test_a_bad_sector_is_named_and_the_volume_goes_on(
-    work: Work, pool: Pool, faulty: FaultyDisk
-) -> None:
-    work.do("volume.create", "v1", size_bytes=SIZE)
-    data = random.Random(1).randbytes(SIZE)
-    write(pool.path("v1"), data)
-    sector = (5 * MIB) // SECTOR + 77
-    faulty.spoil(faulty.sector_of(data[sector * SECTOR : (sector + 1) * SECTOR]))
-    with pytest.raises(errors.RemoteError, match=f"sector {sector} of 512 bytes.*Input/output"):
-        work.save("b1")
-    assert not pool.snapshots()
-
-    after = random.Random(2).randbytes(MIB)
-    write(pool.path("v1"), after, 8 * MIB)
-    sh("dd", f"if={pool.path('v1')}", "of=/dev/null", "bs=1M", "skip=6", "iflag=direct")
-
-    faulty.mend()
-    work.save("b2")
-    assert pool.snapshots() == {Snapshot("v1", "b2", Purpose.REFERENCE)}
-    assert work.saved("b2", SIZE) == data[: 8 * MIB] + after + data[9 * MIB :]
 
 
 def test_a_disk_that_takes_no_writes_for_a_while(

@@ -9,6 +9,8 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
+from tests.support.initiator import sh
+
 _MIB = 1 << 20
 _SECTOR = 512
 
@@ -89,3 +91,20 @@ class FaultyDisk:
 
     def _dmsetup(self, *words: str, table: str = "") -> None:
         subprocess.run(["dmsetup", *words], input=table.encode(), check=True, timeout=30)
+
+
+@contextlib.contextmanager
+def replaced(device: str, table: str) -> Iterator[None]:
+    """Another table for a device-mapper device, for a while."""
+    before = sh("dmsetup", "table", device)
+
+    def load(table: str) -> None:
+        sh("dmsetup", "suspend", "--noflush", "--nolockfs", device)
+        sh("dmsetup", "load", device, "--table", table)
+        sh("dmsetup", "resume", device)
+
+    load(table)
+    try:
+        yield
+    finally:
+        load(before.strip())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import hashlib
 import os
 import subprocess
@@ -145,10 +146,12 @@ def test_threads_that_have_ended_leave_no_connection(cloud: Cloud) -> None:
     """A hypervisor keeps its store open for years, and each backup has threads of its own."""
     store = open_store("swift:p", "account", {**V1, "auth_url": f"{cloud.url}/auth/v1.0"})
     store.put("roots/b", b"1")
+    gc.collect()
     before = len(os.listdir("/proc/self/fd"))
     for _ in range(20):
         with ThreadPoolExecutor(2) as pool:
             list(pool.map(store.get, ["roots/b"] * 4))
+    gc.collect()  # urllib3 leaves a pool's sockets to that
     # The server is in this process: each connection that is open has two ends here.
     wait_until(lambda: len(os.listdir("/proc/self/fd")) <= before + 4, 5)
     store.close()

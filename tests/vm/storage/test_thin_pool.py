@@ -26,6 +26,7 @@ from lunr.storage.pools.base import Extent, PoolFull, PoolUnusable, Purpose, Sna
 from lunr.storage.pools.logical_volumes import Role, tags_for
 from lunr.storage.pools.thin import ThinPool
 from lunr.storage.pools.thin_status import Mode
+from tests.support.faulty_disk import replaced
 from tests.support.initiator import sh
 from tests.support.pool_contract import PoolContract
 from tests.support.volume_groups import volume_group
@@ -425,9 +426,8 @@ def test_all_is_there_again_after_a_reboot(alone: ThinPool) -> None:
     alone.close()
     sh("vgchange", "-qqan", GROUP)
     assert not path.exists()
-    rebooted = ThinPool(GROUP, POOL, full_percent=85)
+    rebooted, second = (ThinPool(GROUP, POOL, full_percent=85) for _ in range(2))
     rebooted.check()
-    second = ThinPool(GROUP, POOL, full_percent=85)
     second._group.patience = 0.5
     with pytest.raises(PoolUnusable, match="another process"):
         second.check()
@@ -583,20 +583,3 @@ def test_a_pool_with_broken_metadata_is_refused_and_can_be_mended(alone: ThinPoo
     alone.check()
     assert not alone.capacity().full
     assert read(alone.path("v1"), 0, 4) == b"kept"
-
-
-@contextlib.contextmanager
-def replaced(device: str, table: str) -> Iterator[None]:
-    """Another table for a device-mapper device, for a while."""
-    before = sh("dmsetup", "table", device)
-
-    def load(table: str) -> None:
-        sh("dmsetup", "suspend", "--noflush", "--nolockfs", device)
-        sh("dmsetup", "load", device, "--table", table)
-        sh("dmsetup", "resume", device)
-
-    load(table)
-    try:
-        yield
-    finally:
-        load(before.strip())

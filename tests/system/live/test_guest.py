@@ -17,7 +17,9 @@ from pathlib import Path
 import pytest
 
 from lunr.backup.restore import restore
+from lunr.live.groups import Group
 from lunr.live.qmp import Monitor
+from tests.support.waiting import wait_until
 from tests.system.live import guests
 from tests.system.live.conftest import Vault
 from tests.system.live.guests import Guest
@@ -75,12 +77,19 @@ def test_every_cut_is_one_instant(guest: Guest, vault: Vault, tmp_path: Path) ->
     assert f"ready at {counters[-1]}" in guest.said()
 
 
+def frozen(vault: Vault, guest: Guest) -> Group | None:
+    """A backup whose file systems were frozen; None: the agent did not answer."""
+    group = vault.backup(guest, agent=guest.agent)
+    return group if group.frozen else None
+
+
 def test_its_file_systems_are_frozen_and_always_thawed(
     guest: Guest, vault: Vault, caplog: pytest.LogCaptureFixture
 ) -> None:
     if not guests.AGENT.exists():
         pytest.skip("qemu-ga is not installed (Debian's qemu-guest-agent)")
-    group = vault.backup(guest, agent=guest.agent)
+    # The guest starts its agent behind.
+    group = wait_until(lambda: frozen(vault, guest), 60, "the agent answers", 1.0)
     assert group.frozen == 2, caplog.text
     counters = [guests.check(*restored(vault, group.group_id))]
     for command in ("guest-fsfreeze-freeze", "stop", "guest-fsfreeze-thaw"):

@@ -11,7 +11,7 @@ from lunr.storage import system
 from lunr.storage.pools import cow
 from lunr.storage.pools.base import PoolFull, Snapshot
 from lunr.storage.pools.logical_volumes import LogicalVolume, Role
-from lunr.storage.pools.volume_group import VolumeGroup
+from lunr.storage.pools.volume_group import VolumeGroup, statuses
 
 _log = logging.getLogger(__name__)
 
@@ -98,7 +98,7 @@ class CowAreas:
 
     def states(self) -> dict[str, cow.Status]:
         """What the kernel says of each dm-snapshot on this machine, by device-mapper name."""
-        return cow.parse_status(system.run(["dmsetup", "status", "--target", "snapshot"]).stdout)
+        return cow.parse_status(statuses("snapshot"))
 
     def _tell_lost(self, names: set[str], known: dict[str, LogicalVolume]) -> None:
         lost = {snapshot for name in names if (snapshot := known[name].snapshot)}

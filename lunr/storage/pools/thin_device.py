@@ -14,7 +14,7 @@ from lunr.storage.pools import thin_maps, thin_status
 from lunr.storage.pools.base import Extent, PoolUnusable
 from lunr.storage.pools.maps import Run
 from lunr.storage.pools.thin_status import ThinStatus
-from lunr.storage.pools.volume_group import VolumeGroup
+from lunr.storage.pools.volume_group import VolumeGroup, statuses
 
 #: Seconds to read the maps of two devices: some ten for a million of scattered blocks.
 _MAP_TIMEOUT = 3600.0
@@ -37,7 +37,7 @@ class PoolDevice:
             PoolUnusable: the kernel does not know it.
         """
         try:
-            said = system.run(["dmsetup", "status", "--target", "thin-pool"]).stdout
+            said = statuses("thin-pool")
             # Before it has its first volume, the pool has no device of its own below its name.
             status = thin_status.parse(said, (f"{self._name}-tpool", self._name))
         except (system.CommandFailed, system.CommandTimeout, ValueError) as error:

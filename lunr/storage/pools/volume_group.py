@@ -344,12 +344,32 @@ def translated(kind: str, id_: str) -> Iterator[None]:
         raise
 
 
-# --- what LVM says -----------------------------------------------------------------
+# --- what the kernel and LVM say -----------------------------------------------------------------
 
+#: What dmsetup says of a device that goes while it looks, and how often it is asked in all.
+_GONE, _STATUS_TRIES = "Device does not exist", 5
 _REPORT = ("--reportformat", "json", "--units", "b", "--nosuffix")
 #: For every command. Thin metadata that the kernel took for damaged and thin_check finds whole can
 #: be written again; LVM itself, by default, leaves them read-only for ever.
 _CONFIG = 'report/time_format="%s" global/thin_check_options=["-q","--clear-needs-check-flag"]'
+
+
+def statuses(target: str) -> str:
+    """What device-mapper says of all devices on this machine with that target, a line each.
+
+    It asks of one after the other, and fails when one goes meanwhile: then it is asked again.
+
+    Raises:
+        CommandFailed, CommandTimeout: it does not tell.
+    """
+    argv = ["dmsetup", "status", "--target", target]
+    for _ in range(_STATUS_TRIES - 1):
+        try:
+            return system.run(argv).stdout
+        except system.CommandFailed as error:
+            if _GONE not in str(error.fields["stderr"]):
+                raise
+    return system.run(argv).stdout
 
 
 def loop_filter(own: Iterable[str]) -> str:

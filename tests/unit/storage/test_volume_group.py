@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lunr.common import errors, ids
+from lunr.storage import system
 from lunr.storage.pools.base import Purpose, Snapshot
 from lunr.storage.pools.logical_volumes import (
     Role,
@@ -15,7 +16,7 @@ from lunr.storage.pools.logical_volumes import (
     parse_volume,
     tags_for,
 )
-from lunr.storage.pools.volume_group import VolumeGroup
+from lunr.storage.pools.volume_group import VolumeGroup, statuses
 
 LVS = """\
   {
@@ -125,3 +126,29 @@ def test_a_plain_id_can_be_read_in_the_name() -> None:
 def test_a_name_that_no_group_can_have_is_refused(name: str) -> None:
     with pytest.raises(errors.ConfigError, match=r"lvm\.group"):
         VolumeGroup(name)
+
+
+class Dmsetup:
+    """It fails so often, for that reason."""
+
+    def __init__(self, failures: int, reason: str) -> None:
+        self.failures, self.reason, self.asked = failures, reason, 0
+
+    def run(self, argv: list[str]) -> system.Result:
+        assert argv == ["dmsetup", "status", "--target", "snapshot"]
+        self.asked += 1
+        if self.asked > self.failures:
+            return system.Result(0, "a: 0 8 snapshot 16/32 8", "")
+        raise system.CommandFailed(command="dmsetup", code=1, stderr=self.reason)
+
+
+def test_a_device_that_goes_meanwhile_hides_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    gone = "Device does not exist.\nCommand failed."
+    monkeypatch.setattr(system, "run", (dmsetup := Dmsetup(4, gone)).run)
+    assert statuses("snapshot") == "a: 0 8 snapshot 16/32 8"
+    assert dmsetup.asked == 5
+    for dmsetup in (Dmsetup(9, gone), Dmsetup(1, "Incompatible libdevmapper")):
+        monkeypatch.setattr(system, "run", dmsetup.run)
+        with pytest.raises(system.CommandFailed):
+            statuses("snapshot")
+    assert dmsetup.asked == 1

@@ -32,8 +32,8 @@ BIN = TOP / ".venv" / "bin"
 LEVELS = ("style", "unit", "functional", "system", "crash", "vm")
 #: What tests/vm/conftest.py expects.
 DISKS = ["--disk", "8G", "--disk", "4G,plain", "--disk", "1G"]
-#: Seconds after which the level "vm" counts as failed: twice what it takes on a machine that does
-#: nothing else.
+#: Seconds after which the level "vm" counts as failed: nearly three times what it takes on a
+#: machine that does nothing else.
 VM_LIMIT = 2400
 #: Whether many steps are tried of what the test of kills does, which may take hours.
 IS_LONG = "LUNR_CRASH_STEPS" in os.environ

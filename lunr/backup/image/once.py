@@ -23,14 +23,21 @@ class Once(Generic[K, V]):
         """Return ``work()``, or what it returns or raises for another thread with this `key`.
 
         Raises:
-            TimeoutError: the other one was not ready at `until` (of time.monotonic).
+            TimeoutError: the other one was not ready at `until` (of time.monotonic); if it ran out
+                of time itself before that, the work is done here.
         """
-        with self._lock:
-            running = self._running.get(key)
-            if running is None:
-                mine = self._running[key] = Future()
-        if running is not None:
-            return running.result(max(0.0, until - time.monotonic()))
+        while True:
+            with self._lock:
+                running = self._running.get(key)
+                if running is None:
+                    mine = self._running[key] = Future()
+                    break
+            try:
+                return running.result(max(0.0, until - time.monotonic()))
+            except TimeoutError:
+                # The other one may have had less patience.
+                if not running.done() or time.monotonic() >= until:
+                    raise
         try:
             result = work()
         except BaseException as error:

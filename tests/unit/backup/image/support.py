@@ -132,8 +132,8 @@ class World:
     def write(self, offset: int, data: bytes, patience: float = 5.0) -> None:
         self.volume.write(offset, memoryview(data), time.monotonic() + patience)
 
-    def zero(self, offset: int, length: int) -> None:
-        self.volume.zero(offset, length, time.monotonic() + 5.0)
+    def zero(self, offset: int, length: int, patience: float = 5.0) -> None:
+        self.volume.zero(offset, length, time.monotonic() + patience)
 
     def all(self) -> bytes:
         return self.read(0, self.size)

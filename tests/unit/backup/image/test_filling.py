@@ -434,12 +434,12 @@ def test_writers_readers_and_the_fill_at_once(tmp_path: Path, seed: int) -> None
             length = mine.choice([512, 1024, UNIT - start % UNIT])
             if mine.random() < 0.5:
                 new = mine.randbytes(length)
-                world.write(start, new)
+                world.write(start, new, 60)
                 model[start : start + length] = new
             elif mine.random() < 0.1:
-                world.zero(start, length)
+                world.zero(start, length, 60)
                 model[start : start + length] = bytes(length)
-            elif world.read(start, length) != model[start : start + length]:
+            elif world.read(start, length, 60) != model[start : start + length]:
                 failures.append(f"{number}: {start} {length}")
 
     def fill() -> None:

@@ -1,0 +1,53 @@
+"""Several that want the same at once."""
+
+from __future__ import annotations
+
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from lunr.backup.image.once import Once
+from tests.support.waiting import wait_until
+
+
+class Impatient:
+    """Work that runs out of time when it is let go."""
+
+    def __init__(self) -> None:
+        self.begun, self.go = threading.Event(), threading.Event()
+
+    def __call__(self) -> str:
+        self.begun.set()
+        assert self.go.wait(10)
+        raise TimeoutError("the store takes too long")
+
+
+def test_who_has_more_patience_than_the_other_one_does_it_itself() -> None:
+    """A guest's read has more than the fill in the background that began with the same chunk."""
+    once: Once[str, str] = Once()
+    impatient = Impatient()
+    with ThreadPoolExecutor(2) as threads:
+        first = threads.submit(once.do, "chunk", impatient, time.monotonic())
+        assert impatient.begun.wait(10)
+        second = threads.submit(once.do, "chunk", lambda: "here", time.monotonic() + 30)
+        wait_until(second.running)
+        impatient.go.set()
+        with pytest.raises(TimeoutError):
+            first.result(10)
+        assert second.result(10) == "here"
+    assert "chunk" not in once
+
+
+def test_who_has_no_patience_left_waits_no_longer() -> None:
+    once: Once[str, str] = Once()
+    impatient = Impatient()
+    with ThreadPoolExecutor(1) as threads:
+        first = threads.submit(once.do, "chunk", impatient, time.monotonic() + 30)
+        assert impatient.begun.wait(10)
+        with pytest.raises(TimeoutError):
+            once.do("chunk", lambda: "never", time.monotonic() + 0.05)
+        impatient.go.set()
+        with pytest.raises(TimeoutError):
+            first.result(10)

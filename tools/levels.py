@@ -86,7 +86,7 @@ def run_pytest(level: str, arguments: list[str]) -> Result:
 
 def run_vm(arguments: list[str]) -> Result:
     """Run the tests under tests/vm in several VMs; their lines come as they are written."""
-    start = time.monotonic()
+    began = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="lunr-report-") as name:
         reports = {vm: Path(name) / vm / "report.xml" for vm in (*VMS, "rest")}
 
@@ -95,14 +95,14 @@ def run_vm(arguments: list[str]) -> Result:
             report.parent.mkdir()
             # So that no test hangs for ever.
             timeout = str(12 * 3600 if IS_LONG else VM_LIMIT + 300)
-            run = ["tools/vm", "run", *DISKS, "--timeout", timeout, "--share", str(report.parent)]
+            start = ["tools/vm", "run", *DISKS, "--timeout", timeout, "--share", str(report.parent)]
             tests = [*_pytest(report), *files_of(vm), *arguments, "-o", "timeout=600"]
-            return _run_beside([*run, "--", *tests], vm)
+            return _run_beside([*start, "--", *tests], vm)
 
         with ThreadPoolExecutor() as together:
             codes = list(together.map(run, reports))
         result = _result("vm", codes, list(reports.values()))
-    result.failed += late(time.monotonic() - start)
+    result.failed += late(time.monotonic() - began)
     return result
 
 
@@ -149,6 +149,7 @@ def prepare_vm() -> int:
     _run([sys.executable, "-m", "compileall", "-q", "lunr", "tests", "tools"])
     environment = {**os.environ, "LUNR_VM": "1", "PYTHONDONTWRITEBYTECODE": ""}
     collect = [sys.executable, "-m", "pytest", "-q", "--collect-only", "tests/vm"]
+    # What is wrong with them is told in there.
     subprocess.run(collect, cwd=TOP, env=environment, stdout=subprocess.DEVNULL, check=False)
     return _run(["tools/setup", "--vm"])
 

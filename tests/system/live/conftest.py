@@ -2,7 +2,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 
@@ -14,8 +14,10 @@ from lunr.live import groups
 from lunr.live.backup import Options, backup
 from lunr.live.groups import Group
 from lunr.live.qmp import Monitor
+from lunr.storage.targets.tgt import TgtTarget
+from tests.support.services import Tgtd
 from tests.system.live.guests import Guest
-from tests.system.live.machines import MIB, Disk, Machine
+from tests.system.live.machines import MIB, Disk, Machine, Remote
 from tests.unit.backup.support import Faulty
 
 
@@ -29,6 +31,24 @@ def machine(tmp_path: Path) -> Iterator[Machine]:
     found = Machine(tmp_path, disks)
     yield found
     found.end()
+
+
+class FarAndNear(NamedTuple):
+    """A machine with a disk over iSCSI, from lunr's own target, and one in a file."""
+
+    machine: Machine
+    far: Remote
+    near: Disk
+
+
+@pytest.fixture
+def far_and_near(tgtd: Tgtd, tmp_path: Path) -> Iterator[FarAndNear]:
+    target = TgtTarget(tgtd.socket, tmp_path)
+    far = Remote("far", tmp_path / "far", 16 * MIB, target, tgtd.portal)
+    near = Disk("near", tmp_path / "near", 8 * MIB, "qcow2", "scsi")
+    machine = Machine(tmp_path, [far, near])
+    yield FarAndNear(machine, far, near)
+    machine.end()
 
 
 class Vault:

@@ -18,7 +18,10 @@ import pytest
 
 from lunr.live import errors
 from lunr.live.qmp import Monitor
+from lunr.storage.targets.base import Export
+from lunr.storage.targets.tgt import TgtTarget
 from tests.support.waiting import wait_until
+from tests.system.storage import iscsi
 
 MIB = 1 << 20
 
@@ -57,6 +60,43 @@ class Disk:
             "scsi": f"scsi-hd,drive={node},id={self.name}",
         }
         return ["-blockdev", blockdev, "-device", device[self.bus]]
+
+
+class Remote(Disk):
+    """A raw disk that QEMU reaches by iSCSI."""
+
+    def __init__(self, name: str, path: Path, size: int, target: TgtTarget, portal: str) -> None:
+        super().__init__(name, path, size, "raw", "virtio")
+        self._portal = portal
+        self._export = Export(
+            volume_id=name,
+            path=path,
+            iqn=f"iqn.2026-11.io.lunr:{name}",
+            lun=1,
+            username=name,
+            password="secretsecret",
+            initiator=iscsi.INITIATOR,
+            ip=None,
+            serial=name,
+        )
+        self._target = target
+        self.serve()
+
+    def serve(self) -> None:
+        """Have the target export it (again)."""
+        self._target.ensure(self._export)
+
+    def options(self) -> list[str]:
+        export = self._export
+        file = (
+            f"file.driver=iscsi,file.transport=tcp,file.portal={self._portal},"
+            f"file.target={export.iqn},file.lun=1,file.user={export.username},"
+            f"file.password-secret=chap,file.initiator-name={iscsi.INITIATOR}"
+        )
+        node = f"driver=raw,node-name=node-{self.name},discard=unmap,{file}"
+        device = f"virtio-blk-pci,drive=node-{self.name},id={self.name}"
+        secret = f"secret,id=chap,data={export.password}"
+        return ["-object", secret, "-blockdev", node, "-device", device]
 
 
 class Machine:

@@ -111,6 +111,19 @@ qmp = "{machine.qmp}"
     assert "[vm] Saved" not in said  # it is not due
 
 
+def config_of(machine: Machine, vault: Vault, every: int) -> str:
+    """The configuration of a daemon for one machine, every so many seconds."""
+    return f"""
+[store]
+url = "{vault.url}"
+[[machine]]
+name = "vm"
+qmp = "{machine.qmp}"
+scratch = "{vault.folder}"
+every = {every}
+"""
+
+
 @pytest.mark.parametrize("ago", [3596.0, 7200.0], ids=["not yet due", "overdue"])
 def test_a_restart_keeps_the_time(
     machine: Machine, vault: Vault, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ago: float
@@ -125,15 +138,7 @@ def test_a_restart_keeps_the_time(
     with monkeypatch.context() as patch:
         patch.setattr("lunr.live.backup.datetime", Then)
         vault.backup(machine)
-    config = f"""
-[store]
-url = "{vault.url}"
-[[machine]]
-name = "vm"
-qmp = "{machine.qmp}"
-scratch = "{tmp_path}"
-every = 3600
-"""
+    config = config_of(machine, vault, every=3600)
     began = datetime.now(UTC)
     with daemon(tmp_path, config) as process:
         wait_until(lambda: "[vm] Saved" in (tmp_path / "log").read_text(), 30, "its backup")
@@ -147,15 +152,7 @@ every = 3600
 
 def test_it_is_killed_amid_a_backup(machine: Machine, vault: Vault, tmp_path: Path) -> None:
     machine.write_some(random.Random(), 20)
-    config = f"""
-[store]
-url = "{vault.url}"
-[[machine]]
-name = "vm"
-qmp = "{machine.qmp}"
-scratch = "{tmp_path}"
-every = 1
-"""
+    config = config_of(machine, vault, every=1)
     for _ in range(3):
         with daemon(tmp_path, config) as process:
             wait_until(lambda: "lunr-0-filter" in machine.nodes(), 30, "a backup runs", 0.001)

@@ -20,13 +20,11 @@ from lunr.backup.errors import StoreUnavailable
 from lunr.common.errors import LunrError
 from lunr.live import errors, exports, groups
 from lunr.live.groups import Group
-from lunr.storage.targets.tgt import TgtTarget
 from tests.support.services import Swift, Tgtd
-from tests.system.live.conftest import Vault
-from tests.system.live.machines import MIB, Disk, Machine
+from tests.system.live.conftest import FarAndNear, Vault
+from tests.system.live.machines import Machine
 from tests.system.live.steps import SEED, Steps, drawn, patient
 from tests.system.live.test_backup import kept, ways
-from tests.system.live.test_iscsi import Remote
 from tools.services.loopback import BIN, Daemons
 
 
@@ -150,12 +148,9 @@ def test_swift_is_killed(machine: Machine, tmp_path: Path, own_swift: Swift) -> 
 
 @patient
 def test_a_target_is_killed(
-    tgtd: Tgtd, tmp_path: Path, vault: Vault, monkeypatch: pytest.MonkeyPatch
+    tgtd: Tgtd, far_and_near: FarAndNear, vault: Vault, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    target = TgtTarget(tgtd.socket, tmp_path)
-    far = Remote("far", tmp_path / "far", 16 * MIB, target, tgtd.portal)
-    near = Disk("near", tmp_path / "near", 8 * MIB, "qcow2", "scsi")
-    machine = Machine(tmp_path, [far, near])
+    machine, far, near = far_and_near
     returns: list[threading.Timer] = []
 
     def come_back() -> None:
@@ -184,4 +179,3 @@ def test_a_target_is_killed(
     finally:
         for timer in returns:
             timer.join()
-        machine.end()

@@ -17,12 +17,10 @@ import pytest
 
 from lunr.backup.errors import StoreUnavailable
 from lunr.live import errors, exports
-from lunr.storage.targets.tgt import TgtTarget
 from tests.support.services import Swift, Tgtd
-from tests.system.live.conftest import Vault
-from tests.system.live.machines import MIB, Disk, Machine
+from tests.system.live.conftest import FarAndNear, Vault
+from tests.system.live.machines import MIB, Machine
 from tests.system.live.test_backup import kept, ways
-from tests.system.live.test_iscsi import Remote
 
 
 def once(act: Callable[[], object]) -> Callable[[str, str], None]:
@@ -79,12 +77,13 @@ def test_swift_is_killed(machine: Machine, tmp_path: Path, own_swift: Swift) -> 
 
 @pytest.mark.parametrize("in_time", [True, False], ids=["in time", "too late"])
 def test_a_target_is_killed_and_comes_back(
-    tgtd: Tgtd, tmp_path: Path, vault: Vault, monkeypatch: pytest.MonkeyPatch, in_time: bool
+    tgtd: Tgtd,
+    far_and_near: FarAndNear,
+    vault: Vault,
+    monkeypatch: pytest.MonkeyPatch,
+    in_time: bool,
 ) -> None:
-    target = TgtTarget(tgtd.socket, tmp_path)
-    far = Remote("far", tmp_path / "far", 16 * MIB, target, tgtd.portal)
-    near = Disk("near", tmp_path / "near", 8 * MIB, "qcow2", "scsi")
-    machine = Machine(tmp_path, [far, near])
+    machine, far, near = far_and_near
     draw = random.Random()
     returns: list[threading.Timer] = []
     if not in_time:
@@ -126,16 +125,12 @@ def test_a_target_is_killed_and_comes_back(
     finally:
         for timer in returns:
             timer.join()
-        machine.end()
 
 
 def test_a_target_that_is_away_stops_the_backup_and_not_the_machine(
-    tgtd: Tgtd, tmp_path: Path, vault: Vault, monkeypatch: pytest.MonkeyPatch
+    tgtd: Tgtd, far_and_near: FarAndNear, vault: Vault, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    target = TgtTarget(tgtd.socket, tmp_path)
-    far = Remote("far", tmp_path / "far", 16 * MIB, target, tgtd.portal)
-    near = Disk("near", tmp_path / "near", 8 * MIB, "qcow2", "scsi")
-    machine = Machine(tmp_path, [far, near])
+    machine, far, near = far_and_near
     monkeypatch.setattr(exports, "_PATIENCE", 1.0)
     took: list[float] = []
     ended = threading.Event()
@@ -174,4 +169,3 @@ def test_a_target_that_is_away_stops_the_backup_and_not_the_machine(
         ended.set()
         returns.join()
         guest.join()
-        machine.end()

@@ -30,7 +30,7 @@ import click
 import requests
 from rich.console import Console
 
-from lunr.common import errors, private
+from lunr.common import errors, private, signals
 
 #: A unix socket's path has at most 107 bytes (unix(7)); tgtd appends ".0.lock" or the like.
 _SOCKET_PATH_LIMIT = 100
@@ -434,8 +434,7 @@ def up(root: Path, **given: Any) -> None:
 
 
 def _serve(service: Service) -> None:
-    for sig in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-        signal.signal(sig, lambda *_: service.stopping.set())
+    signals.when_told(service.stopping.set, (*signals.TO_END, signal.SIGHUP))
     console = service.console
     service.prepare()
     try:

@@ -10,7 +10,6 @@ backups. Several may run against one database: every duty can be done twice.
 from __future__ import annotations
 
 import logging
-import signal
 import threading
 from collections.abc import Iterator, Sequence
 from datetime import datetime, timedelta
@@ -18,7 +17,7 @@ from datetime import datetime, timedelta
 import click
 
 from lunr.api.services import Services
-from lunr.common import config, errors, log, times
+from lunr.common import config, errors, log, signals, times
 from lunr.db import migrate
 
 logger = logging.getLogger(__name__)
@@ -150,8 +149,7 @@ def main(files: Sequence[str], once: bool) -> None:
         housekeeper.round()
         return
     stopping = threading.Event()
-    for sig in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(sig, lambda *_: stopping.set())
+    signals.when_told(stopping.set)
     logger.info("The housekeeper is at work")
     housekeeper.run(stopping)
 

@@ -6,7 +6,6 @@ import contextlib
 import functools
 import json
 import logging
-import signal
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -21,7 +20,7 @@ from lunr.backup.restore import restore as restore_backup
 from lunr.backup.stores import open_store
 from lunr.client.options import PAIR, as_dict
 from lunr.client.session import Session
-from lunr.common import ids, log, units
+from lunr.common import ids, log, signals, units
 from lunr.common.errors import LunrError
 from lunr.live import groups, lines, starting
 from lunr.live import libvirt as domains
@@ -281,8 +280,7 @@ def start(place: Place, group_id: str, folder: Path, qmp: Path | None) -> None:
     group = groups.load(place.repository, ids.check(group_id, "GROUP"))
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     stop = threading.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: stop.set())
+    signals.when_told(stop.set)
     with contextlib.ExitStack() as stack:
         stack.enter_context(starting.protected(place.service, group, folder))
         disks = [

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import logging
-import signal
 import sys
 import threading
 import time
@@ -18,7 +17,7 @@ from lunr.backup import keys, masters
 from lunr.backup.repository import Repository
 from lunr.backup.stores import open_store
 from lunr.client import Client
-from lunr.common import log, private, units
+from lunr.common import log, private, signals, units
 from lunr.common.errors import Cancelled, LunrError
 from lunr.live import groups, leftovers, libvirt
 from lunr.live.backup import Options, backup, connected_agent
@@ -186,8 +185,7 @@ def main() -> int:
     options = parser.parse_args()
     log.setup()
     stop = threading.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: stop.set())
+    signals.when_told(stop.set)
     try:
         serve(load(options.config), stop)
     except LunrError as error:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import signal
 import threading
 import time
 from pathlib import Path
@@ -17,7 +16,7 @@ from lunr.backup.image.source import Source
 from lunr.backup.image.worker import NAME, PATIENCE
 from lunr.backup.repository import Repository
 from lunr.backup.stores import open_store
-from lunr.common import ids, log
+from lunr.common import ids, log, signals
 from lunr.common.errors import LunrError
 
 
@@ -90,8 +89,7 @@ def _mount(
     serving = threading.Thread(target=session.serve)
     serving.start()
     click.echo(f"{folder / NAME} is backup {backup_id}. Ctrl-C ends it.", err=True)
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: _leave(folder))
+    signals.when_told(lambda: _leave(folder))
     while serving.is_alive():
         serving.join(1.0)
     cancel.set()

@@ -58,7 +58,6 @@ import contextlib
 import json
 import logging
 import os
-import signal
 import sys
 import threading
 import time
@@ -79,7 +78,7 @@ from lunr.backup.image.source import Source, kept_root
 from lunr.backup.linux import reuse_memory
 from lunr.backup.repository import Repository
 from lunr.backup.stores import open_store
-from lunr.common import errors, ids, log
+from lunr.common import errors, ids, log, signals
 
 logger = logging.getLogger(__name__)
 
@@ -357,8 +356,7 @@ def _run(line: str, control: Control) -> dict[str, Any]:
     if not isinstance(task, dict):
         raise errors.BadRequest(reason="the task is not a JSON object.")
     worker = Worker(task, control)
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: worker.detach())
+    signals.when_told(worker.detach)
     return worker.run()
 
 

@@ -1,0 +1,52 @@
+"""A process that is told to end does so, whatever it is just doing."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from lunr.common import signals
+
+WAITING = """
+import threading
+from lunr.common import signals
+
+stop = threading.Event()
+signals.when_told(stop.set)
+print("waiting", flush=True)
+while not stop.wait(0):  # nearly always with the event's lock held
+    pass
+"""
+
+
+@pytest.mark.parametrize("number", signals.TO_END)
+def test_an_event_is_set_while_it_is_waited_for(number: signal.Signals) -> None:
+    for turn in range(20):
+        argv = [sys.executable, "-c", WAITING]
+        with subprocess.Popen(argv, stdout=subprocess.PIPE) as waiting:
+            assert waiting.stdout is not None
+            waiting.stdout.readline()
+            time.sleep(turn * 0.0007)
+            waiting.send_signal(number)
+            try:
+                assert waiting.wait(10) == 0
+            finally:
+                waiting.kill()
+
+
+def test_it_is_told_again() -> None:
+    script = """
+import os, signal, threading
+from lunr.common import signals
+
+told = threading.Semaphore(0)
+signals.when_told(told.release, (signal.SIGHUP,))
+for _ in range(2):
+    os.kill(os.getpid(), signal.SIGHUP)
+    assert told.acquire(timeout=10)
+"""
+    subprocess.run([sys.executable, "-c", script], check=True, timeout=30)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 import time
@@ -131,7 +132,7 @@ class Exports:
         with self._alone_with(volume_id):
             filling = self._fillings.get(volume_id)
             wanted = self._wanted.get(volume_id)
-            if filling is None or filling.is_settled or wanted is None:
+            if filling is None or filling.is_settled or wanted is None or filling.grow():
                 self._target.resize(volume_id)
                 return
             # It was exported while it was filled, by a file that keeps its size.
@@ -152,6 +153,12 @@ class Exports:
     def _leave(self, volume_id: str) -> None:
         """Move the export of a full volume to the pool's file, and end the process."""
         wanted = self._wanted.get(volume_id)
+        filling = self._fillings.get(volume_id)
+        if wanted is not None and filling is not None and filling.holds_target:
+            with contextlib.suppress(errors.InUse):  # somebody has just come
+                self._target.remove(volume_id)
+                self._put_back(volume_id)
+            return
         if wanted is not None and volume_id not in self._past:
             self._export_target(volume_id, wanted)
         self._settle(volume_id)

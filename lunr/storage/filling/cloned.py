@@ -129,6 +129,20 @@ class Cloned(Filling):
             self._wanted, self._gave_up, self._one_by_one = (mode, limit), False, False
             self._changed.notify_all()
 
+    @property
+    def holds_target(self) -> bool:
+        """Device-mapper claims the devices below its own."""
+        return self._has_device
+
+    def grow(self) -> bool:
+        """See :meth:`Filling.grow`."""
+        with self._guard:
+            if not self._is_kept_filled or not self._has_device:
+                return False
+            self._end()
+            self._device.become(self._target(), self._pool.size(self.volume_id))
+            return True
+
     def settle(self) -> bool:
         """See :meth:`Filling.settle`."""
         with self._guard:

@@ -296,6 +296,15 @@ class Filling:
             self._requests, self._used_at = seen, now
         return now - self._used_at
 
+    @property
+    def holds_target(self) -> bool:
+        """Whether no target can have the pool's volume to itself as long as this is open."""
+        return False
+
+    def grow(self) -> bool:
+        """Have who has it open see that the pool's volume is larger; False: it can't."""
+        return False
+
     def settle(self) -> bool:
         """Serve it no more, if it is full and nobody has it open; whether that is so.
 

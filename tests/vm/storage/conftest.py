@@ -52,6 +52,14 @@ def lio_left_over() -> list[Path]:
     return [*lio_tree.ROOT.glob("core/*_*"), *lio_tree.TARGETS.glob("*:*")]
 
 
+def lio_session(volume_id: str) -> str:
+    """What LIO calls the volume's session: another one has another name."""
+    acl = lio_tree.acl_of(lio_tree.disks()[volume_id])
+    assert acl is not None
+    lines = (acl / "info").read_text().splitlines()
+    return next(line for line in lines if "LIO Session ID" in line)
+
+
 @pytest.fixture(scope="module")
 def tgtd(run_folder: Path) -> Iterator[Tgtd]:
     """One for all tests of a file."""

@@ -17,6 +17,7 @@ import pytest
 
 from lunr.backup.image.gaps import Gaps
 from lunr.storage.engine import Engine
+from lunr.storage.exports import Exports
 from lunr.storage.filling import clone_device
 from lunr.storage.filling.cloned import Cloned
 from lunr.storage.filling.fillings import Fillings
@@ -25,12 +26,16 @@ from lunr.storage.filling.worker import adopt
 from lunr.storage.pools.base import DevicePool, Snapshot
 from lunr.storage.pools.lvm import LvmPool
 from lunr.storage.pools.thin import ThinPool
-from tests.support.initiator import sh
+from lunr.storage.targets import lio_tree
+from lunr.storage.targets.lio import LioTarget
+from tests.support.initiator import Initiator, sh
+from tests.support.target_contract import export_of
 from tests.support.volume_groups import volume_group
 from tests.support.waiting import wait_until
 from tests.system.backup.image.mounted import KEY, Place, away
 from tests.vm.conftest import SMALL_DISK
 from tests.vm.service.running import stray_mappings
+from tests.vm.storage.conftest import lio_session, logged_in, offered
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -267,7 +272,7 @@ def test_it_is_used_while_it_is_filled_and_then_it_is_plain(
     assert "filling" not in sh("lvs", "-o", "lv_tags", GROUP)
 
 
-# These two on one pool each: it makes no difference to them.
+# These on one pool each: it makes no difference to them.
 
 
 @pytest.mark.parametrize("pool", ["lvm"], indirect=True)
@@ -299,6 +304,41 @@ def test_the_store_is_away_and_part_of_it_is_lost(node: Node) -> None:
     node.volume.fill("eager", 0)
     wait_until(lambda: node.volume.is_filled, LONG, "it is filled")
     assert node.is_right()
+
+
+@pytest.mark.parametrize("pool", ["lvm"], indirect=True)
+def test_it_grows_while_it_is_used_and_is_left_after(
+    node: Node,
+    lio: LioTarget,
+    lio_portal: str,
+    initiator: Initiator,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    exports = Exports(node.fillings, lio)
+    export = export_of(node.volume.path)
+    names = ("volume_id", "iqn", "lun", "username", "password", "serial", "initiator")
+    exports.attach("v1", {name: getattr(export, name) for name in names})
+    offer = offered(export, lio_portal)
+    with logged_in(initiator, offer) as device:
+        node.volume.fill("eager", 0)
+        wait_until(lambda: node.volume.is_filled, LONG, "it is filled")
+        before = lio_session("v1")
+        node.pool.extend("v1", 2 * SIZE)
+        exports.resize("v1")
+        initiator.rescan(offer)
+        assert int(sh("blockdev", "--getsize64", device)) == 2 * SIZE
+        sh("dd", "if=/dev/urandom", f"of={device}", "bs=1M", "seek=100", "count=1", "oflag=direct")
+        assert lio_session("v1") == before
+        exports.watch()
+        assert not node.volume.is_settled
+    wait_until(lambda: not exports.watch().sessions_changed, LONG)
+    wait_until(lambda: node.volume.is_settled, LONG, "nobody uses the device any more")
+    wait_until(lambda: "v1" in exports.present(), LONG)
+    assert lio_tree.backing(lio_tree.disks()["v1"]) == node.pool.path("v1")
+    assert node.is_right()
+    assert any(node.read(100 * MIB, MIB))
+    exports.detach("v1")
+    assert [record for record in caplog.records if record.levelname in ("WARNING", "ERROR")] == []
 
 
 @pytest.mark.parametrize("pool", ["thin"], indirect=True)

@@ -22,7 +22,13 @@ from tests.support.services import XFS_MINIMUM
 from tests.support.slices import Slices
 from tests.support.target_contract import export_of
 from tests.system.storage.nodes import KEY, make_fillings
-from tests.vm.storage.conftest import Driver, lio_left_over, logged_in, offered
+from tests.vm.storage.conftest import (
+    Driver,
+    lio_left_over,
+    lio_session,
+    logged_in,
+    offered,
+)
 
 MIB = 1 << 20
 
@@ -100,12 +106,7 @@ def wait_for_answer(device: Path) -> None:
 
 def session_of(driver: Driver) -> str:
     """What LIO calls the session: it must stay. tgtd's is made anew."""
-    if not isinstance(driver.target, LioTarget):
-        return ""
-    acl = lio_tree.acl_of(lio_tree.disks()["v1"])
-    assert acl is not None
-    lines = (acl / "info").read_text().splitlines()
-    return next(line for line in lines if "LIO Session ID" in line)
+    return lio_session("v1") if isinstance(driver.target, LioTarget) else ""
 
 
 def test_discards_and_identity(

@@ -42,6 +42,7 @@ from pathlib import Path
 from typing import Any
 
 import greenlet
+from eventlet import hubs
 
 from lunr.api import app
 from lunr.api import main as api
@@ -187,6 +188,8 @@ def _watched(doom: Doom) -> None:
 
 def _run(order: dict[str, Any]) -> None:
     """Be the program, to the end of this process."""
+    # An epoll of its own: all would wake up for what one of them waits for.
+    hubs.use_hub()
     log = os.open(order["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     for stream in (1, 2):
         os.dup2(log, stream)
@@ -201,15 +204,16 @@ def _run(order: dict[str, Any]) -> None:
 def main() -> None:
     """Serve orders until standard input ends."""
     print("ready", flush=True)
-    for line in os.fdopen(0, closefd=False):  # not sys.stdin, which eventlet made green
-        order = json.loads(line)
-        if "wait" in order:
-            print(waitpid(order["wait"], 0)[1], flush=True)
-            continue
-        pid = fork()
-        if not pid:
-            _run(order)
-        print(pid, flush=True)
+    with open(0, closefd=False) as orders:  # not sys.stdin or os.fdopen: eventlet made them green
+        for line in orders:
+            order = json.loads(line)
+            if "wait" in order:
+                print(waitpid(order["wait"], 0)[1], flush=True)
+                continue
+            pid = fork()
+            if not pid:
+                _run(order)
+            print(pid, flush=True)
 
 
 if __name__ == "__main__":

@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
+import functools
 import threading
 import time
 from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, Select, and_, exists, func, or_, select, update
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    Select,
+    and_,
+    bindparam,
+    exists,
+    func,
+    or_,
+    select,
+    update,
+)
 from sqlalchemy.orm import Session, aliased
 
 from lunr.api.services import endings, fills
@@ -28,6 +40,18 @@ MAX_WAIT = 60.0
 POLL = 0.75
 #: How many claims of a node, for one kind of job, are woken at once by that.
 _AT_ONCE = 8
+
+# To build a statement takes longer than to have it answered, and claims ask all the time.
+#: How many jobs can begin `now`, by node and kind.
+_QUEUED = (
+    select(Job.node_id, Job.kind, func.count())
+    .where(
+        Job.status == State.QUEUED,
+        or_(Job.not_before.is_(None), Job.not_before <= bindparam("now")),
+    )
+    .group_by(Job.node_id, Job.kind)
+)
+_NODE = select(Node.id, Node.status, Node.epoch).where(Node.id == bindparam("node_id"))
 
 
 class Claims:
@@ -109,14 +133,7 @@ class Claims:
                 return
             self._look_at = now + POLL
         with self._core.db.read() as connection:
-            queued = connection.execute(
-                select(Job.node_id, Job.kind, func.count())
-                .where(
-                    Job.status == State.QUEUED,
-                    or_(Job.not_before.is_(None), Job.not_before <= times.now()),
-                )
-                .group_by(Job.node_id, Job.kind)
-            ).all()
+            queued = connection.execute(_QUEUED, {"now": times.now()}).all()
         for node_id, kind, count in queued:
             for _ in range(min(count, _AT_ONCE)):
                 self._core.bell.ring(node_id, kind)
@@ -304,9 +321,7 @@ def _under(node_id: str, lease: str) -> tuple[ColumnElement[bool], ...]:
 
 
 def _node(reader: Session | Connection, node_id: str) -> Any:
-    node = reader.execute(
-        select(Node.id, Node.status, Node.epoch).where(Node.id == node_id)
-    ).one_or_none()
+    node = reader.execute(_NODE, {"node_id": node_id}).one_or_none()
     if node is None:
         raise errors.NotFound(kind="node", id=node_id)
     return node
@@ -316,28 +331,25 @@ def _first(
     reader: Session | Connection, node: Any, kinds: Sequence[str], lock: bool = False
 ) -> int | None:
     """The oldest job that the node may begin now; its own before those of any node."""
-    owners = [Job.node_id == node.id]
-    if node.status == NodeState.ACTIVE:
-        owners.append(Job.node_id.is_(None))
-    for owner in owners:
-        statement = _ready(owner, kinds)
-        if lock:
-            statement = statement.with_for_update(skip_locked=True, of=Job)
-        seq = reader.scalar(statement)
+    told = {"node_id": node.id, "kinds": list(kinds), "now": times.now()}
+    for anybodys in (False, True) if node.status == NodeState.ACTIVE else (False,):
+        seq: int | None = reader.scalar(_ready(anybodys, lock), told)
         if seq is not None:
             return seq
     return None
 
 
-def _ready(owner: Any, kinds: Sequence[str]) -> Select[int]:
+@functools.cache
+def _ready(anybodys: bool, lock: bool) -> Select[int]:
+    """The oldest job of `kinds` that can begin `now`: that of `node_id`, or that of no node."""
     before, other = aliased(Job), aliased(Job)
-    return (
+    statement = (
         select(Job.seq)
         .where(
-            owner,
+            Job.node_id.is_(None) if anybodys else Job.node_id == bindparam("node_id"),
             Job.status == State.QUEUED,
-            Job.kind.in_(kinds),
-            or_(Job.not_before.is_(None), Job.not_before <= times.now()),
+            Job.kind.in_(bindparam("kinds", expanding=True)),
+            or_(Job.not_before.is_(None), Job.not_before <= bindparam("now")),
             ~exists().where(
                 before.lane == Job.lane,
                 or_(
@@ -352,3 +364,4 @@ def _ready(owner: Any, kinds: Sequence[str]) -> Select[int]:
         .order_by(Job.seq)
         .limit(1)
     )
+    return statement.with_for_update(skip_locked=True, of=Job) if lock else statement

@@ -293,7 +293,8 @@ def test_who_stays_logged_in_gets_the_pool_s_file_at_the_first_quiet_moment(
         settled = lambda: node.fillings.get("v1").is_settled  # type: ignore[union-attr]  # noqa: E731
         node.watch_until(settled, "it is an ordinary volume")
         assert exported(node) == str(node.pool.path("v1"))
-        assert not (node.run / "v1").exists()
+        # Cleared just after that is noted.
+        node.watch_until(lambda: not (node.run / "v1").exists(), "its process has left nothing")
         write(9 * MIB)
         session.read_into_nothing(0, MIB)
         session.flush()

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 import queue
 import signal
 import threading
 from collections.abc import Callable, Iterable
+
+logger = logging.getLogger(__name__)
 
 TO_END = (signal.SIGTERM, signal.SIGINT)
 
@@ -20,7 +23,10 @@ def when_told(action: Callable[[], object], numbers: Iterable[signal.Signals] = 
 
     def wait() -> None:
         while told.get():
-            action()
+            try:
+                action()
+            except Exception:  # the next signal is to be heeded as well
+                logger.exception("What the signal asked for could not be done.")
 
     threading.Thread(target=wait, name="signals", daemon=True).start()
     for number in numbers:

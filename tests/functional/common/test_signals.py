@@ -38,13 +38,18 @@ def test_an_event_is_set_while_it_is_waited_for(number: signal.Signals) -> None:
                 waiting.kill()
 
 
-def test_it_is_told_again() -> None:
+def test_it_is_told_again_though_it_failed() -> None:
     script = """
 import os, signal, threading
 from lunr.common import signals
 
 told = threading.Semaphore(0)
-signals.when_told(told.release, (signal.SIGHUP,))
+
+def fail():
+    told.release()
+    raise ValueError("in vain")
+
+signals.when_told(fail, (signal.SIGHUP,))
 for _ in range(2):
     os.kill(os.getpid(), signal.SIGHUP)
     assert told.acquire(timeout=10)

@@ -17,10 +17,10 @@ from typing import Any
 
 import pytest
 
+from lunr.backup.image import mounting
 from lunr.live import starting
 from lunr.live.qmp import Monitor
 from tests.support.services import need_root
-from tests.support.waiting import wait_until
 from tests.system.live.conftest import Vault
 from tests.system.live.machines import MIB, Machine
 
@@ -202,9 +202,14 @@ def test_it_can_be_given_up(machine: Machine, vault: Vault, tmp_path: Path) -> N
     machine.write_some(random.Random())
     group = vault.backup(machine)
     command = started(vault, group.group_id, tmp_path / "started", tmp_path / "nobody")
-    assert command.stdout is not None
-    assert "-blockdev" in command.stdout.readline()
-    command.send_signal(signal.SIGTERM)
-    assert command.wait(30) == 0
-    points = [path for path in (tmp_path / "started").iterdir() if path.is_dir()]
-    wait_until(lambda: not points, what="the mounts are gone")
+    try:
+        assert command.stdout is not None
+        assert "-blockdev" in command.stdout.readline()
+        command.send_signal(signal.SIGTERM)
+        assert command.wait(30) == 0
+    finally:
+        command.kill()
+        command.wait()
+        for disk in machine.disks:
+            mounting.detach_dead(tmp_path / "started" / f"{group.group_id}-{disk.name}")
+    assert [path for path in (tmp_path / "started").iterdir() if path.is_dir()] == []

@@ -43,7 +43,7 @@ class Walk:
         disk = self.draw.choice(self.machine.disks)
         was = len(disk.content)
         step = _CLUSTER if disk.kind == "qcow2" else 512
-        smaller = self.draw.randrange(4 * MIB, was) // step * step
+        smaller = self.draw.randrange(4 * MIB, was + 1) // step * step
         larger = was + 512 * self.draw.randrange(1, 4096)
         ways = [[smaller], [larger], [smaller, was], [larger, was // step * step, was]]
         for size in self.draw.choice(ways):

@@ -35,6 +35,8 @@ DISKS = ["--disk", "8G", "--disk", "4G,plain", "--disk", "1G"]
 #: Seconds after which the level "vm" counts as failed: nearly three times what it takes on a
 #: machine that does nothing else.
 VM_LIMIT = 2400
+#: Seconds that one of its tests may take.
+VM_TEST_LIMIT = 600
 #: Whether many steps are tried of what the test of kills does, which may take hours.
 IS_LONG = "LUNR_CRASH_STEPS" in os.environ
 #: The files under tests/vm that two of the three VMs run; the third one runs the others. Each has
@@ -99,7 +101,7 @@ def run_vm(arguments: list[str]) -> Result:
             # So that no test hangs for ever.
             timeout = str(12 * 3600 if IS_LONG else VM_LIMIT + 300)
             start = ["tools/vm", "run", *DISKS, "--timeout", timeout, "--share", str(report.parent)]
-            tests = [*_pytest(report), *files_of(vm), *arguments, "-o", "timeout=600"]
+            tests = [*_pytest(report), *files_of(vm), *_limits(), *arguments]
             return _run_beside([*start, "--", *tests], vm)
 
         with ThreadPoolExecutor() as together:
@@ -107,6 +109,12 @@ def run_vm(arguments: list[str]) -> Result:
         result = _result("vm", codes, list(reports.values()))
     result.failed += late(time.monotonic() - began)
     return result
+
+
+def _limits() -> list[str]:
+    """How long a test in a VM may take, and when pytest begins none any more, but sums up."""
+    session = [] if IS_LONG else [f"--session-timeout={VM_LIMIT - VM_TEST_LIMIT}"]
+    return [*session, "-o", f"timeout={VM_TEST_LIMIT}"]
 
 
 def files_of(vm: str) -> list[str]:

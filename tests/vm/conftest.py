@@ -19,6 +19,15 @@ if "LUNR_VM" not in os.environ:
 DISK, PLAIN_DISK, SMALL_DISK = Path("/dev/vda"), Path("/dev/vdb"), Path("/dev/vdc")
 
 
+def pytest_exception_interact(node: pytest.Item | pytest.Collector, report: object) -> None:
+    """Tell at once why something failed: a VM that hangs does not come to pytest's summary."""
+    reporter = node.config.pluginmanager.get_plugin("terminalreporter")
+    if isinstance(report, pytest.TestReport) and isinstance(reporter, pytest.TerminalReporter):
+        reporter.ensure_newline()
+        reporter.write_line(f"{report.nodeid}, {report.when}, after {report.duration:.0f} s:")
+        reporter.write_line(report.longreprtext)
+
+
 @pytest.fixture
 def disk() -> Path:
     return DISK

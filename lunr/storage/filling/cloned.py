@@ -243,8 +243,16 @@ class Cloned(Filling):
     def _hear(self, worker: Worker, event: dict[str, Any]) -> None:
         if event.get("event") == "mounted":
             self._set_up()
-            worker.is_new = False  # nobody has to open the device anew
+            if worker.is_new:
+                worker.is_new = False  # nobody has to open the device anew
+                self._begin_anew()
         super()._hear(worker, event)
+
+    def _begin_anew(self) -> None:
+        """The process that knew what was wrong is dead: the next one finds it again."""
+        with self._changed:
+            self.news.all_is_well()
+            self._gave_up = self._one_by_one = False
 
     def _give_orders(self, worker: Worker) -> None:
         """The process fetches what is read, and nothing else."""

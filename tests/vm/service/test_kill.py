@@ -209,7 +209,7 @@ def drawn(steps: Sequence[str], rng: random.Random) -> list[int]:
     return sorted(rng.sample(points, min(len(points), int(STEPS or 1))))
 
 
-@pytest.mark.timeout(4 * 3600 if STEPS else 1200)
+@pytest.mark.timeout(4 * 3600 if STEPS else 600)
 @pytest.mark.parametrize("work", CHOSEN)
 def test_killed_before_every_step(
     world: World, work: str, capsys: pytest.CaptureFixture[str]

@@ -10,8 +10,6 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-import pytest
-
 from lunr.client import Client
 from lunr.client.records import Export
 from lunr.common import units
@@ -93,7 +91,6 @@ def contents(folder: Path) -> dict[str, str]:
     }
 
 
-@pytest.mark.timeout(1500)
 def test_the_main_job(world: World, initiator: Initiator, tmp_path: Path) -> None:
     client = world.client
     volume = client.volumes.wait(client.volumes.create(size=1).id, timeout=LONG)

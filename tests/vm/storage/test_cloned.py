@@ -48,7 +48,7 @@ STORED, SIZE = 48 * MIB, 64 * MIB
 DATA = ((0, 10 * MIB), (32 * MIB, 9 * MIB))
 #: Where somebody writes meanwhile: what has data, and some of the zeros beside it.
 BUSY = (*range(0, 16 * MIB, UNIT), *range(32 * MIB, 48 * MIB, UNIT))
-LONG = 60.0
+LONG = 120.0
 
 
 @pytest.fixture(scope="module")
@@ -289,6 +289,19 @@ def test_the_store_is_away_and_part_of_it_is_lost(node: Node) -> None:
         assert got == []
     reader.join(LONG)
     assert got == [bytes(node.shadow[4 * MIB : 4 * MIB + UNIT])]
+
+    def try_to_read() -> None:
+        with contextlib.suppress(OSError):
+            node.read(33 * MIB, UNIT)
+
+    # What a process that was killed said of the store is not true for ever.
+    with away(node.store):
+        reader = threading.Thread(target=try_to_read)
+        reader.start()
+        wait_until(lambda: node.volume.news.store_trouble, LONG, "it knows that the store is away")
+        node.kill_process()
+        reader.join(LONG)
+    wait_until(lambda: not node.volume.trouble, LONG, "all is well again")
     # One object rots: all else comes.
     chunk = max((path for path in node.store.rglob("*") if path.is_file()), key=os.path.getsize)
     good = chunk.read_bytes()

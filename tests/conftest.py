@@ -14,6 +14,9 @@ import pytest
 
 from tests.support import leftovers
 
+# Its assertions are told apart like those in test modules.
+pytest.register_assert_rewrite("tests.support.pool_contract")
+
 pytest_plugins = ["tests.support.services", "tests.support.keystone"]
 
 # Every run tries new examples, also in CI (where hypothesis would repeat the same ones); a failure

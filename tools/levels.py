@@ -42,14 +42,11 @@ IS_LONG = "LUNR_CRASH_STEPS" in os.environ
 #: The files under tests/vm that two of the three VMs run; the third one runs the others. Each has
 #: about a third of the work, and waits for something a third of the time.
 VMS = {
-    "jobs": [
-        *("service/test_main_job.py", "service/test_node.py"),
-        *("storage/test_lvm_wiping.py", "storage/test_walk.py"),
-    ],
+    "jobs": ["service/test_main_job.py", "service/test_node.py", "storage/test_lvm_wiping.py"],
     "kills": [
         "service/test_kill.py",
         *(f"storage/test_{name}.py" for name in ("initiator", "limits", "lio", "targets")),
-        "storage/test_thin_pool.py",
+        *("storage/test_thin_pool.py", "storage/test_walk.py"),
     ],
 }
 CHECKS = {

@@ -42,7 +42,7 @@ def test_the_life_of_a_backup(swift_cluster: SwiftAccess, place: str) -> None:
     repo = repository(store)
     data = os.urandom(65536 * 20) + bytes(65536 * 20) + b"end"
     save_bytes(repo, data, "b1", geometry=GEOMETRY, concurrency=4)
-    changed = b"!" + data[1:]
+    changed = bytes([data[0] ^ 1]) + data[1:]
     did = save_bytes(repo, changed, "b2", "b1", geometry=GEOMETRY, concurrency=4)
     assert did.statistics.objects_stored == 2
     assert load_bytes(repo, "b1") == data

@@ -26,6 +26,9 @@ def pytest_exception_interact(node: pytest.Item | pytest.Collector, report: obje
         reporter.ensure_newline()
         reporter.write_line(f"{report.nodeid}, {report.when}, after {report.duration:.0f} s:")
         reporter.write_line(report.longreprtext)
+        world = getattr(node, "funcargs", {}).get("world")
+        if world is not None:
+            reporter.write_line(f"The end of the node's log:\n{world.node.log()}")
 
 
 @pytest.fixture

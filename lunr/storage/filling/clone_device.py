@@ -29,7 +29,7 @@ _BLKDISCARD = 0x1277
 
 #: Bytes that are hydrated in one go, and at once: chunks of a backup.
 _BATCH = 4 * units.MIB
-_AT_ONCE = 4 * _BATCH
+AT_ONCE = 4 * _BATCH
 
 #: Seconds that a device is given to stand still.
 _SUSPEND_TIMEOUT = 10.0
@@ -127,7 +127,7 @@ class CloneDevice:
 
     def set_batch(self, one_by_one: bool) -> None:
         """Copy some chunks at once, or region by region: what is read at once fails as a whole."""
-        batch, at_once = (REGION, REGION) if one_by_one else (_BATCH, _AT_ONCE)
+        batch, at_once = (REGION, REGION) if one_by_one else (_BATCH, AT_ONCE)
         self._message("hydration_batch_size", str(batch // REGION))
         self._message("hydration_threshold", str(at_once // REGION))
 

@@ -24,14 +24,14 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from lunr.backup.image import mounting
 from lunr.common import concurrency, errors, ids, units
 from lunr.storage import system
 from lunr.storage.backoff import Backoff
 from lunr.storage.filling import clone_map, loop
-from lunr.storage.filling.clone_device import REGION, CloneDevice, metadata_size
+from lunr.storage.filling.clone_device import AT_ONCE, REGION, CloneDevice, metadata_size
 from lunr.storage.filling.task import Progress
 from lunr.storage.filling.volume import Filling, FillingBusy
 from lunr.storage.filling.worker import Worker, adopt
@@ -78,7 +78,7 @@ class Cloned(Filling):
         self._seen: deque[tuple[float, int]] = deque()
         self._came_at = 0.0
         self._budget = 0.0
-        self._uses = 0
+        self._uses = _Uses(0, 0)
 
     @property
     def path(self) -> Path:
@@ -340,9 +340,34 @@ class Cloned(Filling):
         self._note(done, status.total * REGION)
         if status.hydrated == status.total:
             return self._keep_filled()
-        may_go_on = self._may_go_on(done - before, time.monotonic() - since)
+        came, is_used = done - before, self._is_used()
+        may_go_on = self._may_go_on(came, time.monotonic() - since, is_used)
+        if is_used and came < AT_ONCE and may_go_on and self._doing in (_ON, _ONE_BY_ONE):
+            self._make_room()
         self._hydrate(on=self._zeros_claimed and may_go_on)
         return False
+
+    def _is_used(self) -> bool:
+        """Whether somebody asked the device for something since the last look, or waits for it."""
+        before, self._uses = self._uses, _uses(self._device.path)
+        return self._uses.done != before.done or self._uses.under_way > 0
+
+    def _make_room(self) -> None:
+        """Have the kernel copy some, for which it waits until no request is under way.
+
+        One that is busy has no such moment by itself: its requests wait here for one. None of
+        those that are under way may wait for the store then, or all would.
+        """
+        asked = self._ask_requests()
+        if asked is None or asked[1]["under_way"]:
+            return
+        with self._guard:
+            if self._over.is_set():
+                return
+            try:
+                self._device.suspend()
+            finally:
+                self._device.resume()
 
     def _claim_zeros(self) -> bool:
         """Count as there what is zeros in the backup, and return whether that is all.
@@ -383,11 +408,9 @@ class Cloned(Filling):
             )
             self._changed.notify_all()
 
-    def _may_go_on(self, came: int, seconds: float) -> bool:
+    def _may_go_on(self, came: int, seconds: float, is_used: bool) -> bool:
         """Whether to copy now, after `came` bytes in the last `seconds`."""
         mode, limit = self._wanted
-        uses, before = _uses(self._device.path), self._uses
-        self._uses = uses
         now = time.monotonic()
         away = self.news.store_trouble or self.news.fill_trouble
         if came or away or self._doing not in (_ON, _ONE_BY_ONE) or not self.news.damaged:
@@ -395,7 +418,7 @@ class Cloned(Filling):
         elif now - self._came_at > _STUCK:
             self._gave_up, self._one_by_one = self._one_by_one, True
             self._came_at = now
-        if self._gave_up or mode == "never" or (mode == "lazy" and uses != before):
+        if self._gave_up or mode == "never" or (mode == "lazy" and is_used):
             return False
         if not limit:
             return True
@@ -457,11 +480,18 @@ def _next_data(image: int, at: int, size: int) -> int:
         raise
 
 
-def _uses(device: Path) -> int:
-    """Reads and writes so far (Documentation/admin-guide/iostats.rst)."""
+class _Uses(NamedTuple):
+    """Reads and writes of a device."""
+
+    done: int
+    under_way: int
+
+
+def _uses(device: Path) -> _Uses:
+    """What `device` was used for (Documentation/admin-guide/iostats.rst)."""
     number = device.stat().st_rdev
     stat = Path(f"/sys/dev/block/{os.major(number)}:{os.minor(number)}/stat").read_text().split()
-    return int(stat[0]) + int(stat[4])
+    return _Uses(int(stat[0]) + int(stat[4]), int(stat[8]))
 
 
 def _forget_pages(device: Path) -> None:

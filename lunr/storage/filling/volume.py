@@ -281,20 +281,27 @@ class Filling:
 
         It is 0 where nobody knows.
         """
-        with self._changed:
-            worker = self._worker if self._mounted else None
-        if worker is None or not self._still.acquire(blocking=False):
+        asked = self._ask_requests()
+        if asked is None:
             return 0.0
-        try:
-            told = self._ask(worker, "requests", "requests")
-        except FillingBusy:
-            return 0.0
-        finally:
-            self._still.release()
+        worker, told = asked
         now, seen = time.monotonic(), (worker, told["count"])
         if told["under_way"] or seen != self._requests:
             self._requests, self._used_at = seen, now
         return now - self._used_at
+
+    def _ask_requests(self) -> tuple[Worker, dict[str, Any]] | None:
+        """The process, and what it says of its requests; None: it can't be asked just now."""
+        with self._changed:
+            worker = self._worker if self._mounted else None
+        if worker is None or not self._still.acquire(blocking=False):
+            return None
+        try:
+            return worker, self._ask(worker, "requests", "requests")
+        except FillingBusy:
+            return None
+        finally:
+            self._still.release()
 
     @property
     def holds_target(self) -> bool:

@@ -354,6 +354,48 @@ def test_it_grows_while_it_is_used_and_is_left_after(
     assert [record for record in caplog.records if record.levelname in ("WARNING", "ERROR")] == []
 
 
+@contextlib.contextmanager
+def slow(device: Path, milliseconds: int) -> Iterator[None]:
+    """All that is asked of a linear device of device-mapper's takes so long."""
+    start, length, _, below, offset = sh("dmsetup", "table", device).split()
+
+    def become(*table: str) -> None:
+        sh("dmsetup", "load", device, "--table", " ".join((start, length, *table)))
+        sh("dmsetup", "resume", device)
+
+    become("delay", below, offset, str(milliseconds))
+    try:
+        yield
+    finally:
+        become("linear", below, offset)
+
+
+@pytest.mark.parametrize("pool", ["lvm"], indirect=True)
+def test_it_is_filled_however_busy_it_is(node: Node) -> None:
+    """The kernel copies only in moments in which nobody else has a request under way."""
+    over = threading.Event()
+
+    def work(number: int) -> None:
+        file = os.open(node.volume.path, os.O_RDWR | os.O_DIRECT)
+        with mmap.mmap(-1, UNIT) as buffer:
+            while not over.is_set():
+                os.preadv(file, [buffer], (number + 48) * MIB)
+        os.close(file)
+
+    busy = [threading.Thread(target=work, args=(number,)) for number in range(4)]
+    with slow(node.pool.path("v1"), 20):
+        for thread in busy:
+            thread.start()
+        try:
+            node.volume.fill("eager", 0)
+            wait_until(lambda: node.volume.is_filled, LONG, "it is filled")
+        finally:
+            over.set()
+            for thread in busy:
+                thread.join()
+    assert node.is_right()
+
+
 @pytest.mark.parametrize("pool", ["thin"], indirect=True)
 def test_it_goes_while_it_is_filled(node: Node, tmp_path: Path) -> None:
     node.volume.fill("eager", MIB)

@@ -93,7 +93,7 @@ class Initiator:
         sh("iscsiadm", "-m", "node", "--logoutall=all", check=False)
         sh("iscsiadm", "-m", "node", "-o", "delete", check=False)
         self._daemon.terminate()
-        self._daemon.wait(10)
+        self._daemon.wait(60)
 
     @staticmethod
     def _node(export: Exported) -> list[str]:

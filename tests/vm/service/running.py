@@ -58,7 +58,7 @@ class Nursery:
     def close(self) -> None:
         assert self._process.stdin is not None
         self._process.stdin.close()
-        self._process.wait(10)
+        self._process.wait(LONG)
 
     def _ask(self, **order: Any) -> str:
         assert self._process.stdin is not None

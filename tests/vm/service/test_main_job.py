@@ -65,7 +65,7 @@ def writing(path: Path) -> Iterator[None]:
         assert process.poll() is None, "the writer died: writes failed during the backup"
     finally:
         process.stdin.close()
-        process.wait(30)
+        process.wait(LONG)
 
 
 def grown(initiator: Initiator, exported: Export) -> bool:

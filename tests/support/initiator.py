@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+import time
 from pathlib import Path
 from typing import Protocol
 
@@ -44,13 +45,32 @@ class Initiator:
         Path("/etc/iscsi/initiatorname.iscsi").write_text(f"InitiatorName={name}\n")
         for module in ("iscsi_tcp", "sd_mod"):
             sh("modprobe", module)
-        self._daemon = subprocess.Popen(
+        self._daemon = self._start()
+        wait_until(lambda: not sh("iscsiadm", "-m", "session", check=False).count("connect"), 10)
+
+    @staticmethod
+    def _start() -> subprocess.Popen[bytes]:
+        return subprocess.Popen(
             ["iscsid", "-f"],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             start_new_session=True,  # when it is told to end it tells its whole group
         )
-        wait_until(lambda: not sh("iscsiadm", "-m", "session", check=False).count("connect"), 10)
+
+    def wait_back(self) -> None:
+        """Wait until all sessions are back, whose target was away.
+
+        iscsid never gets one back whose target closed the connection in the middle of that
+        (open-iscsi's issue 387): then it is started anew, as an operator would.
+        """
+        for _ in range(30):
+            states = Path("/sys/class/iscsi_session").glob("session*/state")
+            if all(state.read_text().strip() == "LOGGED_IN" for state in states):
+                return
+            time.sleep(1.0)
+        self._daemon.kill()
+        self._daemon.wait(60)
+        self._daemon = self._start()
 
     def login(self, export: Exported) -> Path:
         """Log in and return the disk's device, when it is there.

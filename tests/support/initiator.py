@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
 import subprocess
-import time
 from pathlib import Path
 from typing import Protocol
 
@@ -63,14 +63,17 @@ class Initiator:
         iscsid never gets one back whose target closed the connection in the middle of that
         (open-iscsi's issue 387): then it is started anew, as an operator would.
         """
-        for _ in range(30):
-            states = Path("/sys/class/iscsi_session").glob("session*/state")
-            if all(state.read_text().strip() == "LOGGED_IN" for state in states):
-                return
-            time.sleep(1.0)
+        with contextlib.suppress(AssertionError):
+            wait_until(self._all_are_in, 30, interval=1.0)
+            return
         self._daemon.kill()
         self._daemon.wait(60)
         self._daemon = self._start()
+
+    @staticmethod
+    def _all_are_in() -> bool:
+        states = Path("/sys/class/iscsi_session").glob("session*/state")
+        return all(state.read_text().strip() == "LOGGED_IN" for state in states)
 
     def login(self, export: Exported) -> Path:
         """Log in and return the disk's device, when it is there.

@@ -13,6 +13,7 @@ import shlex
 import shutil
 import subprocess
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,8 @@ from tools.demos.stage import DemoError, Disk, Lunr, Session, Stage, expect, run
 INITIATOR = "iqn.2026-11.io.lunr.demo:initiator"
 SIZE_GIB = 2
 BLOCK = 32 * units.KIB
+#: Seconds within which a node reports that an initiator has logged in: some heartbeats.
+REPORT_SECONDS = 60
 #: Where files for the demonstration's file system come from, until there is enough.
 SOURCES = (
     *("/usr/lib", "/usr/libexec", "/usr/bin", "/usr/sbin", "/usr/local"),
@@ -140,6 +143,14 @@ class MainJob:
         self.client.exports.create(volume_id, initiator=INITIATOR, ip="127.0.0.1")
         return self.client.exports.wait(volume_id)
 
+    def wait_for_session(self, volume_id: str) -> Any:
+        """The sessions of a volume's export; a node reports them with its next heartbeat."""
+        deadline = time.monotonic() + REPORT_SECONDS
+        while not (sessions := self.client.exports.get(volume_id).sessions):
+            expect(time.monotonic() < deadline, "the node reports no session of the initiator")
+            time.sleep(0.1)
+        return sessions
+
     def back_up(self, volume_id: str, title: str) -> Any:
         """Back the volume up, with progress."""
         with self.stage.step(title) as (step, show):
@@ -173,8 +184,10 @@ class MainJob:
             with stage.step("change it over iSCSI, staying attached (qemu-io)") as (step, _):
                 self.change(session)
                 step.size = sum(length for _, length in self.changes)
+            before = self.wait_for_session(volume.id)
             two = self.back_up(volume.id, "back it up again, attached: what changed")
-            expect(bool(client.exports.get(volume.id).sessions), "the initiator was logged out")
+            expect(self.wait_for_session(volume.id) == before, "the initiator was logged out")
+            session.read_into_nothing(0, BLOCK)
             stage.steps[-1].note += ", an initiator logged in all the while"
         finally:
             session.close()

@@ -46,7 +46,7 @@ class Initiator:
         for module in ("iscsi_tcp", "sd_mod"):
             sh("modprobe", module)
         self._daemon = self._start()
-        wait_until(lambda: not sh("iscsiadm", "-m", "session", check=False).count("connect"), 10)
+        wait_until(lambda: not sh("iscsiadm", "-m", "session", check=False).count("connect"))
 
     @staticmethod
     def _start() -> subprocess.Popen[bytes]:
@@ -64,7 +64,7 @@ class Initiator:
         (open-iscsi's issue 387): then it is started anew, as an operator would.
         """
         with contextlib.suppress(AssertionError):
-            wait_until(self._all_are_in, 30, interval=1.0)
+            wait_until(self._all_are_in, interval=1.0)
             return
         self._daemon.kill()
         self._daemon.wait(60)
@@ -90,7 +90,7 @@ class Initiator:
         ):
             sh(*node, "-o", "update", "-n", f"node.session.auth.{setting}", "-v", value)
         sh(*node, "--login")
-        wait_until(lambda: bool(self.devices(export)), 20, what=f"a disk for {export.target_iqn}")
+        wait_until(lambda: bool(self.devices(export)), what=f"a disk for {export.target_iqn}")
         return self.devices(export)[0]
 
     def devices(self, export: Exported) -> list[Path]:

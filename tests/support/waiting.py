@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable
 from typing import TypeVar
@@ -9,6 +10,10 @@ from typing import TypeVar
 from tools.services import loopback
 
 T = TypeVar("T")
+
+#: Seconds that a test waits for anything at most. Nothing should take that long: it is how long a
+#: loaded machine is given. LUNR_TEST_PATIENCE multiplies it, on a slow one.
+PATIENCE = 60.0 * float(os.environ.get("LUNR_TEST_PATIENCE", "1"))
 
 _handed_out: set[int] = set()
 
@@ -20,19 +25,17 @@ def free_port() -> int:
     return port
 
 
-def wait_until(
-    condition: Callable[[], T], timeout: float = 30.0, what: str = "", interval: float = 0.02
-) -> T:
+def wait_until(condition: Callable[[], T], what: str = "", interval: float = 0.02) -> T:
     """Call `condition` until it returns something true, and return that.
 
     Raises:
-        AssertionError: `timeout` seconds went by; the message says `what` was waited for.
+        AssertionError: `PATIENCE` is over; the message says `what` was waited for.
     """
-    deadline = time.monotonic() + timeout
+    deadline = time.monotonic() + PATIENCE
     while True:
         value = condition()
         if value:
             return value
         if time.monotonic() > deadline:
-            raise AssertionError(f"not within {timeout:g} s: {what or condition.__name__}")
+            raise AssertionError(f"not within {PATIENCE:g} s: {what or condition.__name__}")
         time.sleep(interval)

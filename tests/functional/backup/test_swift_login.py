@@ -153,5 +153,5 @@ def test_threads_that_have_ended_leave_no_connection(cloud: Cloud) -> None:
             list(pool.map(store.get, ["roots/b"] * 4))
     gc.collect()  # urllib3 leaves a pool's sockets to that
     # The server is in this process: each connection that is open has two ends here.
-    wait_until(lambda: len(os.listdir("/proc/self/fd")) <= before + 4, 5)
+    wait_until(lambda: len(os.listdir("/proc/self/fd")) <= before + 4)
     store.close()

@@ -171,7 +171,7 @@ def test_a_revoked_token_is_nobodys(api: Api, people: People, keystone: Keystone
     token = keystone.token("alice", "demo")
     assert api.call("GET", path, token).status == 200
     keystone.revoke(token)
-    wait_until(lambda: api.call("GET", path, token).status == 401, 10, "it is asked for again")
+    wait_until(lambda: api.call("GET", path, token).status == 401, what="it is asked for again")
 
 
 def test_a_keystone_that_is_away_is_503_and_only_for_its_own_tokens(
@@ -180,7 +180,7 @@ def test_a_keystone_that_is_away_is_503_and_only_for_its_own_tokens(
     path = f"/v1.0/{people.demo}/volumes"
     keystone.stop()
     try:
-        wait_until(lambda: api.call("GET", path, people.member).status != 200, 10, "not cached")
+        wait_until(lambda: api.call("GET", path, people.member).status != 200, what="not cached")
         answer = api.call("GET", path, people.member)
         assert (answer.status, answer.code) == (503, "unavailable")
         assert "Keystone" in answer.body["reason"]

@@ -103,7 +103,7 @@ class Guest:
             *self._extra,
         ]
         self.process = subprocess.Popen(argv, stdout=subprocess.DEVNULL)
-        wait_until(lambda: "ready" in self.said(), 90, "the guest writes", 0.1)
+        wait_until(lambda: "ready" in self.said(), what="the guest writes", interval=0.1)
 
     def _line(self) -> list[str]:
         line = [

@@ -123,7 +123,7 @@ class Machine:
         for socket in self._sockets.iterdir():  # of one that was killed
             socket.unlink()
         self.process = subprocess.Popen(argv, stdout=subprocess.DEVNULL)
-        wait_until(self._is_up, 20, "QEMU's sockets")
+        wait_until(self._is_up, what="QEMU's sockets")
 
     def _line(self) -> list[str]:
         line = [

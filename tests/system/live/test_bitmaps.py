@@ -58,7 +58,7 @@ def moved(machine: Machine, folder: Path, *capabilities: str) -> Machine:
         one.guest.execute("migrate-set-capabilities", able)
     there.guest.execute("migrate-incoming", uri)
     machine.guest.execute("migrate", uri)
-    wait_until(lambda: migration(machine) in ("completed", "failed"), 20, "the migration's end")
+    wait_until(lambda: migration(machine) in ("completed", "failed"), what="the migration's end")
     return there
 
 

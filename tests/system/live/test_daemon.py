@@ -50,7 +50,7 @@ keep = 2
             env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[3])},
         )
     try:
-        wait_until(lambda: "Deleted vm-" in (tmp_path / "log").read_text(), 60, "retention")
+        wait_until(lambda: "Deleted vm-" in (tmp_path / "log").read_text(), what="retention")
         daemon.send_signal(signal.SIGTERM)
         assert daemon.wait(20) == 0
     finally:
@@ -101,7 +101,7 @@ name = "vm"
 qmp = "{machine.qmp}"
 """
     with daemon(tmp_path, config) as process:
-        wait_until(lambda: "the guest goes on" in (tmp_path / "log").read_text(), 30, "it looks")
+        wait_until(lambda: "the guest goes on" in (tmp_path / "log").read_text(), what="it looks")
         wait_until(lambda: "lunr-cutting" not in machine.nodes(), what="the machine is put right")
         machine.assert_untouched()
         process.send_signal(signal.SIGTERM)
@@ -141,7 +141,7 @@ def test_a_restart_keeps_the_time(
     config = config_of(machine, vault, every=3600)
     began = datetime.now(UTC)
     with daemon(tmp_path, config) as process:
-        wait_until(lambda: "[vm] Saved" in (tmp_path / "log").read_text(), 30, "its backup")
+        wait_until(lambda: "[vm] Saved" in (tmp_path / "log").read_text(), what="its backup")
         process.send_signal(signal.SIGTERM)
         assert process.wait(20) == 0
     newest, first = groups.listed(vault.repository, "vm")
@@ -155,7 +155,9 @@ def test_it_is_killed_amid_a_backup(machine: Machine, vault: Vault, tmp_path: Pa
     config = config_of(machine, vault, every=1)
     for _ in range(3):
         with daemon(tmp_path, config) as process:
-            wait_until(lambda: "lunr-0-filter" in machine.nodes(), 30, "a backup runs", 0.001)
+            wait_until(
+                lambda: "lunr-0-filter" in machine.nodes(), what="a backup runs", interval=0.001
+            )
             process.kill()
         Monitor.open(machine.qmp, 30).close()  # QEMU serves the next one when the guard is done
         machine.assert_untouched()

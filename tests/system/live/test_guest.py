@@ -89,7 +89,7 @@ def test_its_file_systems_are_frozen_and_always_thawed(
     if not guests.AGENT.exists():
         pytest.skip("qemu-ga is not installed (Debian's qemu-guest-agent)")
     # The guest starts its agent behind.
-    group = wait_until(lambda: frozen(vault, guest), 60, "the agent answers", 1.0)
+    group = wait_until(lambda: frozen(vault, guest), what="the agent answers", interval=1.0)
     assert group.frozen == 2, caplog.text
     counters = [guests.check(*restored(vault, group.group_id))]
     for command in ("guest-fsfreeze-freeze", "stop", "guest-fsfreeze-thaw"):

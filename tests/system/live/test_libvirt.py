@@ -86,7 +86,7 @@ class Libvirt:
         os.chown(folder, USER, USER)
         self.log = (folder / "log").open("wb")
         self.daemon = self._start("libvirtd", stderr=self.log)
-        wait_until(lambda: self.virsh("list").returncode == 0, 20, "libvirtd")
+        wait_until(lambda: self.virsh("list").returncode == 0, what="libvirtd")
 
     def _start(self, *argv: str, **options: Any) -> subprocess.Popen[bytes]:
         given = {"user": USER, "group": USER, "extra_groups": [], **options}

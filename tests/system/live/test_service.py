@@ -294,7 +294,7 @@ def test_one_that_is_deleted_or_cancelled_meanwhile(
     with pytest.raises(Cancelled):
         hypervisor.backup(machine, during(cancel), concurrency=1)
     machine.assert_untouched()
-    wait_until(lambda: not list(client.groups.list(status="SAVING")), WAIT, "given up")
+    wait_until(lambda: not list(client.groups.list(status="SAVING")), what="given up")
     group = hypervisor.backup(machine)
     assert client.groups.get(group.group_id).status == "AVAILABLE"
 
@@ -381,7 +381,7 @@ keep = 1
     with (tmp_path / "log").open("w") as log:
         daemon = subprocess.Popen(argv, stderr=log, env={**os.environ, "PYTHONPATH": top})
     try:
-        wait_until(lambda: "Deleted kept-" in (tmp_path / "log").read_text(), WAIT, "retention")
+        wait_until(lambda: "Deleted kept-" in (tmp_path / "log").read_text(), what="retention")
     finally:
         daemon.terminate()
         daemon.wait(20)

@@ -84,7 +84,7 @@ class Node:
             self.exports.watch()
             return condition()
 
-        wait_until(look, timeout=30, what=what)
+        wait_until(look, what=what)
 
 
 def wanted(volume_id: str) -> dict[str, Any]:

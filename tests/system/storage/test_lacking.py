@@ -141,7 +141,7 @@ class Ground:
                 return None
             return fd
 
-        fd = wait_until(attempt, timeout=20)
+        fd = wait_until(attempt)
         assert fd is not None
         try:
             yield fd

@@ -166,7 +166,7 @@ def test_what_was_written_survives(
     mishap(lunr, id)
     copy = tmp_path / "seen"
     # qemu's initiator hangs when a login is refused that it did not expect to be.
-    wait_until(lambda: reads(one.disk, copy, 20), timeout=90, what="it can be read again")
+    wait_until(lambda: reads(one.disk, copy, 20), what="it can be read again")
     assert copy.read_bytes() == one.copy.read_bytes()
     one.write()
     fill(client, id)

@@ -49,7 +49,7 @@ def second(
             stderr=log,
         )
     try:
-        wait_until(lambda: client.admin.nodes.get(SECOND).status == "ACTIVE", 60)
+        wait_until(lambda: client.admin.nodes.get(SECOND).status == "ACTIVE")
         yield agent
     finally:
         agent.send_signal(signal.SIGTERM)

@@ -176,7 +176,7 @@ class World:
         """Start the node, and wait until volumes can be placed on it."""
         self.node.start()
         self.wait_for("start")
-        wait_until(self._is_active, LONG, "the node", 0.5)
+        wait_until(self._is_active, what="the node", interval=0.5)
 
     def _is_active(self) -> bool:
         return self.client.admin.nodes.get(NODE).status == "ACTIVE"
@@ -185,9 +185,8 @@ class World:
         """Wait until that work has ended, or the node with it."""
         wait_until(
             lambda: self.node.is_dead() or self.node.has_ended(work),
-            LONG,
-            f"the end of {work}",
-            0.1,
+            what=f"the end of {work}",
+            interval=0.1,
         )
 
     def do(self, work: str, begin: Callable[[], object], dooms: Mapping[str, int]) -> None:
@@ -209,7 +208,7 @@ class World:
 
     def wait_idle(self) -> None:
         """Wait until no job is left to do."""
-        wait_until(self._is_idle, LONG, f"the end of all after {self.deaths}", 0.5)
+        wait_until(self._is_idle, what=f"the end of all after {self.deaths}", interval=0.5)
 
     def _is_idle(self) -> bool:
         return all(job.status in OVER for job in self.client.jobs.list(limit=5))
@@ -336,7 +335,7 @@ def running(
         service.api.start(service.logs)
         node = Node(service, folder)
         ending.callback(node.stop)
-        wait_until(lambda: _healthy(service.url), LONG, "the API", 0.5)
+        wait_until(lambda: _healthy(service.url), what="the API", interval=0.5)
         lines = (root / "openrc").read_text().splitlines()
         env = dict(line.removeprefix("export ").split("=", 1) for line in lines)
         world = World(service, node, Client.from_env(env), disk)

@@ -119,7 +119,7 @@ def test_the_main_job(world: World, initiator: Initiator, tmp_path: Path) -> Non
 
         client.volumes.extend(volume.id, 2)
         client.volumes.wait(volume.id, timeout=LONG)
-        wait_until(lambda: grown(initiator, exported), LONG, "the new size", 1.0)
+        wait_until(lambda: grown(initiator, exported), what="the new size", interval=1.0)
         sh("resize2fs", device)
         assert contents(point / "round0") == {
             name.removeprefix("round0/"): digest for name, digest in kept[0][1].items()

@@ -84,7 +84,7 @@ def test_exports_are_back_after_the_machine_was_started_anew(
     device = initiator.login(exported)
     write(device, 5 * MIB, b"before")
     reboot(world)
-    wait_until(lambda: world.exported() == {volume}, LONG, "the export", 0.5)
+    wait_until(lambda: world.exported() == {volume}, what="the export", interval=0.5)
     initiator.wait_back()
     sh("dd", f"if={device}", "of=/dev/null", "bs=4k", "count=1", "iflag=direct")
     assert read(device, 5 * MIB, 6) == b"before"

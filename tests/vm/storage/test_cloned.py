@@ -169,7 +169,7 @@ def node(pool: DevicePool, stored: Place, tmp_path: Path) -> Iterator[Node]:
 
 def nothing_left(folder: Path) -> bool:
     """No device, loop, mount, process or logical volume of a fill."""
-    wait_until(lambda: sh("lvs", "--noheadings", "-o", "lv_tags", GROUP).count("lunr.") == 0, LONG)
+    wait_until(lambda: sh("lvs", "--noheadings", "-o", "lv_tags", GROUP).count("lunr.") == 0)
     assert stray_mappings() == []
     assert sh("losetup", "-a") == ""
     assert str(folder) not in Path("/proc/self/mounts").read_text()
@@ -216,9 +216,9 @@ def test_it_is_used_while_it_is_filled_and_then_it_is_plain(
     chance = random.Random(1)
     # Zeros are there, and nobody copied them; the rest is fetched when it is read.
     assert node.volume.path.is_block_device()
-    wait_until(lambda: node.volume.news.progress.done, LONG)
+    wait_until(lambda: node.volume.news.progress.done)
     zeros = SIZE - 12 * MIB - 12 * MIB  # all but the chunks that have data
-    wait_until(lambda: node.volume.news.progress.done == zeros, LONG)
+    wait_until(lambda: node.volume.news.progress.done == zeros)
     assert node.is_right(32 * MIB, 2 * MIB)
     node.write(5 * UNIT, chance.randbytes(UNIT))  # where nothing is: no fetch
     node.write(33 * MIB + 512, chance.randbytes(700 * 512))
@@ -240,7 +240,7 @@ def test_it_is_used_while_it_is_filled_and_then_it_is_plain(
     node.fillings.begin("v2", node.task, lambda: None)
     made = node.fillings.need("v2")
     assert made.path.read_bytes() == node.shadow
-    wait_until(lambda: made.is_filled and made.settle(), LONG, "it was filled by being read")
+    wait_until(lambda: made.is_filled and made.settle(), what="it was filled by being read")
     assert pool.path("v2").read_bytes() == node.shadow
     node.fillings.remove("v2")
     pool.delete("v2")
@@ -261,12 +261,12 @@ def test_it_is_used_while_it_is_filled_and_then_it_is_plain(
     free = pool.capacity().free_bytes
     with writing(node, chance):
         node.volume.fill("eager", 0)
-        wait_until(lambda: node.volume.is_filled, LONG, "it is filled")
+        wait_until(lambda: node.volume.is_filled, what="it is filled")
         table = ["dmsetup", "table", pool.clone_name("v1")]
-        wait_until(lambda: "linear" in sh(*table), LONG)
+        wait_until(lambda: "linear" in sh(*table))
         time.sleep(1)
     assert free - pool.capacity().free_bytes < 40 * MIB  # zeros that nobody writes take no room
-    wait_until(node.volume.settle, LONG)
+    wait_until(node.volume.settle)
     assert node.fillings.path("v1") == pool.path("v1")
     assert node.is_right()
     assert "filling" not in sh("lvs", "-o", "lv_tags", GROUP)
@@ -298,24 +298,24 @@ def test_the_store_is_away_and_part_of_it_is_lost(node: Node) -> None:
     with away(node.store):
         reader = threading.Thread(target=try_to_read)
         reader.start()
-        wait_until(lambda: node.volume.news.store_trouble, LONG, "it knows that the store is away")
+        wait_until(lambda: node.volume.news.store_trouble, what="it knows that the store is away")
         node.kill_process()
         reader.join(LONG)
-    wait_until(lambda: not node.volume.trouble, LONG, "all is well again")
+    wait_until(lambda: not node.volume.trouble, what="all is well again")
     # One object rots: all else comes.
     chunk = max((path for path in node.store.rglob("*") if path.is_file()), key=os.path.getsize)
     good = chunk.read_bytes()
     middle = len(good) // 2
     chunk.write_bytes(good[:middle] + bytes(64) + good[middle + 64 :])
     node.kill_process()  # it has that in memory, perhaps
-    wait_until(lambda: node.volume._mounted, LONG)
+    wait_until(lambda: node.volume._mounted)
     node.volume.fill("eager", 0)
-    wait_until(lambda: node.volume.news.is_stuck, LONG, "all is there but what is lost")
+    wait_until(lambda: node.volume.news.is_stuck, what="all is there but what is lost")
     assert node.volume.news.damaged
     assert SIZE - node.volume.news.progress.done in (32 << 10, 64 << 10)
     chunk.write_bytes(good)
     node.volume.fill("eager", 0)
-    wait_until(lambda: node.volume.is_filled, LONG, "it is filled")
+    wait_until(lambda: node.volume.is_filled, what="it is filled")
     assert node.is_right()
 
 
@@ -334,7 +334,7 @@ def test_it_grows_while_it_is_used_and_is_left_after(
     offer = offered(export, lio_portal)
     with logged_in(initiator, offer) as device:
         node.volume.fill("eager", 0)
-        wait_until(lambda: node.volume.is_filled, LONG, "it is filled")
+        wait_until(lambda: node.volume.is_filled, what="it is filled")
         before = lio_session("v1")
         node.pool.extend("v1", 2 * SIZE)
         exports.resize("v1")
@@ -344,9 +344,9 @@ def test_it_grows_while_it_is_used_and_is_left_after(
         assert lio_session("v1") == before
         exports.watch()
         assert not node.volume.is_settled
-    wait_until(lambda: not exports.watch().sessions_changed, LONG)
-    wait_until(lambda: node.volume.is_settled, LONG, "nobody uses the device any more")
-    wait_until(lambda: "v1" in exports.present(), LONG)
+    wait_until(lambda: not exports.watch().sessions_changed)
+    wait_until(lambda: node.volume.is_settled, what="nobody uses the device any more")
+    wait_until(lambda: "v1" in exports.present())
     assert lio_tree.backing(lio_tree.disks()["v1"]) == node.pool.path("v1")
     assert node.is_right()
     assert any(node.read(100 * MIB, MIB))
@@ -388,7 +388,7 @@ def test_it_is_filled_however_busy_it_is(node: Node) -> None:
             thread.start()
         try:
             node.volume.fill("eager", 0)
-            wait_until(lambda: node.volume.is_filled, LONG, "it is filled")
+            wait_until(lambda: node.volume.is_filled, what="it is filled")
         finally:
             over.set()
             for thread in busy:
@@ -399,7 +399,7 @@ def test_it_is_filled_however_busy_it_is(node: Node) -> None:
 @pytest.mark.parametrize("pool", ["thin"], indirect=True)
 def test_it_goes_while_it_is_filled(node: Node, tmp_path: Path) -> None:
     node.volume.fill("eager", MIB)
-    wait_until(lambda: node.volume.news.progress.rate, LONG)
+    wait_until(lambda: node.volume.news.progress.rate)
     with away(node.store):
         began = time.monotonic()
         node.fillings.remove("v1")

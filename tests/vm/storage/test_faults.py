@@ -137,7 +137,7 @@ def test_a_backup_whose_snapshot_overflows_fails_and_gives_no_bytes(
     write(pool.path("v1"), data)
 
     def overwrite() -> None:
-        wait_until(lambda: pool.snapshots(), 60, "the backup's snapshot", 0.1)
+        wait_until(lambda: pool.snapshots(), what="the backup's snapshot", interval=0.1)
         write(pool.path("v1"), data[SIZE:], SIZE)
 
     writer = threading.Thread(target=overwrite)

@@ -118,7 +118,7 @@ def test_a_wipe_goes_on_where_it_was_cancelled(plain: LvmPool) -> None:
     plain.create("v1", size)  # the id is free again; the new one is not wiped
     write(plain.path("v1"), 0, b"new")
     plain.wiper.start()
-    wait_until(lambda: len(plain.group.volumes()) == 1, 90, "the rest to be wiped", 0.5)
+    wait_until(lambda: len(plain.group.volumes()) == 1, what="the rest to be wiped", interval=0.5)
     assert plain.path("v1").read_bytes()[:4] == b"new\0"
 
 
@@ -137,7 +137,7 @@ def kill_in(work: str, when: Callable[[], bool]) -> None:
     """Kill a process that does `work` on the plain pool as soon as `when` is true."""
     victim = subprocess.Popen([sys.executable, "-c", VICTIM.format(work=work)], cwd=CHECKOUT)
     try:
-        wait_until(when, 120, "the moment to kill", 0.2)
+        wait_until(when, what="the moment to kill", interval=0.2)
         assert victim.poll() is None
     finally:
         victim.kill()
@@ -170,7 +170,9 @@ def test_what_was_killed_is_wiped_and_nothing_else(plain: LvmPool) -> None:
     totals: list[int] = []
     plain.delete("v1", lambda _done, total: totals.append(total))
     assert max(totals, default=0) < size  # not from the start
-    wait_until(lambda: len(plain.group.volumes()) == 1, 90, "the half-made clone to go", 0.5)
+    wait_until(
+        lambda: len(plain.group.volumes()) == 1, what="the half-made clone to go", interval=0.5
+    )
     assert plain.path("v2").read_bytes()[:5] == b"kept\0"
     check_free(plain)
 

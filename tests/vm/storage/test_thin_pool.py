@@ -210,7 +210,7 @@ def test_a_writer_waits_while_a_full_pool_is_enlarged(pool: ThinPool) -> None:
     writer = threading.Thread(target=write_much)
     writer.start()
     try:
-        wait_until(lambda: kernel().mode is Mode.OUT_OF_DATA, 60)
+        wait_until(lambda: kernel().mode is Mode.OUT_OF_DATA)
         # Nothing that is done to other volumes meanwhile has to wait.
         pool.delete("v9")
         assert pool.volumes() == {"v1"}
@@ -364,11 +364,11 @@ def test_a_snapshot_of_a_mounted_file_system_is_of_one_moment(
     writer.start()
     snapshot = Snapshot("v1", "b1", Purpose.BACKUP)
     try:
-        wait_until(lambda: done[0] > 20, 30)
+        wait_until(lambda: done[0] > 20)
         first = done[0]
         pool.snapshot(snapshot)
         last = done[0]
-        wait_until(lambda: done[0] > last, 30)
+        wait_until(lambda: done[0] > last)
     finally:
         stop.set()
         writer.join()
@@ -457,7 +457,7 @@ def killed_in(program: str, code: str, folder: Path) -> None:
         [sys.executable, "-c", CHILD.format(code)], env={**os.environ, "PATH": path}
     )
     try:
-        wait_until(lambda: (folder / "pid").exists() or child.poll() is not None, 60)
+        wait_until(lambda: (folder / "pid").exists() or child.poll() is not None)
     finally:
         child.kill()
         child.wait()

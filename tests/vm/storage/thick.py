@@ -63,7 +63,7 @@ def empty(pool: LvmPool) -> None:
 
 
 def all_wiped(pool: LvmPool) -> None:
-    wait_until(lambda: not pool.group.volumes(), 90, "all to be wiped", 0.5)
+    wait_until(lambda: not pool.group.volumes(), what="all to be wiped", interval=0.5)
 
 
 def first_written(path: Path) -> int | None:

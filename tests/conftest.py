@@ -12,7 +12,7 @@ from pathlib import Path
 import hypothesis
 import pytest
 
-from tests.support import leftovers
+from tests.support import leftovers, thorough
 
 # Its assertions are told apart like those in test modules.
 pytest.register_assert_rewrite("tests.support.pool_contract")
@@ -45,6 +45,11 @@ def pytest_configure(config: pytest.Config) -> None:
     config.stash[_FOLDER] = folder
     config.stash[_REMOVE] = not given or hasattr(config, "workerinput")
     os.environ["TMPDIR"] = tempfile.tempdir = str(folder)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out what takes long, unless this run is thorough."""
+    thorough.deselect(config, items)
 
 
 @pytest.hookimpl(trylast=True)

@@ -122,7 +122,7 @@ def rate(folder: Path, size: int, console: Console) -> None:
     server = subprocess.Popen(argv)
     table = Table("read by", "MiB/s, best of 3")
     try:
-        wait_until(path.exists, 20, "qemu-nbd")
+        wait_until(path.exists, "qemu-nbd")
         ours = best(lambda: _read_all(path), size)
         table.add_row("lunr, 4 connections in 64 KiB", f"{ours:.0f}")
         if shutil.which("nbdcopy"):

@@ -269,11 +269,15 @@ def _latest(repository: Repository, volume: str) -> str | None:
 @_command
 @click.argument("backup_id", metavar="ID", type=ID)
 @click.argument("target", type=click.Path(dir_okay=False, path_type=Path))
-def restore(tools: Tools, backup_id: str, target: Path) -> None:
+@click.option(
+    "--force", is_flag=True, help="Overwrite TARGET even if it is mounted or open elsewhere."
+)
+def restore(tools: Tools, backup_id: str, target: Path, force: bool) -> None:
     """Restore the backup ID to TARGET.
 
     TARGET is a block device or file, at least as large as the backup; it is
-    overwritten. A file is made when there is none.
+    overwritten. A file is made when there is none. A target that something
+    else uses (a mount, another device, a process that writes) is refused.
     """
     with tools.progress(f"restore {backup_id}") as progress:
         done = restore_backup(
@@ -281,6 +285,7 @@ def restore(tools: Tools, backup_id: str, target: Path) -> None:
             backup_id,
             target,
             create=True,
+            refuse_used=not force,
             concurrency=tools.jobs,
             progress=progress,
             cancel=tools.cancel,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from lunr.common.errors import BadRequest, LunrError, NotFound, Unavailable
+from lunr.common.errors import BadRequest, IdInUse, LunrError, NotFound, Unavailable
 
 # --- the store -------------------------------------------------------------------
 
@@ -84,6 +84,10 @@ class BackupMissing(NotFound):
     code = "backup_missing"
 
 
+class BackupExists(IdInUse):
+    """There is a backup {id} already, of {volume}, made at {created_at}: nothing was saved. Choose another id, or delete that backup first."""
+
+
 class RootMissing(LunrError):
     """The root of backup {id} is not in the store: nothing is collected while it is missed."""
 
@@ -129,4 +133,11 @@ class TargetTooSmall(LunrError):
     """{path} has {size} bytes, the backup {needed}."""
 
     code = "target_too_small"
+    status = 409
+
+
+class TargetInUse(LunrError):
+    """{path} is in use ({by}): a restore would destroy what is on it. End that use first, or insist with --force."""
+
+    code = "target_in_use"
     status = 409

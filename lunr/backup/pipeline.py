@@ -37,7 +37,6 @@ from lunr.backup.repository import Repository
 from lunr.backup.rewriting import is_written_whole
 from lunr.backup.sessions import Writer
 from lunr.backup.sources import Source
-from lunr.common.errors import IdInUse
 
 logger = logging.getLogger(__name__)
 
@@ -108,7 +107,7 @@ def save(
         errors.SourceError: the source can't be read; nothing is a backup then.
         errors.StoreUnavailable, errors.StoreFull, errors.StoreRefused: not all was stored.
         errors.SessionLost: it took too long between two signs of life; start again.
-        IdInUse: the id is taken by a backup of another volume.
+        errors.BackupExists: the id is taken by a backup of another volume or another time.
         ValueError: `backup.changed` is not in order.
     """
     reuse_memory()
@@ -117,8 +116,10 @@ def save(
     except errors.BackupMissing:
         pass
     else:
-        if there.volume_id != backup.volume_id:
-            raise IdInUse(kind="backup", id=backup.backup_id, differs="volume_id")
+        if (there.volume_id, there.created_at) != (backup.volume_id, backup.created_at):
+            raise errors.BackupExists(
+                id=there.backup_id, volume=there.volume_id, created_at=there.created_at
+            )
         return there
     with Writer(repository, backup.backup_id) as writer:
         condemned, known = load_names(repository, backup.condemned)

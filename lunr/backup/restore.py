@@ -10,12 +10,13 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from lunr.backup import parallel
+from lunr.backup import errors, parallel
 from lunr.backup.format.roots import Root
 from lunr.backup.linux import reuse_memory
 from lunr.backup.pipeline import Progress
 from lunr.backup.reading import Fetch, Reading
 from lunr.backup.repository import Repository
+from lunr.backup.target_users import find_users
 from lunr.backup.targets import FileTarget
 
 
@@ -35,6 +36,7 @@ def restore(
     size_bytes: int | None = None,
     target_is_zero: bool = False,
     create: bool = False,
+    refuse_used: bool = False,
     concurrency: int = 4,
     progress: Progress | None = None,
     cancel: threading.Event | None = None,
@@ -48,6 +50,7 @@ def restore(
         size_bytes: what `target` must have at least, should that be more.
         target_is_zero: it reads as zeros everywhere: zeros need not be written.
         create: make `target`, a sparse file, when there is none.
+        refuse_used: write nothing when something else uses `target`.
         concurrency: requests to the store at once; 1 does everything in this thread.
         progress: told what is done.
         cancel: set to give up within a second, with Cancelled.
@@ -55,12 +58,15 @@ def restore(
     Raises:
         errors.BackupMissing: there is no such backup.
         errors.TargetTooSmall, errors.TargetError: the target does not do.
+        errors.TargetInUse: with `refuse_used`, it is mounted, claimed or open for writing.
         errors.CorruptObject, errors.ObjectMissing: the named object can't be used.
     """
     reuse_memory()
     started = time.monotonic()
     root = repository.load_root(backup_id)
     repository = repository.of(root)
+    if refuse_used and (users := find_users(target)):
+        raise errors.TargetInUse(path=target, by="; ".join(users))
     out = FileTarget(target, max(root.size_bytes, size_bytes or 0), create)
     try:
         run = _Restore(repository, root, out, target_is_zero or out.is_new, concurrency, progress)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +63,40 @@ def test_the_whole_of_it(cli: Cli, tmp_path: Path) -> None:
     assert swept["deleted"] == 3 + 2 + 2
     assert not list(tmp_path.rglob("store/default/*"))
     assert cli.ok("collect") == "Deleted 0 objects, 0 B.\n"
+
+
+def test_an_id_is_saved_once(cli: Cli, tmp_path: Path) -> None:
+    disk, other = tmp_path / "disk.img", tmp_path / "other.img"
+    disk.write_bytes(b"last week")
+    other.write_bytes(b"another disk")
+    cli.ok("save", disk, "--id", "monday")
+    disk.write_bytes(b"this week")
+    for source in (disk, other):
+        refused = cli.run("save", source, "--id", "monday")
+        assert refused.exit_code == 1
+        assert "There is a backup monday already, of disk-img, made at" in refused.stderr
+    cli.ok("restore", "monday", tmp_path / "copy")
+    assert (tmp_path / "copy").read_bytes() == b"last week"
+
+
+def test_a_target_in_use_is_refused(cli: Cli, tmp_path: Path) -> None:
+    disk, target = tmp_path / "disk.img", tmp_path / "target.img"
+    disk.write_bytes(b"saved" * 1000)
+    target.write_bytes(b"mine!" * 1000)
+    cli.ok("save", disk, "--id", "monday")
+    writer = subprocess.Popen(["sleep", "600"], stdin=target.open("r+b"))
+    try:
+        refused = cli.run("restore", "monday", target)
+        assert refused.exit_code == 1
+        assert f"open in process {writer.pid} (sleep)" in refused.stderr
+        assert "--force" in refused.stderr
+        assert target.read_bytes() == b"mine!" * 1000
+        cli.ok("restore", "monday", target, "--force")
+    finally:
+        writer.kill()
+        writer.wait()
+    assert target.read_bytes() == disk.read_bytes()
+    cli.ok("restore", "monday", target)  # nobody uses it any more
 
 
 def test_another_volume_of_the_same_image(cli: Cli, tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any, ClassVar
 
 import requests
+import urllib3
 
 from lunr.backup import errors
 from lunr.backup.format.names import Buffer
@@ -172,7 +173,8 @@ class SwiftStore(Store):
             if status in (0, 401, 404, 408, 409, 422, 429, 498, 499) or status >= 500:
                 raise errors.StoreUnavailable(store=store, reason=reason) from error
             raise self._refused(reason) from error
-        except (OSError, requests.RequestException) as error:
+        # swiftclient reads past requests, which would make its own of the last.
+        except (OSError, requests.RequestException, urllib3.exceptions.HTTPError) as error:
             # An answer was broken off: what is left of it must not be taken
             # for the next one.
             self._forget()

@@ -36,6 +36,7 @@ class SwiftServer:
         objects: what it holds.
         hangs, fails: whether a request (its method, the object's name or a listing's prefix)
             gets no answer, or 503.
+        cuts: whether an object loses its last byte on its way.
         seen: the requests that hung or failed.
         options: for lunr.backup.stores.open_store.
     """
@@ -44,6 +45,7 @@ class SwiftServer:
         self.objects: Objects = objects or MemoryStore()
         self.hangs: Callable[[str, str], bool] = lambda _method, _name: False
         self.fails: Callable[[str, str], bool] = lambda _method, _name: False
+        self.cuts: Callable[[str, str], bool] = lambda _method, _name: False
         self.seen: list[tuple[str, str]] = []
         self.released = threading.Event()
         self._http = _Http(("127.0.0.1", 0), _Handler)
@@ -95,6 +97,8 @@ class _Handler(BaseHTTPRequestHandler):
     def do_PUT(self) -> None:
         name, _ = self.about()
         body = self.body()
+        if name and self.server.swift.cuts("PUT", name):
+            body = body[:-1]
         self.answer("PUT", name, lambda: self.put(name, body))
 
     def do_DELETE(self) -> None:
@@ -167,6 +171,9 @@ class _Handler(BaseHTTPRequestHandler):
         if status != 204:
             self.send_header("Content-Length", str(len(body)))
         self.end_headers()
+        if body and self.server.swift.cuts(self.command, self.about()[0]):
+            body = body[:-1]
+            self.close_connection = True
         self.wfile.write(body)
         self.wfile.flush()
 

@@ -16,7 +16,8 @@ from lunr.common import ids
 #: The most names of one list, which collector and writers hold in memory; a
 #: collection that finds more leaves them to the next.
 MOST = 250_000
-_MAX_SIZE = 1 << 28
+#: Larger lists, decompressed, are not believed (and not allocated).
+MAX_SIZE = 1 << 28
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,7 @@ def load(repository: Repository, collection: str) -> Condemned | None:
     except errors.ObjectMissing:
         return None
     try:
-        if zstandard.frame_content_size(raw) > _MAX_SIZE:
+        if zstandard.frame_content_size(raw) > MAX_SIZE:
             raise errors.CorruptObject(name=name, reason="it claims to be too large.")
         record = json.loads(zstandard.ZstdDecompressor().decompress(raw))
         if record["format"] != VERSION:

@@ -114,17 +114,6 @@ def test_a_sweep_waits_for_its_grace_and_can_be_done_again() -> None:
     assert not store.objects
 
 
-def test_a_backup_that_is_not_listed_is_kept_by_name() -> None:
-    class Hiding(MemoryStore):
-        def list(self, prefix: str = ""):  # type: ignore[no-untyped-def]
-            return (e for e in super().list(prefix) if not e[0].startswith("roots/"))
-
-    repo = Repository(Hiding(), KEYS)
-    save_bytes(repo, b"x" * 300, "b")
-    assert garbage.collect(repo, keep=["b", "gone"]).collection is None
-    assert garbage.collect(repo).condemned == 3
-
-
 def test_a_store_that_denies_a_backup_that_is_there_is_not_believed() -> None:
     store, _, repo = make()
     save_bytes(repo, b"x" * 300, "b1")

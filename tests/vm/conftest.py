@@ -15,8 +15,9 @@ if "LUNR_VM" not in os.environ:
     collect_ignore_glob = ["*"]
 
 
-#: Discards to zeros; can neither discard nor write zeros by itself; a small one.
-DISK, PLAIN_DISK, SMALL_DISK = Path("/dev/vda"), Path("/dev/vdb"), Path("/dev/vdc")
+#: Discards to zeros; can neither discard nor write zeros by itself; a small one. In UML these are
+#: links, and LVM and /sys use the devices' own names.
+DISK, PLAIN_DISK, SMALL_DISK = (Path(f"/dev/vd{letter}").resolve() for letter in "abc")
 
 
 def pytest_exception_interact(node: pytest.Item | pytest.Collector, report: object) -> None:

@@ -8,7 +8,8 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from tools.virtual.machine import CACHE, CPU, KERNEL_OPTIONS, TOP, clock
+from tools.virtual.launch import CACHE, TOP
+from tools.virtual.qemu import CPU, KERNEL_OPTIONS, clock
 
 #: What its disk begins with; the rest of the disk is not used.
 IMAGE = CACHE / "debian.ext4"

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import os
+import random
 import shutil
 import signal
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import hypothesis
 import pytest
 
-from tests.support import leftovers, thorough
+from tests.support import thorough
+from tools.testing import RECORDER, leftovers
+from tools.testing.patience import FACTOR, patient
 
 # Its assertions are told apart like those in test modules.
 pytest.register_assert_rewrite("tests.support.pool_contract")
@@ -25,6 +29,7 @@ hypothesis.settings.register_profile("lunr", derandomize=False, deadline=None, p
 hypothesis.settings.load_profile("lunr")
 
 _FOLDER = pytest.StashKey[Path]()
+_SHARED = pytest.StashKey[Path]()
 _REMOVE = pytest.StashKey[bool]()
 
 
@@ -34,27 +39,48 @@ def pytest_configure(config: pytest.Config) -> None:
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         # A shell's background job: programs that the tests start would ignore Ctrl-C like us.
         signal.signal(signal.SIGINT, signal.default_int_handler)
+    # All workers of pytest-xdist are to draw the same.
+    os.environ.setdefault("LUNR_CRASH_SEED", str(random.randrange(1 << 32)))
+    if config.option.timeout is None:
+        config.option.timeout = patient(float(config.getini("timeout")))
     given = config.option.basetemp
-    if given and not hasattr(config, "workerinput"):  # by someone who wants to look at it
-        folder = Path(given).absolute()
+    is_worker = hasattr(config, "workerinput")
+    if is_worker:
+        shared = Path(config.workerinput["lunr_folder"])
+        folder = shared / config.workerinput["workerid"]
+        folder.mkdir()
+    elif given:  # by someone who wants to look at it
+        shared = folder = Path(given).absolute()
         folder.mkdir(parents=True, exist_ok=True)
-    else:  # for an xdist worker, this is in the folder of the whole run
-        folder = Path(tempfile.mkdtemp(prefix="lunr-tests-"))
+    else:
+        shared = folder = Path(tempfile.mkdtemp(prefix="lunr-tests-"))
     config.option.basetemp = str(folder / "t")  # pytest empties it first
     folder.chmod(0o711)  # PostgreSQL runs as another user, in a folder of its own within
-    config.stash[_FOLDER] = folder
-    config.stash[_REMOVE] = not given or hasattr(config, "workerinput")
+    config.stash[_FOLDER], config.stash[_SHARED] = folder, shared
+    config.stash[_REMOVE] = not given and not is_worker
     os.environ["TMPDIR"] = tempfile.tempdir = str(folder)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_configure_node(node: Any) -> None:
+    """Tell a worker of pytest-xdist the folder of the run."""
+    node.workerinput["lunr_folder"] = str(node.config.stash[_FOLDER])
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Leave out what takes long, unless this run is thorough."""
     thorough.deselect(config, items)
+    for item in items:
+        mark = item.get_closest_marker("timeout")
+        if mark is not None and FACTOR != 1:
+            item.add_marker(pytest.mark.timeout(patient(mark.args[0])), append=False)
 
 
 @pytest.hookimpl(trylast=True)
 def pytest_sessionfinish(session: pytest.Session) -> None:
     """Fail the run when something that it started is still there."""
+    if hasattr(session.config, "workerinput"):
+        return  # other workers may still use what this one started; the controller looks
     folder = session.config.stash[_FOLDER]
     deadline = time.monotonic() + 3  # for what is just ending
     while (left := leftovers.find(folder)) and time.monotonic() < deadline:
@@ -62,8 +88,12 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
     if left:
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
         session.config.stash[_REMOVE] = False
+        lines = ["left over by the tests:", *left]
+        recorder: Any = session.config.pluginmanager.get_plugin(RECORDER)
+        if recorder is not None:
+            recorder.fail("what the tests left over", "\n".join(lines))
         reporter = session.config.pluginmanager.get_plugin("terminalreporter")
-        for line in ("", "left over by the tests:", *left):
+        for line in ("", *lines):
             if reporter is not None:
                 reporter.write_line(line, red=True)
 
@@ -76,5 +106,11 @@ def pytest_unconfigure(config: pytest.Config) -> None:
 
 @pytest.fixture(scope="session")
 def run_folder(pytestconfig: pytest.Config) -> Path:
-    """The folder of this run; it is removed at the end."""
+    """The folder of this run, or of this worker of it; it is removed at the end."""
     return pytestconfig.stash[_FOLDER]
+
+
+@pytest.fixture(scope="session")
+def shared_folder(pytestconfig: pytest.Config) -> Path:
+    """The folder of this run that all workers of pytest-xdist have in common."""
+    return pytestconfig.stash[_SHARED]

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable
 from typing import TypeVar
 
 from tools.services import loopback
+from tools.testing.patience import patient
 
 T = TypeVar("T")
 
 #: Seconds that a test waits for anything at most. Nothing should take that long: it is how long a
 #: loaded machine is given. LUNR_TEST_PATIENCE multiplies it, on a slow one.
-PATIENCE = 60.0 * float(os.environ.get("LUNR_TEST_PATIENCE", "1"))
+PATIENCE = patient(60.0)
 
 _handed_out: set[int] = set()
 

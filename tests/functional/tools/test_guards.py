@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.support import leftovers
 from tests.support.services import CHECKOUT
 from tests.support.waiting import wait_until
-from tools import levels
+from tools.testing import leftovers
+from tools.testing.main import main
 
 
 def run_pytest(folder: Path, level: str, code: str) -> tuple[int, str]:
@@ -97,7 +97,7 @@ def test_a_run_removes_its_folder(tmp_path: Path) -> None:
 
 
 def test_a_level_without_a_test_fails(capfd: pytest.CaptureFixture[str]) -> None:
-    assert levels.main(["functional", "--", "-k", "nothing_is_called_like_this"]) == 1
+    assert main(["functional", "--", "-k", "nothing_is_called_like_this"]) == 1
     assert capfd.readouterr().out.splitlines()[-1] == "0 passed, 1 failed, 0 skipped"
 
 

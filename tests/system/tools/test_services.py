@@ -12,9 +12,9 @@ import requests
 import swiftclient
 from sqlalchemy import create_engine, text
 
-from tests.support import leftovers
 from tests.support.services import CHECKOUT, XFS_MINIMUM, Swift, SwiftAccess, Tgtd
 from tests.support.waiting import free_port
+from tools.testing import leftovers
 
 
 def _connect(access: SwiftAccess) -> swiftclient.Connection:

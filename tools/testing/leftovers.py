@@ -8,28 +8,58 @@ mount is under it, a loop device is backed by a file in it.
 
 from __future__ import annotations
 
+import contextlib
 import os
+import signal
+import subprocess
+import time
 from pathlib import Path
 
 
 def find(folder: Path) -> list[str]:
     """One sentence for each thing under `folder` that is still there."""
-    return [*_processes(folder), *_mounts(folder), *_loop_devices(folder)]
+    return [
+        *(f"process {pid}: {command[:200]}" for pid, command in _processes(folder).items()),
+        *(f"mount {point}" for point in _mounts(folder)),
+        *(f"loop device {device} of {file}" for device, file in _loop_devices(folder).items()),
+    ]
 
 
-def _processes(folder: Path) -> list[str]:
+def remove(folder: Path) -> list[str]:
+    """End, unmount and detach all under `folder`, and say what that was."""
+    found = find(folder)
+    if not found:
+        return found
+    for _ in range(3):  # what a process starts in its last moments is seen the next time
+        for pid in _processes(folder, with_children=False):
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.kill(pid, signal.SIGKILL)
+        for point in reversed(_mounts(folder)):
+            _try("umount", "--lazy", point)
+        for device in _loop_devices(folder):
+            _try("losetup", "--detach", device)
+        time.sleep(0.05)
+    return found
+
+
+def _try(*command: str) -> None:
+    path = os.environ.get("PATH", "") + ":/usr/sbin:/sbin"
+    subprocess.run(command, env={**os.environ, "PATH": path}, capture_output=True, check=False)
+
+
+def _processes(folder: Path, with_children: bool = True) -> dict[int, str]:
     mark = os.fsencode(str(folder))
     ours = _ancestors()
     children = _parents()
-    found = []
+    found = {}
     for pid, parent in children.items():
         if pid in ours:
             continue
         # Some overwrite their environment (PostgreSQL does), so the parent counts too.
-        if parent == os.getpid() or mark in _traces(pid):
+        if (with_children and parent == os.getpid()) or mark in _traces(pid):
             command = _read(pid, "cmdline").replace(b"\0", b" ").decode(errors="replace").strip()
             if command:  # a zombie has none
-                found.append(f"process {pid}: {command[:200]}")
+                found[pid] = command
     return found
 
 
@@ -73,17 +103,17 @@ def _mounts(folder: Path) -> list[str]:
     for line in Path("/proc/self/mountinfo").read_text().splitlines():
         point = line.split()[4].encode().decode("unicode_escape")
         if Path(point).is_relative_to(folder):
-            mounts.append(f"mount {point}")
+            mounts.append(point)
     return mounts
 
 
-def _loop_devices(folder: Path) -> list[str]:
-    devices = []
+def _loop_devices(folder: Path) -> dict[str, str]:
+    devices = {}
     for backing in Path("/sys/block").glob("loop*/loop/backing_file"):
         try:
             file = backing.read_text().strip()
         except OSError:  # detached meanwhile
             continue
         if file.startswith(f"{folder}/"):
-            devices.append(f"loop device /dev/{backing.parent.parent.name} of {file}")
+            devices[f"/dev/{backing.parent.parent.name}"] = file
     return devices

@@ -1,0 +1,4 @@
+"""How the tests are run: tools/test."""
+
+#: By this name tests/conftest.py finds what records the tests for tools/test.
+RECORDER = "lunr-recorder"

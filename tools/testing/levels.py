@@ -1,0 +1,134 @@
+"""The levels of tests, and the programs that run them."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from tools.testing import records
+from tools.testing.running import BIN, CACHE, Program, Run
+
+LEVELS = ("style", "unit", "functional", "system", "crash", "vm")
+HOST = ("unit", "functional", "system", "crash")
+#: What took how long in the runs before, by file.
+DURATIONS = CACHE / "durations.json"
+#: Tests wait a lot: more of them at once than there are processors.
+WORKERS = int(os.environ.get("LUNR_TEST_WORKERS", (os.cpu_count() or 1) + 1))
+CHECKS: dict[str, list[str]] = {
+    "ruff format": ["ruff", "format", "--check", "--quiet", "--diff", "."],
+    "ruff check": ["ruff", "check", "--quiet", "."],
+    "mypy lunr": ["mypy"],
+    "mypy tools": ["mypy", "--package", "tools"],
+}
+#: pytest's exit codes that say nothing which its records do not say.
+_PASSED, _FAILED, _NO_TESTS = 0, 1, 5
+
+
+@dataclass
+class Choice:
+    """What is to be run, and how.
+
+    Attributes:
+        levels: some of `LEVELS`.
+        arguments: what is given to each pytest.
+        files: only these files with tests, if given.
+        seed: of a random order, if given.
+        is_verbose: show what the programs write.
+    """
+
+    levels: Sequence[str]
+    arguments: Sequence[str] = ()
+    files: Sequence[str] | None = None
+    seed: int | None = None
+    is_verbose: bool = False
+
+    def paths(self, *levels: str) -> list[str]:
+        """What of these levels pytest is to run."""
+        chosen = [level for level in levels if level in self.levels]
+        if self.files is not None:
+            return [file for file in self.files if records.level_of(file) in chosen]
+        return [f"tests/{level}" for level in chosen]
+
+
+class Job:
+    """A program that runs tests, and what it tells."""
+
+    def __init__(self, level: str, name: str, program: Program, record: Path) -> None:
+        self.level, self.name = level, name
+        self.program = program
+        self._reader = records.Reader(record)
+        self.started: dict[str, None] = {}
+        self.has_failed = False
+
+    def read(self) -> list[records.Record]:
+        """What it told since the last call."""
+        told = list(self._reader.read())
+        for one in told:
+            if isinstance(one, records.Started):
+                self.started[one.id] = None
+            elif isinstance(one, records.Ended):
+                self.started.pop(one.id, None)
+                self.has_failed |= one.outcome == "failed"
+        return told
+
+    def failure(self) -> str:
+        """What went wrong beside the tests, once the program has ended."""
+        code = self.program.code()
+        if code in (_PASSED, _NO_TESTS) and not self.started:
+            return ""
+        if code == _FAILED and self.has_failed:
+            return ""
+        in_work = f", in the middle of {', '.join(self.started)}" if self.started else ""
+        return f"pytest ended with {code}{in_work}"
+
+
+class StyleCheck:
+    """One of `CHECKS`."""
+
+    def __init__(self, name: str, program: Program) -> None:
+        self.name, self.program = name, program
+
+
+def start_style(run: Run) -> list[StyleCheck]:
+    """Check the form of the code."""
+    return [
+        StyleCheck(name, run.start(name.replace(" ", "-"), [BIN / command[0], *command[1:]]))
+        for name, command in CHECKS.items()
+    ]
+
+
+def pytest(record: Path, choice: Choice) -> list[str]:
+    """The command, but for what is to be run."""
+    command = [sys.executable, "-m", "pytest", "-q", "--tb=short", "-p", "tools.testing.plugin"]
+    command += [f"--record={record}", f"--durations-of={DURATIONS}"]
+    if choice.seed is not None:
+        command.append(f"--random-seed={choice.seed}")
+    return command
+
+
+def start_host(run: Run, choice: Choice) -> Job | None:
+    """Run the tests of the levels that need no VM, all in one pytest with several workers."""
+    paths = choice.paths(*HOST)
+    if not paths:
+        return None
+    record = run.folder / "host.jsonl"
+    argv = [*pytest(record, choice), f"--basetemp={run.folder / 'h'}", "-n", str(WORKERS)]
+    return Job("host", "host", run.start("host", [*argv, *paths, *choice.arguments]), record)
+
+
+def remember(results: dict[str, records.Result]) -> None:
+    """Keep for the next run what each file took."""
+    known: dict[str, float] = json.loads(DURATIONS.read_text()) if DURATIONS.exists() else {}
+    new: dict[str, float] = {}
+    for result in results.values():
+        for id, seconds in result.tests.items():
+            file = records.file_of(id)
+            new[file] = new.get(file, 0.0) + seconds
+    DURATIONS.parent.mkdir(parents=True, exist_ok=True)
+    fresh = DURATIONS.with_suffix(".new")
+    fresh.write_text(json.dumps(known | {k: round(v, 2) for k, v in new.items()}, indent=1))
+    fresh.replace(DURATIONS)

@@ -1,0 +1,119 @@
+"""What tools/test says: how far it is, what fails, and the summary."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+from tools.testing.records import Collected, Ended, Failed, Record, Result, level_of
+
+#: Seconds between two lines that say how far it is.
+PACE = 30.0
+#: How many of the slowest tests are named.
+SLOWEST = 10
+
+
+def clock(seconds: float) -> str:
+    """Minutes and seconds.
+
+    >>> clock(75.4)
+    '1:15'
+    """
+    return f"{int(seconds) // 60}:{int(seconds) % 60:02}"
+
+
+@dataclass
+class Report:
+    """Hears of everything, says what is worth it at once, and sums up."""
+
+    began: float = field(default_factory=time.time)
+    results: dict[str, Result] = field(default_factory=dict)
+    expected: int = 0
+    _told: float = 0.0
+
+    def result(self, level: str) -> Result:
+        return self.results.setdefault(level, Result())
+
+    def say(self, text: str) -> None:
+        """Say something, with the time since the begin."""
+        print(f"{clock(time.time() - self.began):>6}  {text}", flush=True)
+
+    def hear(self, source: str, record: Record) -> None:
+        """Take in what a run of pytest, called `source`, tells."""
+        match record:
+            case Collected(files):
+                self.expected += sum(files.values())
+            case Failed(id, when, text):
+                self.say(f"FAILED {id} ({source}, {when})")
+                print(indented(text), flush=True)
+            case Ended(id):
+                # What is no test, such as what the tests left over, is of no level.
+                self.result(level_of(id) if "/" in id else source).add(record)
+
+    def fail(self, level: str, what: str, text: str) -> None:
+        """Tell of something that failed and is no test."""
+        self.say(f"FAILED {level}: {what}")
+        print(indented(text), flush=True)
+        self.result(level).fail(f"{level}: {what}")
+
+    def progress(self, waiting: str) -> None:
+        """Say how far it is, now and then; `waiting` is what else there is to do."""
+        if time.time() - max(self._told, self.began) < PACE:
+            return
+        self._told = time.time()
+        done = sum(result.count for result in self.results.values())
+        failed = sum(len(result.failed) for result in self.results.values())
+        self.say(f"{done} of {self.expected} tests, {failed} failed{waiting}")
+
+    def require(self, levels: Iterable[str]) -> None:
+        """Count levels without a test as failed."""
+        for level in levels:
+            if not self.result(level).count:
+                self.result(level).fail(f"{level}: no test ran")
+
+    @property
+    def has_failed(self) -> bool:
+        return any(result.failed for result in self.results.values())
+
+
+def indented(text: str) -> str:
+    return "\n".join(f"        {line}".rstrip() for line in text.splitlines())
+
+
+def summary(results: Mapping[str, Result]) -> str:
+    """The table of levels, the slowest tests, what was skipped or failed, and the line that counts.
+
+    The seconds are those of all tests of a level together, and those from the begin of its first
+    test to the end of its last: levels run side by side.
+    """
+    lines = ["", f"{'level':<12}{'passed':>8}{'failed':>8}{'skipped':>9}{'seconds':>9}{'wall':>8}"]
+    for level, one in results.items():
+        counts = f"{one.passed:>8}{len(one.failed):>8}{len(one.skipped):>9}"
+        lines.append(f"{level:<12}{counts}{one.seconds:>9.1f}{one.wall:>8.1f}")
+    lines += ["", *slowest(results), *skips(results)]
+    lines += [f"FAILED  {name}" for one in results.values() for name in one.failed]
+    passed = sum(one.passed for one in results.values())
+    failed = sum(len(one.failed) for one in results.values())
+    skipped = sum(len(one.skipped) for one in results.values())
+    return "\n".join([*lines, f"{passed} passed, {failed} failed, {skipped} skipped"])
+
+
+def slowest(results: Mapping[str, Result]) -> list[str]:
+    """The tests that took longest."""
+    tests = {id: seconds for one in results.values() for id, seconds in one.tests.items()}
+    first = sorted(tests, key=lambda id: -tests[id])[:SLOWEST]
+    return [f"SLOW    {tests[id]:6.1f} s  {id}" for id in first if tests[id] >= 1]
+
+
+def skips(results: Mapping[str, Result]) -> list[str]:
+    """Each test that was skipped, under its reason."""
+    reasons: dict[str, list[str]] = {}
+    for one in results.values():
+        for id, reason in one.skipped:
+            reasons.setdefault(reason, []).append(id)
+    return [
+        line
+        for reason, ids in sorted(reasons.items())
+        for line in (f"SKIPPED {len(ids)}: {reason}", *(f"            {id}" for id in ids))
+    ]

@@ -36,6 +36,18 @@ class CannotBackUp(Conflict):
     code = "cannot_back_up_live"
 
 
+class FilterLeft(LunrError):
+    """The device {device} still uses lunr's filter {filter}, and QEMU has no note of the disk behind it. The guest goes on and loses nothing. Stop the machine and start it again before the next backup."""  # noqa: E501 - a sentence
+
+    code = "filter_left"
+
+
+class WrongNode(LunrError):
+    """After the backup the device {device} should use its disk {node} again, and uses {used}. Stop the machine at once: it may write to another disk."""  # noqa: E501 - a sentence
+
+    code = "wrong_node"
+
+
 class FreezeFailed(LunrError):
     """The guest agent at {path} did not {action} the file systems: {reason}"""
 

@@ -158,16 +158,39 @@ def _delete_exports(monitor: Monitor, ours: Callable[[str], bool]) -> bool:
 
 
 def _put_back(monitor: Monitor, ours: Callable[[str], bool]) -> None:
-    """Let the devices that use our filters use their disks again."""
-    notes = [
-        names.NOTE.fullmatch(fd.get("opaque", ""))
-        for one in monitor.execute("query-fdsets")
-        for fd in one["fds"]
-    ]
-    disks = {names.filter_of(int(note["number"])): note["node"] for note in notes if note}
+    """Let the devices that use our filters use their disks again, and see that they do."""
+    own_nodes = _nodes_behind_filters(monitor)
+    expected = {}
     for disk in machine.disks_of(monitor):
         if ours(disk.node):
-            monitor.execute(*machine.using(disk, disks[disk.node]))
+            if disk.node not in own_nodes:
+                raise errors.FilterLeft(device=disk.device, filter=disk.node)
+            expected[disk.device] = own_nodes[disk.node]
+            monitor.execute(*machine.using(disk, own_nodes[disk.node]))
+    used = {disk.device: disk.node for disk in machine.disks_of(monitor)}
+    for device, node in expected.items():
+        if used.get(device) != node:
+            raise errors.WrongNode(device=device, node=node, used=used.get(device))
+
+
+def _nodes_behind_filters(monitor: Monitor) -> dict[str, str]:
+    """The node that each of our filters stands before, by the filter's name.
+
+    The note that counts is the one of the descriptor that the filter's own scratch file uses.
+    QEMU keeps descriptors with their notes as long as the machine does not run, so notes of
+    earlier backups with the same number may be there.
+    """
+    notes = {
+        f"/dev/fdset/{one['fdset-id']}": names.NOTE.fullmatch(fd.get("opaque", ""))
+        for one in monitor.execute("query-fdsets")
+        for fd in one["fds"]
+    }
+    behind = {}
+    for node in monitor.execute("query-named-block-nodes"):
+        note = notes.get(node.get("file", ""))
+        if note and node["node-name"] == names.scratch(int(note["number"])):
+            behind[names.filter_of(int(note["number"]))] = note["node"]
+    return behind
 
 
 def _forget_files(monitor: Monitor, ours: Callable[[str], bool]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import itertools
 from collections.abc import Iterator
 from pathlib import Path
@@ -61,6 +62,11 @@ def _sources(*folders: str) -> list[Path]:
     return sorted(path for folder in folders for path in (TOP / folder).rglob("*.py"))
 
 
+@functools.cache
+def _parsed(path: Path) -> ast.Module:
+    return ast.parse(path.read_text())
+
+
 def _name(path: Path) -> str:
     return path.relative_to(TOP).as_posix()
 
@@ -98,7 +104,7 @@ def test_the_layers_hold() -> None:
     found = [
         f"{_name(path)}:{line} imports {name}"
         for path in _sources("lunr")
-        for line, name in imports(path, ast.parse(path.read_text()))
+        for line, name in imports(path, _parsed(path))
         if layer_breach(_name(path), name) or home_breach(_name(path), name)
     ]
     assert not found, "\n".join(found)
@@ -168,7 +174,7 @@ def test_no_shell() -> None:
     found = [
         f"{_name(path)}:{line}"
         for path in _sources("lunr", "tools")
-        for line in shells(ast.parse(path.read_text()))
+        for line in shells(_parsed(path))
     ]
     assert not found, found
 
@@ -204,7 +210,7 @@ def test_no_module_is_taken_from_the_folder_that_root_happens_to_be_in() -> None
     found = [
         f"{_name(path)}:{line}"
         for path in _sources("lunr")
-        for line in unsafe_modules(ast.parse(path.read_text()))
+        for line in unsafe_modules(_parsed(path))
     ]
     assert not found, f"say -P: {found}"
 

@@ -19,7 +19,7 @@ from lunr.common import errors
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(), inner, max_size=4),
-    max_leaves=12,
+    max_leaves=6,
 )
 NAMES = sorted({name for route in ROUTES for name in route.fields})
 

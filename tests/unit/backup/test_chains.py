@@ -19,6 +19,7 @@ from lunr.backup.reading import load_range
 from lunr.backup.restore import restore
 from lunr.backup.stores.memory import MemoryStore
 from lunr.backup.verify import verify
+from tests.support.thorough import examples
 from tests.unit.backup.support import load_bytes, repository, save_bytes
 
 #: 16 blocks a chunk, three chunks a segment.
@@ -208,4 +209,4 @@ class Chain(RuleBasedStateMachine):
 
 
 TestChain = Chain.TestCase
-TestChain.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+TestChain.settings = settings(max_examples=examples(30, 500), stateful_step_count=40)

@@ -15,6 +15,7 @@ from lunr.backup.image.source import Source as Stored
 from lunr.backup.overlay import Overlay
 from lunr.backup.pipeline import Backup, save
 from lunr.backup.stores.memory import MemoryStore
+from tests.support.thorough import examples
 from tests.unit.backup.support import (
     SMALL,
     FailAfter,
@@ -46,7 +47,7 @@ def between(absent: list[tuple[int, int]], size: int) -> list[tuple[int, int]]:
     return [(a, b) for a, b in zip(edges[::2], edges[1::2], strict=True) if a < b]
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=examples(40, 1500))
 @given(
     absent=ranges(),
     seed=st.integers(0, 1 << 30),

@@ -15,6 +15,7 @@ from lunr.backup.format.names import Kind
 from lunr.backup.repository import Repository
 from lunr.backup.stores.memory import MemoryStore
 from lunr.backup.verify import Share, verify
+from tests.support.thorough import examples
 from tests.unit.backup.support import (
     SMALL,
     Faulty,
@@ -237,7 +238,7 @@ _REPO = repository()
 _CONTENTS = chain(_REPO, random.Random(12))
 
 
-@settings(max_examples=300)
+@settings(max_examples=examples(75, 3000))
 @given(st.data())
 def test_no_change_of_any_bit_of_any_object_goes_unnoticed(data: st.DataObject) -> None:
     assert isinstance(_REPO.store, MemoryStore)

@@ -32,16 +32,14 @@ JSON = st.recursive(
 )
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@given(others=st.dictionaries(st.text(min_size=1), JSON))
-def test_what_the_server_told_is_told_on(
-    kind: type[records.Record], others: dict[str, object]
-) -> None:
+@given(st.dictionaries(st.text(min_size=1), JSON))
+def test_what_the_server_told_is_told_on(others: dict[str, object]) -> None:
     others.pop("extra", None)
     told = {**others, **NEEDED}
-    record = kind.parse(told)
-    assert {name: record.as_dict()[name] for name in told} == told
-    assert kind.parse(record.as_dict()) == record
+    for kind in KINDS:  # to make one up takes longer than to parse it
+        record = kind.parse(told)
+        assert {name: record.as_dict()[name] for name in told} == told
+        assert kind.parse(record.as_dict()) == record
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from lunr.storage.jobs.extents import BLOCK, CHUNK, MOST_ALLOCATED, MOST_CHANGED, coalesce
 from lunr.storage.pools.base import Extent
+from tests.support.thorough import examples
 
 MIB = 1 << 20
 UNITS = st.sampled_from([BLOCK, CHUNK])
@@ -49,7 +50,7 @@ def test_with_room_for_them_nothing_is_told_that_has_no_part_in_it(
 
 
 def test_a_large_volume_with_a_hole_in_every_other_chunk_makes_a_short_list() -> None:
-    chunks = 1 << 20  # 4 TiB
+    chunks = examples(1 << 18, 1 << 20)  # of 1 TiB, or 4
     every_other = (Extent(at * CHUNK, at * CHUNK + 1) for at in range(0, chunks, 2))
     short = coalesce(every_other, chunks * CHUNK, CHUNK, MOST_ALLOCATED)
     assert 1 <= len(short) <= MOST_ALLOCATED
@@ -57,5 +58,7 @@ def test_a_large_volume_with_a_hole_in_every_other_chunk_makes_a_short_list() ->
 
 
 def test_a_hundredth_of_a_large_volume_is_told_to_the_block() -> None:
-    every_hundredth = [Extent(at * BLOCK, (at + 1) * BLOCK) for at in range(0, 1 << 25, 100)]
-    assert coalesce(every_hundredth, 1 << 40, BLOCK, MOST_CHANGED) == every_hundredth
+    blocks = examples(1 << 22, 1 << 25)  # of 128 GiB, or 1 TiB
+    every_hundredth = [Extent(at * BLOCK, (at + 1) * BLOCK) for at in range(0, blocks, 100)]
+    most = MOST_CHANGED * blocks >> 25
+    assert coalesce(every_hundredth, blocks * BLOCK, BLOCK, most) == every_hundredth

@@ -24,6 +24,7 @@ from lunr.backup.image.local import Local
 from lunr.backup.image.presence import UNIT
 from lunr.backup.image.protocol import Contended
 from lunr.backup.image.wire import Op
+from tests.support.thorough import examples
 from tests.support.waiting import wait_until
 from tests.unit.backup.image.support import CHUNK, World, content
 from tests.unit.backup.image.test_protocol import Kernel, read_in, write_in
@@ -124,7 +125,9 @@ class Volume(RuleBasedStateMachine):
 
 
 Volume.TestCase.settings = settings(
-    max_examples=40, stateful_step_count=20, suppress_health_check=[HealthCheck.too_slow]
+    max_examples=examples(15, 400),
+    stateful_step_count=20,
+    suppress_health_check=[HealthCheck.too_slow],
 )
 TestVolume = Volume.TestCase
 

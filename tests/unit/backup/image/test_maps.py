@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from lunr.backup.image import maps
 from lunr.backup.image.local import Local
 from lunr.backup.image.presence import PRESENT, UNIT, Shape, area_with, area_without
+from tests.support.thorough import examples
 
 #: 1250 chunks, 8 sectors.
 SHAPE = Shape(20000 * UNIT - 100, 16 * UNIT)
@@ -180,7 +181,7 @@ def test_a_map_of_another_length_is_seen(files: Files, change: object) -> None:
         pass
 
 
-@settings(max_examples=40)
+@settings(max_examples=examples(12, 400))
 @given(data=st.data())
 def test_any_mix_of_old_and_new_sectors_claims_no_more_than_the_truth(
     data: st.DataObject, tmp_path_factory: pytest.TempPathFactory
@@ -215,7 +216,7 @@ def _units(found: list[tuple[int, int]]) -> set[int]:
     }
 
 
-@settings(max_examples=60)
+@settings(max_examples=examples(30, 600))
 @given(
     edges=st.lists(st.integers(0, 20000), unique=True, max_size=40).map(sorted),
     more=st.sampled_from([0, 3 * UNIT, 40 * UNIT]),

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from lunr.backup.image.presence import ABSENT, PARTIAL, PRESENT, UNIT, Presence, Shape
+from tests.support.thorough import examples
 
 
 class Map(RuleBasedStateMachine):
@@ -106,7 +107,7 @@ class Map(RuleBasedStateMachine):
         assert again.present == self.presence.present
 
 
-Map.TestCase.settings = settings(max_examples=60, stateful_step_count=25)
+Map.TestCase.settings = settings(max_examples=examples(25, 600), stateful_step_count=25)
 TestMap = Map.TestCase
 
 

@@ -33,6 +33,8 @@ class World:
     def __init__(self, seed: int, lag: float) -> None:
         self.random = random.Random(seed)
         self.lag = lag
+        #: Which names listings are behind with, by all of the lag; None: by any time, all names.
+        self.late: tuple[str, ...] | None = None
         self.now = 1_000_000.0
         self.objects: dict[str, bytes] = {}
         self.history: dict[str, list[tuple[float, int | None]]] = {}
@@ -57,12 +59,15 @@ class World:
         self.history.setdefault(name, []).append((self.now, len(data)))
 
     def rot(self) -> None:
-        """Change an object of data, cut it short, or lose it."""
+        """Spoil an object of data."""
         kind = self.random.choice(("chunks/", "chunks/", "patches/", "patches/", "segments/"))
         names = [one for one in self.objects if one.startswith(kind) and one not in self.rotten]
         if not names:
             return
-        name = self.random.choice(names)
+        self.spoil(self.random.choice(names))
+
+    def spoil(self, name: str) -> None:
+        """Change the object, cut it short, or lose it."""
         data = bytearray(self.objects[name])
         at = self.random.randrange(len(data))
         self.rotten.add(name)
@@ -85,7 +90,10 @@ class World:
         shown = []
         for name, events in self.history.items():
             if name.startswith(prefix):
-                moment = self.now - self.random.uniform(0, self.lag)
+                behind = self.random.uniform(0, self.lag)
+                if self.late is not None:
+                    behind = self.lag if name.startswith(self.late) else 0.0
+                moment = self.now - behind
                 size = next((s for t, s in reversed(events) if t <= moment), None)
                 if size is not None:
                     shown.append((name, size))
@@ -258,7 +266,19 @@ class Scheduler:
         self.world.now += pause
         # One of a hundred requests is a report: that chance alone would hardly ever meet it.
         crashes = 50 * self._crashes if actor.request == "report" else self._crashes
-        actor.step(crash=chance.random() < crashes)
+        self._step(actor, crash=chance.random() < crashes)
+
+    def run_to(self, actor: Actor, request: str = "-") -> None:
+        """Let this actor alone go on, until it is before a `request`, or over."""
+        while not actor.over and not actor.request.startswith(request):
+            self._step(actor)
+
+    def crash(self, actor: Actor) -> None:
+        """Kill it in front of its request."""
+        self._step(actor, crash=True)
+
+    def _step(self, actor: Actor, crash: bool = False) -> None:
+        actor.step(crash)
         if actor.over:
             self.actors.remove(actor)
             self.finished.append(actor)

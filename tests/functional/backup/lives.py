@@ -11,6 +11,7 @@ from lunr.backup.errors import CorruptObject, ObjectMissing, UnsupportedFormat
 from lunr.backup.extents import runs
 from lunr.backup.format.names import Kind
 from lunr.backup.repository import Repository
+from lunr.backup.sessions import LIFETIME, MARGIN
 from lunr.backup.stores import connection_options
 from lunr.backup.stores.swift import SwiftStore
 from lunr.backup.verify import verify
@@ -27,14 +28,15 @@ _BLOCKS = 4  # of a chunk
 class Life:
     """Two volumes change, are saved, read, verified, deleted and collected.
 
-    For some hundred requests. Half of the saves know what has changed, half of them are told of
-    other backups, which may be deleted, or being deleted, or never were.
+    For some hundred requests, after the few whose order matters most. Half of the saves know
+    what has changed, half of them are told of other backups, which may be deleted, or being
+    deleted, or never were.
     """
 
     def __init__(self, seed: int, lag: float, grace: float, service: bool, rot: bool) -> None:
         self.world = World(seed, lag)
         self.chance = self.world.random
-        self.rot = self.chance.choice((0.0, 0.05)) if rot else 0.0
+        self.rot = 0.05 if rot and seed % 2 else 0.0
         self.scheduler = Scheduler(self.world)
         self.grace = grace
         self.service = service
@@ -63,9 +65,19 @@ class Life:
             volume[first : first + count] = [self.chance.randrange(9)] * count
         data = self.bytes_of(volume)
         parent = self.chance.choice([*self.saved, None])
-        known = tuple(self.collections) if self.service else ()
         like = self.like()
         changed = None if self.chance.random() < 0.5 else self.changes(parent, data)
+        self.save(backup_id, data, parent, like, changed)
+
+    def save(
+        self,
+        backup_id: str,
+        data: bytes,
+        parent: str | None = None,
+        like: tuple[str, ...] = (),
+        changed: list[tuple[int, int]] | None = None,
+    ) -> Actor:
+        known = tuple(self.collections) if self.service else ()
         self.content[backup_id] = data
 
         def work(repository: Repository) -> None:
@@ -74,7 +86,9 @@ class Life:
             )
             self.saved[backup_id] = data
 
-        self.saving[backup_id] = self.scheduler.start(f"save {backup_id}", work)
+        actor = self.scheduler.start(f"save {backup_id}", work)
+        self.saving[backup_id] = actor
+        return actor
 
     def like(self) -> tuple[str, ...]:
         """Some backups, whatever has become of them."""
@@ -96,10 +110,10 @@ class Life:
 
     def start_restore(self) -> None:
         choices = [*self.saved, *sorted(self.deleting)]
-        if not choices:
-            return
-        backup_id = self.chance.choice(choices)
+        if choices:
+            self.restore(self.chance.choice(choices))
 
+    def restore(self, backup_id: str) -> Actor:
         def work(repository: Repository) -> None:
             try:
                 data = load_bytes(repository, backup_id)
@@ -109,7 +123,7 @@ class Life:
                 raise
             assert data == self.content[backup_id]
 
-        self.scheduler.start(f"restore {backup_id}", work)
+        return self.scheduler.start(f"restore {backup_id}", work)
 
     def bytes_of(self, volume: list[int]) -> bytes:
         return b"".join(bytes([value]) * 64 for value in volume)
@@ -119,9 +133,10 @@ class Life:
         if self.service:  # refuses to delete the parent of a running backup
             parents = {actor.what for actor in self.scheduler.actors}
         choices = [one for one in self.saved if f"save {one}" not in parents]
-        if not choices:
-            return
-        backup_id = self.chance.choice(choices)
+        if choices:
+            self.forget(self.chance.choice(choices))
+
+    def forget(self, backup_id: str) -> Actor:
         del self.saved[backup_id]
         self.deleting.add(backup_id)
 
@@ -129,7 +144,7 @@ class Life:
             repository.delete_root(backup_id)
             self.deleted.add(backup_id)
 
-        self.scheduler.start(f"delete {backup_id}", work)
+        return self.scheduler.start(f"delete {backup_id}", work)
 
     def keep(self) -> list[str]:
         """All backups that are or may be there, as the service knows them."""
@@ -137,7 +152,7 @@ class Life:
             return []
         return [one for one in self.content if one not in self.deleted]
 
-    def start_collect(self) -> None:
+    def start_collect(self) -> Actor:
         keep = self.keep()
 
         def work(repository: Repository) -> None:
@@ -145,7 +160,7 @@ class Life:
             _report(repository)
             self.hear(found)
 
-        self.scheduler.start("collect", work)
+        return self.scheduler.start("collect", work)
 
     def hear(self, found: garbage.Collected) -> None:
         """What the service does when a collection tells what it found."""
@@ -165,6 +180,9 @@ class Life:
         collection = self.chance.choice(known)
         if self.service and any(not self.saving[one].over for one in self.collections[collection]):
             return
+        self.sweep(collection)
+
+    def sweep(self, collection: str) -> Actor:
         keep = self.keep()
 
         def work(repository: Repository) -> None:
@@ -172,20 +190,87 @@ class Life:
             _report(repository)
             self.collections.pop(collection, None)
 
-        self.scheduler.start(f"sweep {collection}", work)
+        return self.scheduler.start(f"sweep {collection}", work)
 
     def start_verify(self) -> None:
-        chosen = self.chance.choice((None, list(self.saved)))
+        self.verify(self.chance.choice((None, list(self.saved))))
+
+    def verify(self, chosen: list[str] | None) -> Actor:
 
         def work(repository: Repository) -> None:
             for backup_id in verify(repository, chosen, concurrency=1).damaged:
                 assert backup_id in self.deleting or self.is_damaged(backup_id)
 
-        self.scheduler.start("verify", work)
+        return self.scheduler.start("verify", work)
+
+    # --- what every life meets, as chance would hardly ever have it ---------------------
+
+    def meet_what_matters(self) -> None:
+        """Each kind of actor at its end, and each danger at its worst moment."""
+        self.world.late = ()
+        self.meet_a_sweep_beside_saves()
+        if self.world.lag:
+            self.meet_a_late_listing()
+        if self.rot:
+            self.meet_what_has_rotted()
+        self.world.late = None
+        self.check()
+
+    def done(self, actor: Actor) -> None:
+        """The actor does its work, and nobody else anything meanwhile."""
+        self.scheduler.run_to(actor)
+        assert actor.failure is None, actor.failure
+
+    def held_save(self, backup_id: str, data: bytes, like: tuple[str, ...] = ()) -> Actor:
+        """A save that knows what is condemned, and has stored nothing."""
+        actor = self.save(backup_id, data, like=like)
+        self.scheduler.run_to(actor, "put chunks/")
+        assert not actor.over
+        return actor
+
+    def meet_a_sweep_beside_saves(self) -> None:
+        data = _new_bytes(100)
+        self.done(self.save("p", data))
+        self.done(self.restore("p"))
+        self.done(self.verify(["p"]))
+        save = self.held_save("s", data + _new_bytes(101), like=("p",))
+        self.scheduler.crash(self.held_save("w", data + _new_bytes(102), like=("p",)))
+        self.done(self.forget("p"))  # only what is being saved refers to it now
+        self.done(self.start_collect())
+        (collection,) = self.to_sweep()
+        if self.service:  # it asks for no sweep before
+            self.done(save)
+        self.scheduler.run_to(self.sweep(collection))
+        if not save.over:
+            self.done(save)
+        self.check()
+        late = self.held_save("t", _new_bytes(103))
+        self.world.now += 2 * (LIFETIME + MARGIN) + self.grace
+        self.done(self.sweep(collection))
+        self.scheduler.run_to(late)
+        self.check()
+
+    def meet_a_late_listing(self) -> None:
+        """A new backup is collected around before a listing shows it or its session."""
+        self.world.late = ("roots/", "sessions/")
+        self.done(self.save("l", _new_bytes(104)))
+        self.done(self.start_collect())
+        for collection in self.to_sweep():
+            self.scheduler.run_to(self.sweep(collection))
+        self.check()
+
+    def meet_what_has_rotted(self) -> None:
+        data = _new_bytes(105)
+        self.done(self.save("r", data))
+        self.world.spoil(min(one for one in self.needs("r") if one.startswith("chunks/")))
+        self.done(self.verify(["r"]))
+        self.done(self.save("again", data, "r"))
+        assert not self.is_damaged("again")
 
     # --- the life ------------------------------------------------------------------
 
     def go(self) -> None:
+        self.meet_what_matters()
         starts = [self.start_save] * 3 + [self.start_sweep] * 2
         starts += [self.start_delete, self.start_collect, self.start_verify, self.start_restore]
         for _ in range(60):
@@ -329,6 +414,11 @@ class Life:
             self.hear(garbage.collect(self.direct, keep, self.grace, threads=1))
 
 
+def _new_bytes(value: int) -> bytes:
+    """A chunk like no other."""
+    return bytes([value]) * SMALL.chunk
+
+
 def _report(repository: Repository) -> None:
     assert isinstance(repository.store, View)
     repository.store.report()
@@ -344,7 +434,7 @@ def go(
         lag: seconds that listings are behind.
         grace: see :mod:`lunr.backup.collect`.
         service: as the service does it, that knows every backup.
-        rot: in half of the lives, objects rot.
+        rot: in every second life, objects rot.
         swift: reach the objects by the store class for Swift, over sockets.
     """
     with contextlib.ExitStack() as stack:

@@ -14,10 +14,11 @@ from lunr.backup.errors import ObjectMissing
 from lunr.backup.stores.memory import MemoryStore
 from lunr.common.errors import LunrError
 from tests.functional.backup.lives import LAG, go
+from tests.support.thorough import examples
 from tests.unit.backup.support import Faulty, load_bytes, repository, save_bytes
 
 #: How many random runs of each kind; more can be asked for by the environment.
-RUNS = int(os.environ.get("LUNR_INTERLEAVINGS", "50"))
+RUNS = int(os.environ.get("LUNR_INTERLEAVINGS", examples(8, 1000)))
 SEED = int(os.environ.get("LUNR_SEED", "0")) or random.SystemRandom().randrange(1 << 32)
 
 
@@ -33,38 +34,33 @@ def test_nothing_needed_goes_and_nothing_else_stays(
     for number in range(RUNS):
         ends += go(SEED + number, lag, grace, service)
     print(dict(ends))
-    if RUNS >= 50:  # the runs are worth something only if all of this happened in them
-        actors = ("save", "sweep", "collect", "delete", "verify", "restore")
-        assert all(ends[f"{actor} done"] for actor in actors), ends
-        assert any(ends[f"{actor} crashed"] for actor in actors), ends
-        assert ends["sweep saves_running"], ends
-        assert ends["save session_lost"], ends
-        assert ends["rotten"], ends
+    # The runs are worth something only if all of this happened in them: they see to it.
+    for actor in ("save", "sweep", "collect", "delete", "verify", "restore"):
+        assert ends[f"{actor} done"] >= RUNS, ends
+    assert ends["save crashed"] >= RUNS, ends
+    assert ends["sweep saves_running"] >= RUNS, ends
+    assert ends["save session_lost"] >= RUNS, ends
+    assert ends["rotten"] >= RUNS // 2, ends
 
 
 def test_the_same_over_sockets() -> None:
     ends: Counter[str] = Counter()
-    for number in range(max(1, RUNS // 10)):
+    for number in range(max(2, RUNS // 10)):
         ends += go(SEED + number, LAG, 0.0, service=True, swift=True)
     print(dict(ends))
-
-
-def _find_fault(lag: float, grace: float) -> None:
-    for number in range(4 * RUNS):
-        go(SEED + number, lag, grace, service=False, rot=False)
 
 
 def test_a_grace_shorter_than_the_lag_loses_objects() -> None:
     # The proof that these runs find what they look for.
     with pytest.raises((AssertionError, LunrError)):
-        _find_fault(LAG, 0.0)
+        go(SEED, LAG, 0.0, service=False, rot=False)
 
 
 def test_a_sweep_that_does_not_wait_loses_objects(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sessions.Session, "over", lambda *_: 0.0)
     monkeypatch.setattr(sessions.Writer, "check", lambda _: None)
     with pytest.raises((AssertionError, LunrError)):
-        _find_fault(0.0, 0.0)
+        go(SEED, 0.0, 0.0, service=False, rot=False)
 
 
 def test_a_save_that_heeds_no_notes_refers_to_what_has_rotted(
@@ -72,8 +68,7 @@ def test_a_save_that_heeds_no_notes_refers_to_what_has_rotted(
 ) -> None:
     monkeypatch.setattr(damage, "names", lambda _: frozenset())
     with pytest.raises((AssertionError, LunrError)):
-        for number in range(4 * RUNS):
-            go(SEED + number, 0.0, 0.0, service=False)
+        go(SEED | 1, 0.0, 0.0, service=False)
 
 
 @pytest.mark.parametrize("obeys", [True, False])
@@ -120,4 +115,4 @@ def test_a_writer_never_refers_to_a_condemned_name(
 def test_a_sweep_that_does_not_look_again_loses_objects(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(garbage, "_needed", lambda *_: set())
     with pytest.raises((AssertionError, LunrError)):
-        _find_fault(0.0, 0.0)
+        go(SEED, 0.0, 0.0, service=False, rot=False)

@@ -16,6 +16,7 @@ from sqlalchemy.orm import aliased
 from lunr.common import errors, times
 from lunr.db.models import Backup, Collection, Export, Job, JobAfter, Snapshot, Volume
 from tests.functional.api.world import ALL, World, outcome
+from tests.support.thorough import examples
 
 #: GiB of each node.
 ROOM = {"n1": 100, "n2": 20}
@@ -372,7 +373,7 @@ class Service(RuleBasedStateMachine):
 
 
 TestService = Service.TestCase
-TestService.settings = settings(max_examples=30, stateful_step_count=50, deadline=None)
+TestService.settings = settings(max_examples=examples(8, 300), stateful_step_count=50)
 
 
 def test_refusals_are_errors_of_lunr(world: World) -> None:

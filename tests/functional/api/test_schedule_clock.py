@@ -22,6 +22,7 @@ from lunr.api.services.timing import Timing
 from lunr.common import times
 from lunr.db.models import Backup, ScheduleRun
 from tests.functional.api.world import World
+from tests.support.thorough import examples
 
 #: Each volume's schedule; v3 has its type's.
 SCHEDULES = {
@@ -163,7 +164,7 @@ class Simulation:
                 assert (volume_id, count) == (volume_id, 1)
 
 
-@settings(max_examples=15)
+@settings(max_examples=examples(6, 200))
 @given(st.lists(STEPS, min_size=5, max_size=25))
 def test_months_with_outages(steps: list[Step]) -> None:
     with tempfile.TemporaryDirectory() as folder:

@@ -373,7 +373,7 @@ class Service(RuleBasedStateMachine):
 
 
 TestService = Service.TestCase
-TestService.settings = settings(max_examples=examples(8, 300), stateful_step_count=50)
+TestService.settings = settings(max_examples=examples(5, 300), stateful_step_count=50)
 
 
 def test_refusals_are_errors_of_lunr(world: World) -> None:

@@ -164,7 +164,7 @@ class Simulation:
                 assert (volume_id, count) == (volume_id, 1)
 
 
-@settings(max_examples=examples(6, 200))
+@settings(max_examples=examples(4, 200))
 @given(st.lists(STEPS, min_size=5, max_size=25))
 def test_months_with_outages(steps: list[Step]) -> None:
     with tempfile.TemporaryDirectory() as folder:

@@ -20,6 +20,7 @@ from lunr.backup.repository import Repository
 from lunr.backup.restore import restore
 from lunr.backup.stores.base import AT_ONCE, Slot
 from lunr.backup.stores.memory import MemoryStore
+from tests.support.thorough import examples
 from tests.unit.backup.support import KEYS, save_bytes
 
 #: As in life 128 blocks a chunk, but small ones.
@@ -93,10 +94,10 @@ def write(volume: bytearray, numbers: set[int], chance: random.Random) -> list[t
 @pytest.mark.parametrize(
     ("pattern", "saves", "most_stored"),
     [
-        (uniform(0.01), 500, 2.5),
-        (uniform(0.0005), 200, 2.5),
-        (hot_and_cold, 200, 1.5),
-        (database, 200, 2.5),
+        (uniform(0.01), examples(120, 500), 2.5),
+        (uniform(0.0005), examples(60, 200), 2.5),
+        (hot_and_cold, examples(50, 200), 1.5),
+        (database, examples(60, 200), 2.5),
     ],
     ids=["uniform", "few", "hot and cold", "database"],
 )

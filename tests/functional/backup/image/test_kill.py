@@ -11,7 +11,6 @@ import os
 import random
 import signal
 import threading
-import time
 from collections import defaultdict
 from pathlib import Path
 from typing import NoReturn
@@ -21,11 +20,12 @@ import pytest
 from lunr.backup.image.fill import Fill
 from lunr.backup.image.presence import UNIT
 from lunr.backup.stores.files import FileStore
+from tests.support.thorough import examples
 from tests.unit.backup.image.support import CHUNK, World, content
 
 SECTOR = 512
 #: LUNR_KILLS=5000 tries many.
-KILLS = int(os.environ.get("LUNR_KILLS", "60"))
+KILLS = int(os.environ.get("LUNR_KILLS", examples(60, 5000)))
 GUESTS = 2
 
 
@@ -87,7 +87,7 @@ def victim(world: World, pipe: int, seed: int) -> NoReturn:
             one.start()
         for one in guests:
             one.join()
-        time.sleep(10)
+        signal.pause()
     finally:
         os._exit(1)
 
@@ -114,18 +114,22 @@ def guest(world: World, pipe: int, seed: int, number: int) -> None:
         os.write(pipe, f"done {number}\n".encode())
 
 
-def killed_at(world: World, seed: int, seconds: float) -> list[str]:
-    """Let a victim work for so long, and return what it said."""
+def killed_at(world: World, seed: int, writes: int) -> list[str]:
+    """Let a victim work until it has said that so many writes are done; all that it said."""
     ours, theirs = os.pipe()
     pid = os.fork()
     if not pid:
         os.close(ours)
         victim(world, theirs, seed)
     os.close(theirs)
-    time.sleep(seconds)
-    os.kill(pid, signal.SIGKILL)
     with os.fdopen(ours) as said:
-        lines = said.read().splitlines()
+        lines: list[str] = []
+        while sum(line.startswith("done") for line in lines) < writes:
+            line = said.readline()
+            assert line, "it ended by itself"
+            lines.append(line.rstrip())
+        os.kill(pid, signal.SIGKILL)
+        lines += said.read().splitlines()
     _, status = os.waitpid(pid, 0)
     assert os.waitstatus_to_exitcode(status) == -signal.SIGKILL
     return lines
@@ -145,7 +149,7 @@ def test_no_write_is_lost_and_no_fetch_is_stale(tmp_path: Path) -> None:
         world.close()
         shadow = Shadow(data.ljust(world.size, b"\0"))
         for kill in range(12):
-            lines = killed_at(world, round_ * 100 + kill, rng.uniform(0.0, 0.08))
+            lines = killed_at(world, round_ * 100 + kill, rng.randrange(20))
             shadow.take(lines)
             acknowledged += sum(line.startswith("done") for line in lines)
             world.weather.fails = 0.0
@@ -165,5 +169,6 @@ def test_no_write_is_lost_and_no_fetch_is_stale(tmp_path: Path) -> None:
         assert world.target.read_bytes() == shadow.sure
         world.close()
         world.objects.close()
+    print(f"{acknowledged} writes, {midway} kills with some chunks there")
     assert acknowledged > KILLS
     assert midway > KILLS // 4

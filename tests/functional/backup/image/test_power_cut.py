@@ -20,11 +20,12 @@ import pytest
 
 from lunr.backup.image.local import Local
 from lunr.backup.image.presence import UNIT
+from tests.support.thorough import examples
 from tests.unit.backup.image.support import CHUNK, World, content
 
 SECTOR = 512
 #: Cuts tried in each run of a workload; LUNR_POWER_CUTS=1000 tries many.
-CUTS = int(os.environ.get("LUNR_POWER_CUTS", "12"))
+CUTS = int(os.environ.get("LUNR_POWER_CUTS", examples(12, 1000)))
 
 
 @dataclass

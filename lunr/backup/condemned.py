@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import zstandard
 
 from lunr.backup import damage, errors
-from lunr.backup.format.names import VERSION, Kind, condemned_name
+from lunr.backup.format.names import VERSION, Kind, condemned_name, is_name
 from lunr.backup.repository import Repository
 from lunr.common import ids
 
@@ -68,6 +68,8 @@ def load(repository: Repository, collection: str) -> Condemned | None:
         record = json.loads(zstandard.ZstdDecompressor().decompress(raw))
         if record["format"] != VERSION:
             raise errors.UnsupportedFormat(name=name, reason="a list of another version.")
+        if not all(map(is_name, record["objects"])):
+            raise errors.CorruptObject(name=name, reason="it lists what is no object.")
         return Condemned(
             record["created"], record["objects"], tuple(record["saves"]), record["swept"]
         )

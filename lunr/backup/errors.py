@@ -39,6 +39,12 @@ class ObjectMissing(LunrError):
     code = "object_missing"
 
 
+class BadObjectName(LunrError):
+    """{name!r} can't be the name of an object: nothing was read, written or deleted. Somebody else than lunr wrote to the store."""
+
+    code = "bad_object_name"
+
+
 class CorruptObject(LunrError):
     """The object {name} is corrupt: {reason}"""
 

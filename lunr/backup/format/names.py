@@ -68,6 +68,17 @@ def token_of(name: str) -> bytes | None:
     return bytes.fromhex(match[2]) if match else None
 
 
+_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)*", re.ASCII)
+
+
+def is_name(text: object) -> bool:
+    """Whether `text` may be the name of an object: below a store's folder and nowhere else.
+
+    No part of it is empty or begins with a dot, so none leads up or away.
+    """
+    return isinstance(text, str) and _NAME.fullmatch(text) is not None
+
+
 def root_name(backup_id: str) -> str:
     """The name of the root of a backup."""
     return f"{Kind.ROOT}/{backup_id}"

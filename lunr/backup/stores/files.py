@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from lunr.backup import errors
-from lunr.backup.format.names import Buffer
+from lunr.backup.format.names import Buffer, is_name
 from lunr.backup.linux import Streaming, syncfs
 from lunr.backup.stores.base import AT_ONCE, Slot, Store
 
@@ -45,9 +45,19 @@ class FileStore(Store):
                 raise errors.StoreRefused(store=f"files:{self._folder}", reason=reason) from error
             raise errors.StoreUnavailable(store=f"files:{self._folder}", reason=reason) from error
 
+    def _path(self, name: str) -> Path:
+        """The file of an object.
+
+        Raises:
+            errors.BadObjectName: `name` might lead out of the folder.
+        """
+        if not is_name(name):
+            raise errors.BadObjectName(name=name)
+        return self._folder / name
+
     def put(self, name: str, *buffers: Buffer, durable: bool = False, slot: Slot = AT_ONCE) -> None:
         """See :meth:`Store.put`."""
-        path = self._folder / name
+        path = self._path(name)
         unfinished = f"{path}.{secrets.token_hex(4)}{_UNFINISHED}"
         with slot, self._errors():
             fd = self._create(path.parent, unfinished)
@@ -99,9 +109,10 @@ class FileStore(Store):
 
     def get(self, name: str, offset: int = 0, length: int | None = None) -> Buffer:
         """See :meth:`Store.get`."""
+        path = self._path(name)
         with self._errors():
             try:
-                fd = os.open(self._folder / name, os.O_RDONLY | os.O_CLOEXEC)
+                fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
             except FileNotFoundError:
                 raise errors.ObjectMissing(name=name) from None
             try:
@@ -119,7 +130,7 @@ class FileStore(Store):
 
     def delete(self, name: str) -> None:
         """See :meth:`Store.delete`. Folders that it leaves empty go too."""
-        path = self._folder / name
+        path = self._path(name)
         with self._errors():
             try:
                 path.unlink(missing_ok=True)
@@ -132,9 +143,11 @@ class FileStore(Store):
                     raise
 
     def list(self, prefix: str = "") -> Iterator[tuple[str, int]]:
-        """See :meth:`Store.list`."""
+        """See :meth:`Store.list`. What has no name of an object is somebody else's."""
         with self._errors():
-            yield from self._walk(prefix.rpartition("/")[0], prefix)
+            for name, size in self._walk(prefix.rpartition("/")[0], prefix):
+                if is_name(name):
+                    yield name, size
 
     def _walk(self, folder: str, prefix: str) -> Iterator[tuple[str, int]]:
         try:

@@ -7,7 +7,7 @@ from collections import Counter
 import pytest
 
 from lunr.backup import collect as garbage
-from lunr.backup import condemned
+from lunr.backup import condemned, errors
 from lunr.backup.format.names import Kind
 from lunr.backup.stores.memory import MemoryStore
 from lunr.common.errors import LunrError
@@ -77,6 +77,14 @@ def test_a_list_that_can_not_be_read_is_told_so_that_its_sweep_drops_it() -> Non
     assert garbage.collect(repo).unswept == ("c1",)
     garbage.sweep(repo, "c1")
     save_bytes(repo, DATA, "b1")
+
+
+@pytest.mark.parametrize("name", ["/etc/passwd", "../other/roots/sunday", "chunks/../x", ""])
+def test_a_list_of_names_that_are_no_objects_is_not_believed(name: str) -> None:
+    repo = repository(MemoryStore())
+    condemned.store(repo, "forged", condemned.Condemned(0.0, {"chunks/aa/b": 1, name: 1}, ()))
+    with pytest.raises(errors.CorruptObject, match="condemned/forged"):
+        condemned.load(repo, "forged")
 
 
 def test_what_is_saved_while_a_collection_looks_around_is_not_condemned() -> None:

@@ -40,6 +40,28 @@ class TestFiles(StoreContract):
         assert list(store.list()) == []
         store.close()
 
+    def test_a_name_does_not_lead_out_of_the_folder(self, tmp_path: Path) -> None:
+        beside = tmp_path / "passwd"
+        beside.write_bytes(b"precious")
+        store = FileStore(tmp_path / "store")
+        for name in (str(beside), "../passwd", "chunks/../../passwd", "", "a//b", "a/.", "a\n"):
+            for use in (store.put, store.get, store.delete):
+                with pytest.raises(errors.BadObjectName):
+                    use(name)
+        (tmp_path / "store" / "link").symlink_to(beside)
+        with pytest.raises(errors.StoreUnavailable):
+            store.get("link")
+        store.close()
+        assert beside.read_bytes() == b"precious"
+        assert sorted(path.name for path in tmp_path.rglob("*")) == ["link", "passwd", "store"]
+
+    def test_what_is_not_lunrs_is_not_listed(self, tmp_path: Path) -> None:
+        store = FileStore(tmp_path)
+        for name in (".nfs0001", "a note.txt"):
+            (tmp_path / name).write_bytes(b"x")
+        assert list(store.list()) == []
+        store.close()
+
     def test_what_a_killed_writer_left_is_listed(self, tmp_path: Path) -> None:
         store = FileStore(tmp_path)
         (tmp_path / "chunks").mkdir()

@@ -40,6 +40,9 @@ _ATTRIBUTES = {
     "demo_mode_discovery": "0",
     "prod_mode_write_protect": "0",
 }
+#: What Linux as an initiator asks for at most in one WRITE SAME (SD_MAX_WS16_BLOCKS); the kernel
+#: refuses more than it is told.
+_MOST_BLOCKS = 0x7FFFFF
 #: Paths are given to the kernel among other options, separated by commas.
 _PLAIN_PATH = re.compile(r"[^,\s\x00-\x1f\x7f]{1,500}")
 
@@ -232,11 +235,33 @@ def _disk(export: Export) -> Path:
     configfs.write(disk / "wwn" / "product_id", "VOLUME")
     # EXTENDED COPY reaches from one disk to another; nobody needs it here.
     configfs.write(disk / "attrib" / "emulate_3pc", "0")
-    if disk.parent == _IBLOCK and configfs.read(disk / "attrib" / "max_unmap_lba_count") != "0":
-        configfs.write(disk / "attrib" / "emulate_tpu", "1")
+    if disk.parent == _IBLOCK:
+        allow_discards(disk / "attrib")
     # Last: by it a disk that is made to its end is known.
     (disk / "wwn" / "vpd_unit_serial").write_text(serial(export.serial))
     return disk
+
+
+def allow_discards(attributes: Path) -> None:
+    """Let initiators discard, if the device below can.
+
+    A kernel that knows atomic writes (7.2 does, 6.12 does not) tells their limits in the page in
+    which those of UNMAP are, and ends that page before them where the device has none
+    (spc_emulate_evpd_b0). Linux as an initiator believes the page as a whole only
+    (sd_read_block_limits), and would discard nothing. WRITE SAME with UNMAP it takes without it.
+
+    Args:
+        attributes: the folder of the disk's attributes.
+    """
+    if configfs.read(attributes / "max_unmap_lba_count") == "0":
+        return
+    configfs.write(attributes / "emulate_tpu", "1")
+    atomic = attributes / "atomic_max_len"
+    if atomic.exists() and configfs.read(atomic) == "0":
+        # Else initiators would write zeros by the same command, and it only discards.
+        configfs.write(attributes / "unmap_zeroes_data", "0")
+        configfs.write(attributes / "max_write_same_len", str(_MOST_BLOCKS))
+        configfs.write(attributes / "emulate_tpws", "1")
 
 
 def _is_as_asked(disk: Path, export: Export) -> bool:

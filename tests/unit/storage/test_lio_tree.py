@@ -63,3 +63,39 @@ def test_ids_that_differ_late_have_other_designators() -> None:
 def test_the_examples_in_the_docstrings_hold() -> None:
     assert doctest.testmod(lio).failed == 0
     assert doctest.testmod(lio_tree).failed == 0
+
+
+@pytest.mark.parametrize(
+    ("kernel", "changed"),
+    [
+        ({}, {"emulate_tpu": "1"}),
+        ({"atomic_max_len": "128"}, {"emulate_tpu": "1"}),
+        (
+            {"atomic_max_len": "0"},
+            {
+                "emulate_tpu": "1",
+                "emulate_tpws": "1",
+                "unmap_zeroes_data": "0",
+                "max_write_same_len": "8388607",
+            },
+        ),
+        ({"max_unmap_lba_count": "0"}, {}),
+        ({"max_unmap_lba_count": "0", "atomic_max_len": "0"}, {}),
+    ],
+)
+def test_initiators_may_discard_on_every_kernel(
+    kernel: dict[str, str], changed: dict[str, str], tmp_path: Path
+) -> None:
+    before = {
+        "max_unmap_lba_count": "64",
+        "emulate_tpu": "0",
+        "emulate_tpws": "0",
+        "unmap_zeroes_data": "1",
+        "max_write_same_len": "64",
+        **kernel,
+    }
+    for name, value in before.items():
+        (tmp_path / name).write_text(f"{value}\n")
+    lio_tree.allow_discards(tmp_path)
+    after = {path.name: path.read_text().strip() for path in tmp_path.iterdir()}
+    assert after == {**before, **changed}

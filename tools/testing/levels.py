@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from tools.testing import records
 from tools.testing.running import BIN, CACHE, Program, Run
 
-LEVELS = ("style", "unit", "functional", "system", "crash", "vm")
 HOST = ("unit", "functional", "system", "crash")
 #: What took how long in the runs before, by file.
 DURATIONS = CACHE / "durations.json"
@@ -36,6 +34,7 @@ class Choice:
         levels: some of `LEVELS`.
         arguments: what is given to each pytest.
         files: only these files with tests, if given.
+        left_out: files with tests that there is no time for, and the seconds that they would take.
         seed: of a random order, if given.
         is_verbose: show what the programs write.
     """
@@ -43,6 +42,7 @@ class Choice:
     levels: Sequence[str]
     arguments: Sequence[str] = ()
     files: Sequence[str] | None = None
+    left_out: Mapping[str, float] = field(default_factory=dict)
     seed: int | None = None
     is_verbose: bool = False
 
@@ -118,17 +118,3 @@ def start_host(run: Run, choice: Choice) -> Job | None:
     record = run.folder / "host.jsonl"
     argv = [*pytest(record, choice), f"--basetemp={run.folder / 'h'}", "-n", str(WORKERS)]
     return Job("host", "host", run.start("host", [*argv, *paths, *choice.arguments]), record)
-
-
-def remember(results: dict[str, records.Result]) -> None:
-    """Keep for the next run what each file took."""
-    known: dict[str, float] = json.loads(DURATIONS.read_text()) if DURATIONS.exists() else {}
-    new: dict[str, float] = {}
-    for result in results.values():
-        for id, seconds in result.tests.items():
-            file = records.file_of(id)
-            new[file] = new.get(file, 0.0) + seconds
-    DURATIONS.parent.mkdir(parents=True, exist_ok=True)
-    fresh = DURATIONS.with_suffix(".new")
-    fresh.write_text(json.dumps(known | {k: round(v, 2) for k, v in new.items()}, indent=1))
-    fresh.replace(DURATIONS)

@@ -6,7 +6,8 @@ import os
 import sys
 from collections.abc import Mapping
 
-from tools.testing import plugin, records
+from tools.testing import records
+from tools.testing.durations import read_durations, seconds_of
 from tools.testing.levels import DURATIONS, Choice, Job, pytest
 from tools.testing.patience import patient
 from tools.testing.running import Run
@@ -113,9 +114,9 @@ class Preparation:
 
     def files(self) -> dict[str, float]:
         """The files with tests that are to run, and the seconds that each may take."""
-        known = plugin.read_durations(DURATIONS)
+        known = read_durations(DURATIONS)
         return {
-            file: plugin.seconds_of(file, known)
+            file: seconds_of(file, known)
             for one in records.Reader(self._record).read()
             if isinstance(one, records.Collected)
             for file in one.files

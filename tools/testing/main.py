@@ -1,6 +1,7 @@
 """Runs the levels of tests and sums them up.
 
 usage: tools/test [OPTION…] [LEVEL…] [-- PYTEST ARGUMENT…]
+       tools/test --changed [REVISION] [LEVEL…]
 
   style       ruff (format and rules) and mypy
   unit        tests/unit: no process is started, no network
@@ -14,6 +15,11 @@ line counts the tests; the exit code is 0 when none failed and no level was
 without a test.
 
   --random [SEED]   run files, and tests in them, in random order
+  --changed [REVISION]
+                    style, and the tests that the changed files reach by imports, as
+                    many as take less than a minute; what is left out is named. What
+                    changed since REVISION; without one, since this branch left its
+                    upstream (main); else what is not committed, or the last commit
   -v                show all that pytest, ruff and mypy write, as they write it
 
   tools/test unit -- -k ids -x
@@ -25,8 +31,8 @@ import random
 import sys
 import time
 
-from tools.testing import levels, machines
-from tools.testing.levels import LEVELS, Choice, Job, StyleCheck
+from tools.testing import LEVELS, changed, durations, levels, machines
+from tools.testing.levels import Choice, Job, StyleCheck
 from tools.testing.report import Report, summary
 from tools.testing.running import Program, Run, a_run, watch
 
@@ -51,6 +57,9 @@ def parse(arguments: list[str]) -> Choice:
             case "--random":
                 given = mine and mine[0].isdigit()
                 choice.seed = int(mine.pop(0)) if given else random.randrange(1 << 32)
+            case "--changed":
+                is_revision = mine and mine[0] not in LEVELS and not mine[0].startswith("-")
+                select_changed(choice, mine.pop(0) if is_revision else None)
             case "-v" | "--verbose":
                 choice.is_verbose = True
             case _ if word in LEVELS:
@@ -61,6 +70,19 @@ def parse(arguments: list[str]) -> Choice:
                 raise WrongUse(f"there is no level {word}; there are {', '.join(LEVELS)}")
     choice.levels = [level for level in LEVELS if level in chosen or not chosen]
     return choice
+
+
+def select_changed(choice: Choice, revision: str | None) -> None:
+    """Choose the files with tests that what changed reaches."""
+    selection = changed.select_changed(revision)
+    choice.files, choice.left_out = selection.chosen, selection.left_out
+    names = ", ".join(selection.changed[:6]) + (", …" if len(selection.changed) > 6 else "")
+    print(
+        f"{len(selection.changed)} files changed since {selection.since[:12]}: {names}\n"
+        f"they reach {len(selection.chosen) + len(selection.left_out)} files with tests; "
+        f"{len(selection.chosen)} are run",
+        flush=True,
+    )
 
 
 class Session:
@@ -148,10 +170,12 @@ def run_all(choice: Choice) -> int:
     except SystemExit:
         print(summary(report.results), flush=True)
         raise
-    levels.remember(report.results)
-    report.require(choice.levels)
+    if not choice.arguments and choice.files is None:  # whole files
+        durations.remember(levels.DURATIONS, report.results.values())
+    if choice.files is None:
+        report.require(choice.levels)
     ordered = {level: report.results[level] for level in LEVELS if level in report.results}
-    print(summary(ordered | report.results), flush=True)
+    print(summary(ordered | report.results, choice.left_out), flush=True)
     return 1 if report.has_failed else 0
 
 

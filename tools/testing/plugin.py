@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import json
 import random
 import time
 from collections import Counter
@@ -17,9 +16,7 @@ import pytest
 from xdist.scheduler import LoadFileScheduling
 
 from tools.testing import RECORDER, records
-
-#: Seconds that a file may take of which nothing is known, by its level: in doubt it goes first.
-GUESSES = {"unit": 1.0, "functional": 8.0, "system": 20.0, "crash": 40.0, "vm": 20.0}
+from tools.testing.durations import read_durations, seconds_of
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -78,19 +75,6 @@ def shuffled(items: Sequence[pytest.Item], seed: int) -> list[pytest.Item]:
     for name in names:
         rng.shuffle(files[name])
     return [item for name in names for item in files[name]]
-
-
-def read_durations(path: Path) -> dict[str, float]:
-    """Seconds by file, as earlier runs had them."""
-    if not path.exists():
-        return {}
-    found: dict[str, float] = json.loads(path.read_text())
-    return found
-
-
-def seconds_of(file: str, known: dict[str, float]) -> float:
-    """What `file` takes, or may take."""
-    return known.get(file, GUESSES.get(records.level_of(file), 10.0))
 
 
 class Scheduling(LoadFileScheduling):  # type: ignore[misc]

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import textwrap
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
+from tools.testing import LEVELS
 from tools.testing.records import Collected, Ended, Failed, Record, Result, level_of
 
 #: Seconds between two lines that say how far it is.
@@ -81,8 +83,12 @@ def indented(text: str) -> str:
     return "\n".join(f"        {line}".rstrip() for line in text.splitlines())
 
 
-def summary(results: Mapping[str, Result]) -> str:
+def summary(results: Mapping[str, Result], left_out: Mapping[str, float] | None = None) -> str:
     """The table of levels, the slowest tests, what was skipped or failed, and the line that counts.
+
+    Args:
+        results: by level.
+        left_out: files with tests that there was no time for, and what they may take.
 
     The seconds are those of all tests of a level together, and those from the begin of its first
     test to the end of its last: levels run side by side.
@@ -92,11 +98,28 @@ def summary(results: Mapping[str, Result]) -> str:
         counts = f"{one.passed:>8}{len(one.failed):>8}{len(one.skipped):>9}"
         lines.append(f"{level:<12}{counts}{one.seconds:>9.1f}{one.wall:>8.1f}")
     lines += ["", *slowest(results), *skips(results)]
+    lines += omissions(left_out or {})
     lines += [f"FAILED  {name}" for one in results.values() for name in one.failed]
     passed = sum(one.passed for one in results.values())
     failed = sum(len(one.failed) for one in results.values())
     skipped = sum(len(one.skipped) for one in results.values())
     return "\n".join([*lines, f"{passed} passed, {failed} failed, {skipped} skipped"])
+
+
+def omissions(left_out: Mapping[str, float]) -> list[str]:
+    """The files with tests that there was no time for, by level."""
+    lines = []
+    for level in LEVELS:
+        files = [file for file in left_out if level_of(file) == level]
+        if files:
+            seconds = sum(left_out[file] for file in files)
+            lines.append(
+                f"LEFT OUT for time: {len(files)} files of {level}, about {clock(seconds)}"
+            )
+            names = " ".join(file.removeprefix(f"tests/{level}/") for file in sorted(files))
+            indent = " " * 12
+            lines += textwrap.wrap(names, 100, initial_indent=indent, subsequent_indent=indent)
+    return lines
 
 
 def slowest(results: Mapping[str, Result]) -> list[str]:

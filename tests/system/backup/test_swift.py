@@ -16,7 +16,9 @@ from lunr.backup.pipeline import Backup, save
 from lunr.backup.stores import open_store
 from lunr.backup.stores.base import Store
 from lunr.backup.verify import verify
-from tests.support.services import Swift, SwiftAccess
+from tests.support.relay import MortalSwift
+from tests.support.services import SwiftAccess
+from tests.support.waiting import PATIENCE
 from tests.unit.backup.contract import StoreContract
 from tests.unit.backup.support import MemorySource, load_bytes, repository, save_bytes
 
@@ -84,14 +86,15 @@ class _Gate(MemorySource):
     def read(self, buffer, offset, length):  # type: ignore[no-untyped-def]
         if offset >= self.size // 2:
             self.half.set()
-            self.go.wait(60)
+            self.go.wait(PATIENCE)
         return super().read(buffer, offset, length)
 
 
 @pytest.mark.parametrize("returns", [True, False])
-def test_swift_goes_away_in_the_middle(own_swift: Swift, place: str, returns: bool) -> None:
-    access = own_swift.start()
-    options = {**access, "retries": 6 if returns else 1, "timeout": 5}
+def test_swift_goes_away_in_the_middle(
+    mortal_swift: MortalSwift, place: str, returns: bool
+) -> None:
+    options = {**mortal_swift.access, "retries": 6 if returns else 1, "timeout": 5}
     data = os.urandom(GEOMETRY.chunk * 20)
     source = _Gate(data)
     store = open_store(place, "account", options)
@@ -107,18 +110,18 @@ def test_swift_goes_away_in_the_middle(own_swift: Swift, place: str, returns: bo
 
     thread = threading.Thread(target=work)
     thread.start()
-    assert source.half.wait(30)
-    own_swift.stop()
+    assert source.half.wait(PATIENCE)
+    mortal_swift.kill()
     source.go.set()
     if returns:
-        own_swift.start()
-        thread.join(100)
+        mortal_swift.start()
+        thread.join(PATIENCE)
         assert ends == [None]
     else:
-        thread.join(100)
+        thread.join(PATIENCE)
         assert isinstance(ends[0], errors.StoreUnavailable)
-        own_swift.start()
-    fresh = repository(open_store(place, "account", dict(access)))
+        mortal_swift.start()
+    fresh = repository(open_store(place, "account", dict(mortal_swift.access)))
     if returns:
         assert load_bytes(fresh, "b") == data
     else:

@@ -1,7 +1,8 @@
 """The steps of a backup at which something is killed.
 
-A few are drawn. ``LUNR_CRASH_STEPS=N`` tries N, ``LUNR_CRASH_STEPS=all`` each of them. What a test
-did is printed when it fails; ``LUNR_CRASH_SEED`` repeats it.
+A few are drawn, one of each part of a backup. ``LUNR_CRASH_STEPS=N`` tries N;
+``LUNR_CRASH_STEPS=all`` and a thorough run each of them. What a test did is printed when it fails;
+``LUNR_CRASH_SEED`` repeats it.
 """
 
 from __future__ import annotations
@@ -16,8 +17,9 @@ from typing import Any
 import pytest
 
 from lunr.live.qmp import Lines
+from tests.support.thorough import THOROUGH
 
-TRIED = os.environ.get("LUNR_CRASH_STEPS", "")
+TRIED = os.environ.get("LUNR_CRASH_STEPS") or ("all" if THOROUGH else "")
 SEED = int(os.environ.get("LUNR_CRASH_SEED") or random.randrange(1 << 32))
 
 #: For tests that go through steps.
@@ -27,17 +29,18 @@ patient = pytest.mark.timeout(4 * 3600 if TRIED else 300)
 _AMID = 0.01
 
 
-def drawn(first: int, end: int, count: int = 3) -> Iterator[int]:
+def drawn(first: int, end: int, count: int = 2) -> Iterator[int]:
     """The numbers of those to try, from `first` up to `end`; with "all" it is the caller who ends.
 
-    A backup has not always as many steps: QEMU is asked until it is done. Without a word `count`
-    are tried.
+    A backup has not always as many steps: QEMU is asked until it is done. Unless told otherwise,
+    `count` are tried.
     """
     print(f"LUNR_CRASH_SEED={SEED} LUNR_CRASH_STEPS={TRIED}")
     numbers: Iterator[int] = itertools.count(first)
     if TRIED != "all":
-        some = random.Random(SEED).sample(range(first, end), int(TRIED or count))
-        numbers = iter(sorted(some))
+        draw, parts = random.Random(SEED), int(TRIED or count)
+        bounds = [first + (end - first) * part // parts for part in range(parts + 1)]
+        numbers = (draw.randrange(*two) for two in itertools.pairwise(bounds))
     for number in numbers:
         print(f"step {number}")
         yield number

@@ -5,11 +5,10 @@
 
 from __future__ import annotations
 
-import os
 import random
-import signal
 import threading
 import time
+import uuid
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,7 +16,8 @@ import pytest
 
 from lunr.backup.errors import StoreUnavailable
 from lunr.live import errors, exports
-from tests.support.services import Swift, Tgtd
+from tests.support.relay import MortalSwift
+from tests.support.services import Tgtd
 from tests.system.live.conftest import FarAndNear, Vault
 from tests.system.live.machines import MIB, Machine
 from tests.system.live.test_backup import kept, ways
@@ -35,23 +35,9 @@ def once(act: Callable[[], object]) -> Callable[[str, str], None]:
     return before
 
 
-def kill_all(root: Path) -> int:
-    """End every process that has `root` in its arguments, with SIGKILL; how many."""
-    killed = 0
-    for entry in Path("/proc").glob("[0-9]*"):
-        try:
-            words = (entry / "cmdline").read_bytes().decode(errors="replace")
-        except OSError:  # it ended meanwhile
-            continue
-        if str(root) in words and int(entry.name) != os.getpid():
-            os.kill(int(entry.name), signal.SIGKILL)
-            killed += 1
-    return killed
-
-
-def test_swift_is_killed(machine: Machine, tmp_path: Path, own_swift: Swift) -> None:
-    access = own_swift.start()
-    vault = Vault(tmp_path, "swift:live", {**access, "retries": 1, "timeout": 5})
+def test_swift_is_killed(machine: Machine, tmp_path: Path, mortal_swift: MortalSwift) -> None:
+    place = f"swift:live-{uuid.uuid4().hex[:12]}"
+    vault = Vault(tmp_path, place, {**mortal_swift.access, "retries": 1, "timeout": 5})
     draw = random.Random()
     try:
         machine.write_some(draw, 20)
@@ -59,7 +45,7 @@ def test_swift_is_killed(machine: Machine, tmp_path: Path, own_swift: Swift) -> 
         machine.write(machine.disks[0], MIB, MIB, 77)
 
         def kill() -> None:
-            assert kill_all(own_swift.root) >= 4
+            mortal_swift.kill()
             machine.write_some(draw, 5)  # the guest goes on
 
         with pytest.raises(StoreUnavailable):
@@ -67,7 +53,7 @@ def test_swift_is_killed(machine: Machine, tmp_path: Path, own_swift: Swift) -> 
         machine.assert_untouched()
         assert machine.bitmaps() == dict.fromkeys(("alpha", "beta"), kept(first))
         machine.write_some(draw, 5)
-        own_swift.start()
+        mortal_swift.start()
         group = vault.backup(machine)
         assert set(ways(group).values()) == {"incremental"}
         assert vault.restored(group) == machine.contents()
@@ -87,7 +73,7 @@ def test_a_target_is_killed_and_comes_back(
     draw = random.Random()
     returns: list[threading.Timer] = []
     if not in_time:
-        monkeypatch.setattr(exports, "_PATIENCE", 2.0)
+        monkeypatch.setattr(exports, "_PATIENCE", 1.0)
 
     def come_back() -> None:
         tgtd.start()
@@ -96,7 +82,7 @@ def test_a_target_is_killed_and_comes_back(
     def kill() -> None:
         tgtd.kill()
         machine.write(near, MIB, MIB, draw.randrange(1, 256))  # on its other disk the guest goes on
-        returns.append(threading.Timer(1.0 if in_time else 6.0, come_back))
+        returns.append(threading.Timer(1.0 if in_time else 4.0, come_back))
         returns[0].start()
 
     try:
@@ -116,7 +102,7 @@ def test_a_target_is_killed_and_comes_back(
                 vault.backup(machine, once(kill), concurrency=1)
             assert vault.ids() == before
         returns[0].join()
-        time.sleep(1)  # libiscsi logs in again
+        machine.write(far, 0, 512, far.content[0])  # when QEMU has logged in again
         machine.write_some(draw, 10)
         group = vault.backup(machine)
         assert set(ways(group).values()) == {"incremental"}

@@ -276,9 +276,10 @@ class Fill:
                     continue
                 chunk, is_wanted = found
                 self._working.add(chunk)
+                orders = self._orders
             started = time.monotonic()
             try:
-                fetched = self._fill(chunk, is_wanted)
+                fetched = self._fill(chunk, is_wanted, orders)
             finally:
                 with self._lock:
                     self._working.discard(chunk)
@@ -293,8 +294,11 @@ class Fill:
             return number > 0 or self._usage.quiet() < _QUIET
         return number > 0 and self._usage.rate() > _USED
 
-    def _fill(self, chunk: int, is_wanted: bool) -> int:
-        """Fill `chunk`, and return how many bytes were fetched for it."""
+    def _fill(self, chunk: int, is_wanted: bool, orders: int) -> int:
+        """Fill `chunk`, and return how many bytes were fetched for it.
+
+        What fails says nothing of an order that came after `orders`: that one asks to try again.
+        """
         fetched: int | None = 0
         try:
             fetched = self._volume.fill(chunk, time.monotonic() + _PATIENCE, is_wanted)
@@ -310,13 +314,14 @@ class Fill:
             self._pause()
         except Exception as error:  # a defect: the others must not go on as if nothing were
             logger.exception("Chunk %d can't be filled for a reason nobody thought of.", chunk)
-            self._give_up(f"{type(error).__name__}: {error}")
+            self._give_up(f"{type(error).__name__}: {error}", orders)
             return 0
         else:
             self._tell(None)
         if fetched is None:
             with self._lock:
-                self._damaged.add(chunk)
+                if self._orders == orders:
+                    self._damaged.add(chunk)
         return fetched or 0
 
     def _pause(self) -> None:
@@ -325,8 +330,11 @@ class Fill:
             if not self._stopped:
                 self._changed.wait(None if self._given_up else _PAUSE)
 
-    def _give_up(self, reason: str) -> None:
+    def _give_up(self, reason: str, orders: int | None = None) -> None:
+        """Stand still until the next order, unless one has come since `orders`."""
         with self._changed:
+            if orders not in (None, self._orders):
+                return
             self._given_up = reason
         logger.error("%s", reason)
         self._report("given_up", reason=reason)

@@ -12,7 +12,7 @@ import pytest
 
 from lunr.backup.image.fill import Fill, Mode
 from lunr.backup.image.presence import UNIT
-from tests.support.waiting import wait_until
+from tests.support.waiting import PATIENCE, wait_until
 from tests.unit.backup.image.support import CHUNK, World
 
 
@@ -244,6 +244,30 @@ def test_a_defect_is_told_and_can_be_tried_again(
         monkeypatch.setattr(world.source, "chunk", real)
         fill.set(mode=Mode.EAGER)
         wait_until(lambda: told(world, "filled"))
+
+
+def test_what_fails_after_an_order_does_not_undo_it(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun, ordering, ordered = threading.Semaphore(0), threading.Event(), threading.Event()
+    real = world.source.chunk
+
+    def slow_and_broken(chunk: int, until: float) -> object:
+        is_of_before = not ordering.is_set()
+        begun.release()
+        assert ordered.wait(PATIENCE)
+        if is_of_before:
+            raise ZeroDivisionError("a defect of before the order")
+        return real(chunk, until)
+
+    monkeypatch.setattr(world.source, "chunk", slow_and_broken)
+    with Running(world, Mode.EAGER) as fill:
+        assert begun.acquire(timeout=PATIENCE)
+        ordering.set()
+        fill.set(mode=Mode.EAGER)
+        ordered.set()
+        wait_until(lambda: told(world, "filled"))
+    assert not told(world, "given_up")
 
 
 def test_damage_that_was_written_over_is_told_to_be_over(world: World) -> None:

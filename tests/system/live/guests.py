@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import lzma
 import shutil
+import struct
 import subprocess
 import tempfile
 from collections.abc import Sequence
@@ -19,6 +21,10 @@ INIT = Path(__file__).with_name("init")
 MODULES = ("virtio_pci", "virtio_blk", "virtio_console", "crc32c_generic", "ext4")
 AGENT = Path("/usr/sbin/qemu-ga")
 SIZE = 48 << 20
+#: Of the kernel: what it would do at its start that an emulated machine needs not is left out.
+CMDLINE = (
+    "console=ttyS0 quiet panic=-1 mitigations=off tsc=reliable acpi=off cryptomgr.notests nokaslr"
+)
 
 
 def need_kernel() -> None:
@@ -62,6 +68,19 @@ def make_initramfs(folder: Path) -> Path:
     return archive
 
 
+def unpack_kernel(folder: Path) -> Path:
+    """The kernel as it is in memory. To unpack itself takes it as long as all the rest."""
+    (packed,) = (KERNEL / "boot").glob("vmlinuz-*")
+    data = packed.read_bytes()
+    # Linux's Documentation/arch/x86/boot.rst: setup_sects, payload_offset and payload_length.
+    (sectors,) = struct.unpack_from("<B", data, 0x1F1)
+    offset, length = struct.unpack_from("<2I", data, 0x248)
+    start = (sectors + 1) * 512 + offset
+    kernel = folder / "vmlinux"
+    kernel.write_bytes(lzma.LZMADecompressor().decompress(data[start : start + length]))
+    return kernel
+
+
 def _add_agent(root: Path) -> None:
     """qemu-ga and the libraries that it needs, if it is installed here."""
     if not AGENT.exists():
@@ -77,8 +96,10 @@ class Guest:
     """A running one with the disks a and b."""
 
     def __init__(self, initramfs: Path, a: Path, b: Path, extra: Sequence[str] = ()) -> None:
+        """Unpack the kernel beside `initramfs`, and prepare to start both."""
         self.a, self.b = a, b
         self._initramfs, self._extra = initramfs, extra
+        self._kernel = unpack_kernel(initramfs.parent)
         self._sockets = Path(tempfile.mkdtemp(prefix="g"))
         self.qmp = self._sockets / "qmp"
         self.agent = self._sockets / "agent"
@@ -89,13 +110,12 @@ class Guest:
         """Start it, by the command `line` if there is one, and wait until it writes."""
         for path in self._sockets.iterdir():  # of one that was killed
             path.unlink()
-        version = next((KERNEL / "lib" / "modules").iterdir()).name
         argv = [
             *(self._line() if line is None else line),
             *("-nodefaults", "-display", "none"),
-            *("-kernel", str(KERNEL / "boot" / f"vmlinuz-{version}")),
+            *("-kernel", str(self._kernel)),
             *("-initrd", str(self._initramfs)),
-            *("-append", "console=ttyS0 quiet panic=-1 mitigations=off tsc=reliable"),
+            *("-append", CMDLINE),
             *("-serial", f"file:{self._console}"),
             *("-qmp", f"unix:{self.qmp},server=on,wait=off"),
             *("-chardev", f"socket,id=agent,path={self.agent},server=on,wait=off"),
@@ -124,6 +144,17 @@ class Guest:
         assert self.process is not None
         assert self.process.poll() is None, "QEMU ended"
         return self._console.read_text(errors="replace") if self._console.exists() else ""
+
+    def await_writes(self) -> None:
+        """Return when it has gone on writing."""
+        before = self._rounds()
+        wait_until(lambda: self._rounds() > before + 1, what="the guest writes", interval=0.05)
+
+    def _rounds(self) -> int:
+        return self.said().count("round ")
+
+    def is_running(self) -> bool:
+        return self.process is not None and self.process.poll() is None
 
     def kill(self) -> None:
         if self.process is not None:

@@ -16,7 +16,7 @@ import pytest
 
 from lunr.live import groups
 from lunr.live.qmp import Monitor
-from tests.support.waiting import wait_until
+from tests.support.waiting import PATIENCE, wait_until
 from tests.system.live.conftest import Vault
 from tests.system.live.machines import Machine
 from tests.system.live.test_kill import killed
@@ -52,7 +52,7 @@ keep = 2
     try:
         wait_until(lambda: "Deleted vm-" in (tmp_path / "log").read_text(), what="retention")
         daemon.send_signal(signal.SIGTERM)
-        assert daemon.wait(20) == 0
+        assert daemon.wait(PATIENCE) == 0
     finally:
         daemon.kill()
         daemon.wait()
@@ -105,7 +105,7 @@ qmp = "{machine.qmp}"
         wait_until(lambda: "lunr-cutting" not in machine.nodes(), what="the machine is put right")
         machine.assert_untouched()
         process.send_signal(signal.SIGTERM)
-        assert process.wait(20) == 0
+        assert process.wait(PATIENCE) == 0
     said = (tmp_path / "log").read_text()
     assert "[gone] Not looked after" in said
     assert "[vm] Saved" not in said  # it is not due
@@ -124,7 +124,7 @@ every = {every}
 """
 
 
-@pytest.mark.parametrize("ago", [3596.0, 7200.0], ids=["not yet due", "overdue"])
+@pytest.mark.parametrize("ago", [3598.0, 7200.0], ids=["not yet due", "overdue"])
 def test_a_restart_keeps_the_time(
     machine: Machine, vault: Vault, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ago: float
 ) -> None:
@@ -143,7 +143,7 @@ def test_a_restart_keeps_the_time(
     with daemon(tmp_path, config) as process:
         wait_until(lambda: "[vm] Saved" in (tmp_path / "log").read_text(), what="its backup")
         process.send_signal(signal.SIGTERM)
-        assert process.wait(20) == 0
+        assert process.wait(PATIENCE) == 0
     newest, first = groups.listed(vault.repository, "vm")
     due = max(began, before + timedelta(hours=1))
     assert datetime.fromisoformat(first.created_at) == before
@@ -153,13 +153,14 @@ def test_a_restart_keeps_the_time(
 def test_it_is_killed_amid_a_backup(machine: Machine, vault: Vault, tmp_path: Path) -> None:
     machine.write_some(random.Random(), 20)
     config = config_of(machine, vault, every=1)
-    for _ in range(3):
+    for _ in range(2):
         with daemon(tmp_path, config) as process:
             wait_until(
                 lambda: "lunr-0-filter" in machine.nodes(), what="a backup runs", interval=0.001
             )
             process.kill()
-        Monitor.open(machine.qmp, 30).close()  # QEMU serves the next one when the guard is done
+        # QEMU serves the next one when the guard is done.
+        Monitor.open(machine.qmp, PATIENCE).close()
         machine.assert_untouched()
         machine.write_some(random.Random(), 3)
     group = vault.backup(machine)

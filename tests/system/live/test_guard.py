@@ -20,7 +20,7 @@ import pytest
 from lunr.live import agent as agents
 from lunr.live import errors, exports, guard, leftovers
 from lunr.live.qmp import Monitor
-from tests.support.waiting import wait_until
+from tests.support.waiting import PATIENCE, wait_until
 from tests.system.live.conftest import Vault
 from tests.system.live.machines import Machine
 from tests.system.live.test_backup import kept
@@ -136,15 +136,25 @@ def test_a_second_interrupt_leaves_the_machine_to_the_guard(
     machine.assert_untouched()
 
 
-@pytest.mark.parametrize("alone", [True, False], ids=["alone", "guarded"])
-@pytest.mark.parametrize("command", ["blockdev-add", "transaction", "qom-set", "block-export-add"])
+#: The commands after which the client is killed; whether its guard is, too.
+KILLED = [
+    ("blockdev-add", True),
+    ("transaction", False),
+    ("qom-set", True),
+    ("block-export-add", False),
+]
+OTHERS = [pytest.param(one, not alone, marks=pytest.mark.thorough) for one, alone in KILLED]
+
+
+@pytest.mark.parametrize(("command", "alone"), [*KILLED, *OTHERS])
 def test_a_paused_machine_stays_paused_when_the_client_is_killed(
     machine: Machine, vault: Vault, command: str, alone: bool
 ) -> None:
     machine.write_some(random.Random())
     machine.guest.execute("stop")
     assert killed(machine, vault, command, *(["alone"] if alone else []))
-    Monitor.open(machine.qmp, 30).close()  # QEMU serves the next one when the guard is done
+    # QEMU serves the next one when the guard is done.
+    Monitor.open(machine.qmp, PATIENCE).close()
     assert machine.status() == "paused"
     group = vault.backup(machine)
     assert machine.status() == "paused"

@@ -1,23 +1,24 @@
 """A walk at random: whatever was done to the disks, each backup is what they were.
 
-``LUNR_LIVE_WALK`` says for how many seconds, ``LUNR_LIVE_SEED`` which way; a failure tells it.
+``LUNR_LIVE_WALK`` says how many times all kinds of steps are taken, in an order by chance, and
+``LUNR_LIVE_SEED`` which way; a failure tells it.
 """
 
 from __future__ import annotations
 
 import os
 import random
-import time
 
 import pytest
 
 from lunr.backup.errors import StoreUnavailable
 from lunr.live.groups import Group
+from tests.support.thorough import examples
 from tests.system.live.conftest import Vault
 from tests.system.live.machines import MIB, Disk, Machine
 from tests.system.live.test_backup import ways
 
-SECONDS = float(os.environ.get("LUNR_LIVE_WALK", "40"))
+ROUNDS = int(os.environ.get("LUNR_LIVE_WALK") or examples(3, 60))
 SEED = os.environ.get("LUNR_LIVE_SEED") or str(random.randrange(1 << 32))
 
 #: What qcow2 shrinks by: the rest of a cluster would come back when it grows.
@@ -95,21 +96,22 @@ class Walk:
         self.made.append((group, at_cut))
         self.known = dict.fromkeys(self.known, True)
 
-    def go(self, seconds: float) -> None:
-        steps = [self.write] * 4 + [self.backup] * 4 + [self.resize, self.fail, self.restart]
-        end = time.monotonic() + seconds
-        while time.monotonic() < end:
-            self.draw.choice(steps)()
+    def go(self, rounds: int) -> None:
+        """Take each kind of step in each of so many rounds."""
+        steps = [self.write] * 3 + [self.backup] * 4 + [self.resize, self.fail, self.restart]
+        for _ in range(rounds):
+            self.draw.shuffle(steps)
+            for step in steps:
+                step()
         for group, contents in self.made[-20:]:
             assert self.vault.restored(group) == contents
 
 
-@pytest.mark.timeout(120 + 2 * SECONDS)
+@pytest.mark.timeout(120 + 20 * ROUNDS)
 def test_each_backup_is_what_the_disks_were(machine: Machine, vault: Vault) -> None:
     walk = Walk(machine, vault)
     try:
-        walk.go(SECONDS)
+        walk.go(ROUNDS)
     except BaseException:
         print(f"LUNR_LIVE_SEED={SEED}")
         raise
-    assert len(walk.made) > 2, SEED

@@ -16,7 +16,7 @@ import pytest
 
 from tests.support import thorough
 from tools.testing import RECORDER, leftovers
-from tools.testing.patience import FACTOR, patient
+from tools.testing.patience import limit
 
 # Its assertions are told apart like those in test modules.
 pytest.register_assert_rewrite("tests.support.pool_contract")
@@ -42,7 +42,7 @@ def pytest_configure(config: pytest.Config) -> None:
     # All workers of pytest-xdist are to draw the same.
     os.environ.setdefault("LUNR_CRASH_SEED", str(random.randrange(1 << 32)))
     if config.option.timeout is None:
-        config.option.timeout = patient(float(config.getini("timeout")))
+        config.option.timeout = limit(float(config.getini("timeout")))
     given = config.option.basetemp
     is_worker = hasattr(config, "workerinput")
     if is_worker:
@@ -72,8 +72,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     thorough.deselect(config, items)
     for item in items:
         mark = item.get_closest_marker("timeout")
-        if mark is not None and FACTOR != 1:
-            item.add_marker(pytest.mark.timeout(patient(mark.args[0])), append=False)
+        if mark is not None:
+            item.add_marker(pytest.mark.timeout(limit(mark.args[0])), append=False)
 
 
 @pytest.hookimpl(trylast=True)

@@ -37,6 +37,8 @@ class Choice:
         left_out: files with tests that there is no time for, and the seconds that they would take.
         seed: of a random order, if given.
         is_verbose: show what the programs write.
+        is_thorough: run all that takes long, too.
+        resumes: go on with a thorough run of other code.
     """
 
     levels: Sequence[str]
@@ -45,6 +47,8 @@ class Choice:
     left_out: Mapping[str, float] = field(default_factory=dict)
     seed: int | None = None
     is_verbose: bool = False
+    is_thorough: bool = False
+    resumes: bool = False
 
     def paths(self, *levels: str) -> list[str]:
         """What of these levels pytest is to run."""
@@ -74,6 +78,10 @@ class Job:
                 self.started.pop(one.id, None)
                 self.has_failed |= one.outcome == "failed"
         return told
+
+    def skip(self) -> None:
+        """Leave out what is in the file of its records already."""
+        list(self._reader.read())
 
     def failure(self) -> str:
         """What went wrong beside the tests, once the program has ended."""

@@ -2,6 +2,7 @@
 
 usage: tools/test [OPTION…] [LEVEL…] [-- PYTEST ARGUMENT…]
        tools/test --changed [REVISION] [LEVEL…]
+       tools/test --thorough [--resume] [LEVEL…]
 
   style       ruff (format and rules) and mypy
   unit        tests/unit: no process is started, no network
@@ -20,6 +21,10 @@ without a test.
                     many as take less than a minute; what is left out is named. What
                     changed since REVISION; without one, since this branch left its
                     upstream (main); else what is not committed, or the last commit
+  --thorough        all that takes long as well: every step of every table of kills,
+                    more examples, tests/vm on both kernels. It takes hours, says how
+                    each file went, and goes on where it was when it is started again;
+                    for other code it begins afresh, unless --resume is said
   -v                show all that pytest, ruff and mypy write, as they write it
 
   tools/test unit -- -k ids -x
@@ -31,7 +36,7 @@ import random
 import sys
 import time
 
-from tools.testing import LEVELS, changed, durations, levels, machines
+from tools.testing import LEVELS, changed, durations, levels, machines, thorough
 from tools.testing.levels import Choice, Job, StyleCheck
 from tools.testing.report import Report, summary
 from tools.testing.running import Program, Run, a_run, watch
@@ -57,6 +62,10 @@ def parse(arguments: list[str]) -> Choice:
             case "--random":
                 given = mine and mine[0].isdigit()
                 choice.seed = int(mine.pop(0)) if given else random.randrange(1 << 32)
+            case "--thorough":
+                choice.is_thorough = True
+            case "--resume":
+                choice.resumes = True
             case "--changed":
                 is_revision = mine and mine[0] not in LEVELS and not mine[0].startswith("-")
                 select_changed(choice, mine.pop(0) if is_revision else None)
@@ -188,4 +197,6 @@ def main(arguments: list[str]) -> int:
     except WrongUse as error:
         print(f"tools/test: {error}")
         return 2
+    if choice.is_thorough:
+        return thorough.run_thoroughly(choice, choice.resumes)
     return run_all(choice)

@@ -90,6 +90,22 @@ class Scheduling(LoadFileScheduling):  # type: ignore[misc]
         elif self._pending_of(self.assigned_work[node]) < 2:
             self._assign_work_unit(node)
 
+    def remove_node(self, node: Any) -> str | None:
+        """Give what a worker that died had left to others, but for the test that it died in.
+
+        The original runs that one again and again, until no worker may be started any more.
+        """
+        units: dict[str, dict[str, bool]] = self.assigned_work.pop(node)
+        left = [(name, id) for name, unit in units.items() for id, done in unit.items() if not done]
+        if not left:
+            return None
+        name, crashed = left[0]
+        units[name][crashed] = True
+        self.workqueue.update({name: units[name] for name, _ in left[1:]})
+        for other in self.assigned_work:
+            self._reschedule(other)
+        return crashed
+
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Scheduling:

@@ -155,6 +155,15 @@ class Result:
         self.tests[record.id] = record.seconds
         self.span(record.at - record.seconds, record.at)
 
+    def merge(self, other: Result, prefix: str = "") -> None:
+        """Count all of `other` too, whose tests get a `prefix` to their names."""
+        self.passed += other.passed
+        self.failed.update({f"{prefix}{id}": None for id in other.failed})
+        self.skipped += [(f"{prefix}{id}", reason) for id, reason in other.skipped]
+        self.tests.update({f"{prefix}{id}": seconds for id, seconds in other.tests.items()})
+        if other.tests:
+            self.span(other.began, other.ended)
+
     def fail(self, name: str) -> None:
         """Count something as failed that is no test."""
         self.failed[name] = None

@@ -17,12 +17,14 @@ SLOWEST = 10
 
 
 def clock(seconds: float) -> str:
-    """Minutes and seconds.
+    """Hours, if any, minutes and seconds.
 
-    >>> clock(75.4)
-    '1:15'
+    >>> clock(75.4), clock(7210)
+    ('1:15', '2:00:10')
     """
-    return f"{int(seconds) // 60}:{int(seconds) % 60:02}"
+    minutes, rest = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
 @dataclass

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.waiting import wait_until
+from tests.support.waiting import PATIENCE, wait_until
 from tests.system.live.conftest import Vault
 from tests.system.live.machines import Machine
 from tests.system.live.test_backup import kept, ways
@@ -24,7 +24,7 @@ def test_one_that_qemu_could_not_save_when_it_was_killed(machine: Machine, vault
     machine.guest.execute("block-dirty-bitmap-add", {**bitmap, "persistent": True})
     machine.guest.execute("quit")
     assert machine.process is not None
-    machine.process.wait(10)
+    machine.process.wait(PATIENCE)
     machine.start()
     machine.write_some(draw)
     for disk in machine.disks:  # a guest that writes without a flush may lose it

@@ -21,6 +21,7 @@ from lunr.backup.image import mounting
 from lunr.live import starting
 from lunr.live.qmp import Monitor
 from tests.support.services import need_root
+from tests.support.waiting import PATIENCE
 from tests.system.live.conftest import Vault
 from tests.system.live.machines import MIB, Machine
 
@@ -80,7 +81,7 @@ def test_it_is_used_at_once_and_filled(machine: Machine, vault: Vault, tmp_path:
         machine.io(machine.disks[0], "flush")
         assert command.stdout is not None
         assert "filled" in command.stdout.read()
-        assert command.wait(30) == 0
+        assert command.wait(PATIENCE) == 0
     finally:
         command.kill()
         command.wait()
@@ -118,7 +119,7 @@ def test_a_start_that_was_killed_is_gone_on_with(
         machine.write(machine.disks[1], MIB, 100 * 1024, 78)
         assert command.stdout is not None
         assert "filled" in command.stdout.read()
-        assert command.wait(30) == 0
+        assert command.wait(PATIENCE) == 0
     finally:
         command.kill()
         command.wait()
@@ -144,7 +145,7 @@ def test_the_disks_stay_when_they_can_not_be_filled(
             time.sleep(1)
             assert command.poll() is None  # somebody uses them
             assert file.read() == machine.contents()["alpha"]
-        assert command.wait(30) == 1
+        assert command.wait(PATIENCE) == 1
     finally:
         command.kill()
         command.wait()
@@ -206,7 +207,7 @@ def test_it_can_be_given_up(machine: Machine, vault: Vault, tmp_path: Path) -> N
         assert command.stdout is not None
         assert "-blockdev" in command.stdout.readline()
         command.send_signal(signal.SIGTERM)
-        assert command.wait(30) == 0
+        assert command.wait(PATIENCE) == 0
     finally:
         command.kill()
         command.wait()

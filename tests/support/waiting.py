@@ -15,6 +15,10 @@ T = TypeVar("T")
 #: loaded machine is given. LUNR_TEST_PATIENCE multiplies it, on a slow one.
 PATIENCE = patient(60.0)
 
+#: Seconds that something may take on a loaded machine of which an idle one needs less than one:
+#: to tell it from what does not end, or not for a minute.
+SOON = PATIENCE / 4
+
 _handed_out: set[int] = set()
 
 

@@ -22,6 +22,7 @@ from lunr.api.services import Services
 from lunr.common import errors, times
 from lunr.db.models import Backup, Job, ScheduleRun, Volume
 from tests.functional.api.world import ALL, Outcome, World, outcome
+from tests.support.waiting import PATIENCE
 
 THREADS = 16
 
@@ -34,7 +35,7 @@ def at_once(calls: list[Callable[[], Any]]) -> list[Outcome]:
     def run(call: Callable[[], Any]) -> Outcome:
         if not hasattr(begun, "yes"):
             begun.yes = True
-            gate.wait(30)
+            gate.wait(PATIENCE)
         return outcome(call)
 
     with ThreadPoolExecutor(min(THREADS, len(calls))) as pool:
@@ -156,7 +157,7 @@ class Races:
         for thread in threads:
             thread.start()
         for thread in threads:
-            thread.join(100)
+            thread.join(PATIENCE)
         assert len(claimed) == len(set(claimed)) == jobs, f"seed {seed}"
         with world.services.core.db.read() as connection:
             rows = connection.execute(
@@ -384,7 +385,7 @@ class Races:
             time.sleep(0.5)  # the prune reads meanwhile, and must not go by what it read
 
         def prune() -> Any:
-            changed.wait(30)
+            changed.wait(PATIENCE)
             return processes[1].retention.prune("acme", "v1", {"keep_last": 1}, by_hand=True)
 
         results = at_once([lambda: processes[2].core.db.write(protect), prune])

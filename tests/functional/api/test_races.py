@@ -12,6 +12,7 @@ import pytest
 
 from tests.functional.api.races import Races
 from tests.functional.api.world import World
+from tests.support.waiting import PATIENCE
 
 #: Another process: creates 25 volumes and prints what came of each.
 CREATOR = """
@@ -58,6 +59,6 @@ def test_two_processes_share_the_room(tmp_path: Path) -> None:
         assert process.stdin is not None
         process.stdin.write("go\n")
         process.stdin.flush()
-    told = [json.loads(process.communicate(timeout=60)[0]) for process in processes]
+    told = [json.loads(process.communicate(timeout=PATIENCE)[0]) for process in processes]
     world.close()
     assert Counter(told[0] + told[1]) == {"made": 10, "no_room": 40}

@@ -12,7 +12,7 @@ import pytest
 
 from tests.functional.backup.swift_server import SwiftServer
 from tests.functional.backup.test_worker import KEY, Worker
-from tests.support.waiting import wait_until
+from tests.support.waiting import SOON, wait_until
 
 SIZE = 40 << 20
 LARGE = 800 << 20
@@ -54,13 +54,10 @@ class Place:
         )
 
     def cancel(self, worker: Worker) -> None:
-        """Cancel it: it ends within a second, and says why."""
-        start = time.monotonic()
+        """Cancel it: it ends soon (within a second, if the machine is idle), and says why."""
         worker.tell("cancel")
-        worker.process.wait(10)
-        took = time.monotonic() - start
+        worker.process.wait(SOON)
         code, events, log = worker.end()
-        assert took < 1.0
         assert (code, events[-1]["code"]) == (1, "cancelled"), (events, log)
 
     def has_root(self) -> bool:

@@ -18,7 +18,7 @@ import pytest
 from lunr.backup import errors
 from lunr.backup.stores import open_store
 from tests.support.scripted import Reply, ScriptedServer, Seen
-from tests.support.waiting import wait_until
+from tests.support.waiting import PATIENCE, wait_until
 
 V1 = {"auth_url": "{url}/auth/v1.0", "user": "u", "key": "k", "retries": 1}
 V2 = {**V1, "auth_url": "{url}/v2.0", "auth_version": "2", "project_name": "p"}
@@ -82,9 +82,9 @@ def test_threads_share_a_login_also_the_next_one(cloud: Cloud, options: dict[str
     def work(_: int) -> list[bytes]:
         read = []
         for turn in range(2):
-            if start.wait(30) == 0:  # one of them: the token of the last turn has run out
+            if start.wait(PATIENCE) == 0:  # one of them: the token of the last turn has run out
                 cloud.valid = turn
-            start.wait(30)
+            start.wait(PATIENCE)
             store.put("roots/b", b"1")
             read.append(bytes(store.get("roots/b")))
         return read

@@ -22,7 +22,7 @@ from lunr.backup.format.segments import encode
 from lunr.backup.repository import Repository
 from lunr.backup.stores import open_store
 from lunr.storage.jobs.extents import MOST_CHANGED
-from tests.support.waiting import wait_until
+from tests.support.waiting import PATIENCE, SOON, wait_until
 from tests.unit.backup.support import load_bytes
 
 KEY = "5a" * 32
@@ -268,10 +268,10 @@ def test_the_limit_is_kept_and_used(place: Place) -> None:
     data = os.urandom(24 << 20)
     place.source.write_bytes(data)
     did = place.do("save", **place.save("b1"), limit=12 << 20)
-    assert did["seconds"] == pytest.approx(2.0, rel=0.1)
+    assert 1.8 <= did["seconds"] <= 1.8 + SOON
     place.target.write_bytes(bytes(len(data)))
     done = place.do("restore", backup_id="b1", target=str(place.target), limit=12 << 20)
-    assert done["seconds"] == pytest.approx(2.0, rel=0.1)
+    assert 1.8 <= done["seconds"] <= 1.8 + SOON
     assert place.target.read_bytes() == data
     for wrong in (-1, "fast", None):
         assert place.fail("verify", backup_ids=["b1"], limit=wrong)["code"] == "bad_request"
@@ -342,10 +342,9 @@ def slow_save(place: Place) -> Worker:
 
 def test_cancel(place: Place) -> None:
     worker = slow_save(place)
-    start = time.monotonic()
     worker.tell("cancel")
+    worker.process.wait(SOON)
     code, events, _ = worker.end()
-    assert time.monotonic() - start < 2
     assert (code, events[-1]["code"]) == (1, "cancelled")
     assert not [path for path in place.files() if path.parts[-2] == "roots"]
 
@@ -354,7 +353,7 @@ def test_a_worker_does_not_outlive_its_parent(place: Place) -> None:
     worker = slow_save(place)
     assert worker.process.stdin
     worker.process.stdin.close()
-    assert worker.process.wait(5) == 2
+    assert worker.process.wait(PATIENCE) == 2
     for pipe in (worker.process.stdout, worker.process.stderr):
         assert pipe
         pipe.close()

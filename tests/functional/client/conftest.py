@@ -16,7 +16,7 @@ import requests
 from lunr.client import Client
 from lunr.client.session import read_openrc
 from lunr.common.units import GIB
-from tests.support.waiting import free_port, wait_until
+from tests.support.waiting import PATIENCE, free_port, wait_until
 
 NODE = "node1"
 KINDS = [
@@ -63,7 +63,7 @@ class FakeNode:
         self._session.close()
 
     def _send(self, method: str, path: str, body: dict[str, Any]) -> Any:
-        answer = self._session.request(method, self._url + path, json=body, timeout=30)
+        answer = self._session.request(method, self._url + path, json=body, timeout=PATIENCE)
         answer.raise_for_status()
         return answer.json() if answer.status_code == 200 else None
 
@@ -128,7 +128,7 @@ def openrc(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         "--openrc",
         openrc,
     ]
-    subprocess.run([*manage, *names], check=True, capture_output=True, timeout=60)
+    subprocess.run([*manage, *names], check=True, capture_output=True, timeout=PATIENCE)
     with (folder / "log").open("wb") as log:
         api = subprocess.Popen(
             [sys.executable, "-m", "lunr.api.main", "--config-file", conf],
@@ -141,7 +141,7 @@ def openrc(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         yield openrc
     finally:
         api.terminate()
-        api.wait(20)
+        api.wait(PATIENCE)
 
 
 def _answers(url: str, api: subprocess.Popen[bytes], log: Path) -> bool:

@@ -22,7 +22,7 @@ from lunr.client import Client
 from lunr.client.main import cli
 from tests.functional.client.conftest import FakeNode
 from tests.support.services import need_command
-from tests.support.waiting import wait_until
+from tests.support.waiting import PATIENCE, wait_until
 
 LUNR = [sys.executable, "-m", "lunr.client.main"]
 Env = dict[str, str]
@@ -114,10 +114,10 @@ def start_on_terminal(env: Env, *args: str) -> tuple[subprocess.Popen[bytes], in
     return process, ours
 
 
-def read_terminal(ours: int, until: str, seconds: float = 20) -> str:
+def read_terminal(ours: int, until: str) -> str:
     """What the terminal shows until it shows `until`, or the command ended."""
     shown = b""
-    deadline = time.monotonic() + seconds
+    deadline = time.monotonic() + PATIENCE
     while until.encode() not in shown and time.monotonic() < deadline:
         if not select.select([ours], [], [], 0.1)[0]:
             continue
@@ -134,31 +134,31 @@ def test_a_person_sees_a_bar_and_then_a_table(env: Env, node: FakeNode) -> None:
     assert "50 %, 1.0 GiB of 2.0 GiB" in read_terminal(terminal, "of 2.0 GiB")
     node.held.clear()
     shown = read_terminal(terminal, "nothing more")
-    assert process.wait(20) == 0
+    assert process.wait(PATIENCE) == 0
     os.close(terminal)
     assert "export_status" in shown
     assert "ACTIVE" in shown
 
 
 def test_a_person_sees_how_far_a_long_delete_is(env: Env, node: FakeNode, client: Client) -> None:
-    id = client.volumes.wait(client.volumes.create(size=2).id, timeout=20).id
+    id = client.volumes.wait(client.volumes.create(size=2).id, timeout=PATIENCE).id
     node.held.add("volume.delete")
     process, terminal = start_on_terminal(env, "volume", "delete", "--yes", id)
     assert "DELETING" in (shown := read_terminal(terminal, "of 2.0 GiB"))
     assert "50 %, 1.0 GiB of 2.0 GiB" in shown
     node.held.clear()
     assert f"volume {id} is gone" in read_terminal(terminal, "is gone")
-    assert process.wait(20) == 0
+    assert process.wait(PATIENCE) == 0
     os.close(terminal)
 
 
 def test_a_person_is_asked(env: Env, client: Client) -> None:
-    id = client.volumes.wait(client.volumes.create(size=1).id, timeout=20).id
+    id = client.volumes.wait(client.volumes.create(size=1).id, timeout=PATIENCE).id
     process, terminal = start_on_terminal(env, "volume", "delete", id)
     read_terminal(terminal, "[y/N]")
     os.write(terminal, b"n\n")
     assert "nothing was done" in read_terminal(terminal, "nothing was done")
-    assert process.wait(20) == 1
+    assert process.wait(PATIENCE) == 1
     os.close(terminal)
     assert client.volumes.get(id).status == "ACTIVE"
 
@@ -175,12 +175,12 @@ def test_ctrl_c_ends_the_wait_and_not_the_work(env: Env, node: FakeNode, client:
     wait_until(lambda: list(client.volumes.list(name="interrupted", status="BUILDING")))
     [volume] = client.volumes.list(name="interrupted")
     process.send_signal(signal.SIGINT)
-    out, told = process.communicate(timeout=20)
+    out, told = process.communicate(timeout=PATIENCE)
     assert (process.returncode, out) == (130, b"")
     assert f"lunr volume wait {volume.id}" in told.decode()
     assert b"Traceback" not in told
     node.held.clear()
-    assert client.volumes.wait(volume.id, timeout=20).status == "ACTIVE"
+    assert client.volumes.wait(volume.id, timeout=PATIENCE).status == "ACTIVE"
 
 
 def test_a_reader_that_goes_away_is_no_crash(env: Env, node: FakeNode) -> None:
@@ -228,11 +228,11 @@ def test_help_is_quick() -> None:
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
 def test_completion_scripts_are_scripts(shell: str) -> None:
     done = subprocess.run(
-        [*LUNR, "completion", shell], capture_output=True, text=True, check=True, timeout=20
+        [*LUNR, "completion", shell], capture_output=True, text=True, check=True, timeout=PATIENCE
     )
     assert "_LUNR_COMPLETE" in done.stdout
     if shell == "bash":
-        subprocess.run(["bash", "-n"], input=done.stdout, text=True, check=True, timeout=20)
+        subprocess.run(["bash", "-n"], input=done.stdout, text=True, check=True, timeout=PATIENCE)
 
 
 def test_bash_completes_words() -> None:
@@ -255,6 +255,6 @@ def test_bash_completes_words() -> None:
         capture_output=True,
         text=True,
         check=True,
-        timeout=30,
+        timeout=PATIENCE,
     )
     assert done.stdout.split() == ["create", "--no-wait"]

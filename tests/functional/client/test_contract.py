@@ -8,21 +8,20 @@ from lunr.client import Client, errors
 from lunr.common import ids
 from lunr.common.units import GIB
 from tests.functional.client.conftest import NODE, FakeNode
-from tests.support.waiting import wait_until
+from tests.support.waiting import PATIENCE, wait_until
 
-WAIT = 30.0
 INITIATOR = "iqn.1993-08.org.debian:01:abc"
 
 
 def volume(client: Client, **fields: object) -> str:
     """A new volume that can be used."""
     made = client.volumes.create(**{"size": 1, **fields})  # type: ignore[arg-type]
-    return client.volumes.wait(made.id, timeout=WAIT).id
+    return client.volumes.wait(made.id, timeout=PATIENCE).id
 
 
 def backup(client: Client, volume_id: str) -> str:
     """A new backup that can be used."""
-    return client.backups.wait(client.backups.create(volume_id).id, timeout=WAIT).id
+    return client.backups.wait(client.backups.create(volume_id).id, timeout=PATIENCE).id
 
 
 def test_a_volumes_life(member: Client, account: str) -> None:
@@ -31,7 +30,7 @@ def test_a_volumes_life(member: Client, account: str) -> None:
         id=id, size=2, name="data", metadata={"os": "debian"}, volume_type_name="default"
     )
     assert (made.id, made.account_id, made.size, made.name) == (id, account, 2, "data")
-    ready = member.volumes.wait(id, timeout=WAIT)
+    ready = member.volumes.wait(id, timeout=PATIENCE)
     assert (ready.status, ready.progress, ready.node_id, ready.job_id) == (
         "ACTIVE",
         100,
@@ -47,10 +46,10 @@ def test_a_volumes_life(member: Client, account: str) -> None:
     assert member.volumes.update(id, metadata={}).metadata == {}
 
     member.volumes.extend(id, 3)
-    assert member.volumes.wait(id, timeout=WAIT).size == 3
+    assert member.volumes.wait(id, timeout=PATIENCE).size == 3
 
     member.volumes.delete(id)
-    member.volumes.wait_deleted(id, timeout=WAIT)
+    member.volumes.wait_deleted(id, timeout=PATIENCE)
     assert member.volumes.get(id).status == "DELETED"
     assert [v.id for v in member.volumes.list()] == []
     assert [v.id for v in member.volumes.list(status="DELETED")] == [id]
@@ -81,7 +80,7 @@ def test_lists_have_filters_and_pages(member: Client) -> None:
 def test_snapshots(member: Client) -> None:
     source = volume(member, size=2)
     made = member.snapshots.create(source, name="before", metadata={"a": "b"})
-    ready = member.snapshots.wait(made.id, timeout=WAIT)
+    ready = member.snapshots.wait(made.id, timeout=PATIENCE)
     assert (ready.volume_id, ready.size, ready.name, ready.extra) == (source, 2, "before", {})
     assert ready.metadata == {"a": "b"}
     assert member.snapshots.get(made.id) == ready
@@ -92,7 +91,7 @@ def test_snapshots(member: Client) -> None:
     copy = volume(member, size=None, snapshot=made.id)
     assert (member.volumes.get(copy).snapshot, member.volumes.get(copy).size) == (made.id, 2)
     member.snapshots.delete(made.id)
-    member.snapshots.wait_deleted(made.id, timeout=WAIT)
+    member.snapshots.wait_deleted(made.id, timeout=PATIENCE)
 
 
 def test_backups(member: Client, node: FakeNode) -> None:
@@ -102,14 +101,14 @@ def test_backups(member: Client, node: FakeNode) -> None:
     assert member.backups.create(
         source, id=id, name="monday", metadata={"a": "b"}, full=True
     ).created_at == (made.created_at)
-    ready = member.backups.wait(id, timeout=WAIT)
+    ready = member.backups.wait(id, timeout=PATIENCE)
     assert (ready.bytes_read, ready.bytes_stored, ready.objects_stored) == (10, 5, 2)
     assert (ready.name, ready.metadata, ready.extra) == ("monday", {"a": "b"}, {})
     assert [b.id for b in member.backups.list(volume_id=source, status="AVAILABLE")] == [id]
     assert list(member.backups.list(name="tuesday")) == []
 
     job = member.backups.verify(id)
-    assert member.jobs.wait(job.id, timeout=WAIT).result == {"bytes_read": 10, "seconds": 0.1}
+    assert member.jobs.wait(job.id, timeout=PATIENCE).result == {"bytes_read": 10, "seconds": 0.1}
     assert member.backups.get(id).verified_at is not None
 
     node.held.add("volume.restore")
@@ -132,20 +131,20 @@ def test_a_restore_and_a_copy(member: Client) -> None:
     with pytest.raises(errors.BadRequest):
         member.volumes.create(size=1, backup=saved)
     member.backups.delete(saved)
-    member.backups.wait_deleted(saved, timeout=WAIT)
+    member.backups.wait_deleted(saved, timeout=PATIENCE)
     assert [b.id for b in member.backups.list(status="DELETED")] == [saved]
 
 
 def test_a_snapshot_is_backed_up(member: Client, node: FakeNode) -> None:
     source = volume(member)
-    snapshot = member.snapshots.wait(member.snapshots.create(source).id, timeout=WAIT)
+    snapshot = member.snapshots.wait(member.snapshots.create(source).id, timeout=PATIENCE)
     node.held.add("backup.save")
     made = member.backups.create(source, snapshot=snapshot.id)
     assert (made.snapshot, made.internal, made.extra) == (snapshot.id, False, {})
     with pytest.raises(errors.InUse, match="a backup of it is running"):
         member.snapshots.delete(snapshot.id)
     node.held.clear()
-    assert member.backups.wait(made.id, timeout=WAIT).snapshot == snapshot.id
+    assert member.backups.wait(made.id, timeout=PATIENCE).snapshot == snapshot.id
     [saved] = [job for job in node.claimed if job["payload"].get("backup_id") == made.id]
     assert saved["payload"]["snapshot_id"] == snapshot.id
     with pytest.raises(errors.NotFound):
@@ -168,7 +167,7 @@ def test_a_copy_to_another_node(client: Client, node: FakeNode) -> None:
         with pytest.raises(errors.NotFound):
             client.backups.get(internal.id)
         node.held.clear()
-        assert client.volumes.wait(copy.id, timeout=WAIT).node_id == made.id
+        assert client.volumes.wait(copy.id, timeout=PATIENCE).node_id == made.id
         done = [job["kind"] for job in other.claimed if job["volume_id"] == copy.id]
         assert done == ["volume.restore", "volume.fill"]
         wait_until(lambda: not list(client.admin.backups(volume_id=source)))
@@ -181,7 +180,7 @@ def test_exports(member: Client, client: Client, account: str, node: FakeNode) -
     id = volume(member)
     first = member.exports.create(id, initiator=INITIATOR, ip="10.0.0.5")
     assert member.exports.create(id, initiator=INITIATOR, ip="10.0.0.5").id == first.id
-    export = member.exports.wait(id, timeout=WAIT)
+    export = member.exports.wait(id, timeout=PATIENCE)
     assert (export.initiator, export.ip, export.target_lun) == (INITIATOR, "10.0.0.5", 1)
     assert (export.target_portal, export.auth_method) == ("127.0.0.1:3260", "CHAP")
     assert export.target_iqn.endswith(f":{id}")
@@ -198,12 +197,12 @@ def test_exports(member: Client, client: Client, account: str, node: FakeNode) -
     node.refuse["export.delete"] = "iqn.x is logged in."
     member.exports.delete(id)
     with pytest.raises(errors.JobFailed, match="logged in"):
-        member.exports.wait_deleted(id, timeout=WAIT)
+        member.exports.wait_deleted(id, timeout=PATIENCE)
     assert member.exports.get(id).status == "ATTACHED"
 
     node.refuse.clear()
     member.exports.delete(id, force=True)
-    member.exports.wait_deleted(id, timeout=WAIT)
+    member.exports.wait_deleted(id, timeout=PATIENCE)
     claimed = [job for job in node.claimed if job["volume_id"] == id]
     assert [job["payload"]["force"] for job in claimed if job["kind"] == "export.delete"] == [
         False,
@@ -227,25 +226,25 @@ def test_jobs(member: Client, node: FakeNode) -> None:
     assert job_id is not None
     member.jobs.cancel(job_id)
     with pytest.raises(errors.JobFailed, match="was cancelled"):
-        member.jobs.wait(job_id, timeout=WAIT)
+        member.jobs.wait(job_id, timeout=PATIENCE)
     with pytest.raises(errors.JobFailed, match=f"backup {saved.id} is ERROR"):
-        member.backups.wait(saved.id, timeout=WAIT)
+        member.backups.wait(saved.id, timeout=PATIENCE)
 
 
 def test_what_the_node_refuses_is_told(member: Client, node: FakeNode) -> None:
     node.refuse["volume.create"] = "The pool is full."
     made = member.volumes.create(size=1)
     with pytest.raises(errors.JobFailed, match="The pool is full"):
-        member.volumes.wait(made.id, timeout=WAIT)
+        member.volumes.wait(made.id, timeout=PATIENCE)
     node.refuse.clear()
     id = volume(member)
     node.refuse["volume.extend"] = "The disk is gone."
     member.volumes.extend(id, 2)
     with pytest.raises(errors.JobFailed, match="The disk is gone"):
-        member.volumes.wait(id, timeout=WAIT)
+        member.volumes.wait(id, timeout=PATIENCE)
     node.refuse.clear()
     member.volumes.extend(id, 2)
-    assert member.volumes.wait(id, timeout=WAIT).size == 2
+    assert member.volumes.wait(id, timeout=PATIENCE).size == 2
 
 
 def test_accounts_and_tokens(client: Client) -> None:
@@ -374,7 +373,7 @@ def test_groups(member: Client, account: str) -> None:
     assert (begun.status, begun.machine, begun.progress, begun.extra) == ("SAVING", name, 3, {})
     assert (begun.cancel, begun.condemned) == (False, [])
     done = member.groups.put(name, status="AVAILABLE", metadata={"frozen": "2"}, **told)
-    assert member.groups.wait(name, timeout=WAIT).metadata == {"frozen": "2"}
+    assert member.groups.wait(name, timeout=PATIENCE).metadata == {"frozen": "2"}
     assert [one.name for one in done.members] == ["data", "root"]
     root = member.backups.get(f"{name}-root")
     assert (root.group, root.size, root.status) == (name, 2, "AVAILABLE")
@@ -385,13 +384,13 @@ def test_groups(member: Client, account: str) -> None:
     with pytest.raises(errors.InUse):
         member.backups.delete(root.id)
     restored = member.volumes.create(backup=root.id)
-    member.volumes.wait(restored.id, timeout=WAIT)
+    member.volumes.wait(restored.id, timeout=PATIENCE)
     member.groups.delete(name)
-    member.groups.wait_deleted(name, timeout=WAIT)
+    member.groups.wait_deleted(name, timeout=PATIENCE)
     with pytest.raises(errors.WrongState):
         member.groups.put(name, status="AVAILABLE", **told)
     member.volumes.delete(root.volume_id)
-    member.volumes.wait_deleted(root.volume_id, timeout=WAIT)
+    member.volumes.wait_deleted(root.volume_id, timeout=PATIENCE)
 
 
 def test_retention_and_protection(member: Client) -> None:
@@ -415,7 +414,7 @@ def test_retention_and_protection(member: Client) -> None:
     assert member.backups.get(saved[1]).status == "AVAILABLE"
     told = member.retention.prune(source, rules, all=True)
     assert [v.status for v in told.verdicts] == ["AVAILABLE", "DELETING", "AVAILABLE"]
-    member.backups.wait_deleted(saved[1], timeout=WAIT)
+    member.backups.wait_deleted(saved[1], timeout=PATIENCE)
     member.backups.update(saved[0], protected=False)
     member.backups.delete(saved[0])
     kept = member.backups.create(source, protected=True)
@@ -434,14 +433,14 @@ def test_collecting_ends_when_all_is_swept(
 ) -> None:
     backup(member, volume(member))
     assert client.admin.collect(account).kind == "repository.collect"
-    last = client.admin.collect(account, wait=True, timeout=WAIT)
+    last = client.admin.collect(account, wait=True, timeout=PATIENCE)
     assert (last.kind, last.status) == ("repository.sweep", "DONE")
     assert {job.status for job in client.admin.jobs(account_id=account)} == {"DONE"}
 
 
 def test_everyones_things(client: Client, member: Client, account: str) -> None:
     source = volume(member)
-    snapshot = member.snapshots.wait(member.snapshots.create(source).id, timeout=WAIT)
+    snapshot = member.snapshots.wait(member.snapshots.create(source).id, timeout=PATIENCE)
     saved = backup(member, source)
     admin = client.admin
     assert [v.id for v in admin.volumes(account_id=account, status="ACTIVE")] == [source]

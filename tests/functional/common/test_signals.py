@@ -10,6 +10,8 @@ import time
 import pytest
 
 from lunr.common import signals
+from tests.support.thorough import examples
+from tests.support.waiting import PATIENCE
 
 WAITING = """
 import threading
@@ -25,15 +27,15 @@ while not stop.wait(0):  # nearly always with the event's lock held
 
 @pytest.mark.parametrize("number", signals.TO_END)
 def test_an_event_is_set_while_it_is_waited_for(number: signal.Signals) -> None:
-    for turn in range(20):
+    for turn in range(examples(6, 100)):
         argv = [sys.executable, "-c", WAITING]
         with subprocess.Popen(argv, stdout=subprocess.PIPE) as waiting:
             assert waiting.stdout is not None
             waiting.stdout.readline()
-            time.sleep(turn * 0.0007)
+            time.sleep(turn * 0.0023)
             waiting.send_signal(number)
             try:
-                assert waiting.wait(10) == 0
+                assert waiting.wait(PATIENCE) == 0
             finally:
                 waiting.kill()
 
@@ -54,4 +56,4 @@ for _ in range(2):
     os.kill(os.getpid(), signal.SIGHUP)
     assert told.acquire(timeout=10)
 """
-    subprocess.run([sys.executable, "-c", script], check=True, timeout=30)
+    subprocess.run([sys.executable, "-c", script], check=True, timeout=PATIENCE)

@@ -14,7 +14,7 @@ import pytest
 
 from lunr.storage.filling import worker as module
 from lunr.storage.filling.worker import Worker, adopt, reach, take_lock
-from tests.support.waiting import wait_until
+from tests.support.waiting import PATIENCE, wait_until
 
 #: Listens as the real one does, tells what it was told, and ends when told to.
 PROGRAM = """
@@ -108,7 +108,7 @@ def test_it_outlives_whoever_started_it(folder: Path) -> None:
         "next(worker.events())\n"
         "os.kill(os.getpid(), 9)\n"
     )
-    done = subprocess.run([sys.executable, "-c", code], timeout=30, check=False)
+    done = subprocess.run([sys.executable, "-c", code], timeout=PATIENCE, check=False)
     assert done.returncode == -9
     found = start(folder)
     assert not found.is_new

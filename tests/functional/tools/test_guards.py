@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.services import CHECKOUT
-from tests.support.waiting import wait_until
+from tests.support.waiting import PATIENCE, wait_until
 from tools.testing import leftovers
 from tools.testing.main import main
 
@@ -35,7 +35,7 @@ def run_pytest(folder: Path, level: str, code: str) -> tuple[int, str]:
         capture_output=True,
         text=True,
         check=False,
-        timeout=60,
+        timeout=PATIENCE,
     )
     return done.returncode, done.stdout + done.stderr
 

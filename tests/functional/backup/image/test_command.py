@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.services import need_root
-from tests.support.waiting import wait_until
+from tests.support.waiting import PATIENCE, wait_until
 
 ENGINE = [sys.executable, "-m", "lunr.backup.commands"]
 BACKUP = [sys.executable, "-m", "lunr.client.main", "backup"]
@@ -44,7 +44,7 @@ def test_a_backup_is_looked_into(tmp_path: Path, backup: bytes, end: str) -> Non
             assert (done.returncode, done.stderr) == (0, "")
         else:
             process.send_signal(signal.SIGINT)
-        assert process.wait(10) == 0
+        assert process.wait(PATIENCE) == 0
     assert list(point.iterdir()) == []
 
 

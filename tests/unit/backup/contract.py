@@ -9,6 +9,7 @@ import pytest
 
 from lunr.backup import errors
 from lunr.backup.stores.base import Store
+from tests.support.waiting import PATIENCE
 
 
 class StoreContract:
@@ -58,7 +59,7 @@ class StoreContract:
         thread.join(0.05)
         assert thread.is_alive()
         slot.release()
-        thread.join(30)
+        thread.join(PATIENCE)
         assert slot.acquire(blocking=False)
         assert bytes(store.get("chunks/aa/one")) == b"abc"
 

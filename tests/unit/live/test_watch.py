@@ -9,6 +9,7 @@ import pytest
 from lunr.common.errors import Cancelled
 from lunr.live import errors
 from lunr.live.watch import Watch, is_set, leaves_less, reserved, uses_more
+from tests.support.waiting import PATIENCE
 
 
 def test_the_check_that_speaks_first_says_why(tmp_path: Path) -> None:
@@ -19,7 +20,7 @@ def test_the_check_that_speaks_first_says_why(tmp_path: Path) -> None:
         with pytest.raises(errors.ScratchLimit, match=r"1\.0 MiB"), watch.watching():
             file.write(bytes([1]) * (2 << 20))
             file.flush()
-            assert watch.cancel.wait(10)
+            assert watch.cancel.wait(PATIENCE)
             raise Cancelled
 
 

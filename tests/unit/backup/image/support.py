@@ -18,6 +18,7 @@ from lunr.backup.image.presence import UNIT, Shape, area_with
 from lunr.backup.image.source import Source, kept_root
 from lunr.backup.stores.base import Store
 from lunr.backup.stores.memory import MemoryStore
+from tests.support.waiting import PATIENCE
 from tests.unit.backup.support import Faulty, repository, save_bytes
 
 #: Two units a block, four blocks a chunk, four chunks a segment.
@@ -39,7 +40,7 @@ class Weather:
     def __call__(self, _call: str, name: str) -> None:
         self.names.append(name)
         if self.gate is not None:
-            self.gate.wait(10)
+            self.gate.wait(PATIENCE)
         if self.delay:
             time.sleep(self._random.random() * self.delay)
         if self.away or self._random.random() < self.fails:

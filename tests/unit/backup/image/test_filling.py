@@ -25,7 +25,7 @@ from lunr.backup.image.presence import UNIT
 from lunr.backup.image.protocol import Contended
 from lunr.backup.image.wire import Op
 from tests.support.thorough import examples
-from tests.support.waiting import wait_until
+from tests.support.waiting import PATIENCE, SOON, wait_until
 from tests.unit.backup.image.support import CHUNK, World, content
 from tests.unit.backup.image.test_protocol import Kernel, read_in, write_in
 
@@ -80,7 +80,7 @@ class Volume(RuleBasedStateMachine):
     @rule(data=st.data())
     def fill_one(self, data: st.DataObject) -> None:
         chunk = data.draw(st.integers(0, self.world.volume.presence.shape.chunks - 1))
-        assert self.world.volume.fill(chunk, time.monotonic() + 5) is not None
+        assert self.world.volume.fill(chunk, time.monotonic() + PATIENCE) is not None
 
     @rule()
     def sync(self) -> None:
@@ -172,7 +172,7 @@ def test_a_store_that_is_away_is_an_error_after_a_while_and_heals(world: World) 
     started = time.monotonic()
     with pytest.raises(TimeoutError):
         world.read(0, UNIT, patience=0.5)
-    assert 0.4 < time.monotonic() - started < 2
+    assert 0.4 < time.monotonic() - started < SOON
     with pytest.raises(TimeoutError):
         world.write(100, b"half a unit", patience=0.1)
     world.weather.away = False
@@ -213,7 +213,7 @@ def test_many_readers_of_a_chunk_fetch_once(world: World) -> None:
 
 def damage(world: World, chunk: int, at: int) -> str:
     """Change a byte in the frames of a chunk, `at` (0 to 1) of its way through; its name."""
-    entry = world.source.entry(chunk, time.monotonic() + 5)
+    entry = world.source.entry(chunk, time.monotonic() + PATIENCE)
     (name,) = objects_of(entry)
     raw = bytearray(world.objects.objects[name])  # type: ignore[attr-defined]
     start = 28 + 4 * 36
@@ -233,18 +233,18 @@ def test_damage_is_an_error_on_its_blocks_alone(world: World) -> None:
     assert world.read(bad + block, block) == world.data[bad + block :][:block]
     with pytest.raises(OSError, match="damaged"):
         world.write(bad + 5, b"half a unit")
-    assert world.volume.fill(2, time.monotonic() + 1) is None
+    assert world.volume.fill(2, time.monotonic() + PATIENCE) is None
     events = [fields for event, fields in world.events if event == "damaged"]
     assert [event["object"] for event in events] == [name]
     assert events[0]["ranges"] == [(bad, bad + block)]
     # What is written over it is good again.
     world.write(bad, b"n" * block)
     assert world.read(bad, block) == b"n" * block
-    assert world.volume.fill(2, time.monotonic() + 1) == 0
+    assert world.volume.fill(2, time.monotonic() + PATIENCE) == 0
 
 
 def test_a_lost_object_is_damage(world: World) -> None:
-    entry = world.source.entry(1, time.monotonic() + 5)
+    entry = world.source.entry(1, time.monotonic() + PATIENCE)
     assert entry is not None
     del world.objects.objects[entry.name("chunks")]  # type: ignore[attr-defined, union-attr, arg-type]
     with pytest.raises(OSError, match="damaged"):
@@ -316,7 +316,7 @@ def test_still_keeps_nobody_waiting_but_who_writes_what_is_absent(world: World) 
             assert kernel.ask(Op.READ, read_in(0, UNIT)) == b"x" * UNIT
             kernel.ask(Op.WRITE, write_in(0, b"x" * UNIT))
         kernel.ask(Op.FSYNC, bytes(16))
-        assert time.monotonic() - started < 2
+        assert time.monotonic() - started < SOON
         assert not kernel.early, "what is absent stays so"
     for unique in blocked:  # the store has not answered by now
         assert kernel.answer(unique)[0] == 0
@@ -363,7 +363,7 @@ class Gated(Local):
     def write(self, offset: int, data: memoryview, keep: bool = True) -> None:
         if len(data) == self.size_of_interest:
             self.entered.set()
-            assert self.gate.wait(10)
+            assert self.gate.wait(PATIENCE)
         super().write(offset, data, keep)
 
 
@@ -375,12 +375,12 @@ def test_a_store_and_a_write_of_one_block_take_turns(tmp_path: Path, first: str)
     world.open()
     new = b"n" * (2 * UNIT)
     work = {
-        "store": threading.Thread(target=world.volume.fill, args=(1, time.monotonic() + 10)),
+        "store": threading.Thread(target=world.volume.fill, args=(1, time.monotonic() + PATIENCE)),
         "write": threading.Thread(target=world.write, args=(CHUNK + UNIT, new)),
     }
     Gated.size_of_interest = CHUNK if first == "store" else len(new)
     work[first].start()
-    assert Gated.entered.wait(5)
+    assert Gated.entered.wait(PATIENCE)
     Gated.size_of_interest = 0
     second = "write" if first == "store" else "store"
     work[second].start()
@@ -403,11 +403,11 @@ def test_a_discard_of_many_chunks_waits_for_a_store_in_any_of_them(
     Gated.entered, Gated.gate = threading.Event(), threading.Event()
     world = World(tmp_path, random.Random(4).randbytes(5 * CHUNK), local=Gated)
     world.open()
-    fill = threading.Thread(target=world.volume.fill, args=(chunk, time.monotonic() + 10))
+    fill = threading.Thread(target=world.volume.fill, args=(chunk, time.monotonic() + PATIENCE))
     discard = threading.Thread(target=world.zero, args=(0, 4 * CHUNK))
     Gated.size_of_interest = CHUNK
     fill.start()
-    assert Gated.entered.wait(5)
+    assert Gated.entered.wait(PATIENCE)
     discard.start()
     discard.join(0.2)
     assert discard.is_alive()

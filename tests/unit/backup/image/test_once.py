@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from lunr.backup.image.once import Once
-from tests.support.waiting import wait_until
+from tests.support.waiting import PATIENCE, wait_until
 
 
 class Impatient:
@@ -20,7 +20,7 @@ class Impatient:
 
     def __call__(self) -> str:
         self.begun.set()
-        assert self.go.wait(10)
+        assert self.go.wait(PATIENCE)
         raise TimeoutError("the store takes too long")
 
 
@@ -30,8 +30,8 @@ def test_who_has_more_patience_than_the_other_one_does_it_itself() -> None:
     impatient = Impatient()
     with ThreadPoolExecutor(2) as threads:
         first = threads.submit(once.do, "chunk", impatient, time.monotonic())
-        assert impatient.begun.wait(10)
-        second = threads.submit(once.do, "chunk", lambda: "here", time.monotonic() + 30)
+        assert impatient.begun.wait(PATIENCE)
+        second = threads.submit(once.do, "chunk", lambda: "here", time.monotonic() + PATIENCE)
         wait_until(second.running)
         impatient.go.set()
         with pytest.raises(TimeoutError):
@@ -44,8 +44,8 @@ def test_who_has_no_patience_left_waits_no_longer() -> None:
     once: Once[str, str] = Once()
     impatient = Impatient()
     with ThreadPoolExecutor(1) as threads:
-        first = threads.submit(once.do, "chunk", impatient, time.monotonic() + 30)
-        assert impatient.begun.wait(10)
+        first = threads.submit(once.do, "chunk", impatient, time.monotonic() + PATIENCE)
+        assert impatient.begun.wait(PATIENCE)
         with pytest.raises(TimeoutError):
             once.do("chunk", lambda: "never", time.monotonic() + 0.05)
         impatient.go.set()

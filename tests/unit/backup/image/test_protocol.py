@@ -18,6 +18,7 @@ import pytest
 from lunr.backup.image import wire
 from lunr.backup.image.protocol import File, Session
 from lunr.backup.image.wire import Op
+from tests.support.waiting import PATIENCE
 
 HEADER = struct.Struct("=IIQQIIIHH")
 ANSWER = struct.Struct("=IiQ")
@@ -82,7 +83,7 @@ class Kernel:
         self.socket, ours = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         for one in (self.socket, ours):
             one.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4 << 20)
-        self.socket.settimeout(5)
+        self.socket.settimeout(PATIENCE)
         self.ours = ours.detach()
         self.session = Session(self.ours, disk, "volume", patience)
         self.thread = threading.Thread(target=self.session.serve)
@@ -120,7 +121,7 @@ class Kernel:
         self.socket.settimeout(0.2)
         with pytest.raises(TimeoutError):
             self.socket.recv(1 << 20)
-        self.socket.settimeout(5)
+        self.socket.settimeout(PATIENCE)
 
     def init(self, minor: int = 40, flags: int = (1 << 64) - 1, size: int = 64) -> tuple[int, ...]:
         body = struct.pack("=IIIII", 7, minor, 131072, flags & 0xFFFFFFFF, flags >> 32)
@@ -130,7 +131,7 @@ class Kernel:
 
     def close(self) -> None:
         self.socket.shutdown(socket.SHUT_RDWR)
-        self.thread.join(5)
+        self.thread.join(PATIENCE)
         assert not self.thread.is_alive()
         os.fstat(self.ours)  # a late answer goes nowhere else
         os.close(self.ours)

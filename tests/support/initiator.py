@@ -7,7 +7,7 @@ import subprocess
 from pathlib import Path
 from typing import Protocol
 
-from tests.support.waiting import wait_until
+from tests.support.waiting import PATIENCE, wait_until
 
 
 class Exported(Protocol):
@@ -67,7 +67,7 @@ class Initiator:
             wait_until(self._all_are_in, interval=1.0)
             return
         self._daemon.kill()
-        self._daemon.wait(60)
+        self._daemon.wait(PATIENCE)
         self._daemon = self._start()
 
     @staticmethod
@@ -116,7 +116,7 @@ class Initiator:
         sh("iscsiadm", "-m", "node", "--logoutall=all", check=False)
         sh("iscsiadm", "-m", "node", "-o", "delete", check=False)
         self._daemon.terminate()
-        self._daemon.wait(60)
+        self._daemon.wait(PATIENCE)
 
     @staticmethod
     def _node(export: Exported) -> list[str]:

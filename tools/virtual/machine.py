@@ -12,7 +12,7 @@ may lack: device-mapper, LIO, open-iscsi's, file systems; no network but loopbac
                        process here; it starts in a second and computes as fast as
                        this machine. "qemu" emulates a machine with Debian's stock
                        kernel, as operators run it: some ten times slower; the default
-                       where no User Mode Linux runs
+                       where no User Mode Linux runs, and with LUNR_VM_MACHINE=qemu
   --disk SIZE[,plain]  another empty disk, as 512M or 4G: /dev/vda, /dev/vdb, …;
                        "plain" ones can neither discard nor write zeros by themselves
   --share FOLDER       what is written there stays
@@ -30,6 +30,7 @@ Before the first time: tools/setup --vm.
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -56,7 +57,8 @@ def parse_disk(text: str) -> Disk:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="tools/vm run", usage="see tools/vm --help")
-    parser.add_argument("--machine", choices=MACHINES)
+    machine = os.environ.get("LUNR_VM_MACHINE") or None
+    parser.add_argument("--machine", choices=MACHINES, default=machine)
     parser.add_argument("--disk", type=parse_disk, action="append", default=[])
     parser.add_argument("--share", type=Path, action="append", default=[])
     parser.add_argument("--memory", type=int)

@@ -90,6 +90,9 @@ def test_uml_is_the_default_and_qemu_where_no_uml_runs(
     (empty_cache / "uml").mkdir()
     (empty_cache / "uml" / "chosen").write_text("7.2um1\n")
     assert ordered(monkeypatch)[0][0] == "uml"
+    monkeypatch.setenv("LUNR_VM_MACHINE", "qemu")
+    assert ordered(monkeypatch)[0][0] == "qemu"
+    assert ordered(monkeypatch, "--machine", "uml")[0][0] == "uml"
     assert capsys.readouterr().err == ""
 
 

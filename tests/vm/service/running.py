@@ -8,7 +8,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,7 @@ from tests.support.faulty_disk import FaultyDisk
 from tests.support.initiator import sh
 from tests.support.services import CHECKOUT
 from tests.support.volume_groups import volume_group
-from tests.support.waiting import free_port, wait_until
+from tests.support.waiting import PATIENCE, free_port, wait_until
 
 GROUP = "lunr-test"
 #: What device-mapper calls the disk below a world's group.
@@ -31,8 +30,6 @@ DISK_NAME = "world"
 #: The name of the initiator that the tests of nodes use.
 INITIATOR = "iqn.2026-11.io.lunr.test:initiator"
 OVER = ("DONE", "FAILED", "CANCELLED")
-#: Emulated machines are slow.
-LONG = 240.0
 
 
 class Nursery:
@@ -58,7 +55,7 @@ class Nursery:
     def close(self) -> None:
         assert self._process.stdin is not None
         self._process.stdin.close()
-        self._process.wait(LONG)
+        self._process.wait(PATIENCE)
 
     def _ask(self, **order: Any) -> str:
         assert self._process.stdin is not None
@@ -216,7 +213,7 @@ class World:
     def export(self, volume_id: str) -> Export:
         """Export a volume to the tests' initiator."""
         self.client.exports.create(volume_id, initiator=INITIATOR, ip="127.0.0.1")
-        return self.client.exports.wait(volume_id, timeout=LONG)
+        return self.client.exports.wait(volume_id, timeout=PATIENCE)
 
     def check(self) -> None:
         """Every record is final and fine, and on the node is just what they say."""
@@ -229,11 +226,10 @@ class World:
         assert {s.status for s in snapshots} <= {"AVAILABLE"}, f"{where}: {snapshots}"
         assert {b.status for b in self.client.backups.list()} <= {"AVAILABLE"}, where
         expected = {f"volume {v.id}" for v in volumes} | {f"snapshot {s.id}" for s in snapshots}
-        deadline = time.monotonic() + 60  # what was half made, or used last, goes behind
-        while (found := roles()) != expected or stray_mappings() or self._shown():
-            if time.monotonic() > deadline:
-                break
-            time.sleep(0.5)
+        with contextlib.suppress(AssertionError):  # what is wrong then is told below
+            # What was half made, or used last, goes behind.
+            wait_until(lambda: roles() == expected and self._is_clear(), interval=0.25)
+        found = roles()
         assert found == expected, f"{where}: {found - expected} too much, no {expected - found}"
         of = references()
         assert len(of) == len(set(of)), f"{where}: {of}"
@@ -242,6 +238,9 @@ class World:
         assert self.exported() == exported, where
         assert self._shown() == [], where
         assert suspended() == [], where
+
+    def _is_clear(self) -> bool:
+        return not stray_mappings() and not self._shown()
 
     def _shown(self) -> list[str]:
         """What of backups and restored volumes is mounted, and loop devices."""

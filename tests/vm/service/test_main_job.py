@@ -15,8 +15,8 @@ from lunr.client.records import Export
 from lunr.common import units
 from lunr.storage.filling import clone_device
 from tests.support.initiator import Initiator, sh
-from tests.support.waiting import wait_until
-from tests.vm.service.running import LONG, World, told
+from tests.support.waiting import PATIENCE, wait_until
+from tests.vm.service.running import World, told
 
 #: Writes to a file of 4 MiB, synchronously, until its input ends: what goes on during a backup.
 WRITER = """
@@ -36,10 +36,10 @@ def remove(client: Client, volumes: Sequence[str]) -> None:
     for volume_id in volumes:
         client.exports.delete(volume_id)
     for volume_id in volumes:
-        client.exports.wait_deleted(volume_id, timeout=LONG)
+        client.exports.wait_deleted(volume_id, timeout=PATIENCE)
         client.volumes.delete(volume_id)
     for volume_id in volumes:
-        client.volumes.wait_deleted(volume_id, timeout=LONG)
+        client.volumes.wait_deleted(volume_id, timeout=PATIENCE)
 
 
 @contextlib.contextmanager
@@ -65,7 +65,7 @@ def writing(path: Path) -> Iterator[None]:
         assert process.poll() is None, "the writer died: writes failed during the backup"
     finally:
         process.stdin.close()
-        process.wait(LONG)
+        process.wait(PATIENCE)
 
 
 def grown(initiator: Initiator, exported: Export) -> bool:
@@ -93,7 +93,7 @@ def contents(folder: Path) -> dict[str, str]:
 
 def test_the_main_job(world: World, initiator: Initiator, tmp_path: Path) -> None:
     client = world.client
-    volume = client.volumes.wait(client.volumes.create(size=1).id, timeout=LONG)
+    volume = client.volumes.wait(client.volumes.create(size=1).id, timeout=PATIENCE)
     exported = world.export(volume.id)
     device = initiator.login(exported)
     sh("mkfs.ext4", "-q", device)
@@ -108,7 +108,7 @@ def test_the_main_job(world: World, initiator: Initiator, tmp_path: Path) -> Non
             }
             with writing(point / f"busy{number}"):
                 backup = client.backups.create(volume.id)
-                backup = client.backups.wait(backup.id, timeout=LONG)
+                backup = client.backups.wait(backup.id, timeout=PATIENCE)
             kept.append((backup.id, known))
         first, second = (client.backups.get(id) for id, _ in kept)
         assert second.parent_id == first.id
@@ -118,7 +118,7 @@ def test_the_main_job(world: World, initiator: Initiator, tmp_path: Path) -> Non
         assert (second.bytes_read < 80 * units.MIB) == (node.pool == "thin")
 
         client.volumes.extend(volume.id, 2)
-        client.volumes.wait(volume.id, timeout=LONG)
+        client.volumes.wait(volume.id, timeout=PATIENCE)
         wait_until(lambda: grown(initiator, exported), what="the new size", interval=1.0)
         sh("resize2fs", device)
         assert contents(point / "round0") == {
@@ -129,7 +129,7 @@ def test_the_main_job(world: World, initiator: Initiator, tmp_path: Path) -> Non
     made = [volume.id]
     for backup_id, known in kept:
         restored = client.volumes.create(backup=backup_id, fill="never")
-        client.volumes.wait_usable(restored.id, timeout=LONG)
+        client.volumes.wait_usable(restored.id, timeout=PATIENCE)
         # By the kernel, where it can; tools/setup --vm builds what it needs for that.
         by_kernel = any(one["role"] == "filling" for one in told())
         assert by_kernel == clone_device.available()
@@ -141,7 +141,7 @@ def test_the_main_job(world: World, initiator: Initiator, tmp_path: Path) -> Non
                 # It is filled, and then no longer a filling one, while it is in use.
                 with writing(point / "busy"):
                     client.volumes.update(restored.id, fill="eager")
-                    client.volumes.wait(restored.id, timeout=LONG)
+                    client.volumes.wait(restored.id, timeout=PATIENCE)
                 sh("sysctl", "-q", "vm.drop_caches=3")
                 found = contents(point)
                 assert {name: found.get(name) for name in known} == known

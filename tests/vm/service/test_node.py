@@ -13,8 +13,8 @@ import pytest
 from lunr.client.errors import JobFailed
 from lunr.storage.targets import lio_tree
 from tests.support.initiator import Initiator, sh
-from tests.support.waiting import wait_until
-from tests.vm.service.running import GROUP, LONG, World, stray_mappings
+from tests.support.waiting import PATIENCE, wait_until
+from tests.vm.service.running import GROUP, World, stray_mappings
 
 MIB = 1 << 20
 SECTOR = 512
@@ -24,7 +24,7 @@ SECTOR = 512
 def volume(world: World) -> Iterator[str]:
     """A volume of 1 GiB; all is as it must be when it is gone."""
     volume_id = world.client.volumes.create(size=1).id
-    world.client.volumes.wait(volume_id, timeout=LONG)
+    world.client.volumes.wait(volume_id, timeout=PATIENCE)
     yield volume_id
     world.client.volumes.delete(volume_id)
     world.wait_idle()
@@ -61,7 +61,7 @@ def test_a_backup_of_a_bad_sector_says_which_and_the_volume_can_be_used(
     try:
         backup = client.backups.create(volume)
         with pytest.raises(JobFailed, match=f"sector {sector} of 512 bytes.*Input/output"):
-            client.backups.wait(backup.id, timeout=LONG)
+            client.backups.wait(backup.id, timeout=PATIENCE)
         assert client.backups.get(backup.id).status == "ERROR"
         assert client.volumes.get(volume).status == "ACTIVE"
         write(device, 7 * MIB, b"goes on")
@@ -72,7 +72,7 @@ def test_a_backup_of_a_bad_sector_says_which_and_the_volume_can_be_used(
         world.disk.mend()
     client.backups.delete(backup.id)
     again = client.backups.create(volume)
-    assert client.backups.wait(again.id, timeout=LONG).status == "AVAILABLE"
+    assert client.backups.wait(again.id, timeout=PATIENCE).status == "AVAILABLE"
     client.backups.delete(again.id)
 
 
@@ -94,7 +94,7 @@ def test_exports_are_back_after_the_machine_was_started_anew(
     assert read(device, 5 * MIB, 6) + read(device, 9 * MIB, 5) == b"beforeafter"
     initiator.logout(exported)
     world.client.exports.delete(volume)
-    world.client.exports.wait_deleted(volume, timeout=LONG)
+    world.client.exports.wait_deleted(volume, timeout=PATIENCE)
 
 
 def reboot(world: World) -> None:

@@ -31,7 +31,7 @@ from lunr.storage.targets.lio import LioTarget
 from tests.support.initiator import Initiator, sh
 from tests.support.target_contract import export_of
 from tests.support.volume_groups import volume_group
-from tests.support.waiting import wait_until
+from tests.support.waiting import PATIENCE, wait_until
 from tests.system.backup.image.mounted import KEY, Place, away
 from tests.vm.conftest import SMALL_DISK
 from tests.vm.service.running import stray_mappings
@@ -48,7 +48,6 @@ STORED, SIZE = 48 * MIB, 64 * MIB
 DATA = ((0, 10 * MIB), (32 * MIB, 9 * MIB))
 #: Where somebody writes meanwhile: what has data, and some of the zeros beside it.
 BUSY = (*range(0, 16 * MIB, UNIT), *range(32 * MIB, 48 * MIB, UNIT))
-LONG = 120.0
 
 
 @pytest.fixture(scope="module")
@@ -145,7 +144,7 @@ class Node:
             one._worker._connection.shutdown(2)
         for thread in (one._driver, one._thread):
             assert thread is not None
-            thread.join(LONG)
+            thread.join(PATIENCE)
 
     def restart(self) -> None:
         """Begin anew as the next agent does."""
@@ -287,7 +286,7 @@ def test_the_store_is_away_and_part_of_it_is_lost(node: Node) -> None:
         assert time.monotonic() - began < 5
         time.sleep(1)
         assert got == []
-    reader.join(LONG)
+    reader.join(PATIENCE)
     assert got == [bytes(node.shadow[4 * MIB : 4 * MIB + UNIT])]
 
     def try_to_read() -> None:
@@ -300,7 +299,7 @@ def test_the_store_is_away_and_part_of_it_is_lost(node: Node) -> None:
         reader.start()
         wait_until(lambda: node.volume.news.store_trouble, what="it knows that the store is away")
         node.kill_process()
-        reader.join(LONG)
+        reader.join(PATIENCE)
     wait_until(lambda: not node.volume.trouble, what="all is well again")
     # One object rots: all else comes.
     chunk = max((path for path in node.store.rglob("*") if path.is_file()), key=os.path.getsize)

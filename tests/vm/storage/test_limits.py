@@ -23,7 +23,7 @@ from tests.vm.storage.conftest import Driver, logged_in, offered
 #: Operations in a second, fewer than any machine does.
 FEW = 5
 #: Seconds of one measurement.
-LONG = 2.0
+MEASUREMENT = 2.0
 
 
 def rate(device: Path, write: bool) -> float:
@@ -32,7 +32,7 @@ def rate(device: Path, write: bool) -> float:
     One after the other would measure how long TCP waits to acknowledge, instead.
     """
     file = os.open(device, os.O_RDWR | os.O_DIRECT)
-    deadline = time.monotonic() + LONG
+    deadline = time.monotonic() + MEASUREMENT
     done: list[int] = []
 
     def work(number: int) -> None:
@@ -55,7 +55,7 @@ def rate(device: Path, write: bool) -> float:
             thread.join()
     finally:
         os.close(file)
-    return sum(done) / LONG
+    return sum(done) / MEASUREMENT
 
 
 @contextlib.contextmanager

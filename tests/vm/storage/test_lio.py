@@ -21,7 +21,7 @@ from lunr.storage.targets.lio import LioTarget
 from tests.support.initiator import sh
 from tests.support.slices import SLICES, Slices
 from tests.support.target_contract import OTHER, capacity, export_of
-from tests.support.waiting import free_port, wait_until
+from tests.support.waiting import PATIENCE, free_port, wait_until
 from tests.system.storage import iscsi
 from tests.vm.storage.conftest import lio_left_over
 
@@ -222,13 +222,13 @@ def test_an_export_whose_disk_hangs_keeps_no_other_waiting(
             assert removing.is_alive()
             beside = threading.Thread(target=work)
             beside.start()
-            beside.join(30.0)
+            beside.join(PATIENCE)
             assert done == [True, False]
             assert removing.is_alive()
         finally:
             sh("dmsetup", "resume", export.path.name)
         for thread in (removing, beside):
-            thread.join(60.0)
+            thread.join(PATIENCE)
             assert not thread.is_alive()
 
 

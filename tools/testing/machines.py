@@ -11,6 +11,7 @@ from tools.testing.durations import read_durations, seconds_of
 from tools.testing.levels import DURATIONS, Choice, Job, pytest
 from tools.testing.patience import patient
 from tools.testing.running import Run
+from tools.virtual import uml
 
 #: What tests/vm/conftest.py expects.
 DISKS = ("--disk", "8G", "--disk", "4G,plain", "--disk", "1G")
@@ -18,6 +19,8 @@ DISKS = ("--disk", "8G", "--disk", "4G,plain", "--disk", "1G")
 AT_ONCE = int(os.environ.get("LUNR_TEST_VMS", "2"))
 #: Seconds of work that a machine gets at least: it takes some to start.
 A_GROUP = 60.0
+#: What tools/setup says when something can't be had here.
+_LACKING = 69
 #: Seconds that one test may take in a VM.
 TEST_LIMIT = 600
 #: Seconds after which a VM is ended.
@@ -104,8 +107,15 @@ class Preparation:
         return all(part.code() is not None for part in parts)
 
     def reason(self) -> str:
-        """Why no VM can be had."""
+        """Why there is no VM."""
+        if self.is_lacking and uml.chosen_kernel() is not None:
+            return ""
         return self._set_up.tail(5) if self._set_up.code() else ""
+
+    @property
+    def is_lacking(self) -> bool:
+        """Whether there can be no VM here: without root, or without a network."""
+        return self._set_up.code() == _LACKING
 
     def failures(self) -> list[records.Record]:
         """What is wrong with the files already."""

@@ -140,7 +140,10 @@ class Session:
             preparation, self._preparation = self._preparation, None
             for record in preparation.failures():
                 self._report.hear("vm", record)
-            if reason := preparation.reason():
+            reason = preparation.reason()
+            if reason and preparation.is_lacking:
+                self._report.result("vm").skipped.append(("vm", f"needs a VM: {reason}"))
+            elif reason:
                 self._report.fail("vm", "there is no VM", reason)
             else:
                 self._queue = machines.Queue(self._run, self._choice, preparation.files())

@@ -6,10 +6,17 @@ https://docs.openstack.org/api-ref/identity/v3/. The standard library is all it 
 from __future__ import annotations
 
 import json
+import urllib.error
 import urllib.parse
 import urllib.request
 from collections.abc import Mapping
+from http import HTTPStatus
 from typing import Any
+
+from tools.testing.patience import patient
+
+#: Seconds that an answer may take.
+PATIENCE = patient(60.0)
 
 Headers = Mapping[str, str]
 
@@ -18,7 +25,7 @@ def log_in(url: str, identity: Mapping[str, Any], scope: Any = None) -> str:
     """A token for the ``identity`` (and ``scope``) of a request to /auth/tokens."""
     auth = {"identity": identity, **({} if scope is None else {"scope": scope})}
     request = _request(url, "POST", "/auth/tokens", {"auth": auth})
-    with urllib.request.urlopen(request, timeout=30) as answer:
+    with urllib.request.urlopen(request, timeout=PATIENCE) as answer:
         token: str = answer.headers["X-Subject-Token"]
     return token
 
@@ -46,19 +53,30 @@ class Administrator:
         """Send a request and return the JSON of its answer."""
         sent = {"X-Auth-Token": self.token, **headers}
         with urllib.request.urlopen(
-            _request(self.url, method, path, body, sent), timeout=30
+            _request(self.url, method, path, body, sent), timeout=PATIENCE
         ) as answer:
             return json.loads(answer.read() or b"null")
 
     def ensure(self, kind: str, name: str, **fields: Any) -> str:
         """The id of the project, user, role or service `name`, made with `fields` if it is new."""
-        found = self.call("GET", f"/{kind}s?{urllib.parse.urlencode({'name': name})}")[f"{kind}s"]
-        if not found:
-            domain = {"domain_id": "default"} if kind in ("project", "user") else {}
-            body = {kind: {"name": name, **domain, **fields}}
-            found = [self.call("POST", f"/{kind}s", body)[kind]]
-        id: str = found[0]["id"]
-        return id
+        id = self._find(kind, name)
+        if id is not None:
+            return id
+        domain = {"domain_id": "default"} if kind in ("project", "user") else {}
+        body = {kind: {"name": name, **domain, **fields}}
+        try:
+            made: str = self.call("POST", f"/{kind}s", body)[kind]["id"]
+        except urllib.error.HTTPError as error:
+            id = self._find(kind, name)
+            if error.code != HTTPStatus.CONFLICT or id is None:
+                raise
+            return id  # another process has just made it
+        return made
+
+    def _find(self, kind: str, name: str) -> str | None:
+        query = urllib.parse.urlencode({"name": name})
+        existing = self.call("GET", f"/{kind}s?{query}")[f"{kind}s"]
+        return str(existing[0]["id"]) if existing else None
 
     def grant(self, role: str, user: str, project: str) -> None:
         """Give the user (an id) the role (a name) in the project (an id)."""

@@ -15,8 +15,12 @@ import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+from tools.testing.patience import patient
+
 BIN = Path(__file__).resolve().parents[2] / ".venv" / "bin"
-STOP_TIMEOUT = 20.0
+STOP_TIMEOUT = patient(20.0)
+#: What free_port() chooses from.
+FIRST_PORT, LAST_PORT = 15000, 32000
 
 
 class Failed(Exception):
@@ -101,12 +105,17 @@ def is_free(port: int) -> bool:
 
 
 def free_port(taken: Iterable[int] = ()) -> int:
-    """A free port not in `taken`, below those that the kernel gives to outgoing connections."""
+    """A free port not in `taken`, below those that the kernel gives to outgoing connections.
+
+    LUNR_PORTS=FIRST-LAST narrows the choice, so that several who choose don't meet.
+    """
+    given = os.environ.get("LUNR_PORTS", f"{FIRST_PORT}-{LAST_PORT}")
+    first, _, last = given.partition("-")
     for _ in range(1000):
-        port = random.randint(15000, 32000)
+        port = random.randint(int(first), int(last))
         if port not in taken and is_free(port):
             return port
-    raise Failed("no free port between 15000 and 32000")
+    raise Failed(f"no free port among {given}")
 
 
 def write_private(path: Path, text: str) -> None:

@@ -14,7 +14,8 @@ from typing import Any
 import hypothesis
 import pytest
 
-from tests.support import thorough
+from tests.support import evidence, thorough, waiting
+from tests.support.shared import SharedServices
 from tools.testing import RECORDER, leftovers
 from tools.testing.patience import limit
 
@@ -29,8 +30,8 @@ hypothesis.settings.register_profile("lunr", derandomize=False, deadline=None, p
 hypothesis.settings.load_profile("lunr")
 
 _FOLDER = pytest.StashKey[Path]()
-_SHARED = pytest.StashKey[Path]()
 _REMOVE = pytest.StashKey[bool]()
+_SERVICES = pytest.StashKey[SharedServices]()
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -49,6 +50,8 @@ def pytest_configure(config: pytest.Config) -> None:
         shared = Path(config.workerinput["lunr_folder"])
         folder = shared / config.workerinput["workerid"]
         folder.mkdir()
+        number = int(config.workerinput["workerid"].removeprefix("gw"))
+        waiting.claim_ports(number, config.workerinput["workercount"])
     elif given:  # by someone who wants to look at it
         shared = folder = Path(given).absolute()
         folder.mkdir(parents=True, exist_ok=True)
@@ -56,7 +59,10 @@ def pytest_configure(config: pytest.Config) -> None:
         shared = folder = Path(tempfile.mkdtemp(prefix="lunr-tests-"))
     config.option.basetemp = str(folder / "t")  # pytest empties it first
     folder.chmod(0o711)  # PostgreSQL runs as another user, in a folder of its own within
-    config.stash[_FOLDER], config.stash[_SHARED] = folder, shared
+    config.stash[_FOLDER] = folder
+    config.stash[_SERVICES] = SharedServices(shared / "services")
+    config.pluginmanager.register(evidence)
+    config.stash[evidence.FOLDERS] = [folder, config.stash[_SERVICES].folder]
     config.stash[_REMOVE] = not given and not is_worker
     os.environ["TMPDIR"] = tempfile.tempdir = str(folder)
 
@@ -65,6 +71,19 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_configure_node(node: Any) -> None:
     """Tell a worker of pytest-xdist the folder of the run."""
     node.workerinput["lunr_folder"] = str(node.config.stash[_FOLDER])
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Announce to the controller what services the tests need."""
+    if hasattr(session.config, "workerinput"):
+        session.config.stash[_SERVICES].announce(session.items)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_node_collection_finished(node: Any) -> None:
+    """Start what the tests need: this process, which runs none of them, has the time."""
+    node.config.stash[_SERVICES].start_announced()
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -81,6 +100,7 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
     """Fail the run when something that it started is still there."""
     if hasattr(session.config, "workerinput"):
         return  # other workers may still use what this one started; the controller looks
+    session.config.stash[_SERVICES].stop()
     folder = session.config.stash[_FOLDER]
     deadline = time.monotonic() + 3  # for what is just ending
     while (left := leftovers.find(folder)) and time.monotonic() < deadline:
@@ -111,6 +131,6 @@ def run_folder(pytestconfig: pytest.Config) -> Path:
 
 
 @pytest.fixture(scope="session")
-def shared_folder(pytestconfig: pytest.Config) -> Path:
-    """The folder of this run that all workers of pytest-xdist have in common."""
-    return pytestconfig.stash[_SHARED]
+def shared_services(pytestconfig: pytest.Config) -> SharedServices:
+    """The services that this run shares."""
+    return pytestconfig.stash[_SERVICES]

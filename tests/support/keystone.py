@@ -2,39 +2,30 @@
 
 from __future__ import annotations
 
-import tempfile
-from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.support.services import call_tool, need_swift
+from tests.support.services import call_tool, missing_swift
+from tests.support.shared import Service, SharedServices, register_service
 from tools.services import identity
 from tools.services.loopback import read_env
 
 
 class Keystone:
-    """A Keystone that a test may stop, if it starts it again; what it knows stays."""
+    """A Keystone that runs."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
-        self.start()
         self.admin = identity.Administrator(self.access)
 
     @property
     def access(self) -> dict[str, str]:
         """How to log in as its administrator: the OS_* variables."""
         return read_env(self.root / "env")
-
-    def start(self) -> None:
-        """Start it (again), where it was before."""
-        call_tool("keystone", "start", self.root)
-
-    def stop(self) -> None:
-        """Stop it."""
-        call_tool("keystone", "stop", self.root)
 
     def user(self, name: str, project: str, role: str = "member") -> str:
         """Make a user with a role in a project; the project's id. The password is the name."""
@@ -74,24 +65,46 @@ class Keystone:
         self.admin.call("DELETE", "/auth/tokens", **{"X-Subject-Token": token})
 
 
+def _missing_keystone() -> str | None:
+    return None if find_spec("keystone") else "needs keystone from PyPI (lunr's extra test)"
+
+
+def _start_keystone(folder: Path, _services: SharedServices) -> dict[str, str]:
+    call_tool("keystone", "start", folder, folder=folder)
+    return {"root": str(folder)}
+
+
+def _start_swift(folder: Path, services: SharedServices) -> dict[str, str]:
+    root = services.access(KEYSTONE)["root"]
+    call_tool("swift", "start", folder, "--keystone", root, folder=folder)
+    return read_env(folder / "env")
+
+
+KEYSTONE = register_service(
+    Service(
+        "keystone",
+        start=_start_keystone,
+        stop=lambda folder: call_tool("keystone", "stop", folder),
+        missing=_missing_keystone,
+    )
+)
+SWIFT = register_service(
+    Service(
+        "keystone_swift",
+        start=_start_swift,
+        stop=lambda folder: call_tool("swift", "stop", folder),
+        missing=lambda: _missing_keystone() or missing_swift(),
+    )
+)
+
+
 @pytest.fixture(scope="session")
-def keystone(run_folder: Path) -> Iterator[Keystone]:
+def keystone(shared_services: SharedServices) -> Keystone:
     """A real Keystone, shared by the whole run: use users and projects of your own."""
-    pytest.importorskip("keystone", reason="needs keystone from PyPI (lunr's extra test)")
-    root = Path(tempfile.mkdtemp(prefix="keystone-", dir=run_folder))
-    try:
-        yield Keystone(root)
-    finally:
-        call_tool("keystone", "stop", root)
+    return Keystone(Path(shared_services.access(KEYSTONE)["root"]))
 
 
 @pytest.fixture(scope="session")
-def keystone_swift(keystone: Keystone, run_folder: Path) -> Iterator[dict[str, str]]:
+def keystone_swift(shared_services: SharedServices) -> dict[str, str]:
     """The OS_* variables to log in to a real Swift that believes `keystone`."""
-    need_swift()
-    root = Path(tempfile.mkdtemp(prefix="keystone-swift-", dir=run_folder))
-    try:
-        call_tool("swift", "start", root, "--keystone", keystone.root)
-        yield read_env(root / "env")
-    finally:
-        call_tool("swift", "stop", root)
+    return shared_services.access(SWIFT)

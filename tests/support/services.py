@@ -1,7 +1,8 @@
 """Real services for tests: PostgreSQL, Swift, tgtd, and XFS on a loop device.
 
 Each is started on loopback, on free ports, under the run's folder, and stopped
-by its pid. A service that can't be had skips the test and names what is missing.
+by its pid. PostgreSQL and one Swift are shared by the run (see shared.py). A
+service that can't be had skips the test and names what is missing.
 """
 
 from __future__ import annotations
@@ -10,17 +11,19 @@ import os
 import pwd
 import shlex
 import shutil
-import signal
 import subprocess
 import tempfile
+import uuid
 from collections.abc import Callable, Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TypedDict
 
 import pytest
 from sqlalchemy import create_engine, text
 
-from tests.support.waiting import free_port, wait_until
+from tests.support.shared import Service, SharedServices, register_service
+from tests.support.waiting import PATIENCE, free_port, wait_until
 from tools.services.loopback import is_free, read_env
 
 CHECKOUT = Path(__file__).resolve().parents[2]
@@ -46,99 +49,77 @@ def need_command(command: str, package: str) -> str:
 class _Cluster:
     """A private PostgreSQL cluster; it makes no promise to survive a crash of the machine."""
 
-    def __init__(self, binaries: Path, folder: Path, user: str | None) -> None:
-        self.binaries = binaries
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
         self.data = folder / "data"
-        self.log = folder / "log"
-        self.user = user
-        self.port = free_port()
-        self.serial = 0
+        self.binaries = _postgresql_binaries()
+        self.user = _postgresql_user()
 
-    def start(self) -> None:
-        subprocess.run(
-            [
-                str(self.binaries / "initdb"),
-                "-D",
-                str(self.data),
-                "-U",
-                "lunr",
-                "-A",
-                "trust",
-                "-N",
-            ],
-            check=True,
-            capture_output=True,
-            user=self.user,
-            cwd="/",
-            env={**os.environ, "LC_ALL": "C.UTF-8"},
-        )
+    def start(self) -> int:
+        """Make it and start it; the port on which it answers."""
+        if self.user is not None:
+            shutil.chown(self.folder, self.user)
+        port = free_port()
+        self._run("initdb", "-U", "lunr", "-A", "trust", "-N")
         settings = {
             "listen_addresses": "127.0.0.1",
-            "port": str(self.port),
+            "port": str(port),
             "unix_socket_directories": "",
             "fsync": "off",
             "synchronous_commit": "off",
             "full_page_writes": "off",
             "max_connections": "200",
         }
-        options = [f"--{name.replace('_', '-')}={value}" for name, value in settings.items()]
-        with self.log.open("wb") as log:
-            self.process = subprocess.Popen(
-                [self.binaries / "postgres", "-D", self.data, *options],
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                user=self.user,
-                cwd="/",
-            )
-        try:
-            wait_until(self._answers, what="PostgreSQL answers")
-        except BaseException:
-            self.stop()
-            raise
-
-    def _answers(self) -> bool:
-        if self.process.poll() is not None:
-            raise RuntimeError(f"PostgreSQL did not start: {self.log.read_text()}")
-        ready = [str(self.binaries / "pg_isready"), "-h", "127.0.0.1", "-p", str(self.port), "-q"]
-        return subprocess.run(ready, check=False).returncode == 0
+        with (self.data / "postgresql.conf").open("a") as conf:
+            conf.writelines(f"{name} = '{value}'\n" for name, value in settings.items())
+        # With -w it returns when the server answers, -t seconds later at the latest.
+        self._run("pg_ctl", "start", "-w", f"-t{PATIENCE:.0f}", "-l", str(self.folder / "log"))
+        return port
 
     def stop(self) -> None:
-        self.process.send_signal(signal.SIGINT)  # "fast": it does not wait for its clients
-        self.process.wait(30)
+        """Stop it without waiting for its clients; what it has kept is of no use any more."""
+        if (self.data / "postmaster.pid").exists():
+            self._run("pg_ctl", "stop", "-w", f"-t{PATIENCE:.0f}", "-m", "immediate")
 
-    def url(self, database: str) -> str:
-        return f"postgresql+psycopg2://lunr@127.0.0.1:{self.port}/{database}"
+    def _run(self, program: str, *arguments: str) -> None:
+        # What it says goes to a file: the server would keep a pipe open.
+        with (self.folder / "said").open("w+") as said:
+            done = subprocess.run(
+                [self.binaries / program, "-D", self.data, *arguments],
+                stdin=subprocess.DEVNULL,
+                stdout=said,
+                stderr=said,
+                user=self.user,
+                cwd="/",
+                env={**os.environ, "LC_ALL": "C.UTF-8", "TMPDIR": str(self.folder)},
+                check=False,
+            )
+            said.seek(0)
+            assert done.returncode == 0, f"{program} {arguments}: {said.read()}"
 
-    def sql(self, statement: str) -> None:
-        """Run one statement outside of any transaction."""
-        engine = create_engine(self.url("postgres"), isolation_level="AUTOCOMMIT")
-        with engine.connect() as connection:
-            connection.execute(text(statement))
-        engine.dispose()
 
-
-@pytest.fixture(scope="session")
-def _postgresql_cluster(run_folder: Path) -> Iterator[_Cluster]:
-    pytest.importorskip("psycopg2", reason="needs psycopg2 (lunr's extra postgresql)")
+def _postgresql_binaries() -> Path:
     installed = sorted(
         Path("/usr/lib/postgresql").glob("*/bin/postgres"), key=lambda path: path.parts[4].zfill(9)
     )
-    elsewhere = shutil.which("postgres")
-    if not installed and elsewhere is None:
-        pytest.skip("needs PostgreSQL's server (Debian package postgresql)")
-    binaries = (installed[-1] if installed else Path(str(elsewhere))).parent
-    folder = Path(tempfile.mkdtemp(prefix="postgresql-", dir=run_folder))
-    user = None
-    if os.geteuid() == 0:  # PostgreSQL refuses to run as root
-        user = next(filter(_known_user, ("postgres", "nobody")), None)
-        if user is None:
-            pytest.skip("needs a user postgres or nobody, as PostgreSQL refuses to run as root")
-        shutil.chown(folder, user)
-    cluster = _Cluster(binaries, folder, user)
-    cluster.start()
-    yield cluster
-    cluster.stop()
+    return (installed[-1] if installed else Path(str(shutil.which("postgres")))).parent
+
+
+def _postgresql_user() -> str | None:
+    """As whom it runs; None: as this process does."""
+    if os.geteuid() != 0:  # PostgreSQL refuses to run as root
+        return None
+    return next(filter(_known_user, ("postgres", "nobody")), None)
+
+
+def _missing_postgresql() -> str | None:
+    if find_spec("psycopg2") is None:
+        return "needs psycopg2 (lunr's extra postgresql)"
+    if not (_postgresql_binaries() / "postgres").exists():
+        return "needs PostgreSQL's server (Debian package postgresql)"
+    if os.geteuid() == 0 and _postgresql_user() is None:
+        return "needs a user postgres or nobody, as PostgreSQL refuses to run as root"
+    return None
 
 
 def _known_user(name: str) -> bool:
@@ -149,15 +130,33 @@ def _known_user(name: str) -> bool:
     return True
 
 
+POSTGRESQL = register_service(
+    Service(
+        "postgresql",
+        start=lambda folder, _services: {"port": _Cluster(folder).start()},
+        stop=lambda folder: _Cluster(folder).stop(),
+        missing=_missing_postgresql,
+    )
+)
+
+
 @pytest.fixture
-def postgresql(_postgresql_cluster: _Cluster) -> Iterator[str]:
+def postgresql(shared_services: SharedServices) -> Iterator[str]:
     """The SQLAlchemy URL of a fresh, empty PostgreSQL database."""
-    cluster = _postgresql_cluster
-    cluster.serial += 1
-    name = f"test{cluster.serial}"
-    cluster.sql(f"CREATE DATABASE {name} TEMPLATE template0")
-    yield cluster.url(name)
-    cluster.sql(f"DROP DATABASE {name} WITH (FORCE)")
+    port = shared_services.access(POSTGRESQL)["port"]
+    server = f"postgresql+psycopg2://lunr@127.0.0.1:{port}"
+    name = f"test{uuid.uuid4().hex}"
+    _sql(server, f"CREATE DATABASE {name} TEMPLATE template0")
+    yield f"{server}/{name}"
+    _sql(server, f"DROP DATABASE {name} WITH (FORCE)")
+
+
+def _sql(server: str, statement: str) -> None:
+    """Run one statement outside of any transaction."""
+    engine = create_engine(f"{server}/postgres", isolation_level="AUTOCOMMIT")
+    with engine.connect() as connection:
+        connection.execute(text(statement))
+    engine.dispose()
 
 
 # --- Swift -----------------------------------------------------------------------
@@ -179,7 +178,7 @@ class Swift:
 
     def start(self) -> SwiftAccess:
         """Start it (again), on the same address where it was before, and return the access."""
-        call_tool("swift", "start", self.root)
+        call_tool("swift", "start", self.root, folder=self.root)
         values = read_env(self.root / "env")
         return {"auth_url": values["ST_AUTH"], "user": values["ST_USER"], "key": values["ST_KEY"]}
 
@@ -188,33 +187,49 @@ class Swift:
         call_tool("swift", "stop", self.root)
 
 
-def call_tool(name: str, *args: str | Path) -> None:
-    """Run one of the checkout's tools that start and stop services."""
+def call_tool(name: str, *args: str | Path, folder: Path | None = None) -> None:
+    """Run one of the checkout's tools that start and stop services.
+
+    What it starts keeps its temporary files in `folder`; without one, where this process does.
+    """
     done = subprocess.run(
         [CHECKOUT / "tools" / name, *args],
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
-        timeout=90,
-        check=False,
+        env=os.environ if folder is None else {**os.environ, "TMPDIR": str(folder)},
+        check=False,  # the tools have deadlines of their own
     )
     assert done.returncode == 0, f"tools/{name} {args}: {done.stdout}{done.stderr}"
 
 
+def missing_swift() -> str | None:
+    """What the machine lacks for a Swift, or None."""
+    return None if find_spec("swift") else "needs swift from PyPI (lunr's extra test)"
+
+
 def need_swift() -> None:
     """Skip the test where Swift is not installed."""
-    pytest.importorskip("swift", reason="needs swift from PyPI (lunr's extra test)")
+    missing = missing_swift()
+    if missing is not None:
+        pytest.skip(missing)
+
+
+SWIFT = register_service(
+    Service(
+        "swift_cluster",
+        start=lambda folder, _services: dict(Swift(folder).start()),
+        stop=lambda folder: Swift(folder).stop(),
+        missing=missing_swift,
+    )
+)
 
 
 @pytest.fixture(scope="session")
-def swift_cluster(run_folder: Path) -> Iterator[SwiftAccess]:
+def swift_cluster(shared_services: SharedServices) -> SwiftAccess:
     """A real Swift, shared by the whole run: use containers of your own, leave it running."""
-    need_swift()
-    swift = Swift(Path(tempfile.mkdtemp(prefix="swift-", dir=run_folder)))
-    try:
-        yield swift.start()
-    finally:
-        swift.stop()
+    access = shared_services.access(SWIFT)
+    return {"auth_url": access["auth_url"], "user": access["user"], "key": access["key"]}
 
 
 @pytest.fixture

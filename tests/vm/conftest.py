@@ -20,18 +20,6 @@ if "LUNR_VM" not in os.environ:
 DISK, PLAIN_DISK, SMALL_DISK = (Path(f"/dev/vd{letter}").resolve() for letter in "abc")
 
 
-def pytest_exception_interact(node: pytest.Item | pytest.Collector, report: object) -> None:
-    """Tell at once why something failed: a VM that hangs does not come to pytest's summary."""
-    reporter = node.config.pluginmanager.get_plugin("terminalreporter")
-    if isinstance(report, pytest.TestReport) and isinstance(reporter, pytest.TerminalReporter):
-        reporter.ensure_newline()
-        reporter.write_line(f"{report.nodeid}, {report.when}, after {report.duration:.0f} s:")
-        reporter.write_line(report.longreprtext)
-        world = getattr(node, "funcargs", {}).get("world")
-        if world is not None:
-            reporter.write_line(f"The end of the node's log:\n{world.node.log()}")
-
-
 @pytest.fixture
 def disk() -> Path:
     return DISK

@@ -12,6 +12,7 @@ import pytest
 
 from tests.functional.api.races import Races
 from tests.functional.api.world import World
+from tests.support.thorough import examples
 from tests.support.waiting import PATIENCE
 
 #: Another process: creates 25 volumes and prints what came of each.
@@ -44,7 +45,7 @@ class TestSQLite(Races):
 
     @pytest.fixture
     def jobs(self) -> int:
-        return 200
+        return examples(80, 1000)
 
 
 def test_two_processes_share_the_room(tmp_path: Path) -> None:

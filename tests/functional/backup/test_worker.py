@@ -200,7 +200,7 @@ def test_what_another_backup_has_is_not_stored_again(place: Place) -> None:
     assert place.target.read_bytes() == data
 
 
-@pytest.mark.parametrize("parent_id", ["b1", "none"])
+@pytest.mark.parametrize("parent_id", ["b1", pytest.param("none", marks=pytest.mark.thorough)])
 def test_the_memory_of_a_save_is_bounded(
     place: Place, parent_id: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,7 +1,7 @@
-"""One whole lunr for the rounds of a test."""
+"""One whole lunr for all rounds."""
 
 from __future__ import annotations
 
-from tests.system.up.conftest import client, lunr, root
+from tests.system.up.conftest import client, lunr, shared
 
-__all__ = ["client", "lunr", "root"]
+__all__ = ["client", "lunr", "shared"]

@@ -1,7 +1,9 @@
 """Kill -9 of any part in the middle of any kind of job: everything ends by itself, nothing is left.
 
 Each round starts one job, kills one part after a random while, and waits until
-the job is over. The seed is printed, and `LUNR_CRASH_SEED` repeats a run.
+the job is over. There is a round for each kind of job, and each part is killed; `LUNR_CRASH_ROUNDS`
+makes more of them, with parts drawn by chance. The seed is printed, and `LUNR_CRASH_SEED` repeats
+a run.
 """
 
 from __future__ import annotations
@@ -10,18 +12,24 @@ import os
 import random
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from lunr.backup import stores
 from lunr.client import Client
-from lunr.client.errors import ApiError
+from lunr.client.errors import ApiError, Unreachable
 from lunr.common import units
-from tests.support.waiting import wait_until
+from tests.support.thorough import examples
+from tests.support.waiting import PATIENCE, wait_until
 from tools.demos.stage import Lunr
 
-ROUNDS = int(os.environ.get("LUNR_CRASH_ROUNDS", "24"))
-VICTIMS = ("api", "storage", "worker", "tgtd", "orbit")
+ROUNDS = int(os.environ.get("LUNR_CRASH_ROUNDS") or examples(0, 48))
+#: How often the power is cut.
+CUTS = examples(1, 5)
+#: Who works on jobs with data, and who there is besides.
+AT_WORK = ("worker", "storage", "api")
+VICTIMS = (*AT_WORK, "tgtd", "orbit")
+Begin = Callable[[], None]
 OVER = ("DONE", "FAILED", "CANCELLED")
 INITIATOR = "iqn.2026-11.io.lunr.crash:initiator"
 
@@ -38,14 +46,14 @@ class Round:
         for volume in self.client.volumes.list(status="ACTIVE"):
             if volume.export_status is None and volume.job_id is None and volume.name == "":
                 return volume.id
-        return self.client.volumes.wait(self.client.volumes.create(size=1).id, timeout=60).id
+        return self.client.volumes.wait(self.client.volumes.create(size=1).id, timeout=PATIENCE).id
 
     def backup_of_data(self) -> str:
         """An AVAILABLE backup."""
         found = next(iter(self.client.backups.list(status="AVAILABLE")), None)
         if found is None:
             found = self.client.backups.create(self.client_data_volume())
-            found = self.client.backups.wait(found.id, timeout=120)
+            found = self.client.backups.wait(found.id, timeout=2 * PATIENCE)
         return found.id
 
     def client_data_volume(self) -> str:
@@ -71,7 +79,7 @@ class Round:
     def detach(self) -> None:
         id = self.volume()
         self.client.exports.create(id, initiator=INITIATOR)
-        self.client.exports.wait(id, timeout=60)
+        self.client.exports.wait(id, timeout=PATIENCE)
         self.client.exports.delete(id)
 
     def backup(self) -> None:
@@ -85,7 +93,7 @@ class Round:
 
     def delete_backup(self) -> None:
         id = self.client.backups.create(self.client_data_volume()).id
-        self.client.backups.wait(id, timeout=120)
+        self.client.backups.wait(id, timeout=2 * PATIENCE)
         self.client.backups.delete(id)
 
     def delete(self) -> None:
@@ -95,12 +103,33 @@ class Round:
         self.client.admin.collect(self.client.account)
 
 
+def is_idle(client: Client) -> bool:
+    """Whether no job is queued or running; not as long as the API is away."""
+    try:
+        return all(job.status in OVER for job in client.jobs.list())
+    except Unreachable:
+        return False
+
+
 def settle(client: Client) -> None:
     """Wait until no job is queued or running."""
-    deadline = time.monotonic() + 120
-    while left := [job for job in client.jobs.list() if job.status not in OVER]:
-        assert time.monotonic() < deadline, f"not over within 120 s: {left}"
-        time.sleep(0.1)
+    wait_until(lambda: is_idle(client), what="no job is left", interval=0.1)
+
+
+def draw_rounds(
+    kinds: list[Begin], with_data: list[Begin], rng: random.Random
+) -> Iterator[tuple[Begin, str]]:
+    """What begins in each round, and which part is killed then."""
+    at_work = list(AT_WORK)
+    others = [*("api", "storage", "tgtd", "orbit") * 2, rng.choice(VICTIMS)]
+    assert len(at_work) + len(others) == len(kinds)
+    rng.shuffle(at_work)
+    rng.shuffle(others)
+    for kind in kinds:
+        yield kind, (at_work if kind in with_data else others).pop()
+    for number in range(ROUNDS):
+        kind = kinds[number % len(kinds)]
+        yield kind, rng.choice(AT_WORK if kind in with_data else VICTIMS)
 
 
 def delete_all(client: Client) -> None:
@@ -132,23 +161,21 @@ def test_kill_any_part_in_any_job(lunr: Lunr, client: Client, tmp_path: Path) ->
     seed = int(os.environ.get("LUNR_CRASH_SEED", random.randrange(1 << 32)))
     print(f"LUNR_CRASH_SEED={seed}")
     rng = random.Random(seed)
-    data = client.volumes.wait(client.volumes.create(size=1, name="data").id, timeout=60)
+    data = client.volumes.wait(client.volumes.create(size=1, name="data").id, timeout=PATIENCE)
     image = next((lunr.root / "pool").rglob(f"*{data.id}*"))
     with image.open("r+b") as file:
         file.write(rng.randbytes(64 * units.MIB))
     round = Round(client, rng)
-    kinds: list[Callable[[], None]] = [
+    kinds: list[Begin] = [
         *(round.create, round.extend, round.snapshot, round.clone, round.export, round.detach),
         *(round.backup, round.restore, round.verify, round.delete_backup, round.delete),
         round.collect,
     ]
     log = []
-    for number in range(ROUNDS):
-        kind = kinds[number % len(kinds)]
-        victim = rng.choice(VICTIMS)
-        if kind in (round.backup, round.restore, round.verify) and victim in ("tgtd", "orbit"):
-            victim = rng.choice(("worker", "storage", "api"))
+    for kind, victim in draw_rounds(kinds, [round.backup, round.restore, round.verify], rng):
         kind()
+        if victim == "worker":  # it may have to be started
+            wait_until(lambda: "worker" in lunr.parts() or is_idle(client), what="a worker")
         time.sleep(rng.uniform(0, 0.3))
         pid = lunr.parts().get(victim)
         if pid is not None:
@@ -162,10 +189,11 @@ def test_kill_any_part_in_any_job(lunr: Lunr, client: Client, tmp_path: Path) ->
         for snapshot in client.snapshots.list():
             assert snapshot.status == "AVAILABLE", (log, snapshot)
     print("\n".join(log))
+    assert {line.split()[1] for line in log if line.endswith("killed")} == set(VICTIMS)
     for backup in client.backups.list():
-        client.jobs.wait(client.backups.verify(backup.id).id, timeout=120)
+        client.jobs.wait(client.backups.verify(backup.id).id, timeout=2 * PATIENCE)
     delete_all(client)
-    client.admin.collect(client.account, wait=True, timeout=60)
+    client.admin.collect(client.account, wait=True, timeout=PATIENCE)
     settle(client)
     assert files_left(lunr.root) == []
     store = stores.open_store(f"files:{lunr.root}/store", client.account)
@@ -174,23 +202,23 @@ def test_kill_any_part_in_any_job(lunr: Lunr, client: Client, tmp_path: Path) ->
 
 
 def test_power_cut_in_the_middle_of_everything(lunr: Lunr, client: Client) -> None:
-    data = client.volumes.wait(client.volumes.create(size=1, name="data").id, timeout=60)
+    data = client.volumes.wait(client.volumes.create(size=1, name="data").id, timeout=PATIENCE)
     image = next((lunr.root / "pool").rglob(f"*{data.id}*"))
     with image.open("r+b") as file:
         file.write(os.urandom(64 * units.MIB))
     round = Round(client, random.Random(0))
     first = round.backup_of_data()
-    for _ in range(3):
+    for _ in range(CUTS):
         for begin in (round.create, round.clone, round.backup, round.restore, round.snapshot):
             begin()
         time.sleep(random.uniform(0, 0.5))
         lunr.kill()
         lunr.start()
-        lunr.wait_until_up()
+        lunr.wait_until_up(PATIENCE)
         settle(client)
         assert {v.status for v in client.volumes.list()} == {"ACTIVE"}
         assert {b.status for b in client.backups.list()} == {"AVAILABLE"}
-    client.jobs.wait(client.backups.verify(first).id, timeout=120)
+    client.jobs.wait(client.backups.verify(first).id, timeout=2 * PATIENCE)
     try:
         delete_all(client)
     except ApiError as error:

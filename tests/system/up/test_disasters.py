@@ -13,7 +13,8 @@ import pytest
 from lunr.client import Client
 from lunr.client.errors import Conflict
 from lunr.common.errors import LunrError
-from tests.system.up.test_up import backup, export, holds, volume
+from tests.support.waiting import PATIENCE
+from tests.system.up.volumes import backup, export, holds, verify, volume
 from tools.demos.stage import Disk, Lunr
 
 
@@ -25,17 +26,23 @@ def manage(lunr: Lunr, *arguments: str) -> Any:
     return json.loads(done.stdout or "null")
 
 
+def chunks(lunr: Lunr) -> set[Path]:
+    """The objects with volumes' bytes that are in the store."""
+    return set((lunr.root / "store").rglob("chunks/*/*"))
+
+
 def test_a_backup_that_lost_something_is_never_taken_for_good(
     lunr: Lunr, client: Client, image: Path, tmp_path: Path
 ) -> None:
+    others = chunks(lunr)
     id = volume(client)
     Disk(export(client, id), tmp_path).write_image(image, lambda _: None)
     first, second = backup(client, id), backup(client, id)
     assert client.backups.get(second).bytes_stored == 0
-    lost = next(iter(sorted((lunr.root / "store").rglob("chunks/*/*"))))
+    lost = min(chunks(lunr) - others)
     lost.unlink()
     with pytest.raises(LunrError, match=f"(?s)damaged.*{lost.name}"):
-        client.jobs.wait(client.backups.verify(first).id, timeout=60)
+        verify(client, first)
     for damaged in (first, second):
         record = client.backups.get(damaged)
         assert record.status == "AVAILABLE"
@@ -44,7 +51,7 @@ def test_a_backup_that_lost_something_is_never_taken_for_good(
             client.volumes.create(backup=damaged)
     third = backup(client, id)
     assert 0 < client.backups.get(third).bytes_stored < 20 << 20  # what was lost, and no more
-    assert client.jobs.wait(client.backups.verify(third).id, timeout=60).status == "DONE"
+    assert verify(client, third) == "DONE"
     assert holds(client, volume(client, backup=third), image, tmp_path)
 
 
@@ -57,7 +64,7 @@ def test_a_new_key_and_then_a_lost_database(
     manage(lunr, "key", "rotate")
     lunr.stop()
     lunr.start()
-    lunr.wait_until_up()
+    lunr.wait_until_up(PATIENCE)
     client = lunr.client()
     new = backup(client, id)
     assert client.backups.get(new).parent_id is None  # full
@@ -67,10 +74,10 @@ def test_a_new_key_and_then_a_lost_database(
     for name in ("lunr.db", "lunr.db-wal", "lunr.db-shm", "keys/node.token", "openrc"):
         (lunr.root / name).unlink(missing_ok=True)
     lunr.start()
-    lunr.wait_until_up()
+    lunr.wait_until_up(PATIENCE)
     client = lunr.client()
     assert [record.id for record in client.backups.list()] == []
     assert manage(lunr, "rebuild", "--from-store") == {"made": 2, "there": 0, "failed": []}
     for known in (old, new):
-        assert client.jobs.wait(client.backups.verify(known).id, timeout=60).status == "DONE"
+        assert verify(client, known) == "DONE"
     assert holds(client, volume(client, backup=old), image, tmp_path)

@@ -14,8 +14,8 @@ import pytest
 from lunr.client import Client
 from lunr.common import private, units
 from tests.support.services import CHECKOUT, Tgtd
-from tests.support.waiting import wait_until
-from tests.system.up.test_up import backup, export, holds
+from tests.support.waiting import PATIENCE, wait_until
+from tests.system.up.volumes import backup, clear, export, holds
 from tools.demos.stage import Disk, Lunr, run
 
 SECOND = "node2"
@@ -53,19 +53,18 @@ def second(
         yield agent
     finally:
         agent.send_signal(signal.SIGTERM)
-        agent.wait(30)
+        agent.wait(PATIENCE)
 
 
-@pytest.mark.timeout(300)  # two nodes start, and 2 GiB are read back
 def test_clones_reach_another_node_whole(
     second: subprocess.Popen[bytes], client: Client, image: Path, tmp_path: Path
 ) -> None:
     made = client.volumes.create(size=1, force_node="node1")
-    source = client.volumes.wait(made.id, timeout=60).id
+    source = client.volumes.wait(made.id, timeout=PATIENCE).id
     disk = Disk(export(client, source), tmp_path)
     disk.write_image(image, lambda _: None)
     backup(client, source)
-    snapshot = client.snapshots.wait(client.snapshots.create(source).id, timeout=60).id
+    snapshot = client.snapshots.wait(client.snapshots.create(source).id, timeout=PATIENCE).id
     changed = tmp_path / "changed"
     run(["cp", "--sparse=always", image, changed])
     with changed.open("r+b") as file:
@@ -80,7 +79,7 @@ def test_clones_reach_another_node_whole(
     of_snapshot = client.volumes.create(snapshot=snapshot)
     assert of_snapshot.node_id == SECOND
     for clone, content in ((copy, changed), (of_snapshot, image)):
-        assert client.volumes.wait(clone.id, timeout=60).node_id == SECOND
+        assert client.volumes.wait(clone.id, timeout=PATIENCE).node_id == SECOND
         assert holds(client, clone.id, content, tmp_path)
     saves = client.jobs.list(kind="backup.save", volume_id=source)
     stored = [job.result["bytes_stored"] for job in saves if job.result]
@@ -89,11 +88,4 @@ def test_clones_reach_another_node_whole(
     assert max(stored[:2]) < 2 * units.MIB < stored[2]
     wait_until(lambda: not [b for b in client.admin.backups(volume_id=source) if b.internal])
 
-    client.snapshots.delete(snapshot)
-    client.snapshots.wait_deleted(snapshot, timeout=30)
-    for one in list(client.volumes.list()):
-        if one.export_status:
-            client.exports.delete(one.id, force=True)
-            client.exports.wait_deleted(one.id, timeout=30)
-        client.volumes.delete(one.id)
-        client.volumes.wait_deleted(one.id, timeout=30)
+    clear(client)

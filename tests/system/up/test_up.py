@@ -7,53 +7,28 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+import uuid
 from pathlib import Path
 
 import pytest
 
 from lunr.backup import stores
 from lunr.client import Client
-from lunr.client.records import Export
 from lunr.common import units
-from tests.support.services import Swift
-from tests.support.waiting import free_port, wait_until
-from tools.demos.stage import DemoError, Disk, Lunr, Session, run
-
-INITIATOR = "iqn.2026-11.io.lunr.test:initiator"
-
-
-def export(client: Client, volume_id: str) -> Export:
-    """Export a volume to this machine."""
-    client.exports.create(volume_id, initiator=INITIATOR, ip="127.0.0.1")
-    return client.exports.wait(volume_id, timeout=30)
-
-
-def volume(client: Client, **source: str) -> str:
-    """A new volume that can be used."""
-    size = {} if source else {"size": 1}
-    return client.volumes.wait(client.volumes.create(**size, **source).id, timeout=60).id
-
-
-def backup(client: Client, volume_id: str) -> str:
-    """A new backup that can be used."""
-    return client.backups.wait(client.backups.create(volume_id).id, timeout=60).id
-
-
-def read_back(client: Client, volume_id: str, folder: Path) -> Iterator[bytes]:
-    """The volume's bytes, as an initiator sees them, by MiB."""
-    copy = folder / f"copy-{volume_id}"
-    Disk(export(client, volume_id), folder).read_image(copy, lambda _: None)
-    with copy.open("rb") as file:
-        while part := file.read(units.MIB):
-            yield part
-    copy.unlink()
-
-
-def holds(client: Client, volume_id: str, image: Path, folder: Path) -> bool:
-    """Whether a volume reads, over iSCSI, as the image."""
-    with image.open("rb") as file:
-        return all(part == file.read(units.MIB) for part in read_back(client, volume_id, folder))
+from tests.support.relay import MortalSwift
+from tests.support.waiting import PATIENCE, free_port, wait_until
+from tests.system.up.volumes import (
+    answers,
+    backup,
+    can_be_read,
+    clear,
+    delete_export,
+    export,
+    holds,
+    verify,
+    volume,
+)
+from tools.demos.stage import Disk, Lunr, Session, run
 
 
 def test_the_main_job(lunr: Lunr, client: Client, image: Path, tmp_path: Path) -> None:
@@ -80,20 +55,11 @@ def test_the_main_job(lunr: Lunr, client: Client, image: Path, tmp_path: Path) -
     assert 0 < stored < 5 * units.MIB
     for taken, content in ((first, image), (second, changed)):
         restored = volume(client, backup=taken)
-        assert holds(client, restored, content, tmp_path)
-        client.exports.delete(restored)
-        client.exports.wait_deleted(restored, timeout=30)
-    assert client.jobs.wait(client.backups.verify(second).id, timeout=60).status == "DONE"
-    for v in list(client.volumes.list()):
-        if v.export_status:
-            client.exports.delete(v.id, force=True)
-            client.exports.wait_deleted(v.id, timeout=30)
-        client.volumes.delete(v.id)
-        client.volumes.wait_deleted(v.id, timeout=30)
-    for b in (first, second):
-        client.backups.delete(b)
-        client.backups.wait_deleted(b, timeout=30)
-    client.admin.collect(client.account, wait=True, timeout=60)
+        assert holds(client, restored, content, tmp_path, every_byte=True)
+        delete_export(client, restored)
+    assert verify(client, second) == "DONE"
+    clear(client)
+    client.admin.collect(client.account, wait=True, timeout=PATIENCE)
     store = stores.open_store(f"files:{lunr.root}/store", client.account)
     assert [name for name, _ in store.list("")] == []
 
@@ -108,26 +74,16 @@ def test_killed_and_started_again_everything_is_as_it_was(
     lunr.kill()
     assert lunr.parts() == {}
     lunr.start()
-    lunr.wait_until_up()
+    lunr.wait_until_up(PATIENCE)
     after = client.exports.get(id)
     assert after.status == "ATTACHED"
     for name in ("target_iqn", "target_portal", "auth_username", "auth_password"):
         assert getattr(after, name) == getattr(before, name)
-    copy = tmp_path / "copy"
     # The same initiator, with what it was told before, finds its data.
-    wait_until(lambda: reads(Disk(before, tmp_path), copy), what="the target is back")
-    assert copy.read_bytes() == image.read_bytes()
+    disk = Disk(before, tmp_path)
+    wait_until(lambda: can_be_read(disk, image, tmp_path), what="the target is back")
     assert client.backups.get(kept).status == "AVAILABLE"
     assert holds(client, volume(client, backup=kept), image, tmp_path)
-
-
-def reads(disk: Disk, copy: Path, seconds: int = 60) -> bool:
-    """Whether the whole disk could be read into `copy`, in so many seconds."""
-    try:
-        disk.read_image(copy, lambda _: None, seconds)
-    except DemoError:
-        return False
-    return True
 
 
 @pytest.mark.parametrize("part", ["api", "storage", "orbit", "tgtd"])
@@ -137,6 +93,7 @@ def test_a_part_that_dies_is_started_again(lunr: Lunr, client: Client, part: str
     pid = lunr.parts()[part]
     os.kill(pid, signal.SIGKILL)
     wait_until(lambda: lunr.parts().get(part, pid) != pid, what=f"{part} is back")
+    wait_until(lambda: answers(client), what="the API answers")
     another = volume(client)
     export(client, another)
     assert client.exports.get(id).status == "ATTACHED"
@@ -144,34 +101,35 @@ def test_a_part_that_dies_is_started_again(lunr: Lunr, client: Client, part: str
 
 def test_stopped_it_leaves_nothing(root: Path) -> None:
     service = Lunr(root)
-    service.wait_until_up()
-    assert any(
-        f" {root}/" in line for line in Path("/proc/self/mountinfo").read_text().splitlines()
-    )
-    service.stop()
+    try:
+        service.wait_until_up(PATIENCE)
+        mounts = Path("/proc/self/mountinfo").read_text().splitlines()
+        assert any(f" {root}/" in line for line in mounts)
+    finally:
+        service.stop()
     assert service.process.returncode == 0
     assert service.parts() == {}
     assert str(root) not in Path("/proc/self/mountinfo").read_text()
 
 
 def test_on_postgresql_and_swift_a_backup_outlives_swifts_absence(
-    root: Path, postgresql: str, own_swift: Swift, image: Path, tmp_path: Path
+    root: Path, postgresql: str, mortal_swift: MortalSwift, image: Path, tmp_path: Path
 ) -> None:
-    access = own_swift.start()
+    access = mortal_swift.access
     env = {"ST_AUTH": access["auth_url"], "ST_USER": access["user"], "ST_KEY": access["key"]}
-    service = Lunr(root, "--db", postgresql, "--store", "swift:lunr", env=env)
+    service = Lunr(root, "--db", postgresql, "--store", f"swift:{uuid.uuid4().hex[:12]}", env=env)
     try:
-        service.wait_until_up()
+        service.wait_until_up(PATIENCE)
         client = service.client()
         id = volume(client)
         Disk(export(client, id), tmp_path).write_image(image, lambda _: None)
         taken = client.backups.create(id)
         wait_until(lambda: client.backups.get(taken.id).status == "SAVING", what="it began")
-        own_swift.stop()
+        mortal_swift.kill()
         wait_until(lambda: client.jobs.get(taken.job_id or "").status != "RUNNING")
         assert client.backups.get(taken.id).status != "AVAILABLE", "it has a hole"
-        own_swift.start()
-        client.backups.wait(taken.id, timeout=90)
+        mortal_swift.start()
+        client.backups.wait(taken.id, timeout=2 * PATIENCE)
         assert holds(client, volume(client, backup=taken.id), image, tmp_path)
     finally:
         service.stop()
@@ -180,7 +138,7 @@ def test_on_postgresql_and_swift_a_backup_outlives_swifts_absence(
 def up(root: Path, *args: str) -> subprocess.CompletedProcess[str]:
     """`lunr up` that is expected to end at once."""
     argv = [sys.executable, "-m", "lunr.client.main", "up", "--root", str(root), *args]
-    return subprocess.run(argv, capture_output=True, text=True, timeout=60)
+    return subprocess.run(argv, capture_output=True, text=True, timeout=PATIENCE)
 
 
 def test_a_second_one_on_the_same_folder_is_refused(lunr: Lunr) -> None:

@@ -34,23 +34,19 @@ from lunr.live.groups import Group
 from lunr.live.qmp import Monitor
 from lunr.live.service import Service, elsewhere
 from lunr.manage.context import Context
-from tests.support.services import need_command, need_root
-from tests.support.waiting import wait_until
+from tests.support.waiting import PATIENCE, wait_until
 from tests.system.live.machines import Disk, Machine
+from tests.system.up.conftest import need_lunr
 from tests.unit.backup.support import Faulty
 from tools.demos.stage import Lunr
-
-WAIT = 60.0
 
 
 @pytest.fixture(scope="module")
 def lunr(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lunr]:
-    need_root()
-    for command, package in (("tgtd", "tgt"), ("mkfs.xfs", "xfsprogs"), ("setpriv", "util-linux")):
-        need_command(command, package)
+    need_lunr()
     found = Lunr(tmp_path_factory.mktemp("service") / "lunr")
     try:
-        found.wait_until_up()
+        found.wait_until_up(PATIENCE)
         yield found
     finally:
         found.stop()
@@ -95,7 +91,7 @@ def hypervisor(lunr: Lunr, client: Client, tmp_path: Path) -> Iterator[Hyperviso
 def collect(client: Client) -> None:
     """Have the service collect its garbage, and sweep."""
     job = client.admin.collect(client.account)
-    client.jobs.wait(job.id, timeout=WAIT)
+    client.jobs.wait(job.id, timeout=PATIENCE)
 
 
 def during(act: Callable[[], object]) -> Callable[[str, str], None]:
@@ -135,13 +131,13 @@ def test_backups_like_any_others(
     assert [member.way for member in later.members] == ["incremental", "incremental"]
     beta = next(one for one in client.groups.get(later.group_id).members if one.name == "beta")
     assert beta.parent_id == members["beta"].id
-    client.jobs.wait(client.backups.verify(beta.id).id, timeout=WAIT)
+    client.jobs.wait(client.backups.verify(beta.id).id, timeout=PATIENCE)
 
     # Restored to a node, and deleted, as any.
     volume = client.volumes.create(backup=beta.id)
-    client.volumes.wait(volume.id, timeout=WAIT)
+    client.volumes.wait(volume.id, timeout=PATIENCE)
     again = client.backups.create(volume.id)
-    client.backups.wait(again.id, timeout=WAIT)
+    client.backups.wait(again.id, timeout=PATIENCE)
     path = tmp_path / "again"
     restore(hypervisor.repository, again.id, path, create=True)
     with path.open("rb") as file:
@@ -149,11 +145,11 @@ def test_backups_like_any_others(
         assert path.stat().st_size == GIB
         assert not any(file.read())
     client.groups.delete(group.group_id)
-    client.groups.wait_deleted(group.group_id, timeout=WAIT)
+    client.groups.wait_deleted(group.group_id, timeout=PATIENCE)
     collect(client)
     assert groups.listed(hypervisor.repository) == [later]
     assert client.groups.get(later.group_id).status == "AVAILABLE"
-    client.jobs.wait(client.backups.verify(beta.id).id, timeout=WAIT)
+    client.jobs.wait(client.backups.verify(beta.id).id, timeout=PATIENCE)
 
 
 def test_a_collection_amid_a_backup_takes_nothing(
@@ -168,7 +164,7 @@ def test_a_collection_amid_a_backup_takes_nothing(
     def delete_and_collect() -> None:
         # The parent of the one that is being saved is in use; the older one goes.
         client.groups.delete(first.group_id)
-        client.groups.wait_deleted(first.group_id, timeout=WAIT)
+        client.groups.wait_deleted(first.group_id, timeout=PATIENCE)
         collect(client)
 
     machine.write_some(draw, 20)
@@ -176,12 +172,12 @@ def test_a_collection_amid_a_backup_takes_nothing(
     collect(client)
     for one in (group, last):
         for backup_ in client.groups.get(one.group_id).members:
-            client.jobs.wait(client.backups.verify(backup_.id).id, timeout=WAIT)
+            client.jobs.wait(client.backups.verify(backup_.id).id, timeout=PATIENCE)
 
 
 def test_a_disk_that_is_a_volume(machine: Machine, hypervisor: Hypervisor, client: Client) -> None:
     volume = client.volumes.create(size=1)
-    client.volumes.wait(volume.id, timeout=WAIT)
+    client.volumes.wait(volume.id, timeout=PATIENCE)
     group = hypervisor.backup(machine, volumes={"alpha": volume.id})
     alpha, beta = client.groups.get(group.group_id).members
     assert (alpha.volume_id, beta.volume_id) == (volume.id, elsewhere(client.account, "vm-beta"))
@@ -240,7 +236,7 @@ def test_what_a_killed_one_left_is_forgotten(
     manage.close()
     assert client.groups.get(left).status == "ERROR"
     hypervisor.backup(machine)
-    client.groups.wait_deleted(left, timeout=WAIT)
+    client.groups.wait_deleted(left, timeout=PATIENCE)
     assert client.groups.get(running).status == "SAVING", "another one may be at work"
     client.groups.delete(running)
 
@@ -277,7 +273,7 @@ def test_one_that_is_deleted_or_cancelled_meanwhile(
     def too_late(*args: Any) -> None:
         group_id = running().id
         client.groups.delete(group_id)
-        client.groups.wait_deleted(group_id, timeout=WAIT)
+        client.groups.wait_deleted(group_id, timeout=PATIENCE)
         complete(*args)
 
     with monkeypatch.context() as patch, pytest.raises(errors.GroupDeleted):
@@ -287,9 +283,19 @@ def test_one_that_is_deleted_or_cancelled_meanwhile(
 
     monkeypatch.setattr(service, "RENEW", 0.1)
 
+    announced: list[service.Announced] = []
+    announce = Service.announce
+
+    def noted(*args: Any) -> service.Announced:
+        announced.append(announce(*args))
+        return announced[-1]
+
+    monkeypatch.setattr(Service, "announce", noted)
+
     def cancel() -> None:
         client.jobs.cancel(running().job_id)
-        threading.Event().wait(2)
+        wait_until(announced[-1].cancel.is_set, what="it is told")
+        threading.Event().wait(1)  # for some looks of lunr.live.watch
 
     with pytest.raises(Cancelled):
         hypervisor.backup(machine, during(cancel), concurrency=1)
@@ -341,7 +347,7 @@ def test_the_command(
     assert client.groups.get(group_id).status == "AVAILABLE"
     assert group_id in run("list")
     assert "being deleted" in run("delete", group_id)
-    client.groups.wait_deleted(group_id, timeout=WAIT)
+    client.groups.wait_deleted(group_id, timeout=PATIENCE)
     assert group_id not in run("list")
 
 
@@ -384,11 +390,11 @@ keep = 1
         wait_until(lambda: "Deleted kept-" in (tmp_path / "log").read_text(), what="retention")
     finally:
         daemon.terminate()
-        daemon.wait(20)
+        daemon.wait(PATIENCE)
     found = list(client.groups.list(machine="kept", status="AVAILABLE"))
     assert 1 <= len(found) <= 2  # it may have been stopped between the two
     for group in client.groups.list(machine="kept"):
         if group.status != "AVAILABLE":
-            client.groups.wait_deleted(group.id, timeout=WAIT)
+            client.groups.wait_deleted(group.id, timeout=PATIENCE)
     there = {group.group_id for group in groups.listed(hypervisor.repository, "kept")}
     assert there == {group.id for group in found}

@@ -148,7 +148,7 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=5, help="rounds that count  [5]")
     rounds = parser.parse_args().rounds
     if "LUNR_VM" not in os.environ:
-        vm = [f"{TOP}/tools/vm", "run", "--disk", "768M", "--"]
+        vm = [f"{TOP}/tools/vm", "run", "--machine", "qemu", "--disk", "768M", "--"]
         argv: list[str] = [*vm, sys.executable, __file__, *sys.argv[1:]]
         return subprocess.run(argv, check=False).returncode
     prepare(Path("/dev/vda"))

@@ -17,7 +17,7 @@ from click.testing import CliRunner
 from lunr.live import errors, groups, libvirt
 from lunr.live.command import live
 from tests.support.services import need_command, need_root
-from tests.support.waiting import wait_until
+from tests.support.waiting import PATIENCE, wait_until
 from tests.system.live.conftest import Vault
 from tests.system.live.machines import _HALT, need_qemu
 
@@ -96,7 +96,7 @@ class Libvirt:
         process = self._start(
             "virsh", "-c", "qemu:///session", *words, stdout=subprocess.PIPE, stderr=subprocess.PIPE
         )
-        out, err = process.communicate(timeout=30)
+        out, err = process.communicate(timeout=PATIENCE)
         return subprocess.CompletedProcess(words, process.returncode, out, err)
 
     def create(self, name: str, more: str) -> None:
@@ -110,7 +110,7 @@ class Libvirt:
         for name in self.virsh("list", "--name").stdout.decode().split():
             self.virsh("destroy", name)
         self.daemon.terminate()
-        self.daemon.wait(20)
+        self.daemon.wait(PATIENCE)
         self.log.close()
 
 

@@ -3,18 +3,11 @@
 from __future__ import annotations
 
 import os
-import time
-from collections.abc import Callable
-from typing import TypeVar
 
 from tools.services import loopback
-from tools.testing.patience import patient
+from tools.waiting import PATIENCE, wait_until
 
-T = TypeVar("T")
-
-#: Seconds that a test waits for anything at most. Nothing should take that long: it is how long a
-#: loaded machine is given. LUNR_TEST_PATIENCE multiplies it, on a slow one.
-PATIENCE = patient(60.0)
+__all__ = ["PATIENCE", "SOON", "claim_ports", "free_port", "wait_until"]
 
 #: Seconds that something may take on a loaded machine of which an idle one needs less than one:
 #: to tell it from what does not end, or not for a minute.
@@ -36,19 +29,3 @@ def free_port() -> int:
     port = loopback.free_port(_handed_out)
     _handed_out.add(port)
     return port
-
-
-def wait_until(condition: Callable[[], T], what: str = "", interval: float = 0.02) -> T:
-    """Call `condition` until it returns something true, and return that.
-
-    Raises:
-        AssertionError: `PATIENCE` is over; the message says `what` was waited for.
-    """
-    deadline = time.monotonic() + PATIENCE
-    while True:
-        value = condition()
-        if value:
-            return value
-        if time.monotonic() > deadline:
-            raise AssertionError(f"not within {PATIENCE:g} s: {what or condition.__name__}")
-        time.sleep(interval)

@@ -39,11 +39,11 @@ from lunr.live.qmp import Monitor
 
 sys.path.insert(0, str(Path(__file__).parents[2]))  # for the machines that the tests have
 
-from tests.support.waiting import wait_until
-from tests.system.live import guests
-from tests.system.live.guests import Guest
 from tests.system.live.machines import Disk, Machine
 from tools.benchmarks.living import latency
+from tools.virtual.writer import guest as guests
+from tools.virtual.writer.guest import Guest
+from tools.waiting import wait_until
 
 PARTS = ("bytes", "rate", "stalls", "latency")
 

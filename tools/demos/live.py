@@ -18,9 +18,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from lunr.common import units
-from tests.system.live import guests
-from tests.system.live.guests import Guest
 from tools.demos.stage import DemoError, Stage, expect, run
+from tools.virtual.writer import guest as guests
+from tools.virtual.writer.guest import Guest
 
 LUNR = Path(sys.executable).with_name("lunr")
 BACKUPS = 3

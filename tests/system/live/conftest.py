@@ -16,9 +16,9 @@ from lunr.live.groups import Group
 from lunr.live.qmp import Monitor
 from lunr.storage.targets.tgt import TgtTarget
 from tests.support.services import Tgtd
-from tests.system.live.guests import Guest
 from tests.system.live.machines import MIB, Disk, Machine, Remote
 from tests.unit.backup.support import Faulty
+from tools.virtual.writer.guest import Guest
 
 
 @pytest.fixture

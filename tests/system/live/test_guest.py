@@ -21,19 +21,28 @@ from lunr.live.groups import Group
 from lunr.live.qmp import Monitor
 from tests.support.thorough import THOROUGH, examples
 from tests.support.waiting import PATIENCE, wait_until
-from tests.system.live import guests
 from tests.system.live.conftest import Vault
-from tests.system.live.guests import Guest
 from tests.system.live.test_backup import ways
 from tests.system.live.test_kill import killed
 from tests.system.live.test_start import started
+from tools.virtual.writer import guest as guests
+from tools.virtual.writer.guest import Guest
 
 CUTS = int(os.environ.get("LUNR_LIVE_CUTS") or examples(5, 40))
 
 
+def need_kernel() -> None:
+    """Skip the test where something for a guest is missing."""
+    if not guests.KERNEL.exists():
+        pytest.skip("Debian's kernel is not there (tools/setup --vm)")
+    for program in ("qemu-system-x86_64", "busybox", "cpio", "modprobe", "mkfs.ext4", "debugfs"):
+        if shutil.which(program, path="/usr/sbin:/sbin:/usr/bin:/bin") is None:
+            pytest.skip(f"{program} is not installed (tools/setup --vm)")
+
+
 @pytest.fixture(scope="module")
 def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Guest]:
-    guests.need_kernel()
+    need_kernel()
     folder = tmp_path_factory.mktemp("guest")
     disks = [guests.make_disk(folder / name) for name in ("a.raw", "b.qcow2")]
     found = Guest(guests.make_initramfs(folder), *disks)

@@ -16,10 +16,10 @@ import pytest
 from lunr.live.qmp import Monitor
 from tests.support.waiting import PATIENCE
 from tests.system.live.conftest import Vault
-from tests.system.live.guests import Guest
 from tests.system.live.machines import Machine
 from tests.system.live.steps import SEED, TRIED, drawn, patient
 from tests.system.live.test_backup import kept, ways
+from tools.virtual.writer.guest import Guest
 
 #: A backup of two disks takes at least so many steps.
 STEPS = 240

@@ -24,8 +24,8 @@ from lunr.backup.stores import open_store
 from lunr.common.units import MIB
 from lunr.live.backup import Options, backup
 from lunr.live.qmp import Monitor
-from tests.system.live import guests
-from tests.system.live.guests import Guest
+from tools.virtual.writer import guest as guests
+from tools.virtual.writer.guest import Guest
 
 _EVERY = 0.1
 _RATE = 4 * MIB

@@ -1,0 +1,1 @@
+"""A guest that writes without end, to be backed up live."""

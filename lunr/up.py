@@ -34,8 +34,13 @@ from lunr.common import errors, private, signals
 
 #: A unix socket's path has at most 107 bytes (unix(7)); tgtd appends ".0.lock" or the like.
 _SOCKET_PATH_LIMIT = 100
-_START_TIMEOUT = 60.0
-_STOP_TIMEOUT = 20.0
+#: Seconds that a part may take to come up: on a busy machine a second becomes a minute. One that
+#: can't come up ends, which is seen at once.
+_START_TIMEOUT = 600.0
+#: Seconds that the API may take for one answer meanwhile.
+_ANSWER_TIMEOUT = 30.0
+#: Seconds that a part may take to end, before it is killed.
+_STOP_TIMEOUT = 60.0
 #: Seconds after which a part that kept running is taken for healthy again.
 _HEALTHY_AFTER = 5.0
 _MAX_BACKOFF = 5.0
@@ -200,7 +205,7 @@ class Service:
         if self.tgtd is not None:
             self.tgtd.start(self.logs)
         self.api.start(self.logs)
-        self._wait("the API", self.api, lambda: _answers(self.url + "/healthcheck"))
+        self._wait("the API", self.api, self._api_is_healthy)
         self.storage.start(self.logs)
         self.orbit.start(self.logs)
         self._wait("the storage node", self.storage, self._node_is_active)
@@ -301,12 +306,14 @@ class Service:
                 raise StartError(reason=f"{what} did not come up; the end of {log}:\n{tail}")
             time.sleep(0.05)
 
+    def _api_is_healthy(self) -> bool:
+        answer = _answer(self.url + "/healthcheck")
+        return answer is not None and answer.ok
+
     def _node_is_active(self) -> bool:
         token = _openrc(self.root / "openrc")["LUNR_TOKEN"]
-        answer = requests.get(
-            f"{self.url}/v1.0/admin/nodes/{NODE}", headers={"X-Auth-Token": token}, timeout=5
-        )
-        if not answer.ok:
+        answer = _answer(f"{self.url}/v1.0/admin/nodes/{NODE}", {"X-Auth-Token": token})
+        if answer is None or not answer.ok:
             return False
         node = answer.json()
         # ACTIVE may be what the database remembers of the last run.
@@ -326,11 +333,12 @@ def _mounts_below(root: Path) -> list[str]:
     return below[::-1]
 
 
-def _answers(url: str) -> bool:
+def _answer(url: str, headers: Mapping[str, str] | None = None) -> requests.Response | None:
+    """The API's answer; None as long as it gives none."""
     try:
-        return requests.get(url, timeout=5).ok
-    except requests.ConnectionError:
-        return False
+        return requests.get(url, headers=headers, timeout=_ANSWER_TIMEOUT)
+    except (requests.ConnectionError, requests.Timeout):
+        return None
 
 
 def _check_free(host: str, port: int, option: str) -> None:

@@ -8,22 +8,23 @@ or a's one ahead, and all checksums right.
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
-import shutil
 import subprocess
 import sys
-import tempfile
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import click
+
 from lunr.common import units
-from tools.demos.stage import DemoError, Stage, expect, run
-from tools.virtual.writer import guest as guests
+from tools.demos.performance import perform
+from tools.demos.stage import Stage, expect, run, set_up_virtual_machines
+from tools.virtual.writer import guest as writer
 from tools.virtual.writer.guest import Guest
+from tools.waiting import PATIENCE, wait_until
 
 LUNR = Path(sys.executable).with_name("lunr")
-BACKUPS = 3
 
 
 def live(folder: Path, *arguments: str | Path) -> str:
@@ -35,25 +36,40 @@ def live(folder: Path, *arguments: str | Path) -> str:
 def started(folder: Path, group_id: str, disks: Path, qmp: Path) -> Iterator[subprocess.Popen[str]]:
     """`lunr live start`, from when the disks are there."""
     store = ("--store", f"files:{folder}/store", "--qmp", str(qmp))
-    argv = [str(LUNR), "live", "start", group_id, str(disks), *store]
-    process = subprocess.Popen(argv, stdout=subprocess.PIPE, text=True)
+    log = folder / "start.log"
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            [str(LUNR), "live", "start", group_id, str(disks), *store],
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            text=True,
+        )
+
+    def is_serving() -> bool:
+        serving = "-blockdev" in log.read_text()
+        expect(serving or process.poll() is None, "lunr live start failed")
+        return serving
+
     try:
-        assert process.stdout is not None
-        expect("-blockdev" in process.stdout.readline(), "lunr live start failed")
+        wait_until(is_serving, what="lunr live start serves the disks")
         yield process
     finally:
         process.terminate()
-        process.communicate()
+        process.wait()
 
 
-def play(stage: Stage, folder: Path, guest: Guest) -> None:
+def play(stage: Stage, folder: Path, ends: contextlib.ExitStack, *, backups: int) -> None:
     """Back up, kill, restore, compare, start again."""
+    set_up_virtual_machines(stage)
+    a, b = (writer.make_disk(folder / name) for name in ("a.raw", "b.qcow2"))
+    guest = Guest(writer.make_initramfs(folder), a, b, logs=folder)
+    ends.callback(guest.end)
     with stage.step("boot a guest that writes to two disks") as (step, _):
-        guest.start()
-        step.note = guest.said().strip()
+        step.note = f"ready at {guest.start()}"
     made = []
-    for number in range(BACKUPS):
-        time.sleep(1)
+    for number in range(backups):
+        guest.await_writes()
         with stage.step(f"live backup {number + 1}") as (step, _):
             scratch = ("--qmp", guest.qmp, "--scratch", folder, "--json")
             group = json.loads(live(folder, "backup", *scratch))
@@ -64,46 +80,44 @@ def play(stage: Stage, folder: Path, guest: Guest) -> None:
                 f"{group['members'][0]['way']}, stored {units.human(stored)}, "
                 f"stood still for {group['stall_seconds'] * 1000:.1f} ms"
             )
-    with stage.step("kill -9") as (step, _):
+    with stage.step("kill -9"):
         guest.kill()
     counter = 0
     for group_id in made:
         with stage.step("restore and compare") as (step, _):
             back = folder / group_id
             live(folder, "restore", group_id, back)
-            counter = guests.check(back / "a.raw", back / "b.raw")
+            counter = writer.check(back / "a.raw", back / "b.raw")
             step.note = f"{group_id}: both disks at {counter}, journals and checksums right"
     with contextlib.ExitStack() as stack:
         disks, boot = folder / "started", "start it from the last group, before its disks are there"
         with stage.step(boot) as (step, _):
             serving = stack.enter_context(started(folder, made[-1], disks, guest.qmp))
             guest.a, guest.b = (disks / f"{made[-1]}-{name}.qcow2" for name in "ab")
-            guest.start()
-            step.note = guest.said().strip()
-            expect(f"ready at {counter}" in step.note, f"the guest goes on at {step.note}")
-        with stage.step("its disks are filled while it runs") as (step, _):
-            expect(serving.wait(60) == 0, "lunr live start failed")
+            found = guest.start()
+            step.note = f"ready at {found}"
+            expect(found == counter, f"the guest goes on at {found}, not at {counter}")
+        with stage.step("its disks are filled while it runs"):
+            expect(serving.wait(PATIENCE) == 0, "lunr live start failed")
     stage.table()
 
 
-def main() -> int:
-    """Play it."""
-    if not guests.KERNEL.exists():
-        print("tools/demo live: it needs Debian's kernel: tools/setup --vm", file=sys.stderr)
-        return 1
-    folder = Path(tempfile.mkdtemp(prefix="lunr-demo-"))
-    a, b = (guests.make_disk(folder / name) for name in ("a.raw", "b.qcow2"))
-    guest = Guest(guests.make_initramfs(folder), a, b)
-    try:
-        play(Stage(), folder, guest)
-    except (DemoError, AssertionError) as error:
-        print(f"tools/demo live: {error}", file=sys.stderr)
-        return 1
-    finally:
-        guest.end()
-        shutil.rmtree(folder)
-    return 0
+@click.command()
+@click.option(
+    "--backups",
+    type=click.IntRange(min=1),
+    default=3,
+    show_default=True,
+    help="How many backups are made, restored and compared.",
+)
+def main(backups: int) -> None:
+    """Back up a virtual machine that writes all the time, kill it and start it again.
+
+    What it needs besides (QEMU, Debian's kernel) is set up the first time, by tools/setup --vm,
+    which may have to be root and takes a few minutes.
+    """
+    perform(functools.partial(play, backups=backups), 600 * units.MIB, root=False)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main(prog_name="tools/demo live")

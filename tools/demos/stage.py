@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import select
+import shlex
 import signal
 import subprocess
 import sys
@@ -22,6 +24,11 @@ from rich.table import Table
 from lunr.client import Client
 from lunr.common import units
 from tools.services.loopback import free_port
+from tools.virtual.debian.guest import MAKE
+from tools.waiting import PATIENCE, wait_until
+
+#: How often other ports are taken when somebody else was faster.
+_PORT_ATTEMPTS = 5
 
 
 class DemoError(Exception):
@@ -56,11 +63,14 @@ class Stage:
 
     console: Console = field(default_factory=_console)
     steps: list[Step] = field(default_factory=list)
+    #: The title of the step that is under way, or has failed.
+    current: str = ""
 
     @contextlib.contextmanager
     def step(self, title: str) -> Iterator[tuple[Step, Callable[[float], None]]]:
         """Time a step; gives the step (to note bytes) and a function that shows percent done."""
         step = Step(title)
+        self.current = title
         columns = (
             TextColumn("  {task.description}"),
             BarColumn(30),
@@ -73,6 +83,7 @@ class Stage:
             begun = time.monotonic()
             yield step, lambda percent: bar.update(task, completed=percent)
             step.seconds = time.monotonic() - begun
+        self.current = ""
         self.steps.append(step)
         size = "" if step.size is None else units.human(step.size)
         line = f"  {step.title:<47} {step.seconds:6.2f} s {size:>10}  {step.note}"
@@ -94,28 +105,71 @@ class Stage:
         self.console.print(table)
 
 
-def run(argv: Sequence[str | Path], show: Callable[[float], None] | None = None) -> str:
+def run(
+    argv: Sequence[str | Path],
+    show: Callable[[float], None] | None = None,
+    tell: Callable[[str], object] | None = None,
+) -> str:
     """Run a command and return what it printed; percentages in it are shown.
 
+    Args:
+        tell: called with each line at once; such a command may take its time.
+
     Raises:
-        DemoError: it failed; with the end of its output.
+        DemoError: it failed, or said nothing for `PATIENCE` seconds; with the end of its output.
     """
-    process = subprocess.Popen(
-        [str(arg) for arg in argv],
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        env={**os.environ, "LC_ALL": "C"},
-    )
+    words = [str(arg) for arg in argv]
+    try:
+        process = subprocess.Popen(
+            words,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, "LC_ALL": "C"},
+        )
+    except FileNotFoundError as error:
+        raise DemoError(f"{words[0]} is not installed: tools/setup names its package") from error
+    with process:
+        try:
+            text = _read_output(process, show, tell).decode(errors="replace")
+        except BaseException:
+            process.terminate()
+            raise
+    if process.returncode:
+        raise DemoError(f"{shlex.join(words)} ended with {process.returncode}: {text[-1500:]}")
+    return text
+
+
+def set_up_virtual_machines(stage: Stage, commands: Sequence[Sequence[str]] = MAKE[:1]) -> None:
+    """Install and make what virtual machines need, unless it is there; what is done is shown."""
+    with stage.step("set up virtual machines, unless they are") as (step, _):
+        for command in commands:
+            run(command, tell=lambda line: stage.console.print(f"    {line}", markup=False))
+        step.note = "tools/setup --vm"
+
+
+def _read_output(
+    process: subprocess.Popen[bytes],
+    show: Callable[[float], None] | None,
+    tell: Callable[[str], object] | None,
+) -> bytes:
+    """All that a process says until it ends."""
     assert process.stdout is not None
     output = b""
-    while part := os.read(process.stdout.fileno(), 65536):
+    told = 0
+    while True:
+        if not select.select([process.stdout], [], [], None if tell else PATIENCE)[0]:
+            process.kill()
+            said = output.decode(errors="replace")[-500:]
+            raise DemoError(f"{process.args!r} has said nothing for {PATIENCE:g} s: {said}")
+        if not (part := os.read(process.stdout.fileno(), 65536)):
+            return output
         output += part
         if show and (percents := re.findall(rb"([\d.]+)/100%", part)):
             show(float(percents[-1]))
-    if process.wait():
-        raise DemoError(f"{argv[0]} failed: {output.decode(errors='replace')[-1500:]}")
-    return output.decode(errors="replace")
+        while tell and (end := output.find(b"\n", told)) >= 0:
+            tell(output[told:end].decode(errors="replace"))
+            told = end + 1
 
 
 class Lunr:
@@ -128,12 +182,15 @@ class Lunr:
 
     def __init__(self, root: Path, *options: str, env: Mapping[str, str] | None = None) -> None:
         self.root = root
-        self.api_port = free_port()
-        self.portal = f"127.0.0.1:{free_port()}"
         self.options = options
         self.env = env or {}
         self.log = root.with_name(root.name + ".up.log")
+        self._choose_ports()
         self.start()
+
+    def _choose_ports(self) -> None:
+        self.api_port = free_port()
+        self.portal = f"127.0.0.1:{free_port([self.api_port])}"
 
     def start(self) -> None:
         """Start it, also again."""
@@ -146,20 +203,41 @@ class Lunr:
                 stdout=log,
                 stderr=log,
                 env={**os.environ, **self.env},
+                # A Ctrl-C is for who has started it alone, and it may outlive the terminal.
+                start_new_session=True,
             )
 
-    def wait_until_up(self, seconds: float = 60) -> None:
-        """Return once the service says that it is up."""
-        deadline = time.monotonic() + seconds
-        while "lunr is up" not in self.log.read_text():
-            if self.process.poll() is not None or time.monotonic() > deadline:
-                raise DemoError(f"lunr did not come up: {self.log.read_text()[-2000:]}")
-            time.sleep(0.05)
+    def wait_until_up(self) -> None:
+        """Return once the service says that it is up.
+
+        Raises:
+            DemoError: it has ended.
+        """
+        attempts = 1
+
+        def is_up() -> bool:
+            nonlocal attempts
+            ended = self.process.poll() is not None
+            said = self.log.read_text()
+            if not ended or "lunr is up" in said:
+                return "lunr is up" in said
+            if not re.search(r" can't be used .*; set another by ", said):
+                raise DemoError(f"lunr did not come up: {said[-2000:]}")
+            # Another process has listened on a port since it was found free.
+            if attempts == _PORT_ATTEMPTS:
+                raise DemoError(f"no port stays free: {said[-2000:]}")
+            attempts += 1
+            self._choose_ports()
+            self.start()
+            return False
+
+        wait_until(is_up, what="lunr is up", interval=0.05)
 
     def client(self) -> Client:
         """A client with the token that the service wrote to its openrc."""
         lines = (self.root / "openrc").read_text().splitlines()
-        return Client.from_env(dict(ln.removeprefix("export ").split("=", 1) for ln in lines))
+        variables = dict(line.removeprefix("export ").split("=", 1) for line in lines)
+        return Client.from_env(variables, timeout=PATIENCE)
 
     def parts(self) -> dict[str, int]:
         """The pids of the parts that run now, by name."""
@@ -194,25 +272,30 @@ class Lunr:
         """Kill it, with all its parts; those that serve filling volumes stay, and go on."""
         self.process.kill()
         self.process.wait()
-        deadline = time.monotonic() + 10
-        while self.parts() and time.monotonic() < deadline:
-            time.sleep(0.02)
+        wait_until(lambda: not self.parts(), what="the parts end")
 
     def reboot(self) -> None:
         """End it as a reset of the machine would: nothing of it runs, nothing is mounted."""
         self.kill()
         for pid in self.fillers().values():
             os.kill(pid, signal.SIGKILL)
-        while self.fillers():
-            time.sleep(0.02)
+        wait_until(lambda: not self.fillers(), what="what serves filling volumes ends")
         for line in reversed(Path("/proc/self/mountinfo").read_text().splitlines()):
             if (point := line.split()[4]).startswith(f"{self.root}/"):
                 subprocess.run(["umount", "--lazy", point], check=True)
 
     def stop(self) -> None:
-        """Stop the service and all its parts."""
+        """Stop the service and all its parts.
+
+        Raises:
+            DemoError: it did not end; then it was killed.
+        """
         self.process.send_signal(signal.SIGTERM)
-        self.process.wait(60)
+        try:
+            self.process.wait(PATIENCE)
+        except subprocess.TimeoutExpired:
+            self.reboot()
+            raise DemoError(f"lunr did not stop within {PATIENCE:g} s") from None
 
 
 class Disk:
@@ -252,18 +335,13 @@ class Disk:
         argv = ["qemu-img", "convert", "-p", "-n", "--target-is-zero", *self.secret_arguments]
         run([*argv, "-f", "raw", "--target-image-opts", source, self.image], show)
 
-    def read_image(self, target: Path, show: Callable[[float], None], seconds: int = 600) -> None:
+    def read_image(
+        self, target: Path, show: Callable[[float], None], seconds: float | None = None
+    ) -> None:
         """Copy the whole disk into the raw image `target`, in so many seconds at most."""
-        argv = [
-            "timeout",
-            str(seconds),
-            "qemu-img",
-            "convert",
-            "-p",
-            *self.secret_arguments,
-            "--image-opts",
-        ]
-        run([*argv, self.image, "-O", "raw", target], show)
+        argv = ["qemu-img", "convert", "-p", *self.secret_arguments, "--image-opts", self.image]
+        limit = [] if seconds is None else ["timeout", str(seconds)]
+        run([*limit, *argv, "-O", "raw", target], show)
 
 
 class Session:
@@ -296,9 +374,18 @@ class Session:
         self._do("flush")
 
     def close(self) -> None:
-        """Log out."""
+        """Log out.
+
+        Raises:
+            DemoError: that takes too long; then the process was killed.
+        """
         if self.process.poll() is None:
-            self.process.communicate(b"quit\n", timeout=30)
+            try:
+                self.process.communicate(b"quit\n", timeout=PATIENCE)
+            except subprocess.TimeoutExpired:
+                self.process.kill()
+                self.process.wait()
+                raise DemoError(f"qemu-io did not log out within {PATIENCE:g} s") from None
 
     def _do(self, command: str) -> None:
         assert self.process.stdin is not None
@@ -309,11 +396,16 @@ class Session:
 
     def _wait(self) -> None:
         """Wait for the next prompt."""
-        deadline = time.monotonic() + 60
-        while (text := self.log.read_text()).count(self._PROMPT) <= self._answers:
-            if self.process.poll() is not None or time.monotonic() > deadline:
-                raise DemoError(f"qemu-io ended or stands still: {text[-500:]}")
-            time.sleep(0.002)
+
+        def text() -> str:
+            said = self.log.read_text()
+            if said.count(self._PROMPT) <= self._answers:
+                if self.process.poll() is not None:
+                    raise DemoError(f"qemu-io ended: {said[-500:]}")
+                return ""
+            return said
+
+        said = wait_until(text, what="qemu-io has done it", interval=0.002)
         self._answers += 1
-        if re.search(r"failed|error", text, re.IGNORECASE):
-            raise DemoError(f"writing over iSCSI failed: {text[-500:]}")
+        if re.search(r"failed|error", said, re.IGNORECASE):
+            raise DemoError(f"writing over iSCSI failed: {said[-500:]}")

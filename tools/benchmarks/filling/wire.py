@@ -36,7 +36,7 @@ def first_byte(folder: Path, env: dict[str, str], table: Table, rounds: int) -> 
     options = ("--store", "swift:up", "--pool-gib", str(_POOL_GIB))
     lunr = Lunr(folder / "up", *options, env={**env, **_PROMISED})
     try:
-        lunr.wait_until_up(120)
+        lunr.wait_until_up()
         client = lunr.client()
         backups = {name: _backed_up(client, size, folder) for name, size in SIZES.items()}
         taken: dict[str, list[float]] = {name: [] for name in SIZES}

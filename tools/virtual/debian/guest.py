@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -10,10 +11,21 @@ from pathlib import Path
 
 from tools.virtual.launch import CACHE, TOP
 from tools.virtual.qemu import CPU, KERNEL_OPTIONS, clock
+from tools.waiting import PATIENCE
 
+#: What makes its kernel and its disk, unless they are there.
+MAKE = [[str(TOP / "tools/setup"), "--vm"], [str(TOP / "tools/virtual/debian/make")]]
 #: What its disk begins with; the rest of the disk is not used.
 IMAGE = CACHE / "debian.ext4"
 _PROMPT = "login:"
+#: systemd would give up a service, or the terminal's device, that took 90 s; a busy machine is no
+#: reason. So who asks for a login needs no device.
+_OPTIONS = (
+    "systemd.show_status=1 systemd.default_timeout_start_sec=3600 "
+    "systemd.mask=serial-getty@ttyS0.service systemd.wants=console-getty.service"
+)
+#: What a terminal takes for commands, as to erase a line.
+_ESCAPE = re.compile(r"\x1b(?:\[[\d;?]*[A-Za-z]|[A-Z])")
 
 
 class BootFailed(Exception):
@@ -35,37 +47,35 @@ class Guest:
 
     def said(self) -> list[str]:
         """The lines on its console."""
-        return self._console.read_text(errors="replace").splitlines()
+        return _ESCAPE.sub("", self._console.read_text(errors="replace")).splitlines()
 
-    def wait_for_login(
-        self, tick: Callable[[], None] = lambda: None, seconds: float = 180.0
-    ) -> float:
+    def wait_for_login(self, tick: Callable[[], None] = lambda: None) -> float:
         """Return the seconds from switching it on until it asks who logs in.
 
         Args:
             tick: called some twenty times a second meanwhile.
-            seconds: the most that it may take.
 
         Raises:
-            BootFailed: it ended, or took longer.
+            BootFailed: it ended, or took longer than `PATIENCE`.
         """
         while not any(_PROMPT in line for line in reversed(self.said())):
-            if self._process.poll() is not None or self.seconds > seconds:
-                raise BootFailed("\n".join(self.said()[-20:]))
+            if self._process.poll() is not None or self.seconds > PATIENCE:
+                said = "\n".join(self.said()[-20:])
+                raise BootFailed(f"it did not ask who logs in; it said:\n{said}")
             tick()
             time.sleep(0.05)
         return self.seconds
 
 
 def make() -> None:
-    """Make `IMAGE` and what boots it, unless they are there.
+    """Do what `MAKE` says.
 
     Raises:
         BootFailed: that can't be; the reason is on standard error.
     """
-    for argv in (["tools/setup", "--vm"], ["tools/virtual/debian/make"]):
-        if subprocess.run(argv, cwd=TOP, check=False).returncode:
-            raise BootFailed(f"{argv[0]} failed, see above")
+    for command in MAKE:
+        if subprocess.run(command, check=False).returncode:
+            raise BootFailed(f"{command[0]} failed, see above")
 
 
 @contextlib.contextmanager
@@ -78,15 +88,15 @@ def booting(image: str, folder: Path, arguments: Sequence[str] = ()) -> Iterator
         arguments: more of QEMU's, as the secret of the disk.
     """
     version = next((CACHE / "kernel" / "lib" / "modules").iterdir()).name
-    console = folder / "console"
-    console.touch()
+    console = folder / "console.log"
+    console.write_bytes(b"")
     argv = [
         *("qemu-system-x86_64", "-nodefaults", "-display", "none", "-no-reboot"),
         *("-accel", "tcg", "-machine", "q35", "-cpu", CPU, "-smp", "1", "-m", "512"),
         *("-kernel", str(CACHE / "kernel" / "boot" / f"vmlinuz-{version}")),
         *("-initrd", str(CACHE / "debian.cpio")),
         # The terminal, of which its first process is told so, has no colours.
-        *("-append", f"{KERNEL_OPTIONS} {clock()} systemd.show_status=1 TERM=dumb"),
+        *("-append", f"{KERNEL_OPTIONS} {clock()} {_OPTIONS} TERM=dumb"),
         *("-serial", f"file:{console}"),
         *(*arguments, "-drive", f"if=none,id=root,{image}"),
         *("-device", "virtio-blk-pci,drive=root"),
@@ -97,4 +107,3 @@ def booting(image: str, folder: Path, arguments: Sequence[str] = ()) -> Iterator
     finally:
         process.kill()
         process.wait()
-        console.unlink()

@@ -86,9 +86,21 @@ def _add_agent(root: Path) -> None:
 
 
 class Guest:
-    """A running one with the disks a and b."""
+    """A running one with the disks a and b.
 
-    def __init__(self, initramfs: Path, a: Path, b: Path, extra: Sequence[str] = ()) -> None:
+    Args:
+        extra: more of QEMU's arguments.
+        logs: where its console's text goes, and QEMU's, to be kept.
+    """
+
+    def __init__(
+        self,
+        initramfs: Path,
+        a: Path,
+        b: Path,
+        extra: Sequence[str] = (),
+        logs: Path | None = None,
+    ) -> None:
         """Unpack the kernel beside `initramfs`, and prepare to start both."""
         self.a, self.b = a, b
         self._initramfs, self._extra = initramfs, extra
@@ -96,7 +108,8 @@ class Guest:
         self._sockets = Path(tempfile.mkdtemp(prefix="g"))
         self.qmp = self._sockets / "qmp"
         self.agent = self._sockets / "agent"
-        self._console = self._sockets / "console"
+        self._console = (logs or self._sockets) / "console.log"
+        self._errors = (logs or self._sockets) / "qemu.log"
         self.process: subprocess.Popen[bytes] | None = None
 
     def start(self, line: Sequence[str] | None = None) -> int:
@@ -105,6 +118,7 @@ class Guest:
         Returns:
             The counter that it found on its disks, 0 on new ones.
         """
+        self._console.unlink(missing_ok=True)
         for path in self._sockets.iterdir():  # of one that was killed
             path.unlink()
         argv = [
@@ -119,7 +133,8 @@ class Guest:
             *("-device", "virtio-serial-pci", "-device", "virtserialport,chardev=agent"),
             *self._extra,
         ]
-        self.process = subprocess.Popen(argv, stdout=subprocess.DEVNULL)
+        with self._errors.open("wb") as errors:
+            self.process = subprocess.Popen(argv, stdout=subprocess.DEVNULL, stderr=errors)
         found = wait_until(
             lambda: _READY.search(self.said()), what="the guest writes", interval=0.1
         )
@@ -143,7 +158,7 @@ class Guest:
 
     def said(self) -> str:
         assert self.process is not None
-        assert self.process.poll() is None, "QEMU ended"
+        assert self.process.poll() is None, f"QEMU ended: {self._errors.read_text()}"
         return self._console.read_text(errors="replace") if self._console.exists() else ""
 
     def await_writes(self) -> None:

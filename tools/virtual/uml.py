@@ -78,9 +78,6 @@ def run(order: Order, kernel: Kernel | None = None) -> int:
     memory = order.memory or _MEMORY
     with (
         tempfile.TemporaryDirectory(prefix="lunr-vm-") as name,
-        tempfile.TemporaryDirectory(
-            prefix="lunr-vm-", dir=_memory_folder(memory), ignore_cleanup_errors=True
-        ) as state,
         _images(order.disks) as images,
     ):
         folder = Path(name)
@@ -96,10 +93,11 @@ def run(order: Order, kernel: Kernel | None = None) -> int:
             "seccomp=auto",
             *("root=/dev/root", "rootfstype=hostfs", "rootflags=/", "ro", f"init={folder}/init"),
             # The kernel's messages go to standard error, what is written to /dev/tty1 to output.
-            *("con=null", "con0=null,fd:2", "con1=null,fd:1", f"uml_dir={state}", "umid=uml"),
+            *("con=null", "con0=null,fd:2", "con1=null,fd:1", f"uml_dir={folder}", "umid=uml"),
             *_disk_options(order.disks, images),
         ]
-        environment = {**os.environ, "TMPDIR": state}
+        # The file with its memory has no name there, either.
+        environment = {**os.environ, "TMPDIR": _memory_folder(memory) or tempfile.gettempdir()}
         with (
             (folder / "console").open("wb") as console,
             started(

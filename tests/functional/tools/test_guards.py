@@ -13,7 +13,7 @@ import pytest
 
 from tests.support.services import CHECKOUT
 from tests.support.waiting import PATIENCE, wait_until
-from tools.testing import leftovers
+from tools.testing import leftovers, levels
 from tools.testing.main import main
 
 
@@ -96,8 +96,11 @@ def test_a_run_removes_its_folder(tmp_path: Path) -> None:
     assert not Path(where.read_text()).exists()
 
 
-def test_a_level_without_a_test_fails(capfd: pytest.CaptureFixture[str]) -> None:
-    assert main(["functional", "--", "-k", "nothing_is_called_like_this"]) == 1
+def test_a_level_without_a_test_fails(
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(levels, "WORKERS", 1)
+    assert main(["crash", "--", "-k", "nothing_is_called_like_this"]) == 1
     assert capfd.readouterr().out.splitlines()[-1] == "0 passed, 1 failed, 0 skipped"
 
 

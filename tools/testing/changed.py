@@ -107,7 +107,16 @@ def select(
 
 
 def select_changed(revision: str | None) -> Selection:
-    """The tests that the changes since `revision` reach."""
-    since = revision or default_revision()
+    """The tests that the changes since `revision` reach.
+
+    Raises:
+        ValueError: there is no such revision.
+    """
+    since = (
+        _resolve("rev-parse", "--verify", "--quiet", f"{revision}^{{commit}}") if revision else ""
+    )
+    if revision and not since:
+        raise ValueError(f"git knows no revision {revision}")
+    since = since or default_revision()
     needs = reach.Sources(read_sources()).needs()
     return select(needs, changed_files(since), read_durations(levels.DURATIONS), since)

@@ -83,7 +83,10 @@ def parse(arguments: list[str]) -> Choice:
 
 def select_changed(choice: Choice, revision: str | None) -> None:
     """Choose the files with tests that what changed reaches."""
-    selection = changed.select_changed(revision)
+    try:
+        selection = changed.select_changed(revision)
+    except ValueError as error:
+        raise WrongUse(str(error)) from error
     choice.files, choice.left_out = selection.chosen, selection.left_out
     names = ", ".join(selection.changed[:6]) + (", …" if len(selection.changed) > 6 else "")
     print(
@@ -179,7 +182,9 @@ def run_all(choice: Choice) -> int:
             session = Session(run, choice, report)
             session.start()
             watch(session.step)
-    except SystemExit:
+    except SystemExit as error:
+        report.say(f"ended by a signal ({error.code})")
+        report.say_running()
         print(summary(report.results), flush=True)
         raise
     if not choice.arguments and choice.files is None:  # whole files

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from tools.testing import LEVELS
-from tools.testing.records import Collected, Ended, Failed, Record, Result, level_of
+from tools.testing.records import Collected, Ended, Failed, Record, Result, Started, level_of
 
 #: Seconds between two lines that say how far it is.
 PACE = 30.0
@@ -34,7 +34,9 @@ class Report:
     began: float = field(default_factory=time.time)
     results: dict[str, Result] = field(default_factory=dict)
     expected: int = 0
+    running: dict[str, None] = field(default_factory=dict)
     _told: float = 0.0
+    _done: int = 0
 
     def result(self, level: str) -> Result:
         return self.results.setdefault(level, Result())
@@ -48,10 +50,13 @@ class Report:
         match record:
             case Collected(files):
                 self.expected += sum(files.values())
+            case Started(id):
+                self.running[id] = None
             case Failed(id, when, text):
                 self.say(f"FAILED {id} ({source}, {when})")
                 print(indented(text), flush=True)
             case Ended(id):
+                self.running.pop(id, None)
                 # What is no test, such as what the tests left over, is of no level.
                 self.result(level_of(id) if "/" in id else source).add(record)
 
@@ -62,13 +67,28 @@ class Report:
         self.result(level).fail(f"{level}: {what}")
 
     def progress(self, waiting: str) -> None:
-        """Say how far it is, now and then; `waiting` is what else there is to do."""
+        """Say how far it is, now and then, and what is running when nothing else happens.
+
+        Args:
+            waiting: what else there is to do.
+        """
         if time.time() - max(self._told, self.began) < PACE:
             return
         self._told = time.time()
-        done = sum(result.count for result in self.results.values())
-        failed = sum(len(result.failed) for result in self.results.values())
-        self.say(f"{done} of {self.expected} tests, {failed} failed{waiting}")
+        results = [result for level, result in self.results.items() if level != "style"]
+        done, failed = sum(one.count for one in results), sum(len(one.failed) for one in results)
+        if not self.expected:
+            self.say("reading the tests")
+        else:
+            self.say(f"{done} of {self.expected} tests, {failed} failed{waiting}")
+        if done == self._done:
+            self.say_running()
+        self._done = done
+
+    def say_running(self) -> None:
+        """Say which tests are being run."""
+        for id in self.running:
+            print(f"        in the middle of {id}", flush=True)
 
     def require(self, levels: Iterable[str]) -> None:
         """Count levels without a test as failed."""

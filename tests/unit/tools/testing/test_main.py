@@ -40,3 +40,9 @@ def test_only_files_of_the_chosen_levels_run() -> None:
 def test_help_is_help(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--help"]) == 0
     assert capsys.readouterr().out.startswith("usage: tools/test")
+
+
+@pytest.mark.starts("git")
+def test_an_unknown_revision_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--changed", "nosuchrevision"]) == 2
+    assert "no revision nosuchrevision" in capsys.readouterr().out

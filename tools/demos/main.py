@@ -279,7 +279,7 @@ def start_swift(stage: Stage, tool: list[str], root: Path) -> dict[str, str]:
                 run([*tool, "start", root])
                 break
             except DemoError as error:
-                if attempt == SWIFT_ATTEMPTS or "Address already in use" not in str(error):
+                if attempt == SWIFT_ATTEMPTS or "Could not bind to" not in str(error):
                     raise
         env = read_env(root / "env")
         step.note = env["ST_AUTH"]
@@ -341,10 +341,10 @@ To stop it and remove what it left:
 def main(size: int, swift: bool, keep: bool) -> None:
     """Show lunr's main job on real data, from an empty folder to an empty store.
 
-    Needs root, eight times --size in the temporary folder (TMPDIR) and a minute or two.
+    Needs root, 1 GiB and seven times --size in the temporary folder (TMPDIR) and a minute or two.
     """
     play_it = functools.partial(play, size=size * units.MIB, swift=swift, keep=keep)
-    perform(play_it, 8 * size * units.MIB, keep=keep)
+    perform(play_it, units.GIB + 7 * size * units.MIB, keep=keep)
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 import signal
+import socket
 import subprocess
 import tempfile
 from collections.abc import Iterator
@@ -14,12 +15,13 @@ import click
 import pytest
 
 from tests.support.services import CHECKOUT, need_command, need_root
-from tests.support.waiting import PATIENCE, wait_until
+from tests.support.waiting import free_port, wait_until
+from tools.demos import stage
 from tools.demos.performance import check_machine
 from tools.testing import leftovers
 from tools.virtual.debian.guest import MAKE
 
-pytestmark = pytest.mark.timeout(5 * PATIENCE)
+pytestmark = pytest.mark.timeout(300)
 
 
 @pytest.fixture
@@ -151,3 +153,21 @@ def test_what_the_machine_lacks_is_said_before_anything_is_done(
     monkeypatch.setattr(tempfile, "tempdir", str(long))
     with pytest.raises(click.ClickException, match="too long"):
         check_machine(1, root=False)
+
+
+def test_a_service_takes_other_ports_when_one_was_taken_meanwhile(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    need_service()
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        ports = [port]
+        monkeypatch.setattr(stage, "free_port", lambda *_: ports.pop() if ports else free_port())
+        lunr = stage.Lunr(folder / "lunr")
+        assert lunr.api_port == port
+        try:
+            lunr.wait_until_up()
+            assert port not in (lunr.api_port, int(lunr.portal.rpartition(":")[2]))
+            assert list(lunr.client().volumes.list()) == []
+        finally:
+            lunr.stop()

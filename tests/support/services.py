@@ -22,7 +22,8 @@ from typing import TypedDict
 import pytest
 from sqlalchemy import create_engine, text
 
-from tests.support.shared import Service, SharedServices, register_service
+from lunr.db import migrate
+from tests.support.shared import Access, Service, SharedServices, register_service
 from tests.support.waiting import PATIENCE, free_port, wait_until
 from tools.services.loopback import is_free, read_env
 
@@ -147,6 +148,34 @@ def postgresql(shared_services: SharedServices) -> Iterator[str]:
     server = f"postgresql+psycopg2://lunr@127.0.0.1:{port}"
     name = f"test{uuid.uuid4().hex}"
     _sql(server, f"CREATE DATABASE {name} TEMPLATE template0")
+    yield f"{server}/{name}"
+    _sql(server, f"DROP DATABASE {name} WITH (FORCE)")
+
+
+def _start_migrated(_folder: Path, services: SharedServices) -> Access:
+    port = services.access(POSTGRESQL)["port"]
+    server = f"postgresql+psycopg2://lunr@127.0.0.1:{port}"
+    _sql(server, "CREATE DATABASE migrated TEMPLATE template0")
+    migrate.upgrade(f"{server}/migrated")
+    return {"server": server}
+
+
+MIGRATED = register_service(
+    Service(
+        "migrated_postgresql",
+        start=_start_migrated,
+        stop=lambda _folder: None,  # it ends with its server
+        missing=_missing_postgresql,
+    )
+)
+
+
+@pytest.fixture
+def migrated_postgresql(shared_services: SharedServices) -> Iterator[str]:
+    """The SQLAlchemy URL of a PostgreSQL database with lunr's tables, which are empty."""
+    server = shared_services.access(MIGRATED)["server"]
+    name = f"test{uuid.uuid4().hex}"
+    _sql(server, f"CREATE DATABASE {name} TEMPLATE migrated")
     yield f"{server}/{name}"
     _sql(server, f"DROP DATABASE {name} WITH (FORCE)")
 

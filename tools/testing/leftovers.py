@@ -21,7 +21,7 @@ def find(folder: Path) -> list[str]:
     return [
         *(f"process {pid}: {command[:200]}" for pid, command in _processes(folder).items()),
         *(f"mount {point}" for point in _mounts(folder)),
-        *(f"loop device {device} of {file}" for device, file in _loop_devices(folder).items()),
+        *(f"loop device {device} of {file}" for device, file in loop_devices(folder).items()),
     ]
 
 
@@ -36,7 +36,7 @@ def remove(folder: Path) -> list[str]:
                 os.kill(pid, signal.SIGKILL)
         for point in reversed(_mounts(folder)):
             _try("umount", "--lazy", point)
-        for device in _loop_devices(folder):
+        for device in loop_devices(folder):
             _try("losetup", "--detach", device)
         time.sleep(0.05)
     return found
@@ -107,7 +107,8 @@ def _mounts(folder: Path) -> list[str]:
     return mounts
 
 
-def _loop_devices(folder: Path) -> dict[str, str]:
+def loop_devices(folder: Path) -> dict[str, str]:
+    """The loop devices of files under `folder`, and those files."""
     devices = {}
     for backing in Path("/sys/block").glob("loop*/loop/backing_file"):
         try:

@@ -13,8 +13,8 @@ from tests.functional.api.world import World, outcome
 
 
 @pytest.fixture
-def world(tmp_path: Path, postgresql: str) -> Iterator[World]:
-    found = World(tmp_path, postgresql)
+def world(tmp_path: Path, migrated_postgresql: str) -> Iterator[World]:
+    found = World(tmp_path, migrated_postgresql)
     yield found
     found.close()
 

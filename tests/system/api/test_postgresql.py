@@ -5,13 +5,14 @@ from __future__ import annotations
 import pytest
 
 from tests.functional.api.races import Races
+from tests.support.thorough import examples
 
 
 class TestPostgreSQL(Races):
     @pytest.fixture
-    def url(self, postgresql: str) -> str:
-        return postgresql
+    def url(self, migrated_postgresql: str) -> str:
+        return migrated_postgresql
 
     @pytest.fixture
     def jobs(self) -> int:
-        return 600
+        return examples(200, 600)

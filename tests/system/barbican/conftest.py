@@ -17,8 +17,7 @@ from typing import Any
 import pytest
 
 from tests.support.keystone import Keystone
-from tests.support.waiting import wait_until
-from tools.services.loopback import free_port
+from tests.support.waiting import PATIENCE, free_port, wait_until
 
 #: Barbican's own pipeline, with the standard library's server in front of it.
 SERVER = """
@@ -89,7 +88,9 @@ class Barbican:
         assert self.process is not None
         assert self.process.poll() is None, (self.root / "log").read_text()[-3000:]
         try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/healthcheck", timeout=10):
+            with urllib.request.urlopen(
+                f"http://127.0.0.1:{self.port}/healthcheck", timeout=PATIENCE
+            ):
                 return True
         except OSError:
             return False
@@ -114,7 +115,7 @@ class Barbican:
             headers={"X-Auth-Token": token, "Content-Type": "application/json"},
             data=json.dumps(body).encode(),
         )
-        with urllib.request.urlopen(request, timeout=30) as answer:
+        with urllib.request.urlopen(request, timeout=PATIENCE) as answer:
             ref: str = json.load(answer)["secret_ref"]
         return ref.rpartition("/")[2]
 

@@ -12,6 +12,7 @@ import pytest
 
 from lunr.client.session import read_openrc
 from tests.support.services import need_command, need_root
+from tests.support.waiting import PATIENCE
 from tools.demos.stage import Lunr
 
 
@@ -39,7 +40,12 @@ def env(tmp_path: Path) -> Iterator[dict[str, str]]:
 
 def bash(env: dict[str, str], script: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        ["bash", "-c", script], env=env, capture_output=True, text=True, timeout=60, check=False
+        ["bash", "-c", script],
+        env=env,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        check=False,
     )
 
 

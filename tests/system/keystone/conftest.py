@@ -18,7 +18,7 @@ import pytest
 
 from tests.functional.api.world import World
 from tests.support.keystone import Keystone
-from tests.support.waiting import wait_until
+from tests.support.waiting import PATIENCE, wait_until
 
 
 @dataclass
@@ -75,7 +75,7 @@ class Api:
             headers={"Content-Type": "application/json", **sent},
         )
         try:
-            with urllib.request.urlopen(request, timeout=30) as answer:
+            with urllib.request.urlopen(request, timeout=PATIENCE) as answer:
                 return Answer(answer.status, json.loads(answer.read() or b"null"))
         except urllib.error.HTTPError as error:
             with error:
@@ -83,7 +83,7 @@ class Api:
 
     def close(self) -> None:
         self.process.send_signal(signal.SIGTERM)
-        assert self.process.wait(20) == 0
+        assert self.process.wait(PATIENCE) == 0
 
 
 @pytest.fixture(scope="module")

@@ -7,11 +7,12 @@ from pathlib import Path
 
 from tests.support.keystone import Keystone
 from tests.support.services import CHECKOUT
+from tests.support.waiting import PATIENCE
 
 
 def _tool(*arguments: object) -> subprocess.CompletedProcess[str]:
     command = [CHECKOUT / "tools/keystone", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=PATIENCE)
 
 
 def test_it_stops_nothing_but_its_own(tmp_path: Path) -> None:

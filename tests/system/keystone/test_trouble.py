@@ -17,7 +17,7 @@ from lunr.common import config, errors
 from tests.functional.api.world import World
 from tests.support.keystone import Keystone
 from tests.support.services import need_command
-from tests.support.waiting import free_port, wait_until
+from tests.support.waiting import PATIENCE, free_port, wait_until
 from tests.system.keystone.conftest import Answer, Api
 from tools.services.loopback import is_free
 
@@ -112,7 +112,7 @@ def test_a_keystone_that_hangs_holds_up_nobody_else(
         assert time.monotonic() - began < 1.5
         assert not answers
         for thread in waiting:
-            thread.join(30)
+            thread.join(PATIENCE)
         assert [answer.status for answer in answers] == [503] * 5
         api.close()
     world.close()

@@ -11,6 +11,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
+from tests.support.waiting import PATIENCE
+
 NODE = "node1"
 TOKEN = "node-token"
 
@@ -110,7 +112,7 @@ class ContractApi:
             self._changed.notify_all()
         return job_id
 
-    def wait(self, job_id: str, *statuses: str, timeout: float = 30.0) -> dict[str, Any]:
+    def wait(self, job_id: str, *statuses: str, timeout: float = PATIENCE) -> dict[str, Any]:
         statuses = statuses or ("DONE", "FAILED", "CANCELLED")
         with self._changed:
             job = self.jobs[job_id]

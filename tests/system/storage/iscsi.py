@@ -7,6 +7,7 @@ import subprocess
 from collections.abc import Iterator
 
 from lunr.storage.targets.base import Export as Export
+from tests.support.waiting import PATIENCE
 
 INITIATOR = "iqn.2026-11.test:initiator"
 
@@ -25,7 +26,7 @@ def inquire(
         capture_output=True,
         text=True,
         stdin=subprocess.DEVNULL,
-        timeout=30,
+        timeout=PATIENCE,
         check=False,
     )
     return (done.stdout + done.stderr).strip()

@@ -13,11 +13,12 @@ from typing import Any
 import pytest
 
 from lunr.common import errors
+from lunr.storage import agent as agent_module
 from lunr.storage import engine as engine_module
 from lunr.storage.agent import Agent
 from lunr.storage.pools.base import Purpose, Snapshot
 from tests.support.services import Tgtd
-from tests.support.waiting import wait_until
+from tests.support.waiting import PATIENCE, wait_until
 from tests.system.storage import iscsi
 from tests.system.storage.contract_api import ContractApi
 from tests.system.storage.nodes import ODD_WORKER, Place
@@ -161,7 +162,7 @@ def test_tgtd_restarted_has_its_exports_back(
         api.do("volume.create", volume_id, volume_id, size_bytes=SIZE)
         api.do("export.create", volume_id, volume_id, **export_payload(volume_id))
     tgtd.kill()
-    time.sleep(1.2)  # the agent sees it gone
+    wait_until(lambda: agent._target_restarted, what="the agent sees it gone")
     tgtd.start()
     wait_until(lambda: agent.node.exports.present().keys() == {"v1", "v2"}, what="exports are back")
     for volume_id in ("v1", "v2"):
@@ -180,7 +181,7 @@ def test_tgtd_restarted_has_back_what_only_the_records_know(
         api.do("volume.create", volume_id, volume_id, size_bytes=SIZE)
     api.exports = [{"volume_id": "v2", **export_payload("v2")}]
     tgtd.kill()
-    time.sleep(1.2)
+    wait_until(lambda: agent._target_restarted, what="the agent sees it gone")
     tgtd.start()
     wait_until(lambda: agent.node.exports.present().keys() == {"v2"}, what="the export is back")
 
@@ -247,11 +248,11 @@ def test_an_export_that_nobody_asked_for_goes_when_its_user_does(
     api.exports = []
     with iscsi.session(place.portal, shown["v1"]), iscsi.session(place.portal, shown["v2"]):
         second = start()
-        time.sleep(1.5)  # it looks
+        time.sleep(5 * agent_module.WATCH_INTERVAL)  # it looks
         assert second.node.exports.present().keys() == {"v1", "v2"}
         api.do("export.create", "v2", "v2", **export_payload("v2"))
     wait_until(lambda: second.node.exports.present().keys() == {"v2"}, what="the stray is gone")
-    time.sleep(1.5)
+    time.sleep(5 * agent_module.WATCH_INTERVAL)
     assert second.node.exports.present().keys() == {"v2"}  # it was asked for meanwhile
 
 
@@ -316,7 +317,7 @@ def test_a_defect_loses_no_lease(
 
     monkeypatch.setattr(agent._api, "update", once_broken)
     job_id = api.add("backup.save", "v1", "slow", backup_id="slow", repository=REPOSITORY)
-    assert failed.wait(30)
+    assert failed.wait(PATIENCE)
     wait_until(lambda: api.jobs[job_id]["updates"], what="the lease is renewed all the same")
 
 

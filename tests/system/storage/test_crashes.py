@@ -17,6 +17,7 @@ import pytest
 
 from lunr.storage.pools.base import Purpose, Snapshot
 from tests.support.services import CHECKOUT, Tgtd
+from tests.support.waiting import PATIENCE
 from tests.system.storage import iscsi
 from tests.system.storage.contract_api import ContractApi
 from tests.system.storage.nodes import Place
@@ -147,7 +148,7 @@ def victim(place: Place, job: dict[str, Any], step: int) -> int:
             stdin=subprocess.DEVNULL,
             stdout=said,
             stderr=said,
-            timeout=60,
+            timeout=PATIENCE,
             check=False,
         )  # fmt: skip
         said.seek(0)

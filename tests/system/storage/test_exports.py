@@ -30,7 +30,7 @@ from lunr.storage.pools.files import FilesPool
 from lunr.storage.targets.base import Session as Who
 from lunr.storage.targets.tgt import TgtTarget
 from tests.support.services import Tgtd
-from tests.support.waiting import wait_until
+from tests.support.waiting import PATIENCE, wait_until
 from tests.system.backup.image.mounted import KEY, MIB, need_fuse
 from tests.system.storage import iscsi
 from tests.system.storage.nodes import Place, end_fillings, make_fillings, own_folder
@@ -52,7 +52,7 @@ node = test.Node(Place(**{k: Path(v) if k != "portal" else v for k, v in json.lo
 node.fillings.remounted = lambda _id: os.kill(os.getpid(), signal.SIGKILL)
 node.start()
 adopt(node.run / "v1").kill()
-threading.Event().wait(30)
+threading.Event().wait()
 """  # noqa: E501
 
 
@@ -238,7 +238,7 @@ def test_an_agent_that_dies_before_the_target_has_opened_the_file_anew(
             [sys.executable, "-c", DOOMED, where],
             cwd=Path(__file__).parents[3],
             stderr=said,
-            timeout=60,
+            timeout=PATIENCE,
             check=False,
         )
     assert done.returncode == -signal.SIGKILL, log.read_text()

@@ -17,7 +17,7 @@ import pytest
 import requests
 
 from tests.support.services import CHECKOUT, Tgtd
-from tests.support.waiting import free_port, wait_until
+from tests.support.waiting import PATIENCE, free_port, wait_until
 from tests.system.storage import iscsi
 from tests.system.storage.contract_api import NODE, TOKEN, ContractApi
 from tests.system.storage.nodes import KEY, end_fillings
@@ -75,10 +75,10 @@ compression = none
     def end(self, sig: signal.Signals) -> int:
         assert self.process is not None
         self.process.send_signal(sig)
-        return self.process.wait(30)
+        return self.process.wait(PATIENCE)
 
     def get(self, path: str) -> requests.Response:
-        return requests.get(f"http://127.0.0.1:{self.port}{path}", timeout=10)
+        return requests.get(f"http://127.0.0.1:{self.port}{path}", timeout=PATIENCE)
 
     def workers(self) -> list[int]:
         """Engine workers of this node, known by their place in the store's folder's session."""
@@ -156,7 +156,7 @@ def test_a_whole_life(storage: Storage, api: ContractApi, xfs_mount: Path, tgtd:
         "lunr_node_sessions 0.0",
     ):
         assert line in metrics.text
-    refused = requests.post(f"http://127.0.0.1:{storage.port}/status", timeout=10)
+    refused = requests.post(f"http://127.0.0.1:{storage.port}/status", timeout=PATIENCE)
     assert refused.status_code == 405
 
     with iscsi.session(tgtd.portal, export) as qemu:
@@ -238,7 +238,7 @@ def test_what_is_wrong_is_said(storage: Storage, change: str, said: str) -> None
     subprocess.run(["sh", "-c", change], cwd=storage.folder, check=True)
     storage.start()
     assert storage.process is not None
-    assert storage.process.wait(30) == 1
+    assert storage.process.wait(PATIENCE) == 1
     log = storage.log.read_text()
     assert any(word in log for word in said.split("|")), log
     assert "Traceback" not in log, log
@@ -257,7 +257,7 @@ def test_all_that_is_missing_is_said_at_once(storage: Storage, tgtd: Tgtd) -> No
     with socket.create_server(("127.0.0.1", storage.port)):
         storage.start()
         assert storage.process is not None
-        assert storage.process.wait(30) == 1
+        assert storage.process.wait(PATIENCE) == 1
     log = storage.log.read_text()
     assert "The node can't start:" in log
     lines = [line for line in log.splitlines() if line.startswith("- ")]
@@ -270,5 +270,5 @@ def test_a_taken_port_is_said(storage: Storage) -> None:
     with socket.create_server(("127.0.0.1", storage.port)):
         storage.start()
         assert storage.process is not None
-        assert storage.process.wait(30) == 1
+        assert storage.process.wait(PATIENCE) == 1
     assert f"127.0.0.1:{storage.port}" in storage.log.read_text()

@@ -18,6 +18,8 @@ from lunr.storage.pools.base import Extent, PoolFull, PoolUnusable, Purpose, Sna
 from lunr.storage.pools.files import FilesPool
 from tests.support.pool_contract import PoolContract, check_covers, write
 from tests.support.services import XFS_MINIMUM, need_command, need_root
+from tests.support.waiting import wait_until
+from tools.testing import leftovers
 
 MIB = 1 << 20
 SIZE = 8 * MIB
@@ -50,6 +52,8 @@ def plain_folder(run_folder: Path) -> Iterator[Path]:
     yield folder
     if (folder / "mnt").is_mount():
         subprocess.run(["umount", folder / "mnt"], check=True)
+    # The kernel lets go of the loop device, whose file is in there, a moment later.
+    wait_until(lambda: not leftovers.loop_devices(folder), what="the loop device is detached")
     subprocess.run(["umount", folder], check=True)
 
 
@@ -246,6 +250,7 @@ def test_an_image_counts_the_disk_below_it(run_folder: Path) -> None:
         pool.close()
     finally:
         subprocess.run(["umount", folder / "mnt"], check=False)
+        wait_until(lambda: not leftovers.loop_devices(folder), what="the loop device is detached")
         subprocess.run(["umount", folder], check=True)
 
 

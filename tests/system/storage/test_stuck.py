@@ -15,6 +15,7 @@ from lunr.storage import system
 from lunr.storage.engine import Engine
 from lunr.storage.job import Job, Stop
 from tests.support import faulty
+from tests.support.waiting import PATIENCE
 from tests.system.storage.nodes import KEY
 
 
@@ -31,8 +32,8 @@ def test_a_command_that_waits_for_a_hanging_device_is_given_up(
         assert caught.value.retry
         # Others go on meanwhile, and so does this one when the device answers again.
         assert system.run(["echo", "fine"]).stdout == "fine\n"
-        monkeypatch.setattr(system, "_KILL_WAIT", 30)
-        system.run(command, timeout=30)
+        monkeypatch.setattr(system, "_KILL_WAIT", PATIENCE)
+        system.run(command, timeout=PATIENCE)
 
 
 #: A worker that reads past the page cache, where it can't be killed.

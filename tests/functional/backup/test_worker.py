@@ -22,6 +22,7 @@ from lunr.backup.format.segments import encode
 from lunr.backup.repository import Repository
 from lunr.backup.stores import open_store
 from lunr.storage.jobs.extents import MOST_CHANGED
+from tests.support.thorough import THOROUGH
 from tests.support.waiting import PATIENCE, SOON, wait_until
 from tests.unit.backup.support import load_bytes
 
@@ -200,7 +201,7 @@ def test_what_another_backup_has_is_not_stored_again(place: Place) -> None:
     assert place.target.read_bytes() == data
 
 
-@pytest.mark.parametrize("parent_id", ["b1", pytest.param("none", marks=pytest.mark.thorough)])
+@pytest.mark.parametrize("parent_id", ["b1", "none"] if THOROUGH else ["b1"])
 def test_the_memory_of_a_save_is_bounded(
     place: Place, parent_id: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

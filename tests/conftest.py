@@ -8,6 +8,7 @@ import shutil
 import signal
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ hypothesis.settings.load_profile("lunr")
 
 _FOLDER = pytest.StashKey[Path]()
 _REMOVE = pytest.StashKey[bool]()
+_LEFT = pytest.StashKey[list[str]]()
 _SERVICES = pytest.StashKey[SharedServices]()
 
 
@@ -63,6 +65,7 @@ def pytest_configure(config: pytest.Config) -> None:
     config.stash[_SERVICES] = SharedServices(shared / "services")
     config.pluginmanager.register(evidence)
     config.stash[evidence.FOLDERS] = [folder, config.stash[_SERVICES].folder]
+    config.stash[_LEFT] = []
     config.stash[_REMOVE] = not given and not is_worker
     os.environ["TMPDIR"] = tempfile.tempdir = str(folder)
 
@@ -99,12 +102,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 def pytest_sessionfinish(session: pytest.Session) -> None:
     """Fail the run when something that it started is still there."""
     if hasattr(session.config, "workerinput"):
-        return  # other workers may still use what this one started; the controller looks
+        # In the folder of the run, where others still work, the controller looks.
+        session.config.workeroutput["lunr_left"] = _find_left(leftovers.children)
+        return
     session.config.stash[_SERVICES].stop()
     folder = session.config.stash[_FOLDER]
-    deadline = time.monotonic() + 3  # for what is just ending
-    while (left := leftovers.find(folder)) and time.monotonic() < deadline:
-        time.sleep(0.1)
+    left = [*session.config.stash[_LEFT], *_find_left(lambda: leftovers.find(folder))]
     if left:
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
         session.config.stash[_REMOVE] = False
@@ -116,6 +119,19 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
         for line in ("", *lines):
             if reporter is not None:
                 reporter.write_line(line, red=True)
+
+
+def _find_left(find: Callable[[], list[str]]) -> list[str]:
+    deadline = time.monotonic() + 3  # for what is just ending
+    while (left := find()) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    return left
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    """Hear from a worker which of its processes did not end: they look like nobody's now."""
+    node.config.stash[_LEFT] += getattr(node, "workeroutput", {}).get("lunr_left", [])
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:

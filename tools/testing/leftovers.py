@@ -25,6 +25,13 @@ def find(folder: Path) -> list[str]:
     ]
 
 
+def children() -> list[str]:
+    """One sentence for each process that this one started and that has not ended."""
+    parents = _parents()
+    own = {pid: _command(pid) for pid, parent in parents.items() if parent == os.getpid()}
+    return [f"process {pid}: {command[:200]}" for pid, command in own.items() if command]
+
+
 def remove(folder: Path) -> list[str]:
     """End, unmount and detach all under `folder`, and say what that was."""
     found = find(folder)
@@ -57,10 +64,15 @@ def _processes(folder: Path, with_children: bool = True) -> dict[int, str]:
             continue
         # Some overwrite their environment (PostgreSQL does), so the parent counts too.
         if (with_children and parent == os.getpid()) or mark in _traces(pid):
-            command = _read(pid, "cmdline").replace(b"\0", b" ").decode(errors="replace").strip()
-            if command:  # a zombie has none
+            command = _command(pid)
+            if command:
                 found[pid] = command
     return found
+
+
+def _command(pid: int) -> str:
+    """A process's arguments; a zombie has none."""
+    return _read(pid, "cmdline").replace(b"\0", b" ").decode(errors="replace").strip()
 
 
 def _ancestors() -> set[int]:

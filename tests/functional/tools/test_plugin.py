@@ -135,15 +135,19 @@ def test_a_worker_that_dies_fails_its_test_alone(run: RunPytest) -> None:
     assert ended(told) == {"test_it.py::test_dies": "failed", "test_it.py::test_after": "passed"}
 
 
-def test_what_workers_leave_behind_fails_the_run(run: RunPytest) -> None:
-    leaves = (
-        "import subprocess\n"
-        "def test_it():\n    subprocess.run(['setsid', '--fork', 'sleep', '300'], check=True)\n"
-    )
+@pytest.mark.parametrize(
+    "start",
+    [
+        "subprocess.run(['setsid', '--fork', 'sleep', '300'], check=True)",
+        # Nothing but its parent tells whose it is.
+        "kept.append(subprocess.Popen(['sleep', '300'], cwd='/', env={}))",
+    ],
+)
+def test_what_workers_leave_behind_fails_the_run(run: RunPytest, start: str) -> None:
+    leaves = f"import subprocess\nkept = []\ndef test_it():\n    {start}\n"
     code, told = run({"tests/system/test_it.py": leaves}, "-n", "2")
     assert code == 1
     (left,) = [one for one in told if isinstance(one, Failed)]
-    assert "sleep 300" in left.text
     line = next(line for line in left.text.splitlines() if line.endswith("sleep 300"))
     os.kill(int(line.split()[1].rstrip(":")), signal.SIGKILL)
     assert ended(told)["what the tests left over"] == "failed"

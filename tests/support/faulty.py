@@ -14,9 +14,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import pytest
-
-from tests.support.services import need_command, need_root
+from tests.support.services import need_command, need_fuse
 from tests.support.waiting import wait_until
 
 
@@ -45,9 +43,7 @@ def hanging(path: Path, seconds: float) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def _served(path: Path, nodes: Sequence[dict[str, Any]]) -> Iterator[Path]:
-    need_root()
-    if not Path("/dev/fuse").exists():
-        pytest.skip("needs /dev/fuse (the kernel's FUSE)")
+    need_fuse()
     program = need_command("qemu-storage-daemon", "qemu-utils")
     path.touch()  # FUSE mounts on it
     arguments = [part for node in nodes for part in ("--blockdev", json.dumps(node))]

@@ -36,6 +36,13 @@ def need_root() -> None:
         pytest.skip("needs root")
 
 
+def need_fuse() -> None:
+    """Skip the test where nothing can be mounted by FUSE."""
+    need_root()
+    if not Path("/dev/fuse").exists():
+        pytest.skip("needs /dev/fuse (the kernel's FUSE)")
+
+
 def need_command(command: str, package: str) -> str:
     """The path of `command`; skips the test where it is not installed."""
     path = shutil.which(command, path=os.environ.get("PATH", "") + ":/usr/sbin:/sbin")

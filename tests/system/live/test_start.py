@@ -20,16 +20,14 @@ import pytest
 from lunr.backup.image import mounting
 from lunr.live import starting
 from lunr.live.qmp import Monitor
-from tests.support.services import need_root
+from tests.support.services import need_fuse
 from tests.support.waiting import PATIENCE
 from tests.system.live.conftest import Vault
 from tests.system.live.machines import MIB, Machine
 
 
 def started(vault: Vault, group_id: str, folder: Path, qmp: Path) -> subprocess.Popen[str]:
-    need_root()
-    if not Path("/dev/fuse").exists():
-        pytest.skip("needs /dev/fuse (the kernel's FUSE)")
+    need_fuse()
     argv = ["start", group_id, str(folder), "--store", vault.url, "--qmp", str(qmp)]
     return subprocess.Popen(
         [sys.executable, "-m", "lunr.live.command", *argv],

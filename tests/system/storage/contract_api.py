@@ -11,6 +11,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
+from tests.support.services import need_fuse
 from tests.support.waiting import PATIENCE
 
 NODE = "node1"
@@ -91,6 +92,8 @@ class ContractApi:
             self._server = None
 
     def add(self, kind: str, volume_id: str | None, subject_id: str, **payload: Any) -> str:
+        if kind == "volume.restore":
+            need_fuse()
         job_id = f"job{next(self._ids)}"
         with self._changed:
             if kind == "volume.restore" or (kind == "volume.clone" and payload.get("base_id")):

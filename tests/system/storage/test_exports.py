@@ -29,9 +29,9 @@ from lunr.storage.filling.task import Task
 from lunr.storage.pools.files import FilesPool
 from lunr.storage.targets.base import Session as Who
 from lunr.storage.targets.tgt import TgtTarget
-from tests.support.services import Tgtd
+from tests.support.services import Tgtd, need_fuse
 from tests.support.waiting import PATIENCE, wait_until
-from tests.system.backup.image.mounted import KEY, MIB, need_fuse
+from tests.system.backup.image.mounted import KEY, MIB
 from tests.system.storage import iscsi
 from tests.system.storage.nodes import Place, end_fillings, make_fillings, own_folder
 from tests.system.storage.test_agent import export_payload

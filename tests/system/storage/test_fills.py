@@ -18,9 +18,9 @@ from lunr.storage.agent import Agent
 from lunr.storage.exports import Exports
 from lunr.storage.filling import volume
 from lunr.storage.jobs import volumes
-from tests.support.services import Tgtd
+from tests.support.services import Tgtd, need_fuse
 from tests.support.waiting import wait_until
-from tests.system.backup.image.mounted import MIB, need_fuse
+from tests.system.backup.image.mounted import MIB
 from tests.system.storage.contract_api import ContractApi
 from tests.system.storage.nodes import Place
 from tests.system.storage.test_crashes import SAVE, STORED

@@ -22,9 +22,8 @@ from lunr.storage.agent import Agent
 from lunr.storage.filling.lacking import SnapshotStateLost
 from lunr.storage.filling.worker import adopt
 from lunr.storage.pools.base import Purpose, Snapshot
-from tests.support.services import Tgtd
+from tests.support.services import Tgtd, need_fuse
 from tests.support.waiting import wait_until
-from tests.system.backup.image.mounted import need_fuse
 from tests.system.storage.contract_api import ContractApi
 from tests.system.storage.nodes import Place, own_folder
 from tests.system.storage.test_crashes import SAVE, STORED, victim

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import requests
 
-from tests.support.services import CHECKOUT, Tgtd
+from tests.support.services import CHECKOUT, Tgtd, need_fuse
 from tests.support.waiting import PATIENCE, free_port, wait_until
 from tests.system.storage import iscsi
 from tests.system.storage.contract_api import NODE, TOKEN, ContractApi
@@ -110,6 +110,7 @@ def storage(
     run_folder: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> Iterator[Storage]:
+    need_fuse()
     folder = Path(tempfile.mkdtemp(prefix="storage-", dir=run_folder))
     monkeypatch.setenv("LUNR_TEST_MARK", str(folder))
     storage = Storage(folder, xfs_mount, tgtd, api)

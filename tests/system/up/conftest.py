@@ -10,9 +10,8 @@ import pytest
 
 from lunr.client import Client
 from lunr.common import units
-from tests.support.services import need_command, need_root
+from tests.support.services import need_command, need_fuse
 from tests.support.waiting import PATIENCE, wait_until
-from tests.system.backup.image.mounted import need_fuse
 from tests.system.up.restores import Written, restored
 from tests.system.up.volumes import answers, backup, clear, store
 from tools.demos.stage import Lunr
@@ -20,7 +19,7 @@ from tools.demos.stage import Lunr
 
 def need_lunr() -> None:
     """Skip the test where something for a whole lunr is missing."""
-    need_root()
+    need_fuse()
     for command, package in (("tgtd", "tgt"), ("mkfs.xfs", "xfsprogs"), ("setpriv", "util-linux")):
         need_command(command, package)
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.services import need_root
+from tests.support.services import need_fuse
 from tests.support.waiting import PATIENCE, wait_until
 
 ENGINE = [sys.executable, "-m", "lunr.backup.commands"]
@@ -19,9 +19,7 @@ BACKUP = [sys.executable, "-m", "lunr.client.main", "backup"]
 
 @pytest.fixture
 def backup(tmp_path: Path) -> bytes:
-    need_root()
-    if not Path("/dev/fuse").exists():
-        pytest.skip("needs /dev/fuse (the kernel's FUSE)")
+    need_fuse()
     data = os.urandom(5 << 20)
     (tmp_path / "disk").write_bytes(data)
     (tmp_path / "mnt").mkdir()

@@ -14,25 +14,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 from lunr.backup import keys
 from lunr.backup.image import mounting
 from lunr.backup.pipeline import Backup, save
 from lunr.backup.repository import Repository
 from lunr.backup.sources import FileSource
 from lunr.backup.stores import open_store
-from tests.support.services import need_root
 
 KEY = "5a" * 32
 MIB = 1 << 20
-
-
-def need_fuse() -> None:
-    """Skip where there is no FUSE."""
-    need_root()
-    if not Path("/dev/fuse").exists():
-        pytest.skip("needs /dev/fuse (the kernel's FUSE)")
 
 
 class Place:

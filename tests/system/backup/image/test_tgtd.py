@@ -12,8 +12,8 @@ import pytest
 
 from lunr.storage.targets.base import Export
 from lunr.storage.targets.tgt import TgtTarget
-from tests.support.services import Tgtd, need_command
-from tests.system.backup.image.mounted import MIB, Place, need_fuse
+from tests.support.services import Tgtd, need_command, need_fuse
+from tests.system.backup.image.mounted import MIB, Place
 from tests.system.storage import iscsi
 
 

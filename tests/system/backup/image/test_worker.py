@@ -17,8 +17,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.services import need_fuse
 from tests.support.waiting import wait_until
-from tests.system.backup.image.mounted import MIB, Place, Worker, need_fuse, opened
+from tests.system.backup.image.mounted import MIB, Place, Worker, opened
 
 CHUNK = 4 * MIB
 

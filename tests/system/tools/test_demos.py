@@ -21,7 +21,7 @@ from tools.demos.performance import check_machine
 from tools.testing import leftovers
 from tools.virtual.debian.guest import MAKE
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = pytest.mark.timeout(600)  # alone they take at most 30 s
 
 
 @pytest.fixture

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-import lzma
 import re
 import shutil
-import struct
 import subprocess
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
 from tools.virtual.launch import CACHE
+from tools.virtual.qemu import unpack_kernel
 from tools.waiting import wait_until
 
 KERNEL = CACHE / "kernel"
@@ -59,19 +58,6 @@ def make_initramfs(folder: Path) -> Path:
     archive = folder / "initramfs.cpio"
     archive.write_bytes(packed.stdout)
     return archive
-
-
-def unpack_kernel(folder: Path) -> Path:
-    """The kernel as it is in memory. To unpack itself takes it as long as all the rest."""
-    (packed,) = (KERNEL / "boot").glob("vmlinuz-*")
-    data = packed.read_bytes()
-    # Linux's Documentation/arch/x86/boot.rst: setup_sects, payload_offset and payload_length.
-    (sectors,) = struct.unpack_from("<B", data, 0x1F1)
-    offset, length = struct.unpack_from("<2I", data, 0x248)
-    start = (sectors + 1) * 512 + offset
-    kernel = folder / "vmlinux"
-    kernel.write_bytes(lzma.LZMADecompressor().decompress(data[start : start + length]))
-    return kernel
 
 
 def _add_agent(root: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import subprocess
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -58,7 +57,7 @@ def metadata(folder: Path, maps: dict[int, Device]) -> Path:
     file = folder / "metadata"
     with file.open("wb") as new:
         new.truncate(4 << 20)
-    subprocess.run(["thin_restore", "-q", "-i", folder / "xml", "-o", file], check=True)
+    system.run(["thin_restore", "-q", "-i", folder / "xml", "-o", file])
     return file
 
 

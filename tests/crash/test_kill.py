@@ -214,7 +214,7 @@ def test_power_cut_in_the_middle_of_everything(lunr: Lunr, client: Client) -> No
         time.sleep(random.uniform(0, 0.5))
         lunr.kill()
         lunr.start()
-        lunr.wait_until_up(PATIENCE)
+        lunr.wait_until_up()
         settle(client)
         assert {v.status for v in client.volumes.list()} == {"ACTIVE"}
         assert {b.status for b in client.backups.list()} == {"AVAILABLE"}

@@ -46,7 +46,7 @@ def lunr(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lunr]:
     need_lunr()
     found = Lunr(tmp_path_factory.mktemp("service") / "lunr")
     try:
-        found.wait_until_up(PATIENCE)
+        found.wait_until_up()
         yield found
     finally:
         found.stop()

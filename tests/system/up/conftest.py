@@ -11,7 +11,7 @@ import pytest
 from lunr.client import Client
 from lunr.common import units
 from tests.support.services import need_command, need_fuse
-from tests.support.waiting import PATIENCE, wait_until
+from tests.support.waiting import wait_until
 from tests.system.up.restores import Written, restored
 from tests.system.up.volumes import answers, backup, clear, store
 from tools.demos.stage import Lunr
@@ -55,7 +55,7 @@ class Shared:
             self._service = Lunr(self._folder / f"lunr{self._serial}")
         elif self._service.process.poll() is not None:
             self._service.start()
-        self._service.wait_until_up(PATIENCE)
+        self._service.wait_until_up()
         with self._service.client() as client:  # a part that was killed may not be back
             wait_until(lambda: answers(client), what="the API answers")
         return self._service

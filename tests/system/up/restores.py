@@ -35,7 +35,7 @@ def reboot(lunr: Lunr) -> None:
     """As if the machine had been reset."""
     lunr.reboot()
     lunr.start()
-    lunr.wait_until_up(PATIENCE)
+    lunr.wait_until_up()
 
 
 class Written:

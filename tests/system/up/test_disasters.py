@@ -13,7 +13,6 @@ import pytest
 from lunr.client import Client
 from lunr.client.errors import Conflict
 from lunr.common.errors import LunrError
-from tests.support.waiting import PATIENCE
 from tests.system.up.volumes import backup, export, holds, verify, volume
 from tools.demos.stage import Disk, Lunr
 
@@ -64,7 +63,7 @@ def test_a_new_key_and_then_a_lost_database(
     manage(lunr, "key", "rotate")
     lunr.stop()
     lunr.start()
-    lunr.wait_until_up(PATIENCE)
+    lunr.wait_until_up()
     client = lunr.client()
     new = backup(client, id)
     assert client.backups.get(new).parent_id is None  # full
@@ -74,7 +73,7 @@ def test_a_new_key_and_then_a_lost_database(
     for name in ("lunr.db", "lunr.db-wal", "lunr.db-shm", "keys/node.token", "openrc"):
         (lunr.root / name).unlink(missing_ok=True)
     lunr.start()
-    lunr.wait_until_up(PATIENCE)
+    lunr.wait_until_up()
     client = lunr.client()
     assert [record.id for record in client.backups.list()] == []
     assert manage(lunr, "rebuild", "--from-store") == {"made": 2, "there": 0, "failed": []}

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from lunr.client import Client
-from tests.support.waiting import PATIENCE, wait_until
+from tests.support.waiting import wait_until
 from tests.system.up.restores import Written, fill, reboot
 from tests.system.up.volumes import can_be_read, holds
 from tools.demos.stage import Lunr
@@ -35,7 +35,7 @@ def kill_all(lunr: Lunr, id: str) -> None:
     pid = lunr.fillers()[id]
     lunr.kill()
     lunr.start()
-    lunr.wait_until_up(PATIENCE)
+    lunr.wait_until_up()
     assert lunr.fillers()[id] == pid, "it went on meanwhile"
 
 

@@ -74,7 +74,7 @@ def test_killed_and_started_again_everything_is_as_it_was(
     lunr.kill()
     assert lunr.parts() == {}
     lunr.start()
-    lunr.wait_until_up(PATIENCE)
+    lunr.wait_until_up()
     after = client.exports.get(id)
     assert after.status == "ATTACHED"
     for name in ("target_iqn", "target_portal", "auth_username", "auth_password"):
@@ -102,7 +102,7 @@ def test_a_part_that_dies_is_started_again(lunr: Lunr, client: Client, part: str
 def test_stopped_it_leaves_nothing(root: Path) -> None:
     service = Lunr(root)
     try:
-        service.wait_until_up(PATIENCE)
+        service.wait_until_up()
         mounts = Path("/proc/self/mountinfo").read_text().splitlines()
         assert any(f" {root}/" in line for line in mounts)
     finally:
@@ -119,7 +119,7 @@ def test_on_postgresql_and_swift_a_backup_outlives_swifts_absence(
     env = {"ST_AUTH": access["auth_url"], "ST_USER": access["user"], "ST_KEY": access["key"]}
     service = Lunr(root, "--db", postgresql, "--store", f"swift:{uuid.uuid4().hex[:12]}", env=env)
     try:
-        service.wait_until_up(PATIENCE)
+        service.wait_until_up()
         client = service.client()
         id = volume(client)
         Disk(export(client, id), tmp_path).write_image(image, lambda _: None)

@@ -35,7 +35,7 @@ BLOCK = 32 * units.KIB
 #: The files that are taken: small ones use up the inodes, and one large one fills the volume.
 FILE_SIZES = range(16 * units.KIB, 16 * units.MIB)
 #: The part of the volume that is changed between the two backups.
-CHANGED = 1 / 44
+CHANGED = 1 / 43
 #: How often Swift is started again when another process took one of its ports.
 SWIFT_ATTEMPTS = 3
 #: Where files for the demonstration's file system come from, until there is enough.
@@ -313,14 +313,19 @@ def play(
 
 def say_how_to_go_on(stage: Stage, folder: Path, lunr: Lunr, stop_swift: list[str]) -> None:
     """What --keep leaves behind, and how to use and end it."""
-    stage.console.print(f"""
+    kill = f"kill {lunr.process.pid}; tail --pid={lunr.process.pid} -f /dev/null"
+    stop = "; ".join([kill, *([shlex.join(stop_swift)] if stop_swift else []), f"rm -r {folder}"])
+    stage.console.print(
+        f"""
 lunr goes on running. To use it:
   . {folder / "lunr" / "openrc"}
   bin/lunr volume create --size 1 --name mine
   bin/lunr volume list
 To stop it and remove what it left:
-  kill {lunr.process.pid}; {shlex.join(stop_swift) + "; " if stop_swift else ""}rm -r {folder}
-""")
+  {stop}
+""",
+        soft_wrap=True,
+    )
 
 
 @click.command(
@@ -332,7 +337,7 @@ To stop it and remove what it left:
 @click.option(
     "--size",
     type=click.IntRange(32, 16384),
-    default=1088,
+    default=1024,
     show_default=True,
     metavar="MIB",
     help="How much of this machine's files is backed up.",

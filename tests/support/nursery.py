@@ -6,16 +6,28 @@ each with a line:
 
 - ``{"program": "storage", "argv": […], "log": FILE}``, or ``api`` or ``manage``: the pid of a
   process that is ``lunr-storage`` to the letter; with ``"doom": FOLDER`` it may be doomed
+- ``"program": "verify"``: a process that asks for a share of an account's objects to be verified,
+  as the housekeeper does each day; the account is the last argument
 - ``{"wait": PID}``: how it ended, as os.waitpid has it
 
-Steps are what the node does to the world: every command, every change to a file or folder,
-every request to the target, every wait for a disk, every sign of progress. They are counted
-in each *piece of work* by itself:
+Steps are what the node does to the world: every command that changes something, and that it has
+begun (it goes on without the node then); every change to a file or folder; every request to the
+target; every order to a process that fills a volume; every wait for a disk; every sign of progress.
+Looks are none: who is killed before a look leaves what is left by who is killed before the next
+step. Steps are counted in each *piece of work* by itself:
 
-- a kind of job, as ``backup.save``, in its first attempt; ``backup.save/2`` in its second
+- a kind of job, as ``backup.save``, in its first attempt; ``backup.save/2`` in its second; the last
+  step is that the API is told of its end
+- ``check``: all that the program does before there is an agent
 - ``start``: all that the agent does before it claims jobs
+- ``stop``: all that it does when it is told to end
 - ``removals``: of what was deleted and is still there after the start
 - ``wiper``: of a volume or COW area, in the background
+- ``filling``: the life of the process that serves a restored volume, as the agent sees it
+- ``cloning``: what has dm-clone fill it
+- ``leaving``: its export is moved to the pool's device when it is full
+- ``growing``: of a COW area that fills up
+- ``tidying``: a reference is given up
 
 A line ``WORK STEP`` of FOLDER/doom kills the node with SIGKILL just before that step of that
 work, once: the line is gone then. FOLDER/killed gets what the step would have been. When a piece
@@ -37,7 +49,7 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -46,15 +58,25 @@ from eventlet import hubs
 
 from lunr.api import app
 from lunr.api import main as api
+from lunr.api.services import Services
+from lunr.common import config, units
 from lunr.manage.main import main as manage
 from lunr.storage import main as storage
+from lunr.storage import system
 from lunr.storage.agent import Agent
+from lunr.storage.exports import Exports
+from lunr.storage.filling.cloned import Cloned
+from lunr.storage.filling.volume import Filling
+from lunr.storage.filling.worker import Worker
 from lunr.storage.job import Job
 from lunr.storage.pools import lvm, thin
+from lunr.storage.pools.cow_areas import CowAreas
 from lunr.storage.pools.wipe import Wiper
+from lunr.storage.references import References
 from lunr.storage.removals import Removals
 from lunr.storage.supervisor import Supervisor
 from lunr.storage.targets import lio, tgt
+from lunr.storage.targets.tgt_control import Mode, Op
 
 #: What the programs import only when they need it.
 _NEEDED = (app, lvm, thin, lio, tgt)
@@ -69,6 +91,19 @@ _CHANGES = {
     "fcntl.ioctl",
 }
 _WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC
+#: Commands that change nothing; of dmsetup, these words.
+_LOOKS = {"lvs", "vgs", "pvs", "modprobe", "thin_check", "thin_dump", "findmnt", "losetup"}
+_DM_LOOKS = {"info", "status", "table", "targets", "ls"}
+#: What only reads, or has on the disk what all can read already, and may take long.
+_IDLE = {"fsync", "sync", "read", "absent", "<lambda>"}
+#: Bytes of every COW area that grows, of nodes which can be doomed: their volumes are small.
+_LEAST_AREA = 64 * units.MIB
+
+
+def is_look(argv: Sequence[object]) -> bool:
+    """Whether that command changes nothing."""
+    program, *words = (str(word) for word in argv)
+    return program in _LOOKS or (program == "dmsetup" and words[0] in _DM_LOOKS)
 
 
 class Work:
@@ -98,11 +133,14 @@ class Doom:
         """What this green thread does meanwhile is work of that name."""
         me = greenlet.getcurrent()
         work = Work(name, self.dooms().get(name, 0))
+        around = self._works.get(me)
         self._works[me] = work
         try:
             yield
         finally:
             del self._works[me]
+            if around is not None:
+                self._works[me] = around
         ended = self._folder / "steps" / name.replace("/", ":")
         ended.with_name("new").write_text("\n".join(work.steps))
         ended.with_name("new").rename(ended)
@@ -139,51 +177,120 @@ class Doom:
     def audit(self, event: str, args: tuple[Any, ...]) -> None:
         """See sys.addaudithook."""
         if event == "subprocess.Popen":
-            words = [str(word) for word in args[1]]
-            if "--config" in words:  # LVM's, long and always the same
-                del words[(at := words.index("--config")) : at + 2]
-            self.step(" ".join(words)[:200])
+            if not is_look(args[1]):
+                self.step(_shown(args[1]))
         elif event == "open" and isinstance(args[2], int) and args[2] & _WRITING:
-            if str(args[0]).startswith("/") and args[0] != os.devnull:  # not a child's pipes
-                self.step(f"write to {args[0]}")
-        elif event == "socket.connect" and isinstance(args[1], str):
-            self.step(f"ask {args[1]}")
+            # Not pipes, a file without a name, or a lock, which is looked at by opening it.
+            name, is_nameless = str(args[0]), args[2] & os.O_TMPFILE == os.O_TMPFILE
+            if (
+                name.startswith("/")
+                and name != os.devnull
+                and not (is_nameless or name.endswith("/lock"))
+            ):
+                self.step(f"write to {name}")
+        elif event == "os.mkdir" and os.path.lexists(args[0]):
+            pass  # it is there
+        elif event in {"os.remove", "os.rmdir"} and not os.path.lexists(args[0]):
+            pass  # there is nothing to remove
         elif event in _CHANGES:
             self.step(f"{event} {args[0]}")
 
 
+def _shown(argv: Sequence[object]) -> str:
+    """A command, for people."""
+    words = [str(word) for word in argv]
+    if "--config" in words:  # LVM's, long and always the same
+        del words[(at := words.index("--config")) : at + 2]
+    return " ".join(words)[:200]
+
+
 def _watched(doom: Doom) -> None:
-    """Have `doom` told of all work, of waits for disks and of progress."""
+    """Have `doom` told of all work and of all its steps."""
+    _watch_work(doom)
+    _watch_steps(doom)
+    sys.addaudithook(doom.audit)
+
+
+def _watch_work(doom: Doom) -> None:
+    """Have `doom` told of all work."""
+
+    def watch(owner: Any, function: str, name: Callable[..., str], end: str = "") -> None:
+        real = getattr(owner, function)
+
+        def watched(*args: Any) -> Any:
+            with doom.work(name(*args)):
+                result = real(*args)
+                if end:
+                    doom.step(end)
+                return result
+
+        setattr(owner, function, watched)
 
     def job_name(_: Supervisor, job: Job) -> str:
         return job.kind if job.attempt == 1 else f"{job.kind}/{job.attempt}"
 
-    def working(owner: type, method: str, name: Callable[..., str]) -> None:
-        real = getattr(owner, method)
+    watch(Supervisor, "_run", job_name, end="tell the API of the end")
+    watch(storage, "_agent", lambda *_: "check")
+    watch(Agent, "start", lambda _: "start")
+    watch(Agent, "stop", lambda *_: "stop")
+    watch(Removals, "_remove", lambda *_: "removals")
+    watch(Wiper, "_wipe_if_free", lambda *_: "wiper")
+    watch(Filling, "_serve", lambda _: "filling")
+    watch(Cloned, "_look_after", lambda _: "cloning")
+    watch(Exports, "_leave", lambda *_: "leaving")
+    watch(CowAreas, "_grow", lambda *_: "growing")
+    watch(References, "_try_to_give_up", lambda *_: "tidying")
+    CowAreas.least = _LEAST_AREA
 
-        def watched(*args: Any) -> Any:
-            with doom.work(name(*args)):
-                return real(*args)
 
-        setattr(owner, method, watched)
-
-    working(Supervisor, "_run", job_name)
-    working(Agent, "start", lambda _: "start")
-    working(Removals, "_remove", lambda *_: "removals")
-    working(Wiper, "_wipe_if_free", lambda *_: "wiper")
-    tick, blocking = Job.advance, concurrency.blocking
+def _watch_steps(doom: Doom) -> None:
+    """Have `doom` told of the steps that Python's audit does not tell of."""
+    tick, blocking, start = Job.advance, concurrency.blocking, system._start
+    request, order, kill = tgt.request, Worker.order, Worker.kill
 
     def doomed_tick(self: Job, done: int, total: int) -> None:
         doom.step(f"say that {done} of {total} are done")
         tick(self, done, total)
 
     def doomed_blocking(function: Callable[..., Any], *args: Any) -> Any:
-        doom.step(f"wait for {getattr(function, '__qualname__', function)}")
+        # What waits for a target has steps of its own, and changes nothing else.
+        is_target = str(function.__module__).startswith("lunr.storage.targets.")
+        if not is_target and function.__name__ not in _IDLE:
+            doom.step(f"wait for {function.__name__}")
         return blocking(doom.lend(function), *args)
+
+    def doomed_start(argv: Sequence[object], **options: Any) -> Any:
+        process = start(argv, **options)  # type: ignore[arg-type]
+        if not is_look(argv):
+            doom.step(f"it has begun: {_shown(argv)}")
+        return process
+
+    def doomed_request(socket: Path, mode: Mode, op: Op, params: str = "", **numbers: Any) -> str:
+        if op is not Op.SHOW:
+            told = params.partition(",password=")[0]
+            doom.step(f"ask tgtd: {mode.name} {op.name} {told} {numbers}".replace("\0", " "))
+        return request(socket, mode, op, params, **numbers)
+
+    def doomed_order(self: Worker, order_: str) -> None:
+        if order_ != "requests":  # a look
+            doom.step(f"order {order_.split()[0]}" if order_[:1] != "{" else "give the task")
+        order(self, order_)
+
+    def doomed_kill(self: Worker) -> None:
+        doom.step("kill the process that serves")
+        kill(self)
 
     Job.advance = doomed_tick  # type: ignore[method-assign]
     concurrency.blocking = doomed_blocking
-    sys.addaudithook(doom.audit)
+    system._start = doomed_start  # type: ignore[assignment]
+    tgt.request = doomed_request
+    Worker.order = doomed_order  # type: ignore[method-assign]
+    Worker.kill = doomed_kill  # type: ignore[method-assign]
+
+
+def _ask_for_verify(argv: list[str]) -> None:
+    *options, account = argv
+    Services.of(config.load(options)).verification.request(account, shares=3)
 
 
 def _run(order: dict[str, Any]) -> None:
@@ -197,7 +304,12 @@ def _run(order: dict[str, Any]) -> None:
     if folder := order.get("doom"):
         _watched(Doom(Path(folder)))
     programs: dict[str, Callable[[list[str]], Any]]
-    programs = {"storage": storage.main, "api": api.main, "manage": manage}
+    programs = {
+        "storage": storage.main,
+        "api": api.main,
+        "manage": manage,
+        "verify": _ask_for_verify,
+    }
     sys.exit(programs[order["program"]](order["argv"]))
 
 

@@ -12,6 +12,27 @@ from tests.vm.conftest import DISK
 from tests.vm.service.running import DISK_NAME, INITIATOR, Nursery, World, running
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out what the module of a test does not choose: see test_kill.py."""
+    left_out = []
+    for item in items:
+        is_chosen = getattr(getattr(item, "module", None), "is_chosen", None)
+        params = (
+            item.callspec.params
+            if isinstance(item, pytest.Function) and hasattr(item, "callspec")
+            else {}
+        )
+        if (
+            is_chosen is not None
+            and "name" in params
+            and not is_chosen(params["name"], params["world"][0])
+        ):
+            left_out.append(item)
+    if left_out:
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if item not in left_out]
+
+
 @pytest.fixture
 def initiator() -> Iterator[Initiator]:
     initiator = Initiator(INITIATOR)

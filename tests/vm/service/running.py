@@ -5,10 +5,13 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
+from configparser import RawConfigParser
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +20,7 @@ from rich.console import Console
 
 from lunr.client import Client
 from lunr.client.records import Export
+from lunr.storage.targets import lio_tree
 from lunr.up import NODE, Part, Service, Settings
 from tests.support.faulty_disk import FaultyDisk
 from tests.support.initiator import sh
@@ -25,6 +29,8 @@ from tests.support.volume_groups import volume_group
 from tests.support.waiting import PATIENCE, free_port, wait_until
 
 GROUP = "lunr-test"
+#: The group of a second node: see second_node.py.
+OTHER_GROUP = "lunr-two"
 #: What device-mapper calls the disk below a world's group.
 DISK_NAME = "world"
 #: The name of the initiator that the tests of nodes use.
@@ -92,9 +98,13 @@ class ForkedService(Service):
         self.api = Api(nursery, self.config)
 
     def _manage(self, *args: str) -> None:
-        log = self.logs / "manage.log"
+        self.run("manage", *args)
+
+    def run(self, program: str, *args: str) -> None:
+        """Run one of the nursery's programs to its end."""
+        log = self.logs / f"{program}.log"
         argv = ["--config-file", str(self.config), *args]
-        status = self.nursery.wait(self.nursery.fork("manage", argv, log))
+        status = self.nursery.wait(self.nursery.fork(program, argv, log))
         assert status == 0, log.read_text()
 
 
@@ -104,6 +114,7 @@ class Node:
     def __init__(self, service: ForkedService, folder: Path) -> None:
         self.folder = folder
         self.pid = 0
+        self._is_told_to_end = False
         self._nursery = service.nursery
         self._argv = ["--config-file", str(service.config)]
         (folder / "steps").mkdir()
@@ -119,6 +130,10 @@ class Node:
         for path in (self.folder / "steps").iterdir():
             path.unlink()
         (self.folder / "doom").write_text("".join(f"{k} {step}\n" for k, step in steps.items()))
+
+    def spare(self) -> None:
+        """Have it die of nothing any more."""
+        (self.folder / "doom").write_text("")
 
     def is_doomed(self) -> bool:
         """Whether there is something left that it will die of."""
@@ -143,9 +158,18 @@ class Node:
         os.kill(self.pid, signal.SIGKILL)
         self._nursery.wait(self.pid)
 
+    def tell_to_end(self) -> None:
+        """Tell it to end, and wait until it has, or is killed."""
+        self._is_told_to_end = True
+        os.kill(self.pid, signal.SIGTERM)
+        wait_until(self.is_dead, what="the end of the node", interval=0.1)
+
     def bury(self) -> str:
         """What it was about to do when it died."""
         status = self._nursery.wait(self.pid)
+        is_told, self._is_told_to_end = self._is_told_to_end, False
+        if status == 0 and is_told:
+            return "it ended as it was told to"
         assert os.WIFSIGNALED(status), f"the node ended by itself ({status}): {self.log()}"
         return (self.folder / "killed").read_text()
 
@@ -172,6 +196,10 @@ class World:
     def start(self) -> None:
         """Start the node, and wait until volumes can be placed on it."""
         self.node.start()
+        self.wait_until_active()
+
+    def wait_until_active(self) -> None:
+        """Wait until it has started, and volumes can be placed on it."""
         self.wait_for("start")
         wait_until(self._is_active, what="the node", interval=0.5)
 
@@ -202,13 +230,60 @@ class World:
             if not self.node.is_dead() and self.node.is_doomed():
                 self.wait_for(work)
         self.wait_idle()
+        self.node.spare()  # it may have had fewer steps
+
+    def configure(self, **options: object) -> None:
+        """Start the node anew with other options of its sections; ``SECTION_OPTION`` names one."""
+        configure(self.service.config, options)
+        self.node.kill()
+        self.start()
+
+    def reboot(self) -> None:
+        """What the machine's power button does to all that is the node's, and then its start."""
+        self.node.kill()
+        tgtd = self.service.tgtd
+        if tgtd is not None:
+            tgtd.stop(signal.SIGKILL)
+        else:
+            for disk in lio_tree.disks().values():
+                lio_tree.take_down(disk)
+            lio_tree.sweep()
+        self._end_fillings()
+        sh("vgchange", "-qqan", GROUP)
+        shutil.rmtree(self.service.root / "run")
+        (self.service.root / "run").mkdir(mode=0o700)
+        if tgtd is not None:
+            tgtd.start(self.service.logs)
+        self.node.start()
+
+    def end_what_serves(self) -> None:
+        """Kill the processes that serve filling volumes."""
+        for path in Path("/proc").glob("[0-9]*/cmdline"):
+            with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+                if b"lunr.backup.image.worker" in path.read_bytes():
+                    os.kill(int(path.parent.name), signal.SIGKILL)
+
+    def _end_fillings(self) -> None:
+        """End the processes that serve filling volumes, and what stands on them."""
+        self.end_what_serves()
+        for name in sh("dmsetup", "ls", "--target", "clone", check=False).splitlines():
+            if not name.startswith("No devices"):
+                sh("dmsetup", "remove", "--force", name.split()[0])
+        for line in Path("/proc/self/mounts").read_text().splitlines():
+            if str(self.service.root) in line:
+                sh("umount", "-l", line.split()[1])
+        sh("losetup", "--detach-all")
 
     def wait_idle(self) -> None:
         """Wait until no job is left to do."""
-        wait_until(self._is_idle, what=f"the end of all after {self.deaths}", interval=0.5)
+        wait_until(self._is_idle, what=f"the end of all after {self.deaths}", interval=0.1)
 
     def _is_idle(self) -> bool:
-        return all(job.status in OVER for job in self.client.jobs.list(limit=5))
+        """Asking the API would cost a hundred times as much, and keep the node waiting."""
+        with contextlib.closing(sqlite3.connect(self.service.root / "lunr.db", timeout=60)) as db:
+            marks = ",".join("?" * len(OVER))
+            (left,) = db.execute(f"SELECT count(*) FROM jobs WHERE status NOT IN ({marks})", OVER)
+            return left == (0,)
 
     def export(self, volume_id: str) -> Export:
         """Export a volume to the tests' initiator."""
@@ -218,6 +293,8 @@ class World:
     def check(self) -> None:
         """Every record is final and fine, and on the node is just what they say."""
         where = f"after {self.deaths}"
+        jobs = list(self.client.jobs.list(limit=10))
+        assert {job.status for job in jobs} == {"DONE"}, f"{where}: {jobs}"
         volumes = list(self.client.volumes.list())
         snapshots = list(self.client.snapshots.list())
         exported = {v.id for v in volumes if v.export_status is not None}
@@ -270,6 +347,16 @@ class World:
         }
 
 
+def configure(file: Path, options: Mapping[str, object]) -> None:
+    """Set `options`, each named ``SECTION_OPTION``, in the configuration `file`."""
+    parser = RawConfigParser(default_section="")
+    parser.read(file)
+    for name, value in options.items():
+        parser.set(*name.split("_", 1), str(value))
+    with file.open("w") as out:
+        parser.write(out)
+
+
 def logical_volumes() -> dict[str, frozenset[str]]:
     """The names of all, with their tags."""
     report = sh("lvs", "-a", "--reportformat", "json", "-o", "lv_name,lv_tags", GROUP)
@@ -299,6 +386,8 @@ def stray_mappings() -> list[str]:
     known = {name.replace("-", "--") for name in logical_volumes()} | {DISK_NAME}
     found = []
     for line in sh("dmsetup", "info", "-c", "--noheadings", "-o", "name").splitlines():
+        if line.startswith(OTHER_GROUP.replace("-", "--")):
+            continue
         name = line.removeprefix(GROUP.replace("-", "--") + "-")
         for suffix in ("-cow", "-real", "-tpool"):
             name = name.removesuffix(suffix)
@@ -328,6 +417,8 @@ def running(
         ending.enter_context(volume_group(GROUP, disk.path, thin_pool=thin_pool))
         service = ForkedService(root, settings, nursery)
         service.prepare()
+        # A wipe of a GiB would be waited for 10 s: test_lvm_wiping.py tries the limit.
+        configure(service.config, {"lvm_wipe_mib_per_second": 0})
         ending.callback(service.stop)
         if service.tgtd is not None:
             service.tgtd.start(service.logs)

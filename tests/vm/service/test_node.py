@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import os
-import shutil
-import signal
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from lunr.client.errors import JobFailed
-from lunr.storage.targets import lio_tree
 from tests.support.initiator import Initiator, sh
 from tests.support.waiting import PATIENCE, wait_until
 from tests.vm.service.running import GROUP, World, stray_mappings
@@ -83,7 +80,9 @@ def test_exports_are_back_after_the_machine_was_started_anew(
     exported = world.export(volume)
     device = initiator.login(exported)
     write(device, 5 * MIB, b"before")
-    reboot(world)
+    world.reboot()
+    world.wait_until_active()
+    assert stray_mappings() == []
     wait_until(lambda: world.exported() == {volume}, what="the export", interval=0.5)
     initiator.wait_back()
     sh("dd", f"if={device}", "of=/dev/null", "bs=4k", "count=1", "iflag=direct")
@@ -95,25 +94,3 @@ def test_exports_are_back_after_the_machine_was_started_anew(
     initiator.logout(exported)
     world.client.exports.delete(volume)
     world.client.exports.wait_deleted(volume, timeout=PATIENCE)
-
-
-def reboot(world: World) -> None:
-    """What the machine's power button does to all that is the node's, and then its start."""
-    world.node.kill()
-    tgtd = world.service.tgtd
-    if tgtd is not None:
-        tgtd.stop(signal.SIGKILL)
-    else:
-        for disk in lio_tree.disks().values():
-            lio_tree.take_down(disk)
-        lio_tree.sweep()
-    assert tgtd is not None or world.exported() == set()
-    sh("vgchange", "-qqan", GROUP)
-    assert sh("dmsetup", "ls").split()[0] == world.disk.name
-    shutil.rmtree(world.service.root / "run")
-    (world.service.root / "run").mkdir(mode=0o700)
-    if tgtd is not None:
-        tgtd.start(world.service.logs)
-    world.node.doom({})
-    world.start()
-    assert stray_mappings() == []

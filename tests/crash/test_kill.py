@@ -174,13 +174,16 @@ def test_kill_any_part_in_any_job(lunr: Lunr, client: Client, tmp_path: Path) ->
     log = []
     for kind, victim in draw_rounds(kinds, [round.backup, round.restore, round.verify], rng):
         kind()
-        if victim == "worker":  # it may have to be started
-            wait_until(lambda: "worker" in lunr.parts() or is_idle(client), what="a worker")
-        time.sleep(rng.uniform(0, 0.3))
-        pid = lunr.parts().get(victim)
-        if pid is not None:
+        if victim == "worker":  # it may have to be started, and ends with its job: at once
+            pid = wait_until(
+                lambda: lunr.parts().get("worker") or (is_idle(client) and -1), what="a worker"
+            )
+        else:
+            time.sleep(rng.uniform(0, 0.3))
+            pid = lunr.parts().get(victim, -1)
+        if pid > 0:
             os.kill(pid, signal.SIGKILL)
-        log.append(f"{kind.__name__}: {victim} {'killed' if pid else 'was not there'}")
+        log.append(f"{kind.__name__}: {victim} {'killed' if pid > 0 else 'was not there'}")
         settle(client)
         for volume in client.volumes.list():
             assert volume.status == "ACTIVE", (log, volume)

@@ -33,8 +33,8 @@ _TO_END = (signal.SIGTERM, signal.SIGHUP)
 _OTHERS = ("LUNR_", "OS_", "ST_")
 _OWN = "LUNR_PATIENCE"  # of tools/demo, in minutes
 _KEPT = (_OWN, "LUNR_TEST_PATIENCE", "LUNR_PORTS")
-#: The bytes of a unix socket's path below the folder, and at most (unix(7), with some to spare).
-_SOCKET_BELOW, _SOCKET_PATH = 25, 100
+#: The bytes of a unix socket's path: below the folder, and at most (unix(7)).
+_SOCKET_BELOW, _SOCKET_PATH = 25, 107
 _SHOWN_LINES = 8
 
 

@@ -103,17 +103,26 @@ class Round:
         self.client.admin.collect(self.client.account)
 
 
+def unfinished(client: Client) -> list[str]:
+    """The jobs that are queued or running, or that the API is away."""
+    try:
+        jobs = [job for job in client.jobs.list() if job.status not in OVER]
+    except Unreachable as error:
+        return [str(error)]
+    return [f"{job.kind} {job.id} is {job.status}, attempt {job.attempt}" for job in jobs]
+
+
 def is_idle(client: Client) -> bool:
     """Whether no job is queued or running; not as long as the API is away."""
-    try:
-        return all(job.status in OVER for job in client.jobs.list())
-    except Unreachable:
-        return False
+    return not unfinished(client)
 
 
 def settle(client: Client) -> None:
     """Wait until no job is queued or running."""
-    wait_until(lambda: is_idle(client), what="no job is left", interval=0.1)
+    try:
+        wait_until(lambda: is_idle(client), what="no job is left", interval=0.1)
+    except AssertionError as error:
+        raise AssertionError(f"{error}: {unfinished(client)}") from error
 
 
 def draw_rounds(

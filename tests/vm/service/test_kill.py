@@ -109,7 +109,10 @@ class Killing:
     def _run(self, case: Case, work: str, dooms: Mapping[str, int]) -> None:
         case.prepare()
         self.life.idle()
+        before = {job.id for job in self.world.client.jobs.list(limit=10)}
         self.world.do(work, case.begin, dooms)
+        jobs = [job for job in self.world.client.jobs.list(limit=10) if job.id not in before]
+        assert {job.status for job in jobs} <= {"DONE"}, f"{self.world.deaths}: {jobs}"
         case.expect()
         if not case.is_transient:
             self.world.check()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import subprocess
 from pathlib import Path
 from typing import Protocol
@@ -90,8 +91,17 @@ class Initiator:
         ):
             sh(*node, "-o", "update", "-n", f"node.session.auth.{setting}", "-v", value)
         sh(*node, "--login")
-        wait_until(lambda: bool(self.devices(export)), what=f"a disk for {export.target_iqn}")
-        return self.devices(export)[0]
+        device = wait_until(lambda: self._usable(export), what=f"a disk for {export.target_iqn}")
+        assert device is not None
+        return device
+
+    def _usable(self, export: Exported) -> Path | None:
+        """A disk of the target's that can be opened: the kernel shows it a moment before that."""
+        for device in self.devices(export):
+            with contextlib.suppress(OSError):
+                os.close(os.open(device, os.O_RDONLY))
+                return device
+        return None
 
     def devices(self, export: Exported) -> list[Path]:
         """The disks that the sessions with the target have brought."""

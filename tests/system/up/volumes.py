@@ -94,10 +94,13 @@ def holds(
     return matches(disk, image, folder, every_byte=every_byte)
 
 
-def matches(disk: Disk, image: Path, folder: Path, *, every_byte: bool = False) -> bool:
+def matches(
+    disk: Disk, image: Path, folder: Path, *, every_byte: bool = False, seconds: float = PATIENCE
+) -> bool:
     """Whether a disk reads as the image.
 
-    Without `every_byte` all that is no hole in the image is read, and of each hole a part.
+    Without `every_byte` all that is no hole in the image is read, and of each hole a part;
+    `seconds` are for each.
 
     Raises:
         DemoError: it can't be read.
@@ -105,8 +108,7 @@ def matches(disk: Disk, image: Path, folder: Path, *, every_byte: bool = False) 
     every = [(0, image.stat().st_size)]
     for offset, length in every if every_byte or THOROUGH else _windows(image):
         copy = folder / "window"
-        # An initiator hangs when a login is refused that it did not expect to be.
-        _read(disk, offset, length, copy, PATIENCE if every_byte or THOROUGH else PATIENCE / 6)
+        _read(disk, offset, length, copy, seconds)
         if not _is_at(copy, image, offset):
             return False
         copy.unlink()
@@ -116,7 +118,8 @@ def matches(disk: Disk, image: Path, folder: Path, *, every_byte: bool = False) 
 def can_be_read(disk: Disk, image: Path, folder: Path) -> bool:
     """Whether a disk can be read, as :func:`matches` does; what is read is as the image."""
     try:
-        assert matches(disk, image, folder)
+        # An initiator hangs when a login is refused that it did not expect to be.
+        assert matches(disk, image, folder, seconds=PATIENCE / 6)
     except DemoError:
         return False
     return True

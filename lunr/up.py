@@ -31,6 +31,7 @@ import requests
 from rich.console import Console
 
 from lunr.common import errors, private, signals
+from lunr.common.help import HELP
 
 #: A unix socket's path has at most 107 bytes (unix(7)); tgtd appends ".0.lock" or the like.
 _SOCKET_PATH_LIMIT = 100
@@ -385,7 +386,7 @@ def _openrc(path: Path) -> dict[str, str]:
     return dict(line.split("=", 1) for line in lines if "=" in line)
 
 
-@click.command()
+@click.command(context_settings=HELP)
 @click.option(
     "--root",
     type=click.Path(file_okay=False, path_type=Path),

@@ -18,6 +18,7 @@ import click
 
 from lunr.api.services import Services
 from lunr.common import config, errors, log, signals, times
+from lunr.common.help import HELP
 from lunr.db import migrate
 
 logger = logging.getLogger(__name__)
@@ -126,7 +127,7 @@ class Housekeeper:
             yield f"{count} old records are purged"
 
 
-@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.command(context_settings=HELP)
 @click.option(
     "--config-file",
     "files",

@@ -32,6 +32,7 @@ from lunr.backup.verify import Share
 from lunr.backup.verify import verify as verify_backups
 from lunr.common import ids, log, units
 from lunr.common.errors import LunrError
+from lunr.common.help import HELP
 
 logger = logging.getLogger(__name__)
 
@@ -44,7 +45,7 @@ class _Group(click.Group):
             raise click.ClickException(str(error)) from error
 
 
-@click.group(cls=_Group)
+@click.group(cls=_Group, context_settings=HELP)
 def engine() -> None:
     """Save and restore files and block devices, without a lunr service.
 

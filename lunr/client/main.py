@@ -18,6 +18,7 @@ from lunr.client.errors import ApiError
 from lunr.client.output import clean
 from lunr.client.session import Session
 from lunr.common.errors import LunrError
+from lunr.common.help import HELP
 
 #: What shells say of a program that Ctrl-C ended: 128 + SIGINT.
 _INTERRUPTED = 130
@@ -49,7 +50,7 @@ class Lunr(plugins.Extended):
             ctx.exit(_INTERRUPTED)
 
 
-@click.group(cls=Lunr, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=Lunr, context_settings=HELP)
 @click.option("--url", metavar="URL", help="Where the API is.  [LUNR_URL]")
 @click.option("--account", metavar="ID", help="Whose things this is about.  [LUNR_ACCOUNT]")
 @click.option(

@@ -41,6 +41,9 @@ RETRY_STATES = frozenset({"40001", "40P01", "55P03"})
 #: Milliseconds to wait for a writer of another process (SQLite).
 BUSY_TIMEOUT = 30_000
 
+#: Not the one of the process: whoever seeds that expects to be alone with it.
+_random = random.Random()  # noqa: S311 - no secret
+
 P = ParamSpec("P")
 T = TypeVar("T")
 
@@ -118,7 +121,7 @@ class Database:
                     if isinstance(error, exc.IntegrityError):
                         raise
                     raise _unavailable(error) from error
-                time.sleep(random.uniform(0, min(0.2, 0.002 * 2**attempt)))  # noqa: S311 - no secret
+                time.sleep(_random.uniform(0, min(0.2, 0.002 * 2**attempt)))
             except exc.TimeoutError as error:
                 raise _unavailable(error) from error
             else:

@@ -22,6 +22,7 @@ from lunr.client.options import PAIR, as_dict
 from lunr.client.session import Session
 from lunr.common import ids, log, signals, units
 from lunr.common.errors import LunrError
+from lunr.common.help import HELP
 from lunr.live import groups, lines, starting
 from lunr.live import libvirt as domains
 from lunr.live.backup import Options
@@ -31,7 +32,7 @@ from lunr.live.qmp import Monitor
 from lunr.live.service import Service
 
 
-@click.group()
+@click.group(context_settings=HELP)
 def live() -> None:
     """Back up running virtual machines (QEMU), all disks at one instant.
 

@@ -14,6 +14,7 @@ import click
 
 from lunr.api.services.listing import Query
 from lunr.common import errors
+from lunr.common.help import HELP
 from lunr.db import migrate
 from lunr.manage import keys, records
 from lunr.manage.context import Context, command, show, write_private
@@ -24,7 +25,7 @@ T = TypeVar("T")
 DEFAULT_TYPE = "default"
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(context_settings=HELP)
 @click.option(
     "--config-file",
     "files",

@@ -11,6 +11,9 @@ from lunr.common import errors
 
 _log = logging.getLogger(__name__)
 
+#: Not the one of the process: whoever seeds that expects to be alone with it.
+_random = random.Random()  # noqa: S311 - no secret
+
 _FIRST = 0.2
 _MOST = 10.0
 
@@ -40,7 +43,7 @@ class Backoff:
             _log.warning("%s Trying again until it works.", said, exc_info=trace)
             self._pause = _FIRST
         # Spread, so that not all nodes come back to a restarted API in the same moment.
-        told = self._stopping.wait(self._pause * random.uniform(0.5, 1.0))  # noqa: S311
+        told = self._stopping.wait(self._pause * _random.uniform(0.5, 1.0))
         self._pause = min(self._pause * 2, _MOST)
         return not told
 

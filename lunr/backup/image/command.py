@@ -18,9 +18,10 @@ from lunr.backup.repository import Repository
 from lunr.backup.stores import open_store
 from lunr.common import ids, log, signals
 from lunr.common.errors import LunrError
+from lunr.common.help import HELP
 
 
-@click.command()
+@click.command(context_settings=HELP)
 @click.argument("backup_id", metavar="ID")
 @click.argument("folder", type=click.Path(exists=True, file_okay=False, path_type=Path))
 @click.option("--store", envvar="LUNR_STORE", required=True, help="files:/PATH or swift:PREFIX.")
@@ -108,7 +109,7 @@ def _leave(folder: Path) -> None:
         click.echo(str(error), err=True)
 
 
-@click.command()
+@click.command(context_settings=HELP)
 @click.argument("folder", type=click.Path(path_type=Path))
 @click.option("--wait", default=10.0, show_default=True, help="Seconds to wait while it is in use.")
 def umount(folder: Path, wait: float) -> None:

@@ -16,6 +16,9 @@ from lunr.common.errors import Cancelled
 
 logger = logging.getLogger(__name__)
 
+#: Not the one of the process: whoever seeds that expects to be alone with it.
+_random = random.Random()  # noqa: S311 - no secret
+
 T = TypeVar("T")
 
 #: Bounds how many ask a store at once.
@@ -99,7 +102,7 @@ class Retrying(Store):
             except errors.StoreUnavailable as error:
                 if attempt == self._retries:
                     raise
-                pause = min(30.0, self._pause * 2**attempt) * random.uniform(0.75, 1.25)  # noqa: S311
+                pause = min(30.0, self._pause * 2**attempt) * _random.uniform(0.75, 1.25)
                 logger.warning("%s: %s Trying again in %.1f s.", what, error, pause)
                 if self._cancel.wait(pause):
                     raise Cancelled from error

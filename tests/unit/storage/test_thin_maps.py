@@ -170,4 +170,6 @@ def test_memory_does_not_grow_with_the_map() -> None:
         finally:
             tracemalloc.stop()
 
-    assert peak(10_000) < peak(2_000) + 20_000
+    # The least of some: other threads of the process take memory now and then.
+    large, small = (min(peak(count) for _ in range(3)) for count in (10_000, 2_000))
+    assert large < small + 20_000

@@ -5,7 +5,10 @@ A test marked ``@pytest.mark.thorough`` has a smaller case of it in the default 
 
 from __future__ import annotations
 
+import itertools
 import os
+import random
+from collections.abc import Iterator
 
 import pytest
 
@@ -16,6 +19,18 @@ THOROUGH = bool(os.environ.get("LUNR_THOROUGH"))
 def examples(default: int, thorough: int) -> int:
     """How many examples a property test tries."""
     return thorough if THOROUGH else default
+
+
+def steps() -> Iterator[int]:
+    """The steps to kill something at, without an end: all of them, or by default a third.
+
+    The first one is always among them; with it go each third of the others, from one on that the
+    run's seed decides (LUNR_CRASH_SEED).
+    """
+    if THOROUGH:
+        return itertools.count(1)
+    seed = os.environ.get("LUNR_CRASH_SEED")
+    return itertools.chain([1], itertools.count(2 + random.Random(seed).randrange(3), 3))
 
 
 def deselect(config: pytest.Config, items: list[pytest.Item]) -> None:

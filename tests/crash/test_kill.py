@@ -129,13 +129,18 @@ def draw_rounds(
     kinds: list[Begin], with_data: list[Begin], rng: random.Random
 ) -> Iterator[tuple[Begin, str]]:
     """What begins in each round, and which part is killed then."""
-    at_work = list(AT_WORK)
+    # A restore needs no engine's worker: the volume is usable at once, and filled behind.
+    by_worker = rng.choice([kind for kind in with_data if kind.__name__ != "restore"])
+    at_work = [part for part in AT_WORK if part != "worker"]
     others = [*("api", "storage", "tgtd", "orbit") * 2, rng.choice(VICTIMS)]
-    assert len(at_work) + len(others) == len(kinds)
+    assert 1 + len(at_work) + len(others) == len(kinds)
     rng.shuffle(at_work)
     rng.shuffle(others)
     for kind in kinds:
-        yield kind, (at_work if kind in with_data else others).pop()
+        if kind == by_worker:
+            yield kind, "worker"
+        else:
+            yield kind, (at_work if kind in with_data else others).pop()
     for number in range(ROUNDS):
         kind = kinds[number % len(kinds)]
         yield kind, rng.choice(AT_WORK if kind in with_data else VICTIMS)

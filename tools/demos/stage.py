@@ -140,6 +140,25 @@ def run(
     return text
 
 
+#: What QEMU says when a target lets nobody in. RFC 7143, section 11.13.5, lets an initiator try
+#: again after a target error; open-iscsi does so, QEMU does not.
+_LOGIN_REFUSED = "Status: Target error"
+
+
+def run_initiator(argv: Sequence[str | Path], show: Callable[[float], None] | None = None) -> str:
+    """Run a command that logs in, again while the target lets nobody in; see :func:`run`."""
+
+    def attempt() -> tuple[str] | None:
+        try:
+            return (run(argv, show),)
+        except DemoError as error:
+            if _LOGIN_REFUSED not in str(error):
+                raise
+            return None
+
+    return wait_until(attempt, what="the target lets initiators in")[0]
+
+
 def set_up_virtual_machines(stage: Stage, commands: Sequence[Sequence[str]] = MAKE[:1]) -> None:
     """Install and make what virtual machines need, unless it is there; what is done is shown."""
     with stage.step("set up virtual machines, unless they are") as (step, _):
@@ -333,7 +352,7 @@ class Disk:
     def write_image(self, source: Path, show: Callable[[float], None]) -> None:
         """Copy the raw image `source` onto the whole disk, which must still be all zeros."""
         argv = ["qemu-img", "convert", "-p", "-n", "--target-is-zero", *self.secret_arguments]
-        run([*argv, "-f", "raw", "--target-image-opts", source, self.image], show)
+        run_initiator([*argv, "-f", "raw", "--target-image-opts", source, self.image], show)
 
     def read_image(
         self, target: Path, show: Callable[[float], None], seconds: float | None = None
@@ -341,7 +360,7 @@ class Disk:
         """Copy the whole disk into the raw image `target`, in so many seconds at most."""
         argv = ["qemu-img", "convert", "-p", *self.secret_arguments, "--image-opts", self.image]
         limit = [] if seconds is None else ["timeout", str(seconds)]
-        run([*limit, *argv, "-O", "raw", target], show)
+        run_initiator([*limit, *argv, "-O", "raw", target], show)
 
 
 class Session:
@@ -351,11 +370,8 @@ class Session:
 
     def __init__(self, disk: Disk, folder: Path) -> None:
         self.log = folder / "qemu-io.log"
-        argv = ["qemu-io", *disk.secret_arguments, "--image-opts", disk.image]
-        with self.log.open("wb") as log:
-            self.process = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=log, stderr=log)
-        self._answers = 0
-        self._wait()
+        self._argv = ["qemu-io", *disk.secret_arguments, "--image-opts", disk.image]
+        wait_until(self._log_in, what="the target lets initiators in")
 
     def read(self, offset: int, length: int, pattern: int) -> None:
         """Read there, and expect nothing but bytes of the value `pattern`."""
@@ -387,6 +403,20 @@ class Session:
                 self.process.wait()
                 raise DemoError(f"qemu-io did not log out within {PATIENCE:g} s") from None
 
+    def _log_in(self) -> bool:
+        with self.log.open("wb") as log:
+            self.process = subprocess.Popen(
+                self._argv, stdin=subprocess.PIPE, stdout=log, stderr=log
+            )
+        self._answers = 0
+        try:
+            self._wait()
+        except DemoError as error:
+            if _LOGIN_REFUSED not in str(error):
+                raise
+            return False
+        return True
+
     def _do(self, command: str) -> None:
         assert self.process.stdin is not None
         # One at a time: qemu-io does not look again at lines that it has read ahead.
@@ -401,7 +431,7 @@ class Session:
             said = self.log.read_text()
             if said.count(self._PROMPT) <= self._answers:
                 if self.process.poll() is not None:
-                    raise DemoError(f"qemu-io ended: {said[-500:]}")
+                    raise DemoError(f"qemu-io ended: {said[-1500:]}")
                 return ""
             return said
 

@@ -11,7 +11,7 @@ from lunr.client.records import Export
 from lunr.common import units
 from tests.support.thorough import THOROUGH
 from tests.support.waiting import PATIENCE
-from tools.demos.stage import DemoError, Disk, run
+from tools.demos.stage import DemoError, Disk, run_initiator
 
 INITIATOR = "iqn.2026-11.io.lunr.test:initiator"
 
@@ -129,7 +129,7 @@ def _read(disk: Disk, offset: int, length: int, copy: Path, seconds: float) -> N
     options = {**disk.options, "offset": str(offset), "size": str(length)}
     image = ",".join(f"{name}={value}" for name, value in options.items())
     argv = ["timeout", str(seconds), "qemu-img", "convert", *disk.secret_arguments]
-    run([*argv, "--image-opts", image, "-O", "raw", copy])
+    run_initiator([*argv, "--image-opts", image, "-O", "raw", copy])
 
 
 def _is_at(copy: Path, image: Path, offset: int) -> bool:

@@ -30,7 +30,7 @@ import click
 import requests
 from rich.console import Console
 
-from lunr.common import errors, private, signals
+from lunr.common import errors, files, signals
 from lunr.common.help import HELP
 
 #: A unix socket's path has at most 107 bytes (unix(7)); tgtd appends ".0.lock" or the like.
@@ -79,7 +79,7 @@ class Settings:
         known.setdefault("store", f"files:{root}/store")
         known.setdefault("db", f"sqlite:///{root}/lunr.db")
         settings = cls(**known)
-        private.write(path, json.dumps(known, indent=1) + "\n")
+        files.write(path, json.dumps(known, indent=1) + "\n")
         return settings
 
     @property
@@ -188,7 +188,7 @@ class Service:
             _check_free(host, port, "--portal")
         for folder in ("log", "run", "pool", "keys"):
             (self.root / folder).mkdir(mode=0o700, exist_ok=True)
-        private.write(self.config, self._configuration())
+        files.write(self.config, self._configuration())
         self._manage(
             "bootstrap",
             *("--account", ACCOUNT),
@@ -377,7 +377,7 @@ def _swift_options(root: Path) -> dict[str, object]:
             reason="a swift: store needs ST_AUTH, ST_USER and ST_KEY, or OS_AUTH_URL and the like"
         )
     key_file = root / "keys" / "swift.key"
-    private.write(key_file, password + "\n")
+    files.write(key_file, password + "\n")
     return {**values, "key_file": key_file}
 
 

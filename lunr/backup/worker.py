@@ -46,20 +46,20 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
-from lunr.backup import keys, masters
-from lunr.backup.collect import collect, sweep
 from lunr.backup.errors import BackupMissing
-from lunr.backup.extents import Extents
 from lunr.backup.format.blocks import Compression
-from lunr.backup.image.source import Source as Stored
-from lunr.backup.overlay import Overlay
-from lunr.backup.pipeline import Backup, Progress, save
-from lunr.backup.repository import Repository
-from lunr.backup.restore import restore
-from lunr.backup.sources import FileSource, Source
+from lunr.backup.keys import derive, master_keys
+from lunr.backup.read.backup_reader import Source as Stored
+from lunr.backup.read.overlay import Overlay
+from lunr.backup.read.restore import restore
+from lunr.backup.repository.collect import collect, sweep
+from lunr.backup.repository.repository import Repository
+from lunr.backup.repository.verify import Share, verify
+from lunr.backup.save.block_source import FileSource, Source
+from lunr.backup.save.save import Backup, Progress, save
 from lunr.backup.stores import open_store
-from lunr.backup.verify import Share, verify
 from lunr.common import errors, ids, log
+from lunr.common.extents import Extents
 
 logger = logging.getLogger(__name__)
 
@@ -281,9 +281,11 @@ def run(task: Mapping[str, Any], progress: Progress, cancel: threading.Event) ->
     if handler is None:
         raise errors.BadRequest(reason=f"there is no task {task['task']!r}.")
     place, name = _field(task, "store"), _field(task, "repository")
-    key, cipher = task.get("key"), keys.CIPHERS[task.get("encryption", "aes-256-gcm")]
-    found = (keys.PUBLIC_MASTER,) if key is None else masters.parse(key.splitlines(), "the task")
-    own, *older = masters.keyring(found, name, cipher)
+    key, cipher = task.get("key"), derive.CIPHERS[task.get("encryption", "aes-256-gcm")]
+    found = (
+        (derive.PUBLIC_MASTER,) if key is None else master_keys.parse(key.splitlines(), "the task")
+    )
+    own, *older = master_keys.keyring(found, name, cipher)
     limit = task.get("limit", 0)
     if not isinstance(limit, int) or limit < 0:
         raise errors.BadRequest(reason="limit is no number of bytes a second.")

@@ -12,9 +12,9 @@ from pathlib import Path
 
 from lunr.backup.format.blocks import Compression
 from lunr.backup.format.roots import Root
-from lunr.backup.parent import UNUSABLE
-from lunr.backup.pipeline import Backup, save
-from lunr.backup.repository import Repository
+from lunr.backup.repository.repository import Repository
+from lunr.backup.save.parent import UNUSABLE
+from lunr.backup.save.save import Backup, save
 from lunr.common.errors import LunrError
 from lunr.live import errors, exports, fleece, groups, hardware, leftovers, machine, names, sizes
 from lunr.live.agent import Agent
@@ -94,7 +94,7 @@ def backup(repository: Repository, monitor: Monitor, options: Options) -> Group:
         errors.FreezeFailed: the guest's agent does not say that it thawed.
         errors.DiskResized: a disk was resized meanwhile.
         errors.CommandRefused, errors.MonitorUnavailable: QEMU does not do its part.
-        engine errors of :func:`lunr.backup.pipeline.save`.
+        engine errors of :func:`lunr.backup.save.save.save`.
     """
     with contextlib.ExitStack() as stack:
         agent = connected_agent(monitor, options.agent, stack)

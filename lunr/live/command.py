@@ -14,9 +14,9 @@ from typing import Any
 
 import click
 
-from lunr.backup import keys, masters
-from lunr.backup.repository import Repository
-from lunr.backup.restore import restore as restore_backup
+from lunr.backup.keys import derive, master_keys
+from lunr.backup.read.restore import restore as restore_backup
+from lunr.backup.repository.repository import Repository
 from lunr.backup.stores import open_store
 from lunr.client.options import PAIR, as_dict
 from lunr.client.session import Session
@@ -82,8 +82,8 @@ def _command(function: Callable[..., None]) -> Callable[..., None]:
             service = None if repository is not None else _service()
             name = "default" if service is None else service.account
             name = ids.check(repository or name, "--repository")
-            found = (keys.PUBLIC_MASTER,) if key_file is None else masters.load(key_file)
-            own, *older = masters.keyring(found, name)
+            found = (derive.PUBLIC_MASTER,) if key_file is None else master_keys.load(key_file)
+            own, *older = master_keys.keyring(found, name)
             opened = open_store(store, name, cancel=cancel)
             try:
                 function(Place(Repository(opened, own, older=older), service), **rest)

@@ -19,10 +19,10 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from lunr.backup import errors as engine
-from lunr.backup.parent import UNUSABLE
-from lunr.backup.pipeline import Backup, save
-from lunr.backup.reading import load_range
-from lunr.backup.repository import Repository
+from lunr.backup.read.plan import load_range
+from lunr.backup.repository.repository import Repository
+from lunr.backup.save.parent import UNUSABLE
+from lunr.backup.save.save import Backup, save
 from lunr.common import ids
 from lunr.live import errors
 from lunr.live.hardware import Device, Hardware
@@ -129,7 +129,7 @@ def _fit(name: str) -> str:
 
 
 class _Record:
-    """A :class:`lunr.backup.sources.Source` in memory."""
+    """A :class:`lunr.backup.save.block_source.Source` in memory."""
 
     def __init__(self, data: bytes) -> None:
         self._data = data
@@ -150,7 +150,7 @@ def store(repository: Repository, group: Group) -> None:
     """Write what ties `group` together: from now on it exists.
 
     Raises:
-        engine errors of :func:`lunr.backup.pipeline.save`.
+        engine errors of :func:`lunr.backup.save.save.save`.
     """
     raw = json.dumps({"format": _VERSION, **asdict(group)}, indent=1).encode()
     record = Backup(

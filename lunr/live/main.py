@@ -13,11 +13,11 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from lunr import __version__
-from lunr.backup import keys, masters
-from lunr.backup.repository import Repository
+from lunr.backup.keys import derive, master_keys
+from lunr.backup.repository.repository import Repository
 from lunr.backup.stores import open_store
 from lunr.client import Client
-from lunr.common import log, private, signals, units
+from lunr.common import files, log, signals, units
 from lunr.common.errors import Cancelled, LunrError
 from lunr.live import groups, leftovers, libvirt
 from lunr.live.backup import Options, backup, connected_agent
@@ -163,13 +163,13 @@ def serve(settings: Settings, stop: threading.Event) -> None:
         LunrError: the store or the key can't be used.
     """
     place = settings.store
-    found = masters.load(Path(place.key_file)) if place.key_file else (keys.PUBLIC_MASTER,)
-    own, *older = masters.keyring(found, settings.repository)
+    found = master_keys.load(Path(place.key_file)) if place.key_file else (derive.PUBLIC_MASTER,)
+    own, *older = master_keys.keyring(found, settings.repository)
     with contextlib.ExitStack() as stack:
         service = None
         if settings.service is not None:
             told = settings.service
-            token = private.read(told.token_file, "[service] token_file")
+            token = files.read(told.token_file, "[service] token_file")
             service = Service(stack.enter_context(Client(told.url, told.account, token)))
         store = open_store(place.url, settings.repository, cancel=stop)
         stack.callback(store.close)

@@ -17,8 +17,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from lunr.backup.errors import BackupMissing
-from lunr.backup.parent import UNUSABLE
-from lunr.backup.repository import Repository
+from lunr.backup.repository.repository import Repository
+from lunr.backup.save.parent import UNUSABLE
 from lunr.client import Client
 from lunr.client.errors import NotFound, WrongState
 from lunr.common import ids

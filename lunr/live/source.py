@@ -10,7 +10,7 @@ import socket
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
-from lunr.backup.extents import Extents
+from lunr.common.extents import Extents
 from lunr.live import errors, nbd
 
 logger = logging.getLogger(__name__)
@@ -28,7 +28,7 @@ Ranges = list[tuple[int, int]]
 
 
 class NbdSource:
-    """A :class:`lunr.backup.sources.Source` on an export of QEMU's.
+    """A :class:`lunr.backup.save.block_source.Source` on an export of QEMU's.
 
     Attributes:
         size: how many bytes are to be saved.

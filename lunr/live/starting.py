@@ -18,12 +18,12 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from lunr.backup.image import mounting, protocol
-from lunr.backup.image.image import Image
-from lunr.backup.image.source import Source
-from lunr.backup.image.worker import NAME, PATIENCE
-from lunr.backup.repository import Repository
-from lunr.common import private
+from lunr.backup.lazy_image import fuse_protocol, mount
+from lunr.backup.lazy_image.process import NAME, PATIENCE
+from lunr.backup.lazy_image.readonly_image import Image
+from lunr.backup.read.backup_reader import Source
+from lunr.backup.repository.repository import Repository
+from lunr.common import files
 from lunr.common.errors import LunrError
 from lunr.live import errors
 from lunr.live.groups import Group, Member
@@ -60,10 +60,10 @@ class Disk:
         self._serving: threading.Thread | None = None
 
     def __enter__(self) -> Disk:
-        mounting.detach_dead(self._point)  # of a start that was killed
+        mount.detach_dead(self._point)  # of a start that was killed
         self._point.mkdir(mode=0o700, exist_ok=True)
-        fd = mounting.mount(self._point, protocol.MAX_IO, read_only=True)
-        session = protocol.Session(fd, Image(self._source), NAME, PATIENCE)
+        fd = mount.mount(self._point, fuse_protocol.MAX_IO, read_only=True)
+        session = fuse_protocol.Session(fd, Image(self._source), NAME, PATIENCE)
         self._serving = threading.Thread(target=session.serve, daemon=True)
         self._serving.start()
         try:
@@ -85,14 +85,14 @@ class Disk:
     def is_used(self) -> bool:
         """Unmount the backup, unless somebody has it open; whether that is so."""
         try:
-            mounting.unmount(self._point)
-        except mounting.MountBusy:
+            mount.unmount(self._point)
+        except mount.MountBusy:
             return True
         return False
 
     def _leave(self) -> None:
         # Whoever still has it open gets errors from now on: the caller has waited.
-        mounting.unmount(self._point, lazy=True)
+        mount.unmount(self._point, lazy=True)
         self._source.close()
         self._point.rmdir()
 
@@ -210,7 +210,7 @@ def protected(service: Service | None, group: Group, folder: Path) -> Iterator[N
     note = folder / f"{group.group_id}.protected"
     ours = set(json.loads(note.read_text())) if note.exists() else set()
     ours.update(service.unprotected(group))
-    private.write(note, json.dumps(sorted(ours)))
+    files.write(note, json.dumps(sorted(ours)))
     service.protect(ours, True)
     try:
         yield

@@ -12,7 +12,8 @@ from typing import Any, Concatenate, ParamSpec
 import click
 
 from lunr.api.services import Services
-from lunr.common import config, errors, private
+from lunr.common import config, errors
+from lunr.common import files as private
 from lunr.db import migrate
 
 P = ParamSpec("P")

@@ -13,8 +13,9 @@ from pathlib import Path
 
 import click
 
-from lunr.backup import catalog, configured, masters
-from lunr.backup.keys import KEY_SIZE, derive, master_id
+from lunr.backup.keys import from_config, master_keys
+from lunr.backup.keys.derive import KEY_SIZE, derive, master_id
+from lunr.backup.repository import catalog
 from lunr.common import errors
 from lunr.manage.context import Context, command, show, write_private
 
@@ -56,7 +57,7 @@ def make_key(file: Path) -> bool:
     """Whether there was none and one was made."""
     if file.exists():
         return False
-    write_private(file, masters.text([secrets.token_bytes(KEY_SIZE)]))
+    write_private(file, master_keys.text([secrets.token_bytes(KEY_SIZE)]))
     return True
 
 
@@ -73,7 +74,7 @@ def list_(context: Context) -> None:
 
     Keys that no node has any more, but backups need, are told by the id in their roots.
     """
-    found = configured.open_masters(context.conf)
+    found = from_config.open_masters(context.conf)
     uses = _uses(context, found)
     show(
         {
@@ -124,7 +125,7 @@ def drop(context: Context, id: str) -> None:
     master = _named(path, found, id)
     if master == found[0]:
         raise KeyNeeded(id=id, reason="it writes. Let another one write first.")
-    if saves := catalog.running(context.conf.store.url, configured.store_options(context.conf)):
+    if saves := catalog.running(context.conf.store.url, from_config.store_options(context.conf)):
         raise KeyNeeded(id=id, reason=f"backup {saves[0]} is being saved, perhaps with it.")
     count = _uses(context, found)[master]
     if count:
@@ -133,25 +134,25 @@ def drop(context: Context, id: str) -> None:
     show({"id": id, "dropped": True})
 
 
-def _file(context: Context) -> tuple[Path, masters.Masters]:
+def _file(context: Context) -> tuple[Path, master_keys.Masters]:
     path = path_of(context)
     if path is None:
         raise NotAFile(source=context.conf.store.key)
-    return path, masters.load(path)
+    return path, master_keys.load(path)
 
 
-def _named(path: Path, found: masters.Masters, id: str) -> bytes:
+def _named(path: Path, found: master_keys.Masters, id: str) -> bytes:
     for master in found:
         if master_id(master) == id:
             return master
     raise NoSuchKey(id=id, path=path)
 
 
-def _write(path: Path, found: masters.Masters) -> None:
-    write_private(path, masters.text(found))
+def _write(path: Path, found: master_keys.Masters) -> None:
+    write_private(path, master_keys.text(found))
 
 
-def _uses(context: Context, found: masters.Masters) -> Counter[bytes | None]:
+def _uses(context: Context, found: master_keys.Masters) -> Counter[bytes | None]:
     """How many backups need each of the master keys; None: one that is not there.
 
     Raises:
@@ -159,7 +160,7 @@ def _uses(context: Context, found: masters.Masters) -> Counter[bytes | None]:
     """
     uses: Counter[bytes | None] = Counter()
     known = context.services.records.known()
-    options = configured.store_options(context.conf)
+    options = from_config.store_options(context.conf)
     for repository, key_id in catalog.key_ids(context.conf.store.url, options, known):
         names = {derive(master, repository).id: master for master in found}
         uses[names.get(key_id)] += 1

@@ -10,8 +10,9 @@ from typing import Any, TextIO
 import click
 
 from lunr.api.services.records import Stored
-from lunr.backup import catalog, configured
 from lunr.backup.format.roots import Root
+from lunr.backup.keys import from_config
+from lunr.backup.repository import catalog
 from lunr.common import errors, ids
 from lunr.common.units import GIB
 from lunr.manage.context import Context, command, show
@@ -63,8 +64,8 @@ def _roots(
     context: Context, account: str | None
 ) -> Iterator[tuple[str, str, Root | errors.LunrError]]:
     conf = context.conf
-    masters = configured.open_masters(conf)
-    options = configured.store_options(conf)
+    masters = from_config.open_masters(conf)
+    options = from_config.store_options(conf)
     return catalog.backups(conf.store.url, options, masters, account)
 
 
@@ -108,8 +109,8 @@ def import_(context: Context, file: TextIO) -> None:
     """Make the record that FILE (-: standard input) holds. Its backup must be in the store."""
     told = _parse(file)
     conf = context.conf
-    masters = configured.open_masters(conf)
-    options = configured.store_options(conf)
+    masters = from_config.open_masters(conf)
+    options = from_config.store_options(conf)
     with catalog.opened(conf.store.url, options, told["account_id"], masters) as repository:
         root = repository.load_root(told.pop("id"))
     context.services.accounts.ensure(told["account_id"])

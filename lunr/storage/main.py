@@ -15,8 +15,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
-from lunr.backup import configured, masters
-from lunr.common import config, errors, ids, log, private
+from lunr.backup.keys import from_config, master_keys
+from lunr.common import config, errors, ids, log
+from lunr.common import files as private
 from lunr.common.units import MIB
 from lunr.storage import system
 from lunr.storage.agent import Agent
@@ -120,8 +121,8 @@ def _agent(conf: config.ConfigOpts, metrics: Metrics, problems: _Problems) -> Ag
     ask = problems.ask
     node_id = ask(ids.check, conf.node.id, "[node] id")
     token = ask(private.read, conf.node.token_file, "[node] token_file")
-    key = ask(configured.open_masters, conf)
-    store = ask(configured.store_options, conf)
+    key = ask(from_config.open_masters, conf)
+    store = ask(from_config.store_options, conf)
     for program in PROGRAMS:
         ask(system.need, program)
     run = Path(conf.node.run_dir)
@@ -138,7 +139,7 @@ def _agent(conf: config.ConfigOpts, metrics: Metrics, problems: _Problems) -> Ag
     engine = Engine(
         url=conf.store.url,
         options=store,
-        key=masters.text(key),
+        key=master_keys.text(key),
         encryption=conf.store.encryption,
         compression=conf.store.compression,
         concurrency=conf.store.concurrency,

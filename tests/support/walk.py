@@ -10,7 +10,7 @@ import stat
 import struct
 from pathlib import Path
 
-from lunr.backup import linux
+from lunr.common import linux
 from lunr.storage.pools.base import Purpose, Snapshot
 from tests.support.node_work import Work
 from tests.support.pool_contract import check_covers

@@ -23,15 +23,15 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from lunr.backup import keys
-from lunr.backup.collect import collect, sweep
 from lunr.backup.format.names import Buffer, Geometry
 from lunr.backup.format.roots import Root
 from lunr.backup.format.segments import objects_of
-from lunr.backup.pipeline import Backup, save
-from lunr.backup.repository import Repository
-from lunr.backup.restore import restore
-from lunr.backup.sources import FileSource
+from lunr.backup.keys import derive
+from lunr.backup.read.restore import restore
+from lunr.backup.repository.collect import collect, sweep
+from lunr.backup.repository.repository import Repository
+from lunr.backup.save.block_source import FileSource
+from lunr.backup.save.save import Backup, save
 from lunr.backup.stores.base import AT_ONCE, Slot
 from lunr.backup.stores.files import FileStore
 
@@ -115,7 +115,7 @@ def run(pattern: Pattern, folder: Path, size: int, saves: int) -> Chain:
     chance = random.Random(1)
     chain = Chain()
     store = Counting(folder / "store")
-    repository = Repository(store, keys.derive(keys.PUBLIC_MASTER, "default"))
+    repository = Repository(store, derive.derive(derive.PUBLIC_MASTER, "default"))
     source = folder / "source"
     with source.open("wb") as file:
         for _ in range(size // MIB):

@@ -29,10 +29,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from lunr.backup import keys
-from lunr.backup.pipeline import Backup, save
-from lunr.backup.repository import Repository
-from lunr.backup.sources import FileSource
+from lunr.backup.keys import derive
+from lunr.backup.repository.repository import Repository
+from lunr.backup.save.block_source import FileSource
+from lunr.backup.save.save import Backup, save
 from lunr.backup.stores.files import FileStore
 
 MIB = 1 << 20
@@ -40,7 +40,7 @@ BLOCK = 32 << 10
 #: Seconds of rest before each work: virtual disks are fast for a moment after
 #: they had nothing to do, and what comes second must have that moment too.
 _SETTLE = 4.0
-ENGINE = [sys.executable, "-m", "lunr.backup.commands"]
+ENGINE = [sys.executable, "-m", "lunr.backup.cli"]
 #: This file, as a program that saves with a source that knows its changes.
 KNOWING = [sys.executable, __file__, "--save-changes"]
 ENV = {
@@ -241,7 +241,7 @@ def save_changes(order: Path) -> None:
     """Save as `order` says: a JSON list of source, folder, id, parent's id and changed ranges."""
     source, folder, backup_id, parent_id, ranges = json.loads(order.read_text())
     store = FileStore(Path(folder))
-    repository = Repository(store, keys.derive(keys.PUBLIC_MASTER, "default"))
+    repository = Repository(store, derive.derive(derive.PUBLIC_MASTER, "default"))
     volume_id = repository.load_root(parent_id).volume_id
     with FileSource(Path(source)) as opened:
         save(

@@ -24,8 +24,8 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
-from lunr.backup.pipeline import Backup, save
-from lunr.backup.sources import FileSource
+from lunr.backup.save.block_source import FileSource
+from lunr.backup.save.save import Backup, save
 from tools.benchmarks.filling import libraries, wire
 from tools.benchmarks.filling.served import Swift, Volume
 from tools.benchmarks.filling.table import Table

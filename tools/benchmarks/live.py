@@ -27,8 +27,8 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from lunr.backup.keys import PUBLIC_MASTER, derive
-from lunr.backup.repository import Repository
+from lunr.backup.keys.derive import PUBLIC_MASTER, derive
+from lunr.backup.repository.repository import Repository
 from lunr.backup.stores import open_store
 from lunr.common import units
 from lunr.common.units import KIB, MIB

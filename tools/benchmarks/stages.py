@@ -31,12 +31,14 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from lunr.backup import keys, parallel, pipeline
+from lunr.backup import parallel
 from lunr.backup.format import blocks
-from lunr.backup.output import Output
-from lunr.backup.pipeline import Backup
-from lunr.backup.repository import Repository
-from lunr.backup.sources import FileSource
+from lunr.backup.keys import derive
+from lunr.backup.repository.repository import Repository
+from lunr.backup.save import save
+from lunr.backup.save.block_source import FileSource
+from lunr.backup.save.object_writer import Output
+from lunr.backup.save.save import Backup
 from lunr.backup.stores import Store, open_store
 from lunr.backup.stores.base import Retrying
 
@@ -50,15 +52,15 @@ MIB, GIB = 1 << 20, 1 << 30
 #: What is timed, and where it is. What a stage does within another counts for itself alone.
 STAGES: Mapping[str, tuple[Any, str]] = {
     "reading": (FileSource, "read"),
-    "zeros?": (pipeline, "_is_zero"),
+    "zeros?": (save, "_is_zero"),
     "hashing": (blocks, "hash_blocks"),
     "compressing": (blocks, "_frames"),
     "encrypting": (blocks, "_encrypted"),
     "turn": (Output, "_put"),
     "storing": (Retrying, "put"),
-    "other": (pipeline._Save, "_save_chunk"),
+    "other": (save._Save, "_save_chunk"),
     "threads": (parallel, "each"),
-    "begin, end": (pipeline, "save"),
+    "begin, end": (save, "save"),
 }
 
 
@@ -107,11 +109,11 @@ def clocked() -> Iterator[Clock]:
 
 def measure(store: Store, source: Path, threads: int) -> dict[str, tuple[float, float]]:
     """The seconds (on the wall, CPU) of each stage of a save of `source`."""
-    repository = Repository(store, keys.derive(bytes(range(32)), "a"))
+    repository = Repository(store, derive.derive(bytes(range(32)), "a"))
     backup = Backup("b", "v", "2026-11-23T00:00:00Z")
     with clocked() as clock, FileSource(source) as opened:
         wall, cpu = time.monotonic(), time.process_time()
-        pipeline.save(repository, opened, backup, concurrency=threads)
+        save.save(repository, opened, backup, concurrency=threads)
         whole = time.monotonic() - wall, time.process_time() - cpu
     del clock.seconds["threads"]  # the caller waits there for the others
     return {**clock.seconds, "save": whole}

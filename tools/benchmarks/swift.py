@@ -32,11 +32,11 @@ from typing import Any
 
 import swiftclient
 
-from lunr.backup import keys
-from lunr.backup.pipeline import Backup, save
-from lunr.backup.repository import Repository
-from lunr.backup.restore import restore
-from lunr.backup.sources import FileSource
+from lunr.backup.keys import derive
+from lunr.backup.read.restore import restore
+from lunr.backup.repository.repository import Repository
+from lunr.backup.save.block_source import FileSource
+from lunr.backup.save.save import Backup, save
 from lunr.backup.stores import open_store
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
@@ -137,7 +137,7 @@ class Lunr:
     @contextmanager
     def _repository(self, container: str) -> Iterator[Repository]:
         store = open_store(f"swift:{container}", "a", self._options)
-        yield Repository(store, keys.derive(bytes(range(32)), "a"))
+        yield Repository(store, derive.derive(bytes(range(32)), "a"))
         store.close()
 
     def put(self, container: str) -> float:

@@ -22,7 +22,7 @@ from blake3 import blake3
 from lunr.backup import errors
 from lunr.backup.format.cipher import INDEX, TAG_SIZE, ObjectCipher
 from lunr.backup.format.names import HASH_SIZE, VERSION, Buffer, Ref
-from lunr.backup.keys import Cipher, Keys
+from lunr.backup.keys.derive import Cipher, Keys
 
 MAGIC = b"LUNR"
 #: magic, version, kind, cipher, compression, block size, blocks, plain size,

@@ -17,7 +17,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from lunr.backup import errors
 from lunr.backup.format.names import Buffer, Ref
-from lunr.backup.keys import Keys
+from lunr.backup.keys.derive import Keys
 
 #: Bytes that every part is longer than what it holds.
 TAG_SIZE = 16

@@ -10,7 +10,7 @@ from blake3 import blake3
 
 from lunr.backup import errors
 from lunr.backup.format.names import VERSION, Geometry, Ref, parse_short
-from lunr.backup.keys import Keys
+from lunr.backup.keys.derive import Keys
 from lunr.common import ids
 
 

@@ -18,7 +18,7 @@ from lunr.backup import errors
 from lunr.backup.format.blocks import compressor, decompressor
 from lunr.backup.format.cipher import TAG_SIZE, ObjectCipher
 from lunr.backup.format.names import HASH_SIZE, TOKEN_SIZE, VERSION, Buffer, Kind, Ref
-from lunr.backup.keys import Cipher, Keys
+from lunr.backup.keys.derive import Cipher, Keys
 
 MAGIC = b"LSEG"
 #: magic, version, compression (1: zstd), cipher, reserved (zero), plain bytes of the body

@@ -11,8 +11,8 @@ from pathlib import Path
 
 from lunr.backup import errors
 from lunr.backup.format.names import Buffer, is_name
-from lunr.backup.linux import Streaming, syncfs
 from lunr.backup.stores.base import AT_ONCE, Slot, Store
+from lunr.common.linux import Streaming, syncfs
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 #: A file becomes an object by losing this ending. What a killed writer left

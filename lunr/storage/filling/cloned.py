@@ -26,7 +26,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from lunr.backup.image import mounting
+from lunr.backup.lazy_image import mount
 from lunr.common import concurrency, errors, ids, units
 from lunr.storage import system
 from lunr.storage.backoff import Backoff
@@ -184,7 +184,7 @@ class Cloned(Filling):
             self._has_device = False
             super().close()
             if self._run.exists():
-                mounting.detach_dead(self._mountpoint)
+                mount.detach_dead(self._mountpoint)
 
     def remove(self) -> None:
         """See :meth:`Filling.remove`."""

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 
-from lunr.backup.image.gaps import Gaps
+from lunr.backup.lazy_image.missing_extents import Gaps
 from lunr.common import errors, ids
 from lunr.storage.engine import Engine
 from lunr.storage.filling import cloned

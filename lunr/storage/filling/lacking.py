@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from lunr.backup.image.gaps import Gaps
+from lunr.backup.lazy_image.missing_extents import Gaps
 from lunr.common import concurrency, errors, ids
 from lunr.storage.filling.task import sync
 from lunr.storage.pools.base import Snapshot

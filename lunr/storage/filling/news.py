@@ -29,7 +29,7 @@ class News:
         self._damaged: dict[str, str] = {}
 
     def hear(self, event: str, fields: Mapping[str, Any]) -> None:
-        """Take over what an event says (lunr/backup/image/worker.py)."""
+        """Take over what an event says (lunr/backup/lazy_image/process.py)."""
         match event:
             case "progress":
                 known = Progress.__dataclass_fields__

@@ -7,7 +7,7 @@ import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from lunr.common import concurrency, private
+from lunr.common import concurrency, files
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Task:
 
     def write(self, path: Path) -> None:
         """Keep it at `path`, so that a power cut does not lose it."""
-        concurrency.blocking(private.write, path, json.dumps(asdict(self)))
+        concurrency.blocking(files.write, path, json.dumps(asdict(self)))
         concurrency.blocking(sync, path.parent)
 
     @classmethod

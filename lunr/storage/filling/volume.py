@@ -13,8 +13,8 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from lunr.backup.image import mounting
-from lunr.backup.image.gaps import Gaps
+from lunr.backup.lazy_image import mount
+from lunr.backup.lazy_image.missing_extents import Gaps
 from lunr.common import concurrency, errors, ids
 from lunr.storage.backoff import Backoff
 from lunr.storage.engine import Engine
@@ -401,7 +401,7 @@ class Filling:
 
     def _clear_run(self) -> None:
         if self._run.exists():
-            mounting.detach_dead(self._mountpoint)
+            mount.detach_dead(self._mountpoint)
             shutil.rmtree(self._run, ignore_errors=True)
 
     def _is_ended(self, seconds: float) -> bool:

@@ -1,4 +1,6 @@
-"""The process that serves a filling volume (lunr/backup/image/worker.py), as the node sees it.
+"""The process that serves a filling volume, as the node sees it.
+
+Its code is lunr/backup/lazy_image/process.py.
 
 It outlives the agent, which may be killed and started again while the volume is in
 use. So whoever wants to start one takes a lock first that the process inherits and
@@ -27,7 +29,7 @@ from lunr.storage import system
 
 _log = logging.getLogger(__name__)
 
-COMMAND = (sys.executable, "-P", "-m", "lunr.backup.image.worker")
+COMMAND = (sys.executable, "-P", "-m", "lunr.backup.lazy_image.process")
 #: In the process's folder, which it runs in: a unix socket's path has at most 107 bytes (unix(7)).
 CONTROL = "control"
 _LOCK = "lock"
@@ -98,7 +100,7 @@ def reach(
 
     Args:
         folder: where it has its lock and its control socket.
-        task: as lunr/backup/image/worker.py has it; holds secrets.
+        task: as lunr/backup/lazy_image/process.py has it; holds secrets.
         command: what starts one.
         starting: called before one is started.
 

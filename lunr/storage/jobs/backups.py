@@ -7,7 +7,7 @@ import logging
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-from lunr.backup.image.gaps import Gaps
+from lunr.backup.lazy_image.missing_extents import Gaps
 from lunr.common import errors, ids, units
 from lunr.storage.job import Job, Stop
 from lunr.storage.jobs.extents import BLOCK, CHUNK, MOST_ALLOCATED, MOST_CHANGED, coalesce

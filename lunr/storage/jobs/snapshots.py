@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from lunr.backup.image.gaps import Gaps
+from lunr.backup.lazy_image.missing_extents import Gaps
 from lunr.storage.job import Job, Stop
 from lunr.storage.jobs.node import Node
 from lunr.storage.jobs.taking import drop, take

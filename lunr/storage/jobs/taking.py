@@ -6,7 +6,7 @@ import contextlib
 import logging
 from collections.abc import Callable, Iterator
 
-from lunr.backup.image.gaps import Gaps
+from lunr.backup.lazy_image.missing_extents import Gaps
 from lunr.common import errors, ids
 from lunr.storage.jobs.node import Node
 from lunr.storage.pools.base import Purpose, Snapshot

@@ -6,7 +6,7 @@ import contextlib
 import time
 from collections.abc import Iterator
 
-from lunr.backup.image.gaps import Gaps
+from lunr.backup.lazy_image.missing_extents import Gaps
 from lunr.common import errors, ids
 from lunr.storage.filling.news import DAMAGE_TOLD
 from lunr.storage.filling.task import Task

@@ -22,8 +22,7 @@ import threading
 import time
 from collections.abc import Iterator
 
-from lunr.backup import linux
-from lunr.common import concurrency, errors, units
+from lunr.common import concurrency, errors, linux, units
 from lunr.storage.pools import cow
 from lunr.storage.pools.base import Tick
 from lunr.storage.pools.logical_volumes import LogicalVolume, Role

@@ -16,8 +16,8 @@ from collections.abc import Callable, Iterator
 
 from lunr.backup import errors
 from lunr.backup.format.names import Buffer
-from lunr.backup.repository import Repository
-from lunr.backup.sessions import LIFETIME, MARGIN
+from lunr.backup.repository.repository import Repository
+from lunr.backup.repository.sessions import LIFETIME, MARGIN
 from lunr.backup.stores.base import AT_ONCE, Slot, Store
 from lunr.common.errors import LunrError
 from tests.unit.backup.support import KEYS

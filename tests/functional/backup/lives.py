@@ -5,17 +5,17 @@ from __future__ import annotations
 import contextlib
 from collections import Counter
 
-from lunr.backup import collect as garbage
-from lunr.backup import condemned, damage
 from lunr.backup.errors import CorruptObject, ObjectMissing, UnsupportedFormat
-from lunr.backup.extents import runs
 from lunr.backup.format.names import Kind
-from lunr.backup.repository import Repository
-from lunr.backup.sessions import LIFETIME, MARGIN
+from lunr.backup.repository import collect as garbage
+from lunr.backup.repository import pending_deletion, quarantine
+from lunr.backup.repository.repository import Repository
+from lunr.backup.repository.sessions import LIFETIME, MARGIN
+from lunr.backup.repository.verify import verify
 from lunr.backup.stores import connection_options
 from lunr.backup.stores.swift import SwiftStore
-from lunr.backup.verify import verify
 from lunr.common.errors import LunrError
+from lunr.common.extents import runs
 from tests.functional.backup.interleaving import KEYS, Actor, Objects, Scheduler, View, World
 from tests.functional.backup.swift_server import SwiftServer
 from tests.unit.backup.support import SMALL, load_bytes, save_bytes
@@ -171,7 +171,7 @@ class Life:
 
     def to_sweep(self) -> list[str]:
         """The collections that somebody would sweep."""
-        return list(self.collections) if self.service else condemned.listed(self.direct)
+        return list(self.collections) if self.service else pending_deletion.listed(self.direct)
 
     def start_sweep(self) -> None:
         known = self.to_sweep()
@@ -362,11 +362,11 @@ class Life:
         lists = {name for name in there if name.startswith("condemned/")}
         assert there - notes - lists == needed & there
         assert needed - there <= self.world.rotten
-        assert {damage.subject_of(name) for name in notes} == needed & self.world.rotten
-        for collection in condemned.listed(self.direct):
-            left = condemned.load(self.direct, collection)
+        assert {quarantine.subject_of(name) for name in notes} == needed & self.world.rotten
+        for collection in pending_deletion.listed(self.direct):
+            left = pending_deletion.load(self.direct, collection)
             assert left is None or left.swept
-            assert left is None or needed.issuperset(map(damage.subject_of, left.objects))
+            assert left is None or needed.issuperset(map(quarantine.subject_of, left.objects))
         self.save_again()
         self.world.now += 4 * LAG  # or a root that was stored just now is not listed
         for backup_id in self.backups():
@@ -379,8 +379,10 @@ class Life:
 
         But for what must not be referred to.
         """
-        rescued = {n for one in condemned.listed(self.direct) for n in self.condemned_by(one)}
-        barred = rescued | damage.names(self.direct)
+        rescued = {
+            n for one in pending_deletion.listed(self.direct) for n in self.condemned_by(one)
+        }
+        barred = rescued | quarantine.names(self.direct)
         for parent in self.backups():
             needs = self.needs(parent)
             self.rescued += len(needs & rescued)
@@ -394,7 +396,7 @@ class Life:
                 self.content[backup_id] = self.saved[backup_id] = data
 
     def condemned_by(self, collection: str) -> set[str]:
-        found = condemned.load(self.direct, collection)
+        found = pending_deletion.load(self.direct, collection)
         return set() if found is None else set(found.objects)
 
     def delete(self, backup_id: str) -> None:
@@ -432,7 +434,7 @@ def go(
     Args:
         seed: decides about everything.
         lag: seconds that listings are behind.
-        grace: see :mod:`lunr.backup.collect`.
+        grace: see :mod:`lunr.backup.repository.collect`.
         service: as the service does it, that knows every backup.
         rot: in every second life, objects rot.
         swift: reach the objects by the store class for Swift, over sockets.

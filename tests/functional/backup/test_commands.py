@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
-from lunr.backup.commands import engine
+from lunr.backup.cli import engine
 
 
 class Cli:

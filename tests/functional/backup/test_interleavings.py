@@ -8,9 +8,10 @@ from collections import Counter
 
 import pytest
 
-from lunr.backup import collect as garbage
-from lunr.backup import condemned, damage, pipeline, sessions
 from lunr.backup.errors import ObjectMissing
+from lunr.backup.repository import collect as garbage
+from lunr.backup.repository import pending_deletion, quarantine, sessions
+from lunr.backup.save import save
 from lunr.backup.stores.memory import MemoryStore
 from lunr.common.errors import LunrError
 from tests.functional.backup.lives import LAG, go
@@ -66,7 +67,7 @@ def test_a_sweep_that_does_not_wait_loses_objects(monkeypatch: pytest.MonkeyPatc
 def test_a_save_that_heeds_no_notes_refers_to_what_has_rotted(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(damage, "names", lambda _: frozenset())
+    monkeypatch.setattr(quarantine, "names", lambda _: frozenset())
     with pytest.raises((AssertionError, LunrError)):
         go(SEED | 1, 0.0, 0.0, service=False)
 
@@ -101,7 +102,7 @@ def test_a_writer_never_refers_to_a_condemned_name(
 
     if not obeys:
         monkeypatch.setattr(
-            pipeline, "load_names", lambda *_: (frozenset(), condemned.listed(repo))
+            save, "load_names", lambda *_: (frozenset(), pending_deletion.listed(repo))
         )
     found_at = {"parent_id": "second"} if source == "parent" else {"like": ("second",)}
     save_bytes(repository(Faulty(store, sweep)), data, "third", **found_at)  # type: ignore[arg-type]

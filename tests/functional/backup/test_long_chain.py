@@ -13,11 +13,11 @@ from pathlib import Path
 
 import pytest
 
-from lunr.backup.collect import collect, sweep
 from lunr.backup.format import blocks
 from lunr.backup.format.names import Buffer, Geometry
-from lunr.backup.repository import Repository
-from lunr.backup.restore import restore
+from lunr.backup.read.restore import restore
+from lunr.backup.repository.collect import collect, sweep
+from lunr.backup.repository.repository import Repository
 from lunr.backup.stores.base import AT_ONCE, Slot
 from lunr.backup.stores.memory import MemoryStore
 from tests.support.thorough import examples

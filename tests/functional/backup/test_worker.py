@@ -14,12 +14,12 @@ from typing import Any
 
 import pytest
 
-from lunr.backup import keys
-from lunr.backup.collect import collect, sweep
 from lunr.backup.format.names import Geometry, Kind, Ref
 from lunr.backup.format.roots import Root, Statistics
 from lunr.backup.format.segments import encode
-from lunr.backup.repository import Repository
+from lunr.backup.keys import derive
+from lunr.backup.repository.collect import collect, sweep
+from lunr.backup.repository.repository import Repository
 from lunr.backup.stores import open_store
 from lunr.storage.jobs.extents import MOST_CHANGED
 from tests.support.thorough import THOROUGH
@@ -113,7 +113,7 @@ class Place:
 
     def repository(self) -> Repository:
         store = open_store(self.url, "account")
-        return Repository(store, keys.derive(bytes.fromhex(KEY), "account"))
+        return Repository(store, derive.derive(bytes.fromhex(KEY), "account"))
 
     def files(self) -> list[Path]:
         return [path for path in Path(self.url[6:]).rglob("*") if path.is_file()]
@@ -382,7 +382,7 @@ def test_a_save_that_is_killed_leaves_nothing_for_long(place: Place) -> None:
     repository.store.close()
 
 
-@pytest.mark.parametrize("worker", ["lunr.backup.worker", "lunr.backup.image.worker"])
+@pytest.mark.parametrize("worker", ["lunr.backup.worker", "lunr.backup.lazy_image.process"])
 def test_it_loads_little(worker: str) -> None:
     """One is started for each job: what it loads delays every backup and restore."""
     code = f"import {worker}, sys; print(*(name.partition('.')[0] for name in sys.modules))"

@@ -12,8 +12,9 @@ import pytest
 from click.testing import CliRunner, Result
 
 from lunr.api.services import Services
-from lunr.backup import catalog, configured
-from lunr.backup.repository import Repository
+from lunr.backup.keys import from_config
+from lunr.backup.repository import catalog
+from lunr.backup.repository.repository import Repository
 from lunr.common import config
 from lunr.manage.main import main
 
@@ -51,7 +52,7 @@ class Manage:
     def repository(self, account: str) -> Iterator[Repository]:
         """An account's repository, as a node that starts now would open it."""
         conf = config.load(["--config-file", str(self.file)])
-        masters = configured.open_masters(conf)
+        masters = from_config.open_masters(conf)
         with catalog.opened(conf.store.url, {}, account, masters) as repository:
             yield repository
 

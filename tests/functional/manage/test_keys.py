@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from lunr.backup import sessions
+from lunr.backup.repository import sessions
 from tests.functional.manage.conftest import Manage
 from tests.unit.backup.support import load_bytes, save_bytes
 

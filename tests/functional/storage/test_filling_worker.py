@@ -20,7 +20,7 @@ from tests.support.waiting import PATIENCE, wait_until
 PROGRAM = """
 import json, os, sys, time
 from pathlib import Path
-from lunr.backup.image.control import Control
+from lunr.backup.lazy_image.control import Control
 
 task = json.loads(sys.stdin.readline())
 time.sleep(task["pause"])

@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from lunr.backup import errors, keys
-from lunr.backup.pipeline import Backup, save
-from lunr.backup.repository import Repository
-from lunr.backup.sources import SECTOR, FileSource
+from lunr.backup import errors
+from lunr.backup.keys import derive
+from lunr.backup.repository.repository import Repository
+from lunr.backup.save.block_source import SECTOR, FileSource
+from lunr.backup.save.save import Backup, save
 from lunr.backup.stores.memory import MemoryStore
 from tests.support import faulty
 from tests.unit.backup.support import load_bytes
@@ -48,7 +49,7 @@ def test_the_first_bad_sector_is_named_and_all_before_it_was_read(image: Path, s
 def test_a_backup_fails_with_the_sector_and_the_next_one_of_the_mended_disk_is_whole(
     image: Path,
 ) -> None:
-    repository = Repository(MemoryStore(), keys.derive(keys.PUBLIC_MASTER, "account"))
+    repository = Repository(MemoryStore(), derive.derive(derive.PUBLIC_MASTER, "account"))
     backup = Backup("b1", "volume", "2026-11-23T00:00:00Z")
     sector = 30001
     with (

@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 
 from lunr.backup import errors
-from lunr.backup.collect import collect, sweep
 from lunr.backup.format.names import Geometry
-from lunr.backup.pipeline import Backup, save
-from lunr.backup.repository import Repository
-from lunr.backup.restore import restore
+from lunr.backup.read.restore import restore
+from lunr.backup.repository.collect import collect, sweep
+from lunr.backup.repository.repository import Repository
+from lunr.backup.save.save import Backup, save
 from lunr.backup.stores import open_store
 from tests.support.services import need_root
 from tests.unit.backup.support import KEYS, MemorySource, load_bytes

@@ -10,12 +10,12 @@ from collections.abc import Iterator
 import pytest
 
 from lunr.backup import errors
-from lunr.backup.collect import collect, sweep
 from lunr.backup.format.names import Geometry
-from lunr.backup.pipeline import Backup, save
+from lunr.backup.repository.collect import collect, sweep
+from lunr.backup.repository.verify import verify
+from lunr.backup.save.save import Backup, save
 from lunr.backup.stores import open_store
 from lunr.backup.stores.base import Store
-from lunr.backup.verify import verify
 from tests.support.relay import MortalSwift
 from tests.support.services import SwiftAccess
 from tests.support.waiting import PATIENCE

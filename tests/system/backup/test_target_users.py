@@ -7,8 +7,8 @@ from pathlib import Path
 
 from click.testing import CliRunner
 
-from lunr.backup.commands import engine
-from lunr.backup.target_users import find_users
+from lunr.backup.cli import engine
+from lunr.backup.read.target_users import find_users
 
 
 def test_a_mounted_device_and_its_image(xfs_mount: Path, tmp_path: Path) -> None:

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from lunr.backup import configured, errors, masters
-from lunr.backup.masters import Masters
+from lunr.backup import errors
+from lunr.backup.keys import from_config, master_keys
+from lunr.backup.keys.master_keys import Masters
 from lunr.common import config
 from tests.system.barbican.conftest import Barbican
 
@@ -23,7 +24,7 @@ def load(file: Path, key: str, **changes: str) -> Masters:
         assert old in text
         text = text.replace(old, new)
     file.write_text(f"{text}[store]\nkey = {key}\n")
-    return configured.open_masters(config.load(["--config-file", str(file)]))
+    return from_config.open_masters(config.load(["--config-file", str(file)]))
 
 
 def test_keys_are_fetched_by_id(barbican: Barbican, config_file: Path) -> None:
@@ -33,7 +34,7 @@ def test_keys_are_fetched_by_id(barbican: Barbican, config_file: Path) -> None:
 
 
 def test_a_secret_may_hold_what_a_key_file_holds(barbican: Barbican, config_file: Path) -> None:
-    id = barbican.store("lunr", masters.text((NEW, OLD)).encode(), secret_type="opaque")
+    id = barbican.store("lunr", master_keys.text((NEW, OLD)).encode(), secret_type="opaque")
     assert load(config_file, f"barbican:{id}") == (NEW, OLD)
 
 

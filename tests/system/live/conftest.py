@@ -6,9 +6,9 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from lunr.backup.keys import PUBLIC_MASTER, derive
-from lunr.backup.repository import Repository
-from lunr.backup.restore import restore
+from lunr.backup.keys.derive import PUBLIC_MASTER, derive
+from lunr.backup.read.restore import restore
+from lunr.backup.repository.repository import Repository
 from lunr.backup.stores import open_store
 from lunr.live import groups
 from lunr.live.backup import Options, backup

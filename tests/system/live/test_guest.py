@@ -16,8 +16,8 @@ from pathlib import Path
 
 import pytest
 
-from lunr.backup.image import mounting
-from lunr.backup.restore import restore
+from lunr.backup.lazy_image import mount
+from lunr.backup.read.restore import restore
 from lunr.live.groups import Group
 from lunr.live.qmp import Monitor
 from tests.support.thorough import THOROUGH, examples
@@ -145,7 +145,7 @@ def test_it_is_killed_and_started_from_its_backup_while_its_disks_fill(
         command.kill()
         command.wait()
         for disk in "ab":
-            mounting.detach_dead(folder / f"{group.group_id}-{disk}")
+            mount.detach_dead(folder / f"{group.group_id}-{disk}")
     guest.await_writes()
     guest.kill()
     guest.a, guest.b = (folder / f"{group.group_id}-{disk}.qcow2" for disk in "ab")

@@ -16,14 +16,14 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from lunr.backup import masters
-from lunr.backup.repository import Repository
-from lunr.backup.restore import restore
+from lunr.backup.keys import master_keys
+from lunr.backup.read.restore import restore
+from lunr.backup.repository.repository import Repository
 from lunr.backup.stores import open_store
 from lunr.client import Client
 from lunr.client.errors import Unreachable
 from lunr.client.session import read_openrc
-from lunr.common import private, times
+from lunr.common import files, times
 from lunr.common.errors import Cancelled, LunrError
 from lunr.common.units import GIB
 from lunr.live import errors, groups, service, starting
@@ -65,7 +65,7 @@ class Hypervisor:
         self.url = f"files:{lunr.root}/store"
         self.key_file = lunr.root / "keys" / "master.key"
         self.client, self.service, self.scratch = client, Service(client), scratch
-        own, *_ = masters.keyring(masters.load(self.key_file), client.account)
+        own, *_ = master_keys.keyring(master_keys.load(self.key_file), client.account)
         self.store = open_store(self.url, client.account)
         self.repository = Repository(self.store, own)
 
@@ -367,7 +367,7 @@ def test_the_daemon(
     machine: Machine, hypervisor: Hypervisor, client: Client, lunr: Lunr, tmp_path: Path
 ) -> None:
     token = tmp_path / "token"
-    private.write(token, read_openrc(lunr.root / "openrc")["LUNR_TOKEN"])
+    files.write(token, read_openrc(lunr.root / "openrc")["LUNR_TOKEN"])
     config = tmp_path / "live.toml"
     config.write_text(f"""
 [store]

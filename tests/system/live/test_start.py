@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from lunr.backup.image import mounting
+from lunr.backup.lazy_image import mount
 from lunr.live import starting
 from lunr.live.qmp import Monitor
 from tests.support.services import need_fuse
@@ -210,5 +210,5 @@ def test_it_can_be_given_up(machine: Machine, vault: Vault, tmp_path: Path) -> N
         command.kill()
         command.wait()
         for disk in machine.disks:
-            mounting.detach_dead(tmp_path / "started" / f"{group.group_id}-{disk.name}")
+            mount.detach_dead(tmp_path / "started" / f"{group.group_id}-{disk.name}")
     assert [path for path in (tmp_path / "started").iterdir() if path.is_dir()] == []

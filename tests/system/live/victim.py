@@ -17,8 +17,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from lunr.backup.keys import PUBLIC_MASTER, derive
-from lunr.backup.repository import Repository
+from lunr.backup.keys.derive import PUBLIC_MASTER, derive
+from lunr.backup.repository.repository import Repository
 from lunr.backup.stores import open_store
 from lunr.common.errors import LunrError
 from lunr.live import guard

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lunr.backup.image import mounting
+from lunr.backup.lazy_image import mount
 from lunr.storage.agent import Agent
 from lunr.storage.api_client import ApiClient
 from lunr.storage.engine import WORKER, Engine
@@ -77,7 +77,7 @@ def end_fillings(run: Path) -> None:
         while (lock := take_lock(folder)) is None:
             time.sleep(0.02)
         os.close(lock)
-        mounting.unmount(folder / "mnt", lazy=True)
+        mount.unmount(folder / "mnt", lazy=True)
 
 
 def make_agent(

@@ -17,10 +17,10 @@ from typing import Any
 
 import pytest
 
-from lunr.backup import keys
-from lunr.backup.pipeline import Backup, save
-from lunr.backup.repository import Repository
-from lunr.backup.sources import FileSource
+from lunr.backup.keys import derive
+from lunr.backup.repository.repository import Repository
+from lunr.backup.save.block_source import FileSource
+from lunr.backup.save.save import Backup, save
 from lunr.backup.stores import open_store
 from lunr.client.records import Export as Record
 from lunr.storage.exports import Exports
@@ -113,7 +113,7 @@ def content(place: Place, tmp_path: Path) -> bytes:
     source.write_bytes(data)
     store = open_store(f"files:{place.store}", "account")
     with FileSource(source) as opened:
-        repository = Repository(store, keys.derive(bytes.fromhex(KEY), "account"))
+        repository = Repository(store, derive.derive(bytes.fromhex(KEY), "account"))
         save(repository, opened, Backup("b1", "v1", "2026-11-23T00:00:00Z"))
     return data
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from lunr.backup.image.presence import UNIT
+from lunr.backup.lazy_image.presence import UNIT
 from lunr.storage.agent import Agent
 from lunr.storage.exports import Exports
 from lunr.storage.filling import volume

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from lunr.client import Client
-from lunr.common import private, units
+from lunr.common import files, units
 from tests.support.services import CHECKOUT, Tgtd
 from tests.support.waiting import PATIENCE, wait_until
 from tests.system.up.volumes import backup, clear, export, holds
@@ -27,7 +27,7 @@ def second(
 ) -> Iterator[subprocess.Popen[bytes]]:
     """The agent of a second node, with a pool and a target of its own and the same store."""
     made = client.admin.nodes.create(SECOND)
-    private.write(tmp_path / "node2.token", f"{made.token}\n")
+    files.write(tmp_path / "node2.token", f"{made.token}\n")
     conf = RawConfigParser()
     conf.read(lunr.root / "lunr.conf")
     node = {"id": SECOND, "token_file": tmp_path / "node2.token", "overcommit": 10}

@@ -6,21 +6,22 @@ import mmap
 import threading
 from collections.abc import Callable, Iterator, Sequence
 
-from lunr.backup import errors, keys
+from lunr.backup import errors
 from lunr.backup.format import blocks, segments
 from lunr.backup.format.blocks import Compression, ObjectKind
 from lunr.backup.format.names import Buffer, Geometry, Kind, Ref
 from lunr.backup.format.roots import Root, Statistics
 from lunr.backup.format.segments import Entry, Patched, Piece
-from lunr.backup.pipeline import Backup, save
-from lunr.backup.reading import load_range
-from lunr.backup.repository import Repository
+from lunr.backup.keys import derive
+from lunr.backup.read.plan import load_range
+from lunr.backup.repository.repository import Repository
+from lunr.backup.save.save import Backup, save
 from lunr.backup.stores.base import AT_ONCE, Slot, Store
 from lunr.backup.stores.memory import MemoryStore
 
 #: Four blocks a chunk, four chunks a segment.
 SMALL = Geometry(block=64, chunk=256, segment_chunks=4)
-KEYS = keys.derive(keys.PUBLIC_MASTER, "default")
+KEYS = derive.derive(derive.PUBLIC_MASTER, "default")
 
 
 class MemorySource:

@@ -11,14 +11,15 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from lunr.backup import condemned, rewriting
-from lunr.backup.collect import collect, sweep
 from lunr.backup.format.names import Geometry, Kind, root_name
 from lunr.backup.format.segments import Patched, objects_of
-from lunr.backup.reading import load_range
-from lunr.backup.restore import restore
+from lunr.backup.read.plan import load_range
+from lunr.backup.read.restore import restore
+from lunr.backup.repository import pending_deletion
+from lunr.backup.repository.collect import collect, sweep
+from lunr.backup.repository.verify import verify
+from lunr.backup.save import patch_rewrite_policy
 from lunr.backup.stores.memory import MemoryStore
-from lunr.backup.verify import verify
 from tests.support.thorough import examples
 from tests.unit.backup.support import load_bytes, repository, save_bytes
 
@@ -35,7 +36,7 @@ class Chain(RuleBasedStateMachine):
         super().__init__()
         self.patch = pytest.MonkeyPatch()
         # So that a handful of saves are many, and old patches are taken along.
-        self.patch.setattr(rewriting, "_FEW", 2)
+        self.patch.setattr(patch_rewrite_policy, "_FEW", 2)
         self.store = MemoryStore()
         self.repo = repository(self.store)
         self.volume = bytearray(5 * GEOMETRY.chunk - 7)
@@ -131,7 +132,7 @@ class Chain(RuleBasedStateMachine):
 
     @rule()
     def sweep(self) -> None:
-        for collection in condemned.listed(self.repo):
+        for collection in pending_deletion.listed(self.repo):
             sweep(self.repo, collection, threads=1)
 
     # --- what must hold ------------------------------------------------------------------

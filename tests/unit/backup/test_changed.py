@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lunr.backup.extents import Extents
+from lunr.common.extents import Extents
 from tests.unit.backup.support import Faulty, load_bytes, save_bytes
 from tests.unit.backup.volume import CHUNKS, GEOMETRY, Volume
 

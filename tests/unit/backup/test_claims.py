@@ -8,17 +8,18 @@ from collections.abc import Callable, Iterator
 import pytest
 import zstandard
 
-from lunr.backup import condemned, errors
+from lunr.backup import errors
 from lunr.backup.format import blocks, segments
 from lunr.backup.format.blocks import Compression, ObjectKind
 from lunr.backup.format.names import Ref, condemned_name
-from lunr.backup.keys import Cipher
+from lunr.backup.keys.derive import Cipher
+from lunr.backup.repository import pending_deletion
 from tests.unit.backup.support import KEYS, SMALL, repository
 
 #: More than any of them may take.
 MOST = 4 << 20
 #: The most that any of them may claim.
-MOST_CLAIMED = max(segments.MAX_BODY, condemned.MAX_SIZE)
+MOST_CLAIMED = max(segments.MAX_BODY, pending_deletion.MAX_SIZE)
 
 
 def compress_zeros(size: int) -> bytes:
@@ -79,5 +80,5 @@ def test_a_list_of_condemned_names(frame: bytes, is_small: Callable[[], bool]) -
     repo = repository()
     repo.store.put(condemned_name("c1"), frame)
     with pytest.raises(errors.CorruptObject, match="too large"):
-        condemned.load(repo, "c1")
+        pending_deletion.load(repo, "c1")
     assert is_small()

@@ -6,9 +6,10 @@ from collections import Counter
 
 import pytest
 
-from lunr.backup import collect as garbage
-from lunr.backup import condemned, errors
+from lunr.backup import errors
 from lunr.backup.format.names import Kind
+from lunr.backup.repository import collect as garbage
+from lunr.backup.repository import pending_deletion
 from lunr.backup.stores.memory import MemoryStore
 from lunr.common.errors import LunrError
 from tests.unit.backup.support import SMALL, Faulty, load_bytes, repository, save_bytes
@@ -32,7 +33,7 @@ def _collect_and_die(store: MemoryStore) -> str:
 
     with pytest.raises(Killed):
         garbage.collect(repository(Deadly(store, lambda _call, _name: None)), threads=1)
-    (collection,) = condemned.listed(repo)
+    (collection,) = pending_deletion.listed(repo)
     return collection
 
 
@@ -82,9 +83,11 @@ def test_a_list_that_can_not_be_read_is_told_so_that_its_sweep_drops_it() -> Non
 @pytest.mark.parametrize("name", ["/etc/passwd", "../other/roots/sunday", "chunks/../x", ""])
 def test_a_list_of_names_that_are_no_objects_is_not_believed(name: str) -> None:
     repo = repository(MemoryStore())
-    condemned.store(repo, "forged", condemned.Condemned(0.0, {"chunks/aa/b": 1, name: 1}, ()))
+    pending_deletion.store(
+        repo, "forged", pending_deletion.Condemned(0.0, {"chunks/aa/b": 1, name: 1}, ())
+    )
     with pytest.raises(errors.CorruptObject, match="condemned/forged"):
-        condemned.load(repo, "forged")
+        pending_deletion.load(repo, "forged")
 
 
 def test_what_is_saved_while_a_collection_looks_around_is_not_condemned() -> None:
@@ -100,13 +103,13 @@ def test_what_is_saved_while_a_collection_looks_around_is_not_condemned() -> Non
 
     found = garbage.collect(repository(Faulty(store, meddle)), threads=1)
     assert found.collection is not None
-    listed = condemned.load(repo, found.collection)
+    listed = pending_deletion.load(repo, found.collection)
     assert listed is not None
     root = repo.load_root("b1")
     assert root.segments[0] is not None
     assert not any(name.endswith(root.segments[0].token.hex()) for name in listed.objects)
     garbage.sweep(repo, found.collection)
-    assert condemned.listed(repo) == []
+    assert pending_deletion.listed(repo) == []
     # So the next backup builds upon that one, and reads nothing of it.
     asked: Counter[str] = Counter()
     counting = Faulty(store, lambda call, name: asked.update([f"{call} {name[:8]}"]))
@@ -137,7 +140,7 @@ def test_an_unchanged_segment_of_which_something_is_condemned_is_stored_anew(
     repo = repository(store)
     save_bytes(repo, DATA, "b1")
     name = next(name for name in store.objects if name.startswith(what))
-    condemned.store(repo, "c1", condemned.Condemned(repo.clock(), {name: 1}, ()))
+    pending_deletion.store(repo, "c1", pending_deletion.Condemned(repo.clock(), {name: 1}, ()))
     same = save_bytes(repo, DATA, "b2", "b1", changed=[], concurrency=concurrency)
     # The two others are the parent's, as before.
     assert len(set(same.segments) & set(repo.load_root("b1").segments)) == 2

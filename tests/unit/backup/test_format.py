@@ -9,13 +9,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lunr.backup import errors, keys
+from lunr.backup import errors
 from lunr.backup.format import blocks, names, roots, segments
 from lunr.backup.format.blocks import Compression, ObjectKind
 from lunr.backup.format.names import Geometry, Kind, Ref
 from lunr.backup.format.segments import Entry, Patched, Piece
-from lunr.backup.keys import Cipher
-from lunr.backup.repository import Repository
+from lunr.backup.keys import derive
+from lunr.backup.keys.derive import Cipher
+from lunr.backup.repository.repository import Repository
 from lunr.backup.stores.files import FileStore
 from lunr.backup.stores.memory import MemoryStore
 from tests.unit.backup.support import KEYS, build_patched, load_bytes, repository
@@ -201,7 +202,7 @@ def test_another_object_under_the_name_is_corrupt(cipher: Cipher) -> None:
 @pytest.mark.parametrize("cipher", Cipher)
 def test_with_another_key_nothing_passes(cipher: Cipher) -> None:
     ref, raw = encode(b"x" * 200, cipher=cipher)
-    other = keys.derive(bytes(32), "default")
+    other = derive.derive(bytes(32), "default")
     with pytest.raises(errors.CorruptObject):
         blocks.read_index(raw, ref, "it", other)
 
@@ -316,7 +317,7 @@ def test_a_newer_root_is_refused() -> None:
 
 
 def test_the_wrong_key_is_told() -> None:
-    other = keys.derive(bytes(32), "default")
+    other = derive.derive(bytes(32), "default")
     with pytest.raises(errors.WrongKey, match="another master key"):
         roots.decode(roots.encode(make_root(), KEYS), "b1", "roots/b1", other)
 
@@ -342,8 +343,8 @@ def test_every_byte_is_in_one_chunk(size: int) -> None:
 
 def test_every_repository_and_master_key_has_its_own_keys() -> None:
     found = [
-        keys.derive(master, repository)
-        for master in (bytes(32), keys.PUBLIC_MASTER)
+        derive.derive(master, repository)
+        for master in (bytes(32), derive.PUBLIC_MASTER)
         for repository in ("a", "b")
     ]
     secrets = {value for one in found for value in dataclasses.astuple(one)}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from lunr.backup import collect as garbage
+from lunr.backup.repository import collect as garbage
 from lunr.backup.stores.memory import MemoryStore
 from tests.unit.backup.support import Faulty, load_bytes, repository, save_bytes
 

@@ -8,13 +8,15 @@ from dataclasses import replace
 
 import pytest
 
-from lunr.backup import errors, keys, pipeline
-from lunr.backup.collect import collect, sweep
+from lunr.backup import errors
 from lunr.backup.format.names import Geometry, Kind, Ref
 from lunr.backup.format.segments import Patched
-from lunr.backup.repository import Repository
+from lunr.backup.keys import derive
+from lunr.backup.repository.collect import collect, sweep
+from lunr.backup.repository.repository import Repository
+from lunr.backup.repository.verify import verify
+from lunr.backup.save import save
 from lunr.backup.stores.memory import MemoryStore
-from lunr.backup.verify import verify
 from tests.unit.backup.support import KEYS, SMALL, Faulty, load_bytes, repository, save_bytes
 from tests.unit.backup.volume import GEOMETRY, Volume, entries_of
 
@@ -127,8 +129,8 @@ def test_an_incremental_of_patches_asks_nothing_of_others() -> None:
 
 
 def test_no_more_than_so_many_segments_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pipeline, "_LEARNED_FROM", 4)
-    monkeypatch.setattr(pipeline, "_LEARNED_FROM_IF_FEW_CHANGED", 2)
+    monkeypatch.setattr(save, "_LEARNED_FROM", 4)
+    monkeypatch.setattr(save, "_LEARNED_FROM_IF_FEW_CHANGED", 2)
     store = MemoryStore()
     for name in "abc":
         save_bytes(repository(store), os.urandom(len(IMAGE)), f"{name}1", volume_id=name)
@@ -144,7 +146,7 @@ def test_no_more_than_so_many_segments_are_read(monkeypatch: pytest.MonkeyPatch)
 def test_backups_that_can_not_be_used_are_passed_over(caplog: pytest.LogCaptureFixture) -> None:
     store = MemoryStore()
     repo = repository(store)
-    other = keys.derive(bytes(32), "default")
+    other = derive.derive(bytes(32), "default")
     save_bytes(Repository(store, other), IMAGE, "rotated", volume_id="a")
     save_bytes(repo, IMAGE, "cut", volume_id="a", geometry=Geometry(64, 512, 4))
     lost = save_bytes(repo, IMAGE, "lost", volume_id="a").segments

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from lunr.backup import linux
-from lunr.backup.linux import Streaming
+from lunr.common import linux
+from lunr.common.linux import Streaming
 
 DATA = random.Random(2).randbytes(3 * 4096 + 5)
 

@@ -6,13 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from lunr.backup import errors, keys, masters
-from lunr.backup.collect import collect, sweep
-from lunr.backup.keys import Cipher
-from lunr.backup.repository import Repository
+from lunr.backup import errors
+from lunr.backup.keys import derive, master_keys
+from lunr.backup.keys.derive import Cipher
+from lunr.backup.repository.collect import collect, sweep
+from lunr.backup.repository.repository import Repository
+from lunr.backup.repository.verify import verify
 from lunr.backup.stores.base import Store
 from lunr.backup.stores.memory import MemoryStore
-from lunr.backup.verify import verify
 from tests.unit.backup.support import load_bytes, save_bytes
 
 OLD, NEW = b"\xab" * 32, b"\xcd" * 32
@@ -28,11 +29,11 @@ def test_keys_are_read_from_a_file(tmp_path: Path) -> None:
     path.write_text("ab" * 32 + "\n")
     path.chmod(0o644)
     with pytest.raises(errors.BadKey, match="chmod 600"):
-        masters.load(path)
+        master_keys.load(path)
     path.chmod(0o600)
-    assert masters.load(path) == (OLD,)
-    path.write_text(masters.text((NEW, OLD)) + "\n")
-    assert masters.open_masters(f"file:{path}", nobody) == (NEW, OLD)
+    assert master_keys.load(path) == (OLD,)
+    path.write_text(master_keys.text((NEW, OLD)) + "\n")
+    assert master_keys.open_masters(f"file:{path}", nobody) == (NEW, OLD)
 
 
 @pytest.mark.parametrize("text", ["", "ab" * 31, "xy" * 32, "ab" * 33, "é" * 64, "ab" * 32 + "\nx"])
@@ -41,23 +42,27 @@ def test_what_is_no_key_is_told(tmp_path: Path, text: str) -> None:
     path.write_text(text)
     path.chmod(0o600)
     with pytest.raises(errors.BadKey, match="64 hexadecimal digits") as caught:
-        masters.load(path)
+        master_keys.load(path)
     assert "abab" not in str(caught.value)
 
 
 def test_a_key_that_is_there_twice_is_told(tmp_path: Path) -> None:
     with pytest.raises(errors.BadKey, match="twice"):
-        masters.parse(["ab" * 32, "cd" * 32, "ab" * 32], "it")
+        master_keys.parse(["ab" * 32, "cd" * 32, "ab" * 32], "it")
     with pytest.raises(errors.BadKey, match="No such file"):
-        masters.load(tmp_path / "none")
+        master_keys.load(tmp_path / "none")
 
 
 def test_secrets_are_asked_for_by_id() -> None:
-    secrets = {"one": NEW, "two": masters.text((OLD, bytes(32))).encode()}
-    assert masters.open_masters("barbican:one", secrets.__getitem__) == (NEW,)
-    assert masters.open_masters("barbican:one,two", secrets.__getitem__) == (NEW, OLD, bytes(32))
+    secrets = {"one": NEW, "two": master_keys.text((OLD, bytes(32))).encode()}
+    assert master_keys.open_masters("barbican:one", secrets.__getitem__) == (NEW,)
+    assert master_keys.open_masters("barbican:one,two", secrets.__getitem__) == (
+        NEW,
+        OLD,
+        bytes(32),
+    )
     with pytest.raises(errors.BadKey, match="secret one"):
-        masters.open_masters("barbican:one", lambda _: b"password")
+        master_keys.open_masters("barbican:one", lambda _: b"password")
 
 
 @pytest.mark.parametrize(
@@ -65,20 +70,20 @@ def test_secrets_are_asked_for_by_id() -> None:
 )
 def test_what_is_no_place_for_keys_is_told(source: str) -> None:
     with pytest.raises(errors.BadKey, match="use file:/PATH or barbican:SECRET_ID"):
-        masters.open_masters(source, nobody)
+        master_keys.open_masters(source, nobody)
 
 
 def test_a_master_key_has_a_name_that_does_not_tell_it() -> None:
-    assert keys.master_id(OLD) == keys.master_id(OLD) != keys.master_id(NEW)
-    assert keys.master_id(OLD) not in OLD.hex()
-    assert keys.master_id(OLD) != keys.derive(OLD, "account").id
+    assert derive.master_id(OLD) == derive.master_id(OLD) != derive.master_id(NEW)
+    assert derive.master_id(OLD) not in OLD.hex()
+    assert derive.master_id(OLD) != derive.derive(OLD, "account").id
 
 
 # --- a change of keys --------------------------------------------------------------
 
 
 def repository(store: Store, *found: bytes, writes: Cipher = Cipher.AES_256_GCM) -> Repository:
-    own, *older = masters.keyring(found, "account", writes)
+    own, *older = master_keys.keyring(found, "account", writes)
     return Repository(store, own, older=older)
 
 
@@ -95,7 +100,7 @@ def test_backups_of_all_keys_are_read_and_the_newest_writes() -> None:
     for backup in ("b1", "b2", "b3"):
         assert load_bytes(both.of(both.load_root(backup)), backup) == DATA
     assert verify(both).damaged == {}
-    assert {both.load_root(b).key_id for b in ("b2", "b3")} == {keys.derive(NEW, "account").id}
+    assert {both.load_root(b).key_id for b in ("b2", "b3")} == {derive.derive(NEW, "account").id}
 
 
 def test_garbage_is_collected_under_all_keys() -> None:

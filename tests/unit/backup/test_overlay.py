@@ -10,11 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lunr.backup import errors
-from lunr.backup.extents import Extents
-from lunr.backup.image.source import Source as Stored
-from lunr.backup.overlay import Overlay
-from lunr.backup.pipeline import Backup, save
+from lunr.backup.read.backup_reader import Source as Stored
+from lunr.backup.read.overlay import Overlay
+from lunr.backup.save.save import Backup, save
 from lunr.backup.stores.memory import MemoryStore
+from lunr.common.extents import Extents
 from tests.support.thorough import examples
 from tests.unit.backup.support import (
     SMALL,
@@ -110,7 +110,7 @@ def test_what_is_absent_is_not_fetched_to_be_saved() -> None:
 
 
 def test_a_store_that_is_away_is_an_error_and_never_zeros(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lunr.backup.overlay._PATIENCE", 0.05)
+    monkeypatch.setattr("lunr.backup.read.overlay._PATIENCE", 0.05)
     memory = MemoryStore()
     save_bytes(repository(memory), random.Random(1).randbytes(SIZE), "base")
     repo = repository(Faulty(memory, FailAfter(1)))

@@ -12,8 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lunr.backup import errors, packing
-from lunr.backup.collect import collect
+from lunr.backup import errors
 from lunr.backup.format.names import Geometry, Ref
 from lunr.backup.format.segments import (
     Patched,
@@ -23,12 +22,14 @@ from lunr.backup.format.segments import (
     pieces_of,
     places_of,
 )
-from lunr.backup.reading import load_range
-from lunr.backup.repository import Repository
-from lunr.backup.restore import restore
-from lunr.backup.rewriting import is_written_whole, taken_along
+from lunr.backup.read.plan import load_range
+from lunr.backup.read.restore import restore
+from lunr.backup.repository.collect import collect
+from lunr.backup.repository.repository import Repository
+from lunr.backup.repository.verify import verify
+from lunr.backup.save import patch_packer
+from lunr.backup.save.patch_rewrite_policy import is_written_whole, taken_along
 from lunr.backup.stores.memory import MemoryStore
-from lunr.backup.verify import verify
 from tests.unit.backup.support import (
     FailAfter,
     Faulty,
@@ -139,7 +140,7 @@ def test_nothing_is_taken_along_when_nothing_changed(monkeypatch: pytest.MonkeyP
     for block in range(3):
         volume.write(0, 2 * block)
         volume.save()
-    monkeypatch.setattr("lunr.backup.rewriting._FEW", 1)
+    monkeypatch.setattr("lunr.backup.save.patch_rewrite_policy._FEW", 1)
     assert volume.save().bytes_stored == 0
     volume.write(1, 0)
     volume.save()
@@ -338,11 +339,11 @@ def test_the_packer_holds_one_object_at_most() -> None:
         stored.append(len(hashes))
         return Ref(len(stored).to_bytes(32, "big"), bytes(8))
 
-    packer = packing.Packer(10, store)  # type: ignore[arg-type]
+    packer = patch_packer.Packer(10, store)  # type: ignore[arg-type]
 
     def add(chunk: int) -> None:
         for block in range(30):
-            packer.add([packing.Loose(chunk, block, bytes(32), b"data")])
+            packer.add([patch_packer.Loose(chunk, block, bytes(32), b"data")])
             assert len(packer) < 10
 
     threads = [threading.Thread(target=add, args=(chunk,)) for chunk in range(4)]
@@ -350,7 +351,7 @@ def test_the_packer_holds_one_object_at_most() -> None:
         thread.start()
     for thread in threads:
         thread.join()
-    packer.add([packing.Loose(9, 0, bytes(32), b"data")])
+    packer.add([patch_packer.Loose(9, 0, bytes(32), b"data")])
     packer.flush()
     assert stored == [10] * 12 + [1]
     assert len(set(packer.places.values())) == len(packer.places) == 121

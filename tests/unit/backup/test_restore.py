@@ -9,7 +9,7 @@ import pytest
 
 from lunr.backup import errors
 from lunr.backup.format.names import Buffer, Geometry
-from lunr.backup.restore import restore
+from lunr.backup.read.restore import restore
 from lunr.backup.stores.memory import MemoryStore
 from tests.unit.backup.support import build_patched, repository, save_bytes
 

@@ -10,16 +10,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lunr.backup import errors
-from lunr.backup.collect import collect, sweep
 from lunr.backup.format.blocks import Compression
 from lunr.backup.format.names import Geometry, Ref
-from lunr.backup.pipeline import Backup, save
-from lunr.backup.repository import Repository
-from lunr.backup.restore import restore
-from lunr.backup.sources import FileSource
+from lunr.backup.read.restore import restore
+from lunr.backup.repository.collect import collect, sweep
+from lunr.backup.repository.repository import Repository
+from lunr.backup.repository.verify import verify
+from lunr.backup.save.block_source import FileSource
+from lunr.backup.save.save import Backup, save
 from lunr.backup.stores.base import Retrying
 from lunr.backup.stores.memory import MemoryStore
-from lunr.backup.verify import verify
 from lunr.common.errors import Cancelled, IdInUse
 from tests.unit.backup.support import (
     SMALL,

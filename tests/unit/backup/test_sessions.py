@@ -5,9 +5,10 @@ import os
 
 import pytest
 
-from lunr.backup import collect as garbage
-from lunr.backup import condemned, errors, sessions
-from lunr.backup.repository import Repository
+from lunr.backup import errors
+from lunr.backup.repository import collect as garbage
+from lunr.backup.repository import pending_deletion, sessions
+from lunr.backup.repository.repository import Repository
 from lunr.backup.stores.memory import MemoryStore
 from tests.unit.backup.support import KEYS, load_bytes, save_bytes
 
@@ -143,11 +144,11 @@ def test_a_damaged_backup_stops_the_collection() -> None:
     del store.objects[segment.name("segments")]  # type: ignore[arg-type]
     with pytest.raises(errors.ObjectMissing, match="segments/"):
         garbage.collect(repo)
-    assert condemned.listed(repo) == []
+    assert pending_deletion.listed(repo) == []
 
 
 def test_more_than_one_list_can_hold_is_left_to_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(condemned, "MOST", 2)
+    monkeypatch.setattr(pending_deletion, "MOST", 2)
     store, _, repo = make()
     save_bytes(repo, bytes(range(256)) + b"x" * 300, "b")
     repo.delete_root("b")

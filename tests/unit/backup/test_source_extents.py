@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lunr.backup import errors
-from lunr.backup.sources import SECTOR, FileSource
+from lunr.backup.save.block_source import SECTOR, FileSource
 
 SIZE = 64 * SECTOR
 

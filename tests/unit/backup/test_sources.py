@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from lunr.backup.sources import FileSource
+from lunr.backup.save.block_source import FileSource
 
 UNIT = 1 << 20
 

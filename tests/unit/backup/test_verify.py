@@ -9,12 +9,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lunr.backup import damage, errors, keys
-from lunr.backup.collect import collect, sweep
+from lunr.backup import errors
 from lunr.backup.format.names import Kind
-from lunr.backup.repository import Repository
+from lunr.backup.keys import derive
+from lunr.backup.repository import quarantine
+from lunr.backup.repository.collect import collect, sweep
+from lunr.backup.repository.repository import Repository
+from lunr.backup.repository.verify import Share, verify
 from lunr.backup.stores.memory import MemoryStore
-from lunr.backup.verify import Share, verify
 from tests.support.thorough import examples
 from tests.unit.backup.support import (
     SMALL,
@@ -102,7 +104,7 @@ def test_every_backup_that_lost_something_is_named_and_no_other(kind: Kind, how:
         done = verify(repo, asked)
         assert set(done.damaged) == lost
         assert all(name in reason for reason in done.damaged.values())
-        assert damage.names(repo) == {name}
+        assert quarantine.names(repo) == {name}
 
 
 @pytest.mark.parametrize("how", ["missing", "flipped"])
@@ -139,13 +141,13 @@ def test_a_bad_root_damages_its_backup_alone(how: str) -> None:
     done = verify(repo, ["b0", "b1", "b2", "b3"])
     assert set(done.damaged) == {"b1"}
     assert "b1" in done.damaged["b1"]
-    assert damage.names(repo) == frozenset()
+    assert quarantine.names(repo) == frozenset()
 
 
 def test_a_backup_that_no_key_reads_is_damaged() -> None:
     repo = repository()
     chain(repo, random.Random(6), 2)
-    other = Repository(repo.store, keys.derive(bytes(32), "default"))
+    other = Repository(repo.store, derive.derive(bytes(32), "default"))
     save_bytes(other, b"x" * 100, "other")
     assert set(verify(repo).damaged) == {"other"}
     both = Repository(repo.store, repo.keys, older=(other.keys,))
@@ -162,7 +164,7 @@ def test_an_object_that_was_only_away_is_good_again() -> None:
     assert verify(repo).damaged
     repo.store.objects[name] = raw
     assert verify(repo, share=Share(0, 1000)).damaged == {}  # what was bad is always read
-    assert damage.names(repo) == frozenset()
+    assert quarantine.names(repo) == frozenset()
     assert unreadable(repo, contents) == set()
 
 
@@ -176,7 +178,7 @@ def test_a_store_that_is_away_damages_nothing() -> None:
 
     with pytest.raises(errors.StoreUnavailable):
         verify(Repository(Faulty(repo.store, fail), repo.keys))
-    assert damage.names(repo) == frozenset()
+    assert quarantine.names(repo) == frozenset()
 
 
 @pytest.mark.parametrize("shares", [1, 3, 7])
@@ -212,7 +214,7 @@ def test_notes_go_with_what_they_are_about() -> None:
     for name in rng.sample(objects(repo, Kind.CHUNK, Kind.PATCH), 3):
         harm(repo, name, rng.choice(["missing", "flipped"]))
     assert verify(repo).damaged
-    assert len(damage.names(repo)) == 3
+    assert len(quarantine.names(repo)) == 3
     assert collect(repo).condemned == 0  # backups still need them
     save_bytes(repo, contents[-1], "new", "b3")
     for number in range(len(contents)):
@@ -221,7 +223,7 @@ def test_notes_go_with_what_they_are_about() -> None:
         found = collect(repo)
         if found.collection is not None:
             sweep(repo, found.collection)
-    assert damage.names(repo) == frozenset()
+    assert quarantine.names(repo) == frozenset()
     assert load_bytes(repo, "new") == contents[-1]
     assert verify(repo).damaged == {}
 

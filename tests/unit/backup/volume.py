@@ -6,7 +6,7 @@ import os
 
 from lunr.backup.format.names import Geometry
 from lunr.backup.format.segments import Entry, Patched
-from lunr.backup.repository import Repository
+from lunr.backup.repository.repository import Repository
 from lunr.backup.stores.memory import MemoryStore
 from tests.unit.backup.support import load_bytes, repository, save_bytes
 

@@ -10,9 +10,9 @@ from datetime import UTC, datetime
 
 import pytest
 
-from lunr.backup import keys
-from lunr.backup.pipeline import Backup, save
-from lunr.backup.repository import Repository
+from lunr.backup.keys import derive
+from lunr.backup.repository.repository import Repository
+from lunr.backup.save.save import Backup, save
 from lunr.backup.stores.memory import MemoryStore
 from lunr.live import errors, groups
 from lunr.live.groups import Group, Member
@@ -33,7 +33,7 @@ class Zeros:
 
 @pytest.fixture
 def repository() -> Repository:
-    return Repository(MemoryStore(), keys.derive(keys.PUBLIC_MASTER, "default"))
+    return Repository(MemoryStore(), derive.derive(derive.PUBLIC_MASTER, "default"))
 
 
 def made(repository: Repository, machine: str, *disks: str, moment: datetime = MOMENT) -> Group:

@@ -10,9 +10,9 @@ from xml.etree import ElementTree
 
 import pytest
 
-from lunr.backup import keys
 from lunr.backup.errors import StoreUnavailable
-from lunr.backup.repository import Repository
+from lunr.backup.keys import derive
+from lunr.backup.repository.repository import Repository
 from lunr.backup.stores.memory import MemoryStore
 from lunr.live import groups, main
 from lunr.live.groups import Group
@@ -30,7 +30,7 @@ class Place:
     def __init__(self, patch: pytest.MonkeyPatch) -> None:
         self.before: Callable[[str, str], None] = lambda _call, _name: None
         store = Faulty(MemoryStore(), lambda call, name: self.before(call, name))
-        self.repository = Repository(store, keys.derive(keys.PUBLIC_MASTER, "default"))
+        self.repository = Repository(store, derive.derive(derive.PUBLIC_MASTER, "default"))
         self.stop = threading.Event()
         patch.setattr(main, "_monitor", lambda _machine: contextlib.nullcontext())
         patch.setattr(main.leftovers, "recover", lambda *_: None)

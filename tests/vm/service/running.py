@@ -260,7 +260,7 @@ class World:
         """Kill the processes that serve filling volumes."""
         for path in Path("/proc").glob("[0-9]*/cmdline"):
             with contextlib.suppress(FileNotFoundError, ProcessLookupError):
-                if b"lunr.backup.image.worker" in path.read_bytes():
+                if b"lunr.backup.lazy_image.process" in path.read_bytes():
                     os.kill(int(path.parent.name), signal.SIGKILL)
 
     def _end_fillings(self) -> None:

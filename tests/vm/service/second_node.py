@@ -9,7 +9,7 @@ import signal
 from collections.abc import Iterator
 from pathlib import Path
 
-from lunr.common import private
+from lunr.common import files
 from tests.support.volume_groups import volume_group
 from tests.support.waiting import wait_until
 from tests.vm.service.running import OTHER_GROUP, World, configure
@@ -22,7 +22,7 @@ def second_node(world: World, disk: Path) -> Iterator[None]:
     """It is at work, with a pool on `disk`; nobody kills it."""
     service, nodes = world.service, world.client.admin.nodes
     token = service.root / "keys" / "node2.token"
-    private.write(token, f"{nodes.create(NAME, volume_types=['default']).token}\n")
+    files.write(token, f"{nodes.create(NAME, volume_types=['default']).token}\n")
     config = service.root / "node2.conf"
     shutil.copy(service.config, config)
     options = {

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from lunr.backup.image.gaps import Gaps
+from lunr.backup.lazy_image.missing_extents import Gaps
 from lunr.storage.engine import Engine
 from lunr.storage.exports import Exports
 from lunr.storage.filling import clone_device

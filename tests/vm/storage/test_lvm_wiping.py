@@ -9,8 +9,7 @@ from collections.abc import Callable
 
 import pytest
 
-from lunr.backup import linux
-from lunr.common import errors
+from lunr.common import errors, linux
 from lunr.storage.pools import wipe
 from lunr.storage.pools.base import SnapshotLost
 from lunr.storage.pools.logical_volumes import Role

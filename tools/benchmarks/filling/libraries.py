@@ -20,8 +20,8 @@ from ctypes.util import find_library
 from pathlib import Path
 from typing import Any
 
-from lunr.backup.image import mounting, protocol
-from lunr.backup.image.local import Local
+from lunr.backup.lazy_image import fuse_protocol, mount
+from lunr.backup.lazy_image.backing_file import Local
 from tools.benchmarks.filling.table import Table
 
 _SIZE = 64 << 20
@@ -50,8 +50,8 @@ class _Passing(Local):
 
 
 def _serve_own(path: Path, point: Path) -> None:
-    fd = mounting.mount(point, protocol.MAX_IO, read_only=False)
-    protocol.Session(fd, _Passing(path), _NAME, patience=1.0).serve()
+    fd = mount.mount(point, fuse_protocol.MAX_IO, read_only=False)
+    fuse_protocol.Session(fd, _Passing(path), _NAME, patience=1.0).serve()
 
 
 def _serve_mfusepy(path: Path, point: Path) -> None:
@@ -122,7 +122,7 @@ def _served(name: str, path: Path) -> Iterator[tuple[int, int]]:
             finally:
                 os.close(fd)
         finally:
-            mounting.unmount(Path(point), lazy=True)
+            mount.unmount(Path(point), lazy=True)
             process.wait(10)
 
 

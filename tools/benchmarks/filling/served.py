@@ -11,9 +11,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-from lunr.backup import keys
 from lunr.backup.format.names import Kind, Ref
-from lunr.backup.repository import Repository
+from lunr.backup.keys import derive
+from lunr.backup.repository.repository import Repository
 from lunr.backup.stores import open_store
 from tools.services.loopback import read_env
 
@@ -29,7 +29,7 @@ class Swift:
         self.env = env = read_env(self._root / "env")
         self.options = {"auth_url": env["ST_AUTH"], "user": env["ST_USER"], "key": env["ST_KEY"]}
         self.store = open_store("swift:bench", "lazy", self.options)
-        self.repository = Repository(self.store, keys.derive(keys.PUBLIC_MASTER, "lazy"))
+        self.repository = Repository(self.store, derive.derive(derive.PUBLIC_MASTER, "lazy"))
 
     def _tool(self, word: str) -> None:
         subprocess.run(
@@ -63,7 +63,7 @@ class Volume:
             file.truncate(size)
         self.started = time.monotonic()
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "lunr.backup.image.worker"],
+            [sys.executable, "-m", "lunr.backup.lazy_image.process"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,

@@ -13,7 +13,7 @@ import pytest
 from tests.support.services import need_fuse
 from tests.support.waiting import PATIENCE, wait_until
 
-ENGINE = [sys.executable, "-m", "lunr.backup.commands"]
+ENGINE = [sys.executable, "-m", "lunr.backup.cli"]
 BACKUP = [sys.executable, "-m", "lunr.client.main", "backup"]
 
 

@@ -17,8 +17,8 @@ from typing import NoReturn
 
 import pytest
 
-from lunr.backup.image.fill import Fill
-from lunr.backup.image.presence import UNIT
+from lunr.backup.lazy_image.background_fill import Fill
+from lunr.backup.lazy_image.presence import UNIT
 from lunr.backup.stores.files import FileStore
 from tests.support.thorough import examples
 from tests.unit.backup.image.support import CHUNK, World, content

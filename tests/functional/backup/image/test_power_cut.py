@@ -18,8 +18,8 @@ from pathlib import Path
 
 import pytest
 
-from lunr.backup.image.local import Local
-from lunr.backup.image.presence import UNIT
+from lunr.backup.lazy_image.backing_file import Local
+from lunr.backup.lazy_image.presence import UNIT
 from tests.support.thorough import examples
 from tests.unit.backup.image.support import CHUNK, World, content
 

@@ -14,11 +14,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from lunr.backup import keys
-from lunr.backup.image import mounting
-from lunr.backup.pipeline import Backup, save
-from lunr.backup.repository import Repository
-from lunr.backup.sources import FileSource
+from lunr.backup.keys import derive
+from lunr.backup.lazy_image import mount
+from lunr.backup.repository.repository import Repository
+from lunr.backup.save.block_source import FileSource
+from lunr.backup.save.save import Backup, save
 from lunr.backup.stores import open_store
 
 KEY = "5a" * 32
@@ -43,7 +43,7 @@ class Place:
 
     def repository(self) -> Repository:
         store = open_store(f"files:{self.store}", "account")
-        return Repository(store, keys.derive(bytes.fromhex(KEY), "account"))
+        return Repository(store, derive.derive(bytes.fromhex(KEY), "account"))
 
     def worker(self, task: str = "image", **fields: Any) -> Worker:
         return Worker(
@@ -80,7 +80,7 @@ class Place:
 
     def clean(self) -> None:
         """Take away what a test that failed left mounted; its worker ends by that."""
-        while mounting.unmount(self.point, lazy=True):
+        while mount.unmount(self.point, lazy=True):
             pass
 
 
@@ -104,7 +104,7 @@ class Worker:
 
     def __init__(self, **task: Any) -> None:
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "lunr.backup.image.worker"],
+            [sys.executable, "-m", "lunr.backup.lazy_image.process"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

@@ -11,11 +11,11 @@ from pathlib import Path
 
 from lunr.backup import errors
 from lunr.backup.format.names import Geometry
-from lunr.backup.image import maps
-from lunr.backup.image.filling import FillingVolume
-from lunr.backup.image.local import Local
-from lunr.backup.image.presence import UNIT, Shape, area_with
-from lunr.backup.image.source import Source, kept_root
+from lunr.backup.lazy_image import presence_file
+from lunr.backup.lazy_image.backing_file import Local
+from lunr.backup.lazy_image.presence import UNIT, Shape, area_with
+from lunr.backup.lazy_image.restored_volume import FillingVolume
+from lunr.backup.read.backup_reader import Source, kept_root
 from lunr.backup.stores.base import Store
 from lunr.backup.stores.memory import MemoryStore
 from tests.support.waiting import PATIENCE
@@ -100,7 +100,7 @@ class World:
         self.root.unlink(missing_ok=True)
         zeros = source.zero_ranges(self.size) if self.is_zero else []
         shape = Shape(self.size, CHUNK)
-        maps.create(self.map, shape, "b1", area_with(shape, zeros))
+        presence_file.create(self.map, shape, "b1", area_with(shape, zeros))
         self.live.unlink(missing_ok=True)
 
     def report(self, event: str, **fields: object) -> None:
@@ -110,7 +110,7 @@ class World:
         root = kept_root(self.repository, "b1", self.root)
         self.source = Source(self.repository, root, self.report)
         data, file = self._local(self.target), self._local(self.map)
-        opened = maps.Maps(file, self.live)
+        opened = presence_file.Maps(file, self.live)
         self.volume = FillingVolume(self.source, data, opened, self.is_zero)
         self._open = [self.source.close, opened.close, data.close, file.close]
         return self.volume

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from lunr.backup.image.fill import Fill, Mode
-from lunr.backup.image.presence import UNIT
+from lunr.backup.lazy_image.background_fill import Fill, Mode
+from lunr.backup.lazy_image.presence import UNIT
 from tests.support.waiting import PATIENCE, wait_until
 from tests.unit.backup.image.support import CHUNK, World
 
@@ -164,7 +164,7 @@ def test_a_full_disk_is_told_and_waited_out(world: World, monkeypatch: pytest.Mo
     def full(_offset: int, _data: memoryview, keep: bool) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("lunr.backup.image.fill._PAUSE", 0.05)
+    monkeypatch.setattr("lunr.backup.lazy_image.background_fill._PAUSE", 0.05)
     real = world.volume._data.write
     monkeypatch.setattr(world.volume._data, "write", full)
     with Running(world, Mode.EAGER):
@@ -224,7 +224,7 @@ def test_after_a_sync_that_failed_it_ends_until_it_is_ordered_again(
     def fail() -> None:
         raise OSError(5, "lost")
 
-    monkeypatch.setattr("lunr.backup.image.fill._PAUSE", 0.01)
+    monkeypatch.setattr("lunr.backup.lazy_image.background_fill._PAUSE", 0.01)
     monkeypatch.setattr(world.volume._data, "sync", fail)
     with Running(world, Mode.EAGER) as fill:
         wait_until(lambda: told(world, "given_up"))

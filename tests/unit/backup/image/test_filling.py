@@ -19,11 +19,11 @@ from hypothesis import HealthCheck, settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from lunr.backup.format.segments import objects_of
-from lunr.backup.image.filling import SyncLost
-from lunr.backup.image.local import Local
-from lunr.backup.image.presence import UNIT
-from lunr.backup.image.protocol import Contended
-from lunr.backup.image.wire import Op
+from lunr.backup.lazy_image.backing_file import Local
+from lunr.backup.lazy_image.fuse_protocol import Contended
+from lunr.backup.lazy_image.fuse_wire import Op
+from lunr.backup.lazy_image.presence import UNIT
+from lunr.backup.lazy_image.restored_volume import SyncLost
 from tests.support.thorough import examples
 from tests.support.waiting import PATIENCE, SOON, wait_until
 from tests.unit.backup.image.support import CHUNK, World, content

@@ -11,7 +11,7 @@ import hypothesis.strategies as st
 import pytest
 from hypothesis import given
 
-from lunr.backup.image.gaps import Gaps, GapsCorrupt
+from lunr.backup.lazy_image.missing_extents import Gaps, GapsCorrupt
 
 
 @given(numbers=st.lists(st.integers(0, 1 << 60), unique=True).map(sorted))

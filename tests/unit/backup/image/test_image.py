@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from lunr.backup.image.image import Image
+from lunr.backup.lazy_image.readonly_image import Image
 from tests.unit.backup.image.support import CHUNK, World
 from tests.unit.backup.image.test_filling import damage
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from lunr.backup.image.local import Local
+from lunr.backup.lazy_image.backing_file import Local
 
 
 @pytest.mark.parametrize("keep", [True, False])

@@ -12,9 +12,9 @@ import hypothesis.strategies as st
 import pytest
 from hypothesis import given, settings
 
-from lunr.backup.image import maps
-from lunr.backup.image.local import Local
-from lunr.backup.image.presence import PRESENT, UNIT, Shape, area_with, area_without
+from lunr.backup.lazy_image import presence_file
+from lunr.backup.lazy_image.backing_file import Local
+from lunr.backup.lazy_image.presence import PRESENT, UNIT, Shape, area_with, area_without
 from tests.support.thorough import examples
 
 #: 1250 chunks, 8 sectors.
@@ -27,12 +27,12 @@ class Files:
         self.shape = shape
 
     def create(self, *present: tuple[int, int]) -> None:
-        maps.create(self.map, self.shape, "b1", area_with(self.shape, present))
+        presence_file.create(self.map, self.shape, "b1", area_with(self.shape, present))
 
     @contextlib.contextmanager
-    def open(self) -> Iterator[maps.Maps]:
+    def open(self) -> Iterator[presence_file.Maps]:
         with contextlib.closing(Local(self.map)) as file:
-            opened = maps.Maps(file, self.live)
+            opened = presence_file.Maps(file, self.live)
             try:
                 yield opened
             finally:
@@ -50,7 +50,7 @@ def files(tmp_path: Path) -> Files:
     return Files(tmp_path)
 
 
-def extents(opened: maps.Maps) -> list[tuple[int, int]]:
+def extents(opened: presence_file.Maps) -> list[tuple[int, int]]:
     return list(opened.presence.absent_extents())
 
 
@@ -135,7 +135,7 @@ def test_a_live_map_of_another_volume_is_not_believed(files: Files) -> None:
 
 def test_two_can_not_have_it(files: Files) -> None:
     files.create()
-    with files.open(), pytest.raises(maps.MapInUse), files.open():
+    with files.open(), pytest.raises(presence_file.MapInUse), files.open():
         pass
 
 
@@ -154,7 +154,7 @@ def test_a_sector_that_changed_is_seen(files: Files) -> None:
         bad[at] ^= 1 << rng.randrange(8)
         files.map.write_bytes(bad)
         files.live.unlink(missing_ok=True)
-        with pytest.raises(maps.MapCorrupt) as caught, files.open():
+        with pytest.raises(presence_file.MapCorrupt) as caught, files.open():
             pass
         assert str(files.map) in str(caught.value)
 
@@ -169,7 +169,7 @@ def test_sectors_that_changed_places_are_seen(files: Files) -> None:
     raw[512:1024], raw[3072:3584] = second, first
     files.map.write_bytes(raw)
     files.live.unlink()
-    with pytest.raises(maps.MapCorrupt), files.open():
+    with pytest.raises(presence_file.MapCorrupt), files.open():
         pass
 
 
@@ -177,7 +177,7 @@ def test_sectors_that_changed_places_are_seen(files: Files) -> None:
 def test_a_map_of_another_length_is_seen(files: Files, change: object) -> None:
     files.create()
     files.map.write_bytes(change(files.map.read_bytes()))  # type: ignore[operator]
-    with pytest.raises(maps.MapCorrupt), files.open():
+    with pytest.raises(presence_file.MapCorrupt), files.open():
         pass
 
 
@@ -230,7 +230,7 @@ def test_a_map_without_some_extents_lacks_just_these(
         if first * UNIT < SHAPE.size
     ]
     files = Files(tmp_path_factory.mktemp("gaps"), Shape(SHAPE.size + more, SHAPE.chunk))
-    maps.create(files.map, files.shape, "b1", area_without(files.shape, absent))
+    presence_file.create(files.map, files.shape, "b1", area_without(files.shape, absent))
     with files.open() as opened:
         wanted = {unit for start, end in absent for unit in range(start // UNIT, -(-end // UNIT))}
         assert _units(extents(opened)) == wanted

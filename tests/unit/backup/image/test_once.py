@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from lunr.backup.image.once import Once
+from lunr.backup.read.single_flight import Once
 from tests.support.waiting import PATIENCE, wait_until
 
 

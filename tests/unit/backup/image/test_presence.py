@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from lunr.backup.image.presence import ABSENT, PARTIAL, PRESENT, UNIT, Presence, Shape
+from lunr.backup.lazy_image.presence import ABSENT, PARTIAL, PRESENT, UNIT, Presence, Shape
 from tests.support.thorough import examples
 
 

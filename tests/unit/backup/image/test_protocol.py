@@ -15,9 +15,9 @@ from pathlib import Path
 
 import pytest
 
-from lunr.backup.image import wire
-from lunr.backup.image.protocol import File, Session
-from lunr.backup.image.wire import Op
+from lunr.backup.lazy_image import fuse_wire
+from lunr.backup.lazy_image.fuse_protocol import File, Session
+from lunr.backup.lazy_image.fuse_wire import Op
 from tests.support.waiting import PATIENCE
 
 HEADER = struct.Struct("=IIQQIIIHH")
@@ -162,7 +162,7 @@ def write_in(offset: int, data: bytes) -> bytes:
 def test_init_takes_what_the_kernel_has(kernel: Kernel) -> None:
     major, minor, _, flags, _, _, max_write, _, max_pages, _, flags2, depth = kernel.init(45)
     assert (major, minor) == (7, 40)
-    assert flags | flags2 << 32 == wire.WANTED
+    assert flags | flags2 << 32 == fuse_wire.WANTED
     assert (max_write, max_pages, depth) == (1 << 20, 256, 1)
     assert kernel.session.passthrough
 
@@ -395,10 +395,10 @@ def test_opens(kernel: Kernel, disk: Disk) -> None:
     kernel.init()
     assert kernel.fail(Op.OPEN, bytes(8), 1) == errno.EISDIR
     _, flags, _ = struct.unpack("=QIi", kernel.ask(Op.OPEN, bytes(8)))
-    assert flags == wire.DIRECT_IO | wire.PARALLEL_DIRECT_WRITES
+    assert flags == fuse_wire.DIRECT_IO | fuse_wire.PARALLEL_DIRECT_WRITES
     disk.writable = False
     _, flags, _ = struct.unpack("=QIi", kernel.ask(Op.OPEN, bytes(8)))
-    assert flags == wire.KEEP_CACHE
+    assert flags == fuse_wire.KEEP_CACHE
     for op in (Op.RELEASE, Op.RELEASEDIR, Op.FSYNCDIR, Op.DESTROY):
         assert kernel.ask(op, bytes(24)) == b""
     assert len(kernel.ask(Op.OPENDIR, bytes(8), 1)) == 16
@@ -421,16 +421,16 @@ def test_the_numbers_are_the_kernels() -> None:
     for op in Op:
         assert re.search(rf"^\tFUSE_{op.name}\s*= {op.value},", header, re.MULTILINE), op
     for name, value in (
-        ("FUSE_ASYNC_READ", wire.ASYNC_READ),
-        ("FUSE_BIG_WRITES", wire.BIG_WRITES),
-        ("FUSE_ASYNC_DIO", wire.ASYNC_DIO),
-        ("FUSE_PARALLEL_DIROPS", wire.PARALLEL_DIROPS),
-        ("FUSE_MAX_PAGES", wire.MAX_PAGES),
-        ("FUSE_INIT_EXT", wire.INIT_EXT),
-        ("FOPEN_DIRECT_IO", wire.DIRECT_IO),
-        ("FOPEN_KEEP_CACHE", wire.KEEP_CACHE),
-        ("FOPEN_PARALLEL_DIRECT_WRITES", wire.PARALLEL_DIRECT_WRITES),
-        ("FATTR_SIZE", wire.FATTR_SIZE),
+        ("FUSE_ASYNC_READ", fuse_wire.ASYNC_READ),
+        ("FUSE_BIG_WRITES", fuse_wire.BIG_WRITES),
+        ("FUSE_ASYNC_DIO", fuse_wire.ASYNC_DIO),
+        ("FUSE_PARALLEL_DIROPS", fuse_wire.PARALLEL_DIROPS),
+        ("FUSE_MAX_PAGES", fuse_wire.MAX_PAGES),
+        ("FUSE_INIT_EXT", fuse_wire.INIT_EXT),
+        ("FOPEN_DIRECT_IO", fuse_wire.DIRECT_IO),
+        ("FOPEN_KEEP_CACHE", fuse_wire.KEEP_CACHE),
+        ("FOPEN_PARALLEL_DIRECT_WRITES", fuse_wire.PARALLEL_DIRECT_WRITES),
+        ("FATTR_SIZE", fuse_wire.FATTR_SIZE),
     ):
         bit = value.bit_length() - 1
         assert re.search(rf"^#define {name}\s+\(1 << {bit}\)", header, re.MULTILINE), name

@@ -1,0 +1,1 @@
+"""Keys: master keys, where they come from, and what is derived from them."""

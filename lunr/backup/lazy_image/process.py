@@ -1,0 +1,374 @@
+"""A backup as a file, in a process of its own: ``python -m lunr.backup.lazy_image.process``.
+
+The first line of standard input is a task, one JSON object; secrets come only this
+way. Orders follow, a line each, and events are written to standard output, one JSON
+object a line. With ``control`` in the task, the same orders and events go over that
+unix socket too, and the process outlives its parent: a file that is in use must not
+vanish when whoever started it does. Without, the end of standard input unmounts it.
+
+A task has ``task`` (image or volume), ``store`` (``url`` and ``options``), ``key``,
+``repository``, as for lunr/backup/worker.py, ``backup_id``, ``mountpoint`` (a folder;
+the file is ``volume`` in it), ``patience`` (seconds a read waits for a store that is
+away; 25), ``control`` (path of a socket, or null). An image may have ``size_bytes``, more
+than the backup's: zeros follow; and ``root``, a file in which the backup's root is kept, so
+that it can be shown again while the store is away. A volume has
+
+=============  ===================================================================
+target         the local file or block device
+size_bytes     of the volume; at least the backup's
+target_is_zero whether it reads as zeros where nothing was written by an earlier
+               run of this task
+map            the disk map; made when it is not there. The backup's root is kept
+               beside it, as the same name with ``.root``
+live           the live map, good for this boot; best below /run
+gaps           a file of lunr/backup/lazy_image/missing_extents.py: all but that is there
+               when the map is made; null or absent: nothing is
+fill           eager, lazy or never
+concurrency    chunks fetched at once (4)
+limit          bytes a second that the fill may fetch (0: no limit)
+=============  ===================================================================
+
+=================  ===============================================================
+order
+=================  ===============================================================
+fill MODE          fill so from now on, and try damaged chunks again
+limit BYTES        the limit from now on
+status             tell ``progress`` again
+requests           tell ``requests``: how many there were so far (count: reads and writes that
+                   the kernel did not do by itself, syncs, discards) and are under way
+still              let absent blocks stay absent, and tell ``unfetched`` (extents:
+                   ``[[offset, length], …]``): take a snapshot of the target now.
+                   Writes to absent blocks wait until ``go``, another ``still``, or for
+                   10 s; how it ended is told (``gone``, in_time: what was snapshot can
+                   be used)
+go                 end that
+unmount            unmount and end; told ``busy`` when the file is open
+detach             out of sight now, and the end when the last one closes the file
+=================  ===============================================================
+
+Events: ``mounted`` (path, seconds), ``progress``, ``trouble``, ``filled``
+(lunr/backup/lazy_image/background_fill.py), ``store``, ``damaged``
+(lunr/backup/read/backup_reader.py),
+``refused`` (code, reason: of an order), and last ``done`` (result: ``{"filled"}``) or
+``failed`` (code, reason, retry).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from lunr.backup.keys import derive, master_keys
+from lunr.backup.lazy_image import fuse_protocol, mount, presence_file
+from lunr.backup.lazy_image.background_fill import Fill, Mode
+from lunr.backup.lazy_image.backing_file import Local
+from lunr.backup.lazy_image.control import Control
+from lunr.backup.lazy_image.missing_extents import Gaps
+from lunr.backup.lazy_image.presence import UNIT, Pieces, Shape, area_with, area_without
+from lunr.backup.lazy_image.readonly_image import Image
+from lunr.backup.lazy_image.restored_volume import FillingVolume
+from lunr.backup.read.backup_reader import Source, kept_root
+from lunr.backup.repository.repository import Repository
+from lunr.backup.stores import open_store
+from lunr.common import errors, ids, log, signals
+from lunr.common.linux import reuse_memory
+
+logger = logging.getLogger(__name__)
+
+NAME = "volume"
+PATIENCE = 25.0
+#: Seconds that one request to Swift may stand still; the pauses between tries are ours.
+_REQUEST_TIMEOUT = 15.0
+_STILL_AT_MOST = 10.0
+
+
+class Worker:
+    """One mount, from its task to its end.
+
+    The files of a volume are never closed: a thread that is late must not write to
+    another file under the same number. The end of the process closes them.
+    """
+
+    def __init__(self, task: Mapping[str, Any], control: Control) -> None:
+        self._task = task
+        self._control = control
+        self._point = Path(self._field("mountpoint"))
+        self._closing = contextlib.ExitStack()
+        self._volume: FillingVolume | None = None
+        self._fill: Fill | None = None
+        self._progress: dict[str, Any] = {}
+        self._go = threading.Event()
+        self._filled = False
+        self._mounted = False
+        self._session: fuse_protocol.Session
+
+    def _field(self, name: str) -> Any:
+        try:
+            return self._task[name]
+        except KeyError:
+            raise errors.BadRequest(reason=f"the task has no {name}.") from None
+
+    def report(self, event: str, **fields: object) -> None:
+        """Tell everyone."""
+        if event == "progress":
+            self._progress = fields
+        self._control.tell(event, **fields)
+
+    def detach(self) -> None:
+        """Unmount, and end when nobody has the file open any more."""
+        if self._mounted:
+            mount.unmount(self._point, lazy=True)
+
+    def run(self) -> dict[str, Any]:
+        """Mount, serve until it is unmounted, and return the result.
+
+        Raises:
+            errors.LunrError: it can't be done.
+        """
+        started = time.monotonic()
+        with self._closing:
+            if self._task.get("control"):
+                self._control.open(Path(self._task["control"]))
+            file = self._open()
+            fd = mount.mount(self._point, fuse_protocol.MAX_IO, read_only=not file.writable)
+            patience = float(self._task.get("patience", PATIENCE))
+            self._session = fuse_protocol.Session(fd, file, NAME, patience)
+            serving = threading.Thread(target=self._session.serve, name="serve")
+            serving.start()
+            self._mounted = True
+            path = self._point / NAME
+            try:
+                path.stat()  # answered by ourselves: it works
+            except OSError as error:
+                self.detach()
+                raise mount.MountFailed(path=path, reason=f"{error.strerror}.") from error
+            self.report("mounted", path=str(path), seconds=round(time.monotonic() - started, 3))
+            self._control.listen(self._order)
+            behind = self._go_on_behind()
+            serving.join()
+            self._mounted = False  # by now another may be there
+            mount.detach_dead(self._point)
+            if self._fill is not None:
+                self._fill.stop()
+                behind.join()
+            if self._volume is not None:
+                self._volume.sync()
+        return {"filled": self._filled}
+
+    def _go_on_behind(self) -> threading.Thread:
+        thread = threading.Thread(target=self._fill_up, name="fill", daemon=True)
+        if self._fill is not None:
+            thread.start()
+        return thread
+
+    def _fill_up(self) -> None:
+        assert self._fill is not None
+        self._filled = self._fill.run()
+
+    # --- opening ---------------------------------------------------------------------
+
+    def _open(self) -> fuse_protocol.File:
+        kind = self._field("task")
+        if kind not in ("image", "volume"):
+            raise errors.BadRequest(reason=f"there is no task {kind!r}.")
+        repository, backup_id = self._repository(), ids.check(self._field("backup_id"))
+        if kind == "volume":
+            path = Path(self._field("map"))
+            root = kept_root(repository, backup_id, path.with_name(f"{path.name}.root"))
+        elif self._task.get("root") is not None:
+            root = kept_root(repository, backup_id, Path(self._task["root"]))
+        else:
+            root = repository.load_root(backup_id)
+        source = Source(repository, root, self.report)
+        self._closing.callback(source.close)
+        if kind == "volume":
+            return self._open_volume(source)
+        size = int(self._task.get("size_bytes", source.size))
+        _check_size(size, source)
+        return Image(source, size)
+
+    def _repository(self) -> Repository:
+        place, name, key = self._field("store"), self._field("repository"), self._task.get("key")
+        found = (
+            (derive.PUBLIC_MASTER,)
+            if key is None
+            else master_keys.parse(key.splitlines(), "the task")
+        )
+        own, *older = master_keys.keyring(found, name)
+        options = dict(place.get("options") or {})
+        timeout = min(float(options.get("timeout", _REQUEST_TIMEOUT)), _REQUEST_TIMEOUT)
+        cancel = threading.Event()
+        store = open_store(
+            place["url"], name, {**options, "retries": 0, "timeout": timeout}, cancel
+        )
+        self._closing.callback(store.close)
+        self._closing.callback(cancel.set)
+        return Repository(store, own, older=older)
+
+    def _open_volume(self, source: Source) -> FillingVolume:
+        size, geometry = int(self._field("size_bytes")), source.geometry
+        _check_size(size, source)
+        if geometry.block % UNIT:
+            raise errors.BadRequest(reason=f"blocks of {geometry.block} bytes can't be filled in.")
+        target = _opened(Path(self._field("target")))
+        if target.size < size:
+            raise errors.BadRequest(reason=f"{target.path} has {target.size} bytes, not {size}.")
+        is_zero = bool(self._task.get("target_is_zero", False))
+        opened = self._open_maps(Shape(size, geometry.chunk), source, target, is_zero)
+        self._volume = FillingVolume(source, target, opened, is_zero)
+        self._fill = Fill(
+            self._volume,
+            self.report,
+            _mode(self._task.get("fill", "eager")),
+            int(self._task.get("concurrency", 4)),
+            int(self._task.get("limit", 0)),
+        )
+        return self._volume
+
+    def _open_maps(
+        self, shape: Shape, source: Source, target: Local, is_zero: bool
+    ) -> presence_file.Maps:
+        path, backup_id = Path(self._field("map")), str(self._field("backup_id"))
+        if not path.exists():
+            target.sync()  # what the map will claim
+            presence_file.create(path, shape, backup_id, self._area(shape, source, is_zero))
+        opened = presence_file.Maps(_opened(path), Path(self._field("live")))
+        header = opened.header
+        if (header.shape, header.backup_id) != (shape, backup_id):
+            raise presence_file.MapMismatch(
+                path=path, reason=f"{header.backup_id}, {header.shape}."
+            )
+        return opened
+
+    def _area(self, shape: Shape, source: Source, is_zero: bool) -> Pieces:
+        """What is there from the start."""
+        if self._task.get("gaps") is not None:
+            gaps = _read(Path(self._task["gaps"]), str(self._field("backup_id")))
+            return area_without(shape, gaps.extents)
+        return area_with(shape, source.zero_ranges(shape.size) if is_zero else [])
+
+    # --- orders ------------------------------------------------------------------------
+
+    def _order(self, line: str, answer: Callable[..., None]) -> None:
+        """Do what `line` says; `answer` tells whoever gave the order alone."""
+        order, _, argument = line.strip().partition(" ")
+        try:
+            match order:
+                case "unmount":
+                    mount.unmount(self._point)
+                case "detach" | "":  # "": standard input ended
+                    self.detach()
+                case "status":
+                    answer("progress", **self._progress)
+                case "requests":
+                    under_way = self._session.under_way
+                    answer("requests", count=self._session.requests, under_way=under_way)
+                case "fill" if self._fill is not None:
+                    self._fill.set(mode=_mode(argument))
+                case "limit" if self._fill is not None and argument.isdecimal():
+                    self._fill.set(limit=int(argument))
+                case "still" if self._volume is not None:
+                    self._hold(self._volume, answer)
+                case "go":
+                    self._go.set()
+                case _:
+                    raise errors.BadRequest(reason=f"the order {line.strip()!r}.")
+        except mount.MountBusy as error:
+            answer("busy", reason=str(error))
+        except errors.LunrError as error:
+            answer("refused", code=error.code, reason=str(error))
+
+    def _hold(self, volume: FillingVolume, answer: Callable[..., None]) -> None:
+        """Keep what is absent absent, in a thread of its own, until ``go``."""
+        go = threading.Event()
+        self._go, earlier = go, self._go
+        earlier.set()  # whoever wanted that one has ended it, or was killed
+
+        def hold() -> None:
+            with volume.still() as extents:
+                answer("unfetched", extents=list(extents))
+                in_time = go.wait(_STILL_AT_MOST) and self._go is go
+            answer("gone", in_time=in_time)
+
+        threading.Thread(target=hold, name="still", daemon=True).start()
+
+
+def _check_size(size: int, source: Source) -> None:
+    if size < source.size:
+        raise errors.BadRequest(
+            reason=f"size_bytes {size} is less than the backup's {source.size}."
+        )
+
+
+def _opened(path: Path) -> Local:
+    try:
+        return Local(path)
+    except OSError as error:
+        raise errors.BadRequest(reason=f"{path}: {error.strerror}.") from error
+
+
+def _read(path: Path, backup_id: str) -> Gaps:
+    try:
+        gaps = Gaps.read(path)
+    except OSError as error:
+        raise errors.BadRequest(reason=f"{path}: {error.strerror}.") from error
+    if gaps.backup_id != backup_id:
+        raise errors.BadRequest(reason=f"{path} is about the backup {gaps.backup_id}.")
+    return gaps
+
+
+def _mode(text: str) -> Mode:
+    try:
+        return Mode(text)
+    except ValueError:
+        raise errors.BadRequest(reason=f"fill is eager, lazy or never, not {text!r}.") from None
+
+
+def main() -> int:
+    """Do the task on standard input."""
+    log.setup()
+    reuse_memory()
+    # A reader of the kernel's requests should not wait 5 ms for each turn of a fetching thread.
+    sys.setswitchinterval(0.0005)
+    control = Control(sys.stdin, sys.stdout)
+    try:
+        result = _run(sys.stdin.readline(), control)
+        control.tell("done", result=result)
+    except errors.LunrError as error:
+        control.tell("failed", **error.as_dict())
+    except Exception as error:  # the parent must get an answer, whatever it is
+        logger.exception("The task failed in a way nobody thought of.")
+        wrapped = errors.LunrError(reason=f"{type(error).__name__}: {error}")
+        control.tell("failed", **wrapped.as_dict())
+    else:
+        return 0
+    finally:
+        control.close()
+    return 1
+
+
+def _run(line: str, control: Control) -> dict[str, Any]:
+    try:
+        task = json.loads(line)
+    except ValueError:
+        task = None
+    if not isinstance(task, dict):
+        raise errors.BadRequest(reason="the task is not a JSON object.")
+    worker = Worker(task, control)
+    signals.when_told(worker.detach)
+    return worker.run()
+
+
+if __name__ == "__main__":
+    code = main()
+    sys.stdout.flush()
+    # Threads may hang in a request to a store that does not answer.
+    os._exit(code)

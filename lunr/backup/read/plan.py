@@ -1,0 +1,264 @@
+"""How to read chunks of which parts are in patches: every object once, in any order.
+
+A :class:`Reading` of some chunks (all of a segment, or one) lists the objects
+that they need, in the order of the volume, and what to take from each. They can
+be fetched in any order and in parallel; what was fetched is checked block by
+block and can be written to its place at once, so nothing needs to be put
+together in memory. What is kept is a hash for each block of a patched chunk,
+which in the end must give the chunk's.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from lunr.backup import errors
+from lunr.backup.format import blocks
+from lunr.backup.format.names import HASH_SIZE, Buffer, Geometry, Kind, Ref
+from lunr.backup.format.segments import Entry, Patched, objects_of, places_of
+from lunr.backup.repository.repository import Repository, StoredObject
+
+#: More parts of an object than these cost more requests than its other bytes are worth.
+_FEW_PARTS = 3
+
+
+class Use(NamedTuple):
+    """Of an object, `blocks` blocks from `there` on are those of `chunk` from `first` on."""
+
+    chunk: int
+    first: int
+    blocks: int
+    there: int
+
+
+@dataclass
+class Fetch:
+    """An object, and all that is to be taken from it. Without a `ref`: zeros."""
+
+    kind: Kind
+    ref: Ref | None
+    uses: list[Use] = field(default_factory=list)
+
+    @property
+    def blocks(self) -> int:
+        """How many blocks are taken from it."""
+        return sum(use.blocks for use in self.uses)
+
+
+class _Check:
+    """The block hashes of a patched chunk, as far as they are known."""
+
+    def __init__(self, entry: Patched, blocks: int) -> None:
+        self.entry = entry
+        self.hashes = bytearray(blocks * HASH_SIZE)
+        self.missing = blocks
+
+
+class Reading:
+    """A reading of `chunks` (by their number in the volume) of a backup of `size` bytes.
+
+    Attributes:
+        fetches: what to fetch, in the order of the volume.
+    """
+
+    def __init__(
+        self, repository: Repository, chunks: Mapping[int, Entry], size: int, geometry: Geometry
+    ) -> None:
+        self._repository = repository
+        self._size = size
+        self._geometry = geometry
+        self._lock = threading.Lock()
+        self._checks: dict[int, _Check] = {}
+        found: dict[tuple[Kind, Ref | None], Fetch] = {}
+        for chunk, entry in chunks.items():
+            count = -(-geometry.chunk_length(chunk, size) // geometry.block)
+            if isinstance(entry, Patched):
+                self._checks[chunk] = _Check(entry, count)
+            for kind, ref, use in _uses(chunk, entry, count):
+                found.setdefault((kind, ref), Fetch(kind, ref)).uses.append(use)
+        self.fetches = list(found.values())
+
+    def read(self, fetch: Fetch) -> Iterator[tuple[int, Buffer | None, int]]:
+        """Fetch an object; where in the volume its bytes belong, the bytes (None: zeros), how many.
+
+        The object is fetched whole when much of it, or many parts of it, are needed.
+
+        Raises:
+            errors.CorruptObject: it, or a chunk that was complete with it, is not what was stored.
+            errors.ObjectMissing, errors.UnsupportedFormat: it can't be used.
+        """
+        opened = self.open(fetch)
+        self.check(fetch, opened)
+        yield from self.parts(fetch, opened)
+
+    def open(self, fetch: Fetch) -> StoredObject | None:
+        """Fetch an object that is to be read, see :meth:`read`; None for zeros."""
+        if fetch.ref is None:
+            return None
+        most = self._geometry.chunk // self._geometry.block
+        whole = 4 * fetch.blocks >= most or len(fetch.uses) > _FEW_PARTS
+        return self._repository.open(fetch.ref, fetch.kind, whole=whole, expect=most)
+
+    def parts(
+        self, fetch: Fetch, opened: StoredObject | None
+    ) -> Iterator[tuple[int, Buffer | None, int]]:
+        """What :meth:`read` gives, but for the check of whole chunks."""
+        for use in fetch.uses:
+            offset, end = self._range(use)
+            there = 0 if opened is None else self._there(use, opened, fetch.kind)
+            if opened is not None and there:
+                data = memoryview(opened.read(use.there, there))[: end - offset]
+                yield offset, data, len(data)
+                offset += len(data)
+            if offset < end:  # zeros, or the base was stored when the volume was smaller
+                yield offset, None, end - offset
+
+    def check(self, fetch: Fetch, opened: StoredObject | None) -> None:
+        """Take over the hashes of the blocks in `opened`, and check the chunks that are complete.
+
+        Raises:
+            errors.CorruptObject: it has not the blocks that it should, or a chunk is not
+                what was stored.
+        """
+        for use in fetch.uses:
+            if opened is None:
+                numbers = range(use.first, use.first + use.blocks)
+                lengths = (self._length(use.chunk, number) for number in numbers)
+                hashes = [self._repository.zero_hash(length) for length in lengths]
+            else:
+                hashes = self._hashes(use, opened, fetch.kind)
+            if use.chunk in self._checks:
+                self._note(use, hashes)
+
+    def _hashes(self, use: Use, opened: StoredObject, kind: Kind) -> list[bytes]:
+        """The hashes of the chunk's blocks that come from `opened`."""
+        index = opened.index
+        there = self._there(use, opened, kind)
+        hashes = list(index.hashes[use.there : use.there + there])
+        for number in range(use.blocks):
+            length = self._length(use.chunk, use.first + number)
+            if number >= there:
+                hashes.append(self._repository.zero_hash(length))
+                continue
+            if (stored := index.block_length(use.there + number)) == length:
+                continue
+            if kind is Kind.PATCH:
+                raise errors.CorruptObject(
+                    name=opened.name, reason="its blocks do not fit their chunk."
+                )
+            # The base's last block, when the volume had another size.
+            data = bytes(opened.read(use.there + number, 1))
+            changed = data[:length] if length < stored else data.ljust(length, b"\0")
+            (hashes[number],) = blocks.hash_blocks(
+                memoryview(changed), length, self._repository.keys
+            )
+        return hashes
+
+    def _there(self, use: Use, opened: StoredObject, kind: Kind) -> int:
+        """How many of the blocks the object has; only a patched chunk's base may have fewer."""
+        if opened.index.block_size != self._geometry.block:
+            raise errors.CorruptObject(name=opened.name, reason="its blocks have another size.")
+        if kind is Kind.CHUNK and use.chunk in self._checks:
+            return max(0, min(use.blocks, len(opened.index.hashes) - use.there))
+        length = self._geometry.chunk_length(use.chunk, self._size)
+        if kind is Kind.CHUNK and opened.index.plain_size != length:
+            raise errors.CorruptObject(
+                name=opened.name, reason="it has another size than its chunk."
+            )
+        opened.check(use.there, use.blocks)
+        return use.blocks
+
+    def _range(self, use: Use) -> tuple[int, int]:
+        start = use.chunk * self._geometry.chunk
+        end = start + self._geometry.chunk_length(use.chunk, self._size)
+        first = start + use.first * self._geometry.block
+        return first, min(first + use.blocks * self._geometry.block, end)
+
+    def _length(self, chunk: int, block: int) -> int:
+        """The plain bytes of a block of a chunk."""
+        length = self._geometry.chunk_length(chunk, self._size)
+        return min(self._geometry.block, length - block * self._geometry.block)
+
+    def _note(self, use: Use, hashes: list[bytes]) -> None:
+        check = self._checks[use.chunk]
+        start = use.first * HASH_SIZE
+        with self._lock:
+            check.hashes[start : start + len(hashes) * HASH_SIZE] = b"".join(hashes)
+            check.missing -= use.blocks
+            if check.missing:
+                return
+        if blocks.content_hash([bytes(check.hashes)], self._repository.keys) != check.entry.hash:
+            raise errors.CorruptObject(
+                name=", ".join(sorted(objects_of(check.entry))),
+                reason="put together they are not the chunk that was stored.",
+            )
+
+
+def _uses(chunk: int, entry: Entry, count: int) -> Iterator[tuple[Kind, Ref | None, Use]]:
+    """From where the `count` blocks of a chunk come, in runs."""
+    if entry is None:
+        return
+    if isinstance(entry, Ref):
+        yield Kind.CHUNK, entry, Use(chunk, 0, count, 0)
+        return
+    places = places_of(entry)
+    last: tuple[Kind, Ref | None, Use] | None = None
+    for block in range(count):
+        kind, ref, there = Kind.CHUNK, entry.base, block
+        if block in places:
+            kind, (ref, there) = Kind.PATCH, places[block] or (None, 0)
+        if ref is None:
+            kind = Kind.CHUNK  # zeros are zeros
+        if last is not None and last[:2] == (kind, ref):
+            use = last[2]
+            if ref is None or use.there + use.blocks == there:
+                last = kind, ref, use._replace(blocks=use.blocks + 1)
+                continue
+        if last is not None:
+            yield last
+        last = kind, ref, Use(chunk, block, 1, there)
+    if last is not None:
+        yield last
+
+
+def load_range(
+    repository: Repository, entry: Entry, length: int, geometry: Geometry, blocks: range
+) -> Buffer:
+    """The plain bytes of `blocks` of a chunk of `length` bytes, every one checked.
+
+    Only what they need is fetched, where that is not dearer. All blocks of a chunk are
+    checked together, too.
+
+    Raises:
+        errors.CorruptObject: the bytes are not those that were stored; it names the object.
+        errors.ObjectMissing: the store has lost it.
+    """
+    start, end = blocks.start * geometry.block, min(blocks.stop * geometry.block, length)
+    data: bytearray | None = None
+    reading = Reading(repository, {0: entry}, length, geometry)
+    whole = len(blocks) * geometry.block >= length
+    for fetch in reading.fetches:
+        if whole:
+            parts = reading.read(fetch)
+        else:
+            some = Fetch(fetch.kind, fetch.ref, list(_cut(fetch.uses, blocks)))
+            parts = reading.parts(some, reading.open(some) if some.uses else None)
+        for offset, part, count in parts:
+            if part is None:
+                continue
+            if count == end - start:  # nearly always; to copy it takes as long as to check it
+                return part
+            data = bytearray(end - start) if data is None else data
+            data[offset - start : offset - start + count] = part
+    return bytearray(end - start) if data is None else data
+
+
+def _cut(uses: Iterable[Use], blocks: range) -> Iterator[Use]:
+    """What of `uses` lies in `blocks`."""
+    for use in uses:
+        first, stop = max(use.first, blocks.start), min(use.first + use.blocks, blocks.stop)
+        if first < stop:
+            yield Use(use.chunk, first, stop - first, use.there + first - use.first)

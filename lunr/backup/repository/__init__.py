@@ -1,0 +1,1 @@
+"""One account's objects: its backups, writer sessions, garbage, verification, quarantine."""

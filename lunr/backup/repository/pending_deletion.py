@@ -1,0 +1,102 @@
+"""The lists of names that collectors want to delete, and writers must not refer to."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import zstandard
+
+from lunr.backup import errors
+from lunr.backup.format.names import VERSION, Kind, condemned_name, is_name
+from lunr.backup.repository import quarantine
+from lunr.backup.repository.repository import Repository
+from lunr.common import ids
+
+#: The most names of one list, which collector and writers hold in memory; a
+#: collection that finds more leaves them to the next.
+MOST = 250_000
+#: Larger lists, decompressed, are not believed (and not allocated).
+MAX_SIZE = 1 << 28
+
+
+@dataclass(frozen=True)
+class Condemned:
+    """One list.
+
+    Attributes:
+        created: seconds since the epoch.
+        objects: size in bytes of each object, by name.
+        saves: ids of the backups that were being written then.
+        swept: it was swept, and `objects` are those that a backup needed after all.
+    """
+
+    created: float
+    objects: dict[str, int]
+    saves: tuple[str, ...]
+    swept: bool = False
+
+
+def store(repository: Repository, collection: str, condemned: Condemned) -> None:
+    """Write the list of `collection`."""
+    record = {
+        "format": VERSION,
+        "created": condemned.created,
+        "objects": condemned.objects,
+        "saves": condemned.saves,
+        "swept": condemned.swept,
+    }
+    compressor = zstandard.ZstdCompressor(level=1, write_checksum=True)
+    raw = compressor.compress(json.dumps(record).encode())
+    repository.store.put(condemned_name(collection), raw, durable=True)
+
+
+def load(repository: Repository, collection: str) -> Condemned | None:
+    """The list of `collection`, or None when it was swept.
+
+    Raises:
+        errors.CorruptObject, errors.UnsupportedFormat: it can't be understood.
+    """
+    name = condemned_name(ids.check(collection, "collection"))
+    try:
+        raw = bytes(repository.store.get(name))
+    except errors.ObjectMissing:
+        return None
+    try:
+        if zstandard.frame_content_size(raw) > MAX_SIZE:
+            raise errors.CorruptObject(name=name, reason="it claims to be too large.")
+        record = json.loads(zstandard.ZstdDecompressor().decompress(raw))
+        if record["format"] != VERSION:
+            raise errors.UnsupportedFormat(name=name, reason="a list of another version.")
+        if not all(map(is_name, record["objects"])):
+            raise errors.CorruptObject(name=name, reason="it lists what is no object.")
+        return Condemned(
+            record["created"], record["objects"], tuple(record["saves"]), record["swept"]
+        )
+    except (zstandard.ZstdError, ValueError, TypeError, KeyError) as error:
+        raise errors.CorruptObject(name=name, reason="it is not a list of names.") from error
+
+
+def listed(repository: Repository) -> list[str]:
+    """The collections that the store lists."""
+    names = (name.partition("/")[2] for name, _ in repository.store.list(f"{Kind.CONDEMNED}/"))
+    return [name for name in names if ids.is_valid(name)]
+
+
+def load_names(
+    repository: Repository, collections: Iterable[str]
+) -> tuple[frozenset[str], tuple[str, ...]]:
+    """The names that a writer must not refer to, and the collections that condemn them.
+
+    These are `collections` and those that the store lists; objects that are set aside come
+    to their names.
+    """
+    names: set[str] = set(quarantine.names(repository))
+    known = []
+    for collection in dict.fromkeys([*collections, *listed(repository)]):
+        condemned = load(repository, collection)
+        if condemned is not None:
+            names.update(condemned.objects)
+            known.append(collection)
+    return frozenset(names), tuple(known)

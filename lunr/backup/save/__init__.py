@@ -1,0 +1,1 @@
+"""A backup is written: what has changed is found, packed and stored; the root comes last."""

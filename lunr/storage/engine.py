@@ -24,7 +24,7 @@ from typing import IO, Any
 
 from lunr.common import errors
 from lunr.storage import system
-from lunr.storage.job import Job, Stop
+from lunr.storage.agent.job import Job, Stop
 
 _log = logging.getLogger(__name__)
 

@@ -11,8 +11,8 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 
 from lunr.common import errors, ids
-from lunr.storage.filling.fillings import Fillings
-from lunr.storage.filling.volume import Filling
+from lunr.storage.restore.fuse_restore import Filling
+from lunr.storage.restore.registry import Fillings
 from lunr.storage.targets.base import Export, Session, Target
 
 _log = logging.getLogger(__name__)

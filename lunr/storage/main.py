@@ -20,16 +20,16 @@ from lunr.common import config, errors, ids, log
 from lunr.common import files as private
 from lunr.common.units import MIB
 from lunr.storage import system
-from lunr.storage.agent import Agent
-from lunr.storage.api_client import ApiClient
+from lunr.storage.agent.agent import Agent
+from lunr.storage.agent.api_client import ApiClient
+from lunr.storage.baselines import References
 from lunr.storage.engine import PROGRAMS, Engine
 from lunr.storage.exports import Exports
-from lunr.storage.filling import clone_device
-from lunr.storage.filling.fillings import Fillings
 from lunr.storage.jobs import Node
 from lunr.storage.metrics import Metrics
 from lunr.storage.pools.base import DevicePool, Pool
-from lunr.storage.references import References
+from lunr.storage.restore.dm_clone import device
+from lunr.storage.restore.registry import Fillings
 from lunr.storage.server import NodeApi
 from lunr.storage.targets.base import Target
 
@@ -149,7 +149,7 @@ def _agent(conf: config.ConfigOpts, metrics: Metrics, problems: _Problems) -> Ag
     by_clone = conf.node.pool != "files" and conf.node.dm_clone == "auto"
     fillings = Fillings(
         *(pool, engine, Path(conf.node.state_dir), run),
-        dm_clone=by_clone and clone_device.available(),
+        dm_clone=by_clone and device.available(),
     )
     return Agent(
         Node(pool, Exports(fillings, target), engine, fillings, _references(conf, pool)),
@@ -171,7 +171,7 @@ def _pool(conf: config.ConfigOpts) -> Pool:
     """The pool that is configured."""
     match conf.node.pool:
         case "lvm":
-            from lunr.storage.pools.lvm import LvmPool
+            from lunr.storage.pools.lvm.pool import LvmPool
 
             return LvmPool(
                 conf.lvm.group,
@@ -181,13 +181,13 @@ def _pool(conf: config.ConfigOpts) -> Pool:
                 wipe_mib_per_second=conf.lvm.wipe_mib_per_second,
             )
         case "thin":
-            from lunr.storage.pools.thin import ThinPool
+            from lunr.storage.pools.thin.pool import ThinPool
 
             return ThinPool(
                 conf.lvm.group, conf.lvm.thin_pool, conf.lvm.full_percent, conf.node.overcommit
             )
         case _:
-            from lunr.storage.pools.files import FilesPool
+            from lunr.storage.pools.files.pool import FilesPool
 
             return FilesPool(Path(conf.files.path), conf.files.image_gib, conf.node.overcommit)
 
@@ -210,11 +210,11 @@ def _target(conf: config.ConfigOpts, filling: Path) -> Target:
     folder = Path(conf.files.path) if files else Path("/dev") / conf.lvm.group
     match conf.node.target:
         case "lio":
-            from lunr.storage.targets.lio import LioTarget
+            from lunr.storage.targets.lio.target import LioTarget
 
             return LioTarget(conf.lio.portal, folder)
         case _:
-            from lunr.storage.targets.tgt import TgtTarget
+            from lunr.storage.targets.tgt.target import TgtTarget
 
             return TgtTarget(Path(conf.tgt.socket), folder, filling)
 

@@ -8,9 +8,9 @@ from prometheus_client import CollectorRegistry, Counter, Histogram, generate_la
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
+from lunr.storage.agent.pool_monitor import PoolWatch
 from lunr.storage.exports import Exports
-from lunr.storage.filling.fillings import Fillings
-from lunr.storage.pool_watch import PoolWatch
+from lunr.storage.restore.registry import Fillings
 
 #: Seconds: from a snapshot (milliseconds) to a large backup (hours).
 _BUCKETS = (0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100, 300, 1000, 3000, 10000, 30000)

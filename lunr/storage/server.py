@@ -16,8 +16,8 @@ from webob import Request, Response
 
 from lunr import __version__
 from lunr.common import errors, ids
-from lunr.storage.agent import Agent
-from lunr.storage.job import Job
+from lunr.storage.agent.agent import Agent
+from lunr.storage.agent.job import Job
 from lunr.storage.metrics import Metrics
 from lunr.storage.pools.base import Purpose
 

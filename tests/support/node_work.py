@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from lunr.backup import worker
+from lunr.storage.agent.job import Job
+from lunr.storage.baselines import References
 from lunr.storage.engine import Engine
 from lunr.storage.exports import Exports
-from lunr.storage.job import Job
 from lunr.storage.jobs import HANDLERS, Node
 from lunr.storage.pools.base import Pool
-from lunr.storage.references import References
-from lunr.storage.targets.tgt import TgtTarget
+from lunr.storage.targets.tgt.target import TgtTarget
 from tests.system.storage.nodes import KEY, make_fillings
 
 

@@ -63,20 +63,22 @@ from lunr.common import config, units
 from lunr.manage.main import main as manage
 from lunr.storage import main as storage
 from lunr.storage import system
-from lunr.storage.agent import Agent
+from lunr.storage.agent.agent import Agent
+from lunr.storage.agent.job import Job
+from lunr.storage.agent.job_runner import Supervisor
+from lunr.storage.agent.pending_deletes import Removals
+from lunr.storage.baselines import References
 from lunr.storage.exports import Exports
-from lunr.storage.filling.cloned import Cloned
-from lunr.storage.filling.volume import Filling
-from lunr.storage.filling.worker import Worker
-from lunr.storage.job import Job
-from lunr.storage.pools import lvm, thin
-from lunr.storage.pools.cow_areas import CowAreas
-from lunr.storage.pools.wipe import Wiper
-from lunr.storage.references import References
-from lunr.storage.removals import Removals
-from lunr.storage.supervisor import Supervisor
-from lunr.storage.targets import lio, tgt
-from lunr.storage.targets.tgt_control import Mode, Op
+from lunr.storage.pools.lvm import pool as lvm
+from lunr.storage.pools.lvm.cow_areas import CowAreas
+from lunr.storage.pools.lvm.wipe import Wiper
+from lunr.storage.pools.thin import pool as thin
+from lunr.storage.restore.dm_clone.restore import Cloned
+from lunr.storage.restore.fuse_restore import Filling
+from lunr.storage.restore.process import Worker
+from lunr.storage.targets.lio import target as lio
+from lunr.storage.targets.tgt import target as tgt
+from lunr.storage.targets.tgt.control import Mode, Op
 
 #: What the programs import only when they need it.
 _NEEDED = (app, lvm, thin, lio, tgt)

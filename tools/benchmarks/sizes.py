@@ -29,14 +29,14 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from lunr.storage.agent.job import Job
+from lunr.storage.baselines import References
 from lunr.storage.engine import Engine
 from lunr.storage.exports import Exports
-from lunr.storage.filling.fillings import Fillings
-from lunr.storage.job import Job
 from lunr.storage.jobs import Node, backups
-from lunr.storage.pools.files import FilesPool
-from lunr.storage.references import References
-from lunr.storage.targets.tgt import TgtTarget
+from lunr.storage.pools.files.pool import FilesPool
+from lunr.storage.restore.registry import Fillings
+from lunr.storage.targets.tgt.target import TgtTarget
 
 MIB, GIB = 1 << 20, 1 << 30
 BLOCK, PIECE = 32 << 10, 4 * MIB

@@ -25,7 +25,7 @@ from rich.console import Console
 from rich.table import Table
 
 from lunr.common.units import KIB, MIB
-from lunr.storage.pools import cow
+from lunr.storage.pools.lvm import cow
 
 TOP = Path(__file__).parents[2]
 GROUP = "lunr-bench"

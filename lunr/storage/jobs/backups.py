@@ -9,10 +9,10 @@ from typing import Any
 
 from lunr.backup.lazy_image.missing_extents import Gaps
 from lunr.common import errors, ids, units
-from lunr.storage.job import Job, Stop
+from lunr.storage.agent.job import Job, Stop
+from lunr.storage.jobs.consistent_snapshot import take
 from lunr.storage.jobs.extents import BLOCK, CHUNK, MOST_ALLOCATED, MOST_CHANGED, coalesce
-from lunr.storage.jobs.node import Node
-from lunr.storage.jobs.taking import take
+from lunr.storage.jobs.node_context import Node
 from lunr.storage.pools.base import Extent, Pool, Purpose, Snapshot, SnapshotLost
 
 _log = logging.getLogger(__name__)

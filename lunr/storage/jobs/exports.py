@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from lunr.storage.job import Job
-from lunr.storage.jobs.node import Node
+from lunr.storage.agent.job import Job
+from lunr.storage.jobs.node_context import Node
 
 
 def create(node: Node, job: Job) -> None:

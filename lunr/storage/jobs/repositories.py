@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from lunr.storage.job import Job
-from lunr.storage.jobs.node import Node
+from lunr.storage.agent.job import Job
+from lunr.storage.jobs.node_context import Node
 
 
 def collect(node: Node, job: Job) -> dict[str, Any]:

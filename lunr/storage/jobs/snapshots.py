@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from lunr.backup.lazy_image.missing_extents import Gaps
-from lunr.storage.job import Job, Stop
-from lunr.storage.jobs.node import Node
-from lunr.storage.jobs.taking import drop, take
+from lunr.storage.agent.job import Job, Stop
+from lunr.storage.jobs.consistent_snapshot import drop, take
+from lunr.storage.jobs.node_context import Node
 from lunr.storage.pools.base import Snapshot
 
 

@@ -8,13 +8,13 @@ from collections.abc import Iterator
 
 from lunr.backup.lazy_image.missing_extents import Gaps
 from lunr.common import errors, ids
-from lunr.storage.filling.news import DAMAGE_TOLD
-from lunr.storage.filling.task import Task
-from lunr.storage.filling.volume import Filling
-from lunr.storage.job import Job, Stop
-from lunr.storage.jobs.node import Node
-from lunr.storage.jobs.taking import taken
+from lunr.storage.agent.job import Job, Stop
+from lunr.storage.jobs.consistent_snapshot import taken
+from lunr.storage.jobs.node_context import Node
 from lunr.storage.pools.base import Snapshot
+from lunr.storage.restore.fuse_restore import Filling
+from lunr.storage.restore.spec import Task
+from lunr.storage.restore.status import DAMAGE_TOLD
 
 
 def create(node: Node, job: Job) -> None:

@@ -9,7 +9,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 
 from lunr.common import errors
-from lunr.storage.api_client import ApiClient
+from lunr.storage.agent.api_client import ApiClient
 from tests.support.waiting import free_port
 
 

@@ -12,8 +12,8 @@ import pytest
 from lunr.common import errors
 from lunr.storage import engine as engine_module
 from lunr.storage import system
+from lunr.storage.agent.job import Job, Stop
 from lunr.storage.engine import Engine, EngineDied
-from lunr.storage.job import Job, Stop
 from tests.support.waiting import SOON
 from tests.system.storage.nodes import KEY, ODD_WORKER
 

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from lunr.storage.filling import worker as module
-from lunr.storage.filling.worker import Worker, adopt, reach, take_lock
+from lunr.storage.restore import process as module
+from lunr.storage.restore.process import Worker, adopt, reach, take_lock
 from tests.support.waiting import PATIENCE, wait_until
 
 #: Listens as the real one does, tells what it was told, and ends when told to.
@@ -102,7 +102,7 @@ def test_killed_another_is_started(folder: Path) -> None:
 def test_it_outlives_whoever_started_it(folder: Path) -> None:
     code = (
         "import sys, os, pathlib\n"
-        "from lunr.storage.filling.worker import reach\n"
+        "from lunr.storage.restore.process import reach\n"
         f"worker = reach(pathlib.Path({str(folder)!r}), "
         f"{{'secret': 'x', 'pause': 0}}, (sys.executable, '-c', {PROGRAM!r}))\n"
         "next(worker.events())\n"

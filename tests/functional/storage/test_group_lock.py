@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from lunr.storage import system
-from lunr.storage.pools import volume_group
 from lunr.storage.pools.base import PoolUnusable
-from lunr.storage.pools.volume_group import VolumeGroup
+from lunr.storage.pools.lvm import volume_group
+from lunr.storage.pools.lvm.volume_group import VolumeGroup
 
 
 @pytest.fixture(autouse=True)

@@ -14,7 +14,7 @@ from lunr.live import groups
 from lunr.live.backup import Options, backup
 from lunr.live.groups import Group
 from lunr.live.qmp import Monitor
-from lunr.storage.targets.tgt import TgtTarget
+from lunr.storage.targets.tgt.target import TgtTarget
 from tests.support.services import Tgtd
 from tests.system.live.machines import MIB, Disk, Machine, Remote
 from tests.unit.backup.support import Faulty

@@ -19,7 +19,7 @@ import pytest
 from lunr.live import errors
 from lunr.live.qmp import Monitor
 from lunr.storage.targets.base import Export
-from lunr.storage.targets.tgt import TgtTarget
+from lunr.storage.targets.tgt.target import TgtTarget
 from tests.support.waiting import wait_until
 from tests.system.storage import iscsi
 

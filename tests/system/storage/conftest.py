@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from lunr.storage import agent, supervisor
+from lunr.storage.agent import agent, job_runner
 
 
 @pytest.fixture(autouse=True)
@@ -14,5 +14,5 @@ def _short_intervals() -> Iterator[None]:
     # Not the test's own patch, which is to end before the fixtures that the test names.
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(agent, "WATCH_INTERVAL", 0.1)
-        patch.setattr(supervisor, "_NEWS_INTERVAL", 0.2)
+        patch.setattr(job_runner, "_NEWS_INTERVAL", 0.2)
         yield

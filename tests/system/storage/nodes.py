@@ -13,19 +13,19 @@ from pathlib import Path
 from typing import Any
 
 from lunr.backup.lazy_image import mount
-from lunr.storage.agent import Agent
-from lunr.storage.api_client import ApiClient
+from lunr.storage.agent.agent import Agent
+from lunr.storage.agent.api_client import ApiClient
+from lunr.storage.baselines import References
 from lunr.storage.engine import WORKER, Engine
 from lunr.storage.exports import Exports
-from lunr.storage.filling.fillings import Fillings
-from lunr.storage.filling.worker import take_lock
 from lunr.storage.jobs import Node
 from lunr.storage.metrics import Metrics
 from lunr.storage.pools.base import Pool
-from lunr.storage.pools.files import FilesPool
-from lunr.storage.references import References
+from lunr.storage.pools.files.pool import FilesPool
+from lunr.storage.restore.process import take_lock
+from lunr.storage.restore.registry import Fillings
 from lunr.storage.targets.base import Target
-from lunr.storage.targets.tgt import TgtTarget
+from lunr.storage.targets.tgt.target import TgtTarget
 from tests.system.storage.contract_api import NODE, TOKEN
 
 KEY = "5a" * 32

@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 
 from lunr.common import errors
-from lunr.storage import agent as agent_module
 from lunr.storage import engine as engine_module
-from lunr.storage.agent import Agent
+from lunr.storage.agent import agent as agent_module
+from lunr.storage.agent.agent import Agent
 from lunr.storage.pools.base import Purpose, Snapshot
 from tests.support.services import Tgtd
 from tests.support.waiting import PATIENCE, wait_until

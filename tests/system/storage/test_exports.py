@@ -24,11 +24,11 @@ from lunr.backup.save.save import Backup, save
 from lunr.backup.stores import open_store
 from lunr.client.records import Export as Record
 from lunr.storage.exports import Exports
-from lunr.storage.filling.fillings import Fillings
-from lunr.storage.filling.task import Task
-from lunr.storage.pools.files import FilesPool
+from lunr.storage.pools.files.pool import FilesPool
+from lunr.storage.restore.registry import Fillings
+from lunr.storage.restore.spec import Task
 from lunr.storage.targets.base import Session as Who
-from lunr.storage.targets.tgt import TgtTarget
+from lunr.storage.targets.tgt.target import TgtTarget
 from tests.support.services import Tgtd, need_fuse
 from tests.support.waiting import PATIENCE, wait_until
 from tests.system.backup.image.mounted import KEY, MIB
@@ -44,7 +44,7 @@ TASK = Task("b1", "account", SIZE)
 DOOMED = """
 import json, os, signal, sys, threading
 from pathlib import Path
-from lunr.storage.filling.worker import adopt
+from lunr.storage.restore.process import adopt
 from tests.system.storage import test_exports as test
 from tests.system.storage.nodes import Place
 

@@ -14,10 +14,10 @@ from pathlib import Path
 import pytest
 
 from lunr.backup.lazy_image.presence import UNIT
-from lunr.storage.agent import Agent
+from lunr.storage.agent.agent import Agent
 from lunr.storage.exports import Exports
-from lunr.storage.filling import volume
 from lunr.storage.jobs import volumes
+from lunr.storage.restore import fuse_restore
 from tests.support.services import Tgtd, need_fuse
 from tests.support.waiting import wait_until
 from tests.system.backup.image.mounted import MIB
@@ -186,7 +186,7 @@ def test_an_agent_that_ends_while_a_full_volume_settles(
     # Nobody but this test settles it.
     monkeypatch.setattr(Exports, "_settle", lambda _self, _volume_id: None)
     settle = threading.Thread(target=one.settle)
-    take_lock = volume.take_lock
+    take_lock = fuse_restore.take_lock
 
     def take(folder: Path) -> int | None:
         if threading.current_thread() is not settle and settle.ident is None:
@@ -196,7 +196,7 @@ def test_an_agent_that_ends_while_a_full_volume_settles(
 
     fill(api, "v1", "eager")
     wait_until(lambda: one.is_filled, what="it is full")
-    monkeypatch.setattr(volume, "take_lock", take)
+    monkeypatch.setattr(fuse_restore, "take_lock", take)
     one.close()
     settle.join()
     assert not one._run.exists()

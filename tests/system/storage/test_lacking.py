@@ -18,10 +18,10 @@ from typing import Any
 import pytest
 
 from lunr.common import units
-from lunr.storage.agent import Agent
-from lunr.storage.filling.lacking import SnapshotStateLost
-from lunr.storage.filling.worker import adopt
+from lunr.storage.agent.agent import Agent
 from lunr.storage.pools.base import Purpose, Snapshot
+from lunr.storage.restore.process import adopt
+from lunr.storage.restore.snapshot_gaps import SnapshotStateLost
 from tests.support.services import Tgtd, need_fuse
 from tests.support.thorough import steps
 from tests.support.waiting import wait_until

@@ -15,7 +15,7 @@ import pytest
 
 from lunr.common import errors
 from lunr.storage.pools.base import Extent, PoolFull, PoolUnusable, Purpose, Snapshot
-from lunr.storage.pools.files import FilesPool
+from lunr.storage.pools.files.pool import FilesPool
 from tests.support.pool_contract import PoolContract, check_covers, write
 from tests.support.services import XFS_MINIMUM, need_command, need_root
 from tests.support.waiting import wait_until

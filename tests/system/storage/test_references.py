@@ -14,11 +14,11 @@ from typing import Any
 
 import pytest
 
-from lunr.storage import references
-from lunr.storage.agent import Agent
+from lunr.storage import baselines
+from lunr.storage.agent.agent import Agent
 from lunr.storage.pools.base import Capacity, Extent, PoolUnusable, Purpose, Snapshot, SnapshotLost
-from lunr.storage.pools.files import FilesPool
-from lunr.storage.targets.tgt import TgtTarget
+from lunr.storage.pools.files.pool import FilesPool
+from lunr.storage.targets.tgt.target import TgtTarget
 from tests.support.services import Tgtd
 from tests.support.waiting import wait_until
 from tests.system.storage.contract_api import ContractApi
@@ -282,7 +282,7 @@ def test_a_backup_whose_snapshot_can_not_be_kept_is_done_all_the_same(ground: Gr
 def test_it_is_given_up_when_the_pool_gets_full(
     ground: Ground, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(references, "_LOOK_EVERY_TIGHT", 0.0)
+    monkeypatch.setattr(baselines, "_LOOK_EVERY_TIGHT", 0.0)
     ground.save("b1")
     ground.api.do("snapshot.create", "v1", "s1", snapshot_id="s1")
     ground.pool.is_tight = True
@@ -293,7 +293,7 @@ def test_it_is_given_up_when_the_pool_gets_full(
 
 def test_old_and_lost_ones_are_given_up(ground: Ground) -> None:
     ground.save("b1")
-    kept = references.References(ground.pool, keep=True, days=1)
+    kept = baselines.References(ground.pool, keep=True, days=1)
     assert not kept.look(tight=False)
     assert ground.snapshots() == {reference("b1")}
     ages = {"v2": 2, "v3": 0.5, "v4": 0}
@@ -304,11 +304,11 @@ def test_old_and_lost_ones_are_given_up(ground: Ground) -> None:
         os.utime(ground.pool.path(made), (then, then))
     ground.pool.lost.add(Snapshot("v4", "b", Purpose.REFERENCE))
     assert not kept.look(tight=False)  # it was looked just now
-    kept = references.References(ground.pool, keep=True, days=1)
+    kept = baselines.References(ground.pool, keep=True, days=1)
     with kept.using("v2", "b") as used:
         assert used is not None
         assert kept.look(tight=False)
         assert used in ground.snapshots()
     assert {one.volume_id for one in ground.snapshots()} == {"v1", "v2", "v3"}
-    assert references.References(ground.pool, keep=True, days=1).look(tight=False)
+    assert baselines.References(ground.pool, keep=True, days=1).look(tight=False)
     assert {one.volume_id for one in ground.snapshots()} == {"v1", "v3"}

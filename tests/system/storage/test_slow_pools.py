@@ -16,11 +16,11 @@ from typing import Any
 
 import pytest
 
-from lunr.storage.agent import Agent
+from lunr.storage.agent.agent import Agent
 from lunr.storage.pools.base import Extent, Purpose, Snapshot, SnapshotLost, Tick, no_tick
-from lunr.storage.pools.files import FilesPool
+from lunr.storage.pools.files.pool import FilesPool
 from lunr.storage.system import CommandFailed
-from lunr.storage.targets.tgt import TgtTarget
+from lunr.storage.targets.tgt.target import TgtTarget
 from tests.support.services import Tgtd
 from tests.support.waiting import SOON, wait_until
 from tests.system.storage.contract_api import ContractApi

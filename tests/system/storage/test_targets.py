@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from lunr.storage.targets.base import Export, LimitsUnavailable, TargetFailed, TargetUnavailable
-from lunr.storage.targets.tgt import TgtTarget
-from lunr.storage.targets.tgt_control import Mode, Op, parse_targets, request
+from lunr.storage.targets.tgt.control import Mode, Op, parse_targets, request
+from lunr.storage.targets.tgt.target import TgtTarget
 from tests.support.services import Tgtd, need_command
 from tests.support.target_contract import (
     OTHER,

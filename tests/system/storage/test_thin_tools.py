@@ -12,9 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lunr.storage import system
-from lunr.storage.pools import maps, thin_maps
+from lunr.storage.pools import extent_maps
 from lunr.storage.pools.base import Extent
-from lunr.storage.pools.maps import Run
+from lunr.storage.pools.extent_maps import Run
+from lunr.storage.pools.thin import maps as thin_maps
 from tests.support.services import need_command
 
 BLOCK = 64 << 10
@@ -39,7 +40,7 @@ def metadata(folder: Path, maps: dict[int, Device]) -> Path:
         '<superblock uuid="" time="1" transaction="1" flags="0" version="2" '
         f'data_block_size="{BLOCK // 512}" nr_data_blocks="{BLOCKS}">'
     ]
-    for number, runs in maps.items():
+    for number, runs in extent_maps.items():
         lines.append(
             f'<device dev_id="{number}" mapped_blocks="{sum(length for _, length, _ in runs)}" '
             'transaction="0" creation_time="0" snap_time="0">'
@@ -89,9 +90,9 @@ def test_the_maps_agree_with_thin_delta(left: Device, right: Device, shared: int
     with tempfile.TemporaryDirectory() as folder:
         file = metadata(Path(folder), {1: left, 2: right, 3: []})
         far = 1 << 50
-        assert blocks(maps.changed(runs(file, 1), far, runs(file, 2), far)) == delta(file)
+        assert blocks(extent_maps.changed(runs(file, 1), far, runs(file, 2), far)) == delta(file)
         mapped = sum(length for _, length, _ in left)
-        assert len(blocks(maps.allocated(runs(file, 1), far))) == mapped
-        assert not list(maps.allocated(runs(file, 3), far))
+        assert len(blocks(extent_maps.allocated(runs(file, 1), far))) == mapped
+        assert not list(extent_maps.allocated(runs(file, 3), far))
         with pytest.raises(thin_maps.MapUnreadable, match="not there"):
             list(runs(file, 4))

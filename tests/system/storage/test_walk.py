@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from lunr.storage.pools.files import FilesPool
+from lunr.storage.pools.files.pool import FilesPool
 from tests.support.node_work import Work
 from tests.support.walk import MIB, Walk
 

@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from lunr.common import concurrency, errors
+from lunr.storage.agent.job import Job
+from lunr.storage.baselines import References
 from lunr.storage.exports import Exports
-from lunr.storage.job import Job
 from lunr.storage.jobs import HANDLERS, Node
-from lunr.storage.references import References
 from tests.system.storage.nodes import Place, make_fillings
 
 

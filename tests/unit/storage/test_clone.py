@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lunr.storage.filling.clone_device import REGION, CloneBroken, Status, parse_status
-from lunr.storage.filling.clone_map import BLOCK, absent_in
+from lunr.storage.restore.dm_clone.device import REGION, CloneBroken, Status, parse_status
+from lunr.storage.restore.dm_clone.metadata import BLOCK, absent_in
 
 #: As Linux 6.1 prints it.
 LINE = (

@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lunr.storage.pools import cow
 from lunr.storage.pools.base import Extent
+from lunr.storage.pools.lvm import cow
 
 GOLDEN = Path(__file__).parent / "golden"
 KIB = 1 << 10

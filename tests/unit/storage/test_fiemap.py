@@ -6,9 +6,10 @@ import struct
 
 import pytest
 
-from lunr.storage.pools import fiemap, maps
+from lunr.storage.pools import extent_maps
 from lunr.storage.pools.base import Extent
-from lunr.storage.pools.maps import Run
+from lunr.storage.pools.extent_maps import Run
+from lunr.storage.pools.files import fiemap
 
 KIB = 1 << 10
 
@@ -55,7 +56,7 @@ def test_an_answer_that_is_not_the_last_says_where_to_go_on() -> None:
 def test_what_has_no_place_is_the_same_as_nothing(flag: int, more: int) -> None:
     runs, _, _ = fiemap.parse(answer((0, 4096, 8192, flag | more | LAST)))
     assert runs == [Run(0, 8192, None)]
-    assert list(maps.changed(iter(runs), 8192, iter(runs), 8192)) == [Extent(0, 8192)]
+    assert list(extent_maps.changed(iter(runs), 8192, iter(runs), 8192)) == [Extent(0, 8192)]
 
 
 def test_what_was_never_written_is_a_hole() -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from lunr.common import errors
-from lunr.storage.job import Job, Stop
+from lunr.storage.agent.job import Job, Stop
 
 
 def make(**others: Any) -> Job:

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from lunr.common import errors
-from lunr.storage.targets import lio, lio_tree
-from lunr.storage.targets.lio import LioTarget
+from lunr.storage.targets.lio import target, tree
+from lunr.storage.targets.lio.target import LioTarget
 
 INFO = """\
 InitiatorName: iqn.x:init
@@ -37,12 +37,12 @@ CID: 0  Connection State: TARG_CONN_STATE_LOGGED_IN
 )
 def test_a_session_is_read(shown: str, ip: str) -> None:
     info = INFO.replace("127.0.0.1", shown)
-    assert lio_tree.parse_session(info) == {"initiator": "iqn.x:init", "ip": ip}
+    assert tree.parse_session(info) == {"initiator": "iqn.x:init", "ip": ip}
 
 
 def test_a_session_without_a_connection_has_no_address() -> None:
     info = INFO.partition("CID:")[0]
-    assert lio_tree.parse_session(info) == {"initiator": "iqn.x:init", "ip": ""}
+    assert tree.parse_session(info) == {"initiator": "iqn.x:init", "ip": ""}
 
 
 @pytest.mark.parametrize("portal", ["", "3260", "host.example:3260", "10.0.0.2", "10.0.0.2:x"])
@@ -54,15 +54,13 @@ def test_a_portal_is_an_address_and_a_port(portal: str) -> None:
 def test_ids_that_differ_late_have_other_designators() -> None:
     """The kernel makes the NAA designator of the first 25 hexadecimal digits."""
     ids = [f"11111111-aaaa-4aaa-8aaa-{number:012}" for number in range(100)]
-    digits = {
-        "".join(c for c in lio_tree.serial(one) if c in "0123456789abcdef")[:25] for one in ids
-    }
+    digits = {"".join(c for c in tree.serial(one) if c in "0123456789abcdef")[:25] for one in ids}
     assert len(digits) == len(ids)
 
 
 def test_the_examples_in_the_docstrings_hold() -> None:
-    assert doctest.testmod(lio).failed == 0
-    assert doctest.testmod(lio_tree).failed == 0
+    assert doctest.testmod(target).failed == 0
+    assert doctest.testmod(tree).failed == 0
 
 
 @pytest.mark.parametrize(
@@ -96,6 +94,6 @@ def test_initiators_may_discard_on_every_kernel(
     }
     for name, value in before.items():
         (tmp_path / name).write_text(f"{value}\n")
-    lio_tree.allow_discards(tmp_path)
+    tree.allow_discards(tmp_path)
     after = {path.name: path.read_text().strip() for path in tmp_path.iterdir()}
     assert after == {**before, **changed}

@@ -7,9 +7,9 @@ import time
 import pytest
 
 from lunr.storage import system
-from lunr.storage.pools.logical_volumes import PhysicalVolume
-from lunr.storage.pools.lvm import ZEROED, LvmPool
-from lunr.storage.pools.volume_group import VolumeGroup
+from lunr.storage.pools.lvm.logical_volumes import PhysicalVolume
+from lunr.storage.pools.lvm.pool import ZEROED, LvmPool
+from lunr.storage.pools.lvm.volume_group import VolumeGroup
 
 GIB = 1 << 30
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import pytest
 
 from lunr.common import errors
-from lunr.storage import pool_watch
+from lunr.storage.agent import pool_monitor
+from lunr.storage.agent.pool_monitor import PoolWatch
+from lunr.storage.baselines import References
 from lunr.storage.jobs import HANDLERS, lanes
 from lunr.storage.metrics import Metrics
-from lunr.storage.pool_watch import PoolWatch
 from lunr.storage.pools.base import Capacity, Pool, Purpose, Snapshot
-from lunr.storage.references import References
 
 
 class Told(Pool):
@@ -86,7 +86,7 @@ def test_a_pool_that_does_not_answer_takes_no_new_volumes(
     seen = []
     pool.during = lambda: seen.append(watch.capacity().full)
     watch.look()
-    monkeypatch.setattr(pool_watch, "_OVERDUE", -1)
+    monkeypatch.setattr(pool_monitor, "_OVERDUE", -1)
     watch.look()
     assert seen == ["", "the pool has not answered for 0 seconds"]
     assert watch.capacity().full == ""

@@ -7,9 +7,9 @@ import threading
 import pytest
 
 from lunr.common import errors
-from lunr.storage import backoff
+from lunr.storage.agent import backoff
+from lunr.storage.agent.pending_deletes import Removals
 from lunr.storage.jobs import Node
-from lunr.storage.removals import Removals
 
 
 @pytest.mark.parametrize(

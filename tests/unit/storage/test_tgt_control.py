@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from lunr.storage.targets import tgt, tgt_control
 from lunr.storage.targets.base import TargetUnavailable
-from lunr.storage.targets.tgt_control import (
+from lunr.storage.targets.tgt import control, target
+from lunr.storage.targets.tgt.control import (
     Mode,
     Op,
     Refused,
@@ -98,7 +98,7 @@ def test_values_are_read() -> None:
 
 
 def test_the_examples_in_the_docstrings_hold() -> None:
-    assert doctest.testmod(tgt).failed == 0
+    assert doctest.testmod(target).failed == 0
 
 
 def _answering(path: Path, answer: bytes, heard: list[bytes] | None = None) -> threading.Thread:
@@ -151,13 +151,13 @@ def test_nobody_there_is_unavailable(tmp_path: Path) -> None:
 
 
 def test_the_request_is_as_long_as_tgtd_reads() -> None:
-    assert tgt_control._REQUEST.size == 120
+    assert control._REQUEST.size == 120
 
 
 def test_no_connection_is_closed_without_a_request(tmp_path: Path) -> None:
     """tgtd reads the end of one that is again and again, with all of a processor."""
     heard: list[bytes] = []
     thread = _answering(tmp_path / "s", b"\0\0\0\0\x08\0\0\0", heard)
-    assert tgt_control.daemon(tmp_path / "s") == os.getpid()
+    assert control.daemon(tmp_path / "s") == os.getpid()
     thread.join()
-    assert [len(request) for request in heard] == [tgt_control._REQUEST.size]
+    assert [len(request) for request in heard] == [control._REQUEST.size]

@@ -9,10 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lunr.storage.pools import maps, thin_maps
+from lunr.storage.pools import extent_maps
 from lunr.storage.pools.base import Extent
-from lunr.storage.pools.maps import Run
-from lunr.storage.pools.thin_maps import MapUnreadable
+from lunr.storage.pools.extent_maps import Run
+from lunr.storage.pools.thin import maps as thin_maps
+from lunr.storage.pools.thin.maps import MapUnreadable
 
 BLOCK = 64 << 10
 
@@ -127,7 +128,7 @@ def test_a_map_that_is_not_whole_is_refused(xml: bytes, reason: str) -> None:
 
 @given(device_maps, st.integers(1, 45 * BLOCK))
 def test_allocated_is_what_is_mapped(blocks: Map, size: int) -> None:
-    extents = list(maps.allocated(runs(blocks), size))
+    extents = list(extent_maps.allocated(runs(blocks), size))
     check_form(extents, size)
     assert blocks_of(extents) == {block for block in blocks if block * BLOCK < size}
 
@@ -137,7 +138,7 @@ def test_changed_is_what_two_maps_do_not_share(left: Map, right: Map, data: st.D
     for block in data.draw(st.sets(st.sampled_from(sorted(left)))) if left else ():
         right[block] = left[block]  # two maps of chance share next to nothing
     old_size, new_size = (BLOCK * data.draw(st.integers(1, 45)) for _ in range(2))
-    extents = list(maps.changed(runs(left), old_size, runs(right), new_size))
+    extents = list(extent_maps.changed(runs(left), old_size, runs(right), new_size))
     check_form(extents, new_size)
     beyond = range(old_size // BLOCK, new_size // BLOCK)
     different = {block for block in {*left, *right} if left.get(block) != right.get(block)}
@@ -148,8 +149,8 @@ def test_changed_is_what_two_maps_do_not_share(left: Map, right: Map, data: st.D
 def test_a_device_may_end_inside_of_a_block() -> None:
     half = BLOCK // 2
     mapped = {0: 7, 1: 8}
-    assert list(maps.allocated(runs(mapped), BLOCK + half)) == [Extent(0, BLOCK + half)]
-    changed = maps.changed(runs({0: 7}), BLOCK + half, runs(mapped), 3 * BLOCK)
+    assert list(extent_maps.allocated(runs(mapped), BLOCK + half)) == [Extent(0, BLOCK + half)]
+    changed = extent_maps.changed(runs({0: 7}), BLOCK + half, runs(mapped), 3 * BLOCK)
     assert list(changed) == [Extent(BLOCK, 3 * BLOCK)]
 
 
@@ -165,7 +166,7 @@ def test_memory_does_not_grow_with_the_map() -> None:
         tracemalloc.start()
         try:
             old, new = (thin_maps.parse(long(count), 1) for _ in range(2))
-            assert not list(maps.changed(old, 1 << 60, new, 1 << 60))
+            assert not list(extent_maps.changed(old, 1 << 60, new, 1 << 60))
             return tracemalloc.get_traced_memory()[1]
         finally:
             tracemalloc.stop()

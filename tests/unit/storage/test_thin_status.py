@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from lunr.storage.pools import thin_status
-from lunr.storage.pools.thin_status import Mode
+from lunr.storage.pools.thin import status as thin_status
+from lunr.storage.pools.thin.status import Mode
 
 #: Linux 6.1: two pools, of which one has a metadata snapshot.
 TWO = """\

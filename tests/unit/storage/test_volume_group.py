@@ -9,14 +9,14 @@ from hypothesis import strategies as st
 from lunr.common import errors, ids
 from lunr.storage import system
 from lunr.storage.pools.base import Purpose, Snapshot
-from lunr.storage.pools.logical_volumes import (
+from lunr.storage.pools.lvm.logical_volumes import (
     Role,
     parse_disks,
     parse_report,
     parse_volume,
     tags_for,
 )
-from lunr.storage.pools.volume_group import VolumeGroup, statuses
+from lunr.storage.pools.lvm.volume_group import VolumeGroup, statuses
 
 LVS = """\
   {

@@ -7,10 +7,10 @@ import time
 
 import pytest
 
-from lunr.storage.pools import wipe
-from lunr.storage.pools.logical_volumes import LogicalVolume
-from lunr.storage.pools.volume_group import VolumeGroup
-from lunr.storage.pools.wipe import Pace, Wiper
+from lunr.storage.pools.lvm import wipe
+from lunr.storage.pools.lvm.logical_volumes import LogicalVolume
+from lunr.storage.pools.lvm.volume_group import VolumeGroup
+from lunr.storage.pools.lvm.wipe import Pace, Wiper
 from tests.support.waiting import PATIENCE, SOON
 
 MIB = 1 << 20

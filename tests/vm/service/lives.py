@@ -12,7 +12,7 @@ from typing import Any
 from lunr.api.services.kinds import KINDS
 from lunr.client import Client
 from lunr.common import ids
-from lunr.storage.pools.logical_volumes import Role, tags_for
+from lunr.storage.pools.lvm.logical_volumes import Role, tags_for
 from tests.support.initiator import sh
 from tests.support.waiting import PATIENCE
 from tests.vm.conftest import SMALL_DISK

@@ -20,7 +20,7 @@ from rich.console import Console
 
 from lunr.client import Client
 from lunr.client.records import Export
-from lunr.storage.targets import lio_tree
+from lunr.storage.targets.lio import tree
 from lunr.up import NODE, Part, Service, Settings
 from tests.support.faulty_disk import FaultyDisk
 from tests.support.initiator import sh
@@ -245,9 +245,9 @@ class World:
         if tgtd is not None:
             tgtd.stop(signal.SIGKILL)
         else:
-            for disk in lio_tree.disks().values():
-                lio_tree.take_down(disk)
-            lio_tree.sweep()
+            for disk in tree.disks().values():
+                tree.take_down(disk)
+            tree.sweep()
         self._end_fillings()
         sh("vgchange", "-qqan", GROUP)
         shutil.rmtree(self.service.root / "run")

@@ -13,7 +13,7 @@ from pathlib import Path
 from lunr.client import Client
 from lunr.client.records import Export
 from lunr.common import units
-from lunr.storage.filling import clone_device
+from lunr.storage.restore.dm_clone import device as clone_device
 from tests.support.initiator import Initiator, sh
 from tests.support.waiting import PATIENCE, wait_until
 from tests.vm.service.running import World, told

@@ -10,11 +10,11 @@ from typing import NamedTuple
 
 import pytest
 
-from lunr.storage.pools.lvm import LvmPool
-from lunr.storage.targets import lio_tree
+from lunr.storage.pools.lvm.pool import LvmPool
 from lunr.storage.targets.base import Export, Target
-from lunr.storage.targets.lio import LioTarget
-from lunr.storage.targets.tgt import TgtTarget
+from lunr.storage.targets.lio import tree
+from lunr.storage.targets.lio.target import LioTarget
+from lunr.storage.targets.tgt.target import TgtTarget
 from tests.support.initiator import Initiator
 from tests.support.services import Tgtd
 from tests.support.slices import SLICES, Slices
@@ -49,12 +49,12 @@ def lio(slices: Slices, lio_portal: str) -> Iterator[LioTarget]:
 
 def lio_left_over() -> list[Path]:
     """What there is in the kernel's target, of anybody's."""
-    return [*lio_tree.ROOT.glob("core/*_*"), *lio_tree.TARGETS.glob("*:*")]
+    return [*tree.ROOT.glob("core/*_*"), *tree.TARGETS.glob("*:*")]
 
 
 def lio_session(volume_id: str) -> str:
     """What LIO calls the volume's session: another one has another name."""
-    acl = lio_tree.acl_of(lio_tree.disks()[volume_id])
+    acl = tree.acl_of(tree.disks()[volume_id])
     assert acl is not None
     lines = (acl / "info").read_text().splitlines()
     return next(line for line in lines if "LIO Session ID" in line)

@@ -18,16 +18,16 @@ import pytest
 from lunr.backup.lazy_image.missing_extents import Gaps
 from lunr.storage.engine import Engine
 from lunr.storage.exports import Exports
-from lunr.storage.filling import clone_device
-from lunr.storage.filling.cloned import Cloned
-from lunr.storage.filling.fillings import Fillings
-from lunr.storage.filling.task import Task
-from lunr.storage.filling.worker import adopt
 from lunr.storage.pools.base import DevicePool, Snapshot
-from lunr.storage.pools.lvm import LvmPool
-from lunr.storage.pools.thin import ThinPool
-from lunr.storage.targets import lio_tree
-from lunr.storage.targets.lio import LioTarget
+from lunr.storage.pools.lvm.pool import LvmPool
+from lunr.storage.pools.thin.pool import ThinPool
+from lunr.storage.restore.dm_clone import device as clone_device
+from lunr.storage.restore.dm_clone.restore import Cloned
+from lunr.storage.restore.process import adopt
+from lunr.storage.restore.registry import Fillings
+from lunr.storage.restore.spec import Task
+from lunr.storage.targets.lio import tree
+from lunr.storage.targets.lio.target import LioTarget
 from tests.support.initiator import Initiator, sh
 from tests.support.target_contract import export_of
 from tests.support.volume_groups import volume_group
@@ -346,7 +346,7 @@ def test_it_grows_while_it_is_used_and_is_left_after(
     wait_until(lambda: not exports.watch().sessions_changed)
     wait_until(lambda: node.volume.is_settled, what="nobody uses the device any more")
     wait_until(lambda: "v1" in exports.present())
-    assert lio_tree.backing(lio_tree.disks()["v1"]) == node.pool.path("v1")
+    assert tree.backing(tree.disks()["v1"]) == node.pool.path("v1")
     assert node.is_right()
     assert any(node.read(100 * MIB, MIB))
     exports.detach("v1")

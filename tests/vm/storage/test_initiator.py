@@ -14,9 +14,9 @@ import pytest
 
 from lunr.storage.engine import Engine
 from lunr.storage.exports import Exports
-from lunr.storage.pools.files import FilesPool
-from lunr.storage.targets import lio_tree
-from lunr.storage.targets.lio import LioTarget
+from lunr.storage.pools.files.pool import FilesPool
+from lunr.storage.targets.lio import tree
+from lunr.storage.targets.lio.target import LioTarget
 from tests.support.initiator import Initiator, sh
 from tests.support.services import XFS_MINIMUM
 from tests.support.slices import Slices
@@ -165,8 +165,8 @@ def test_a_node_starts_anew(
         logged_in(initiator, offered(export, lio_portal)) as device,
         writing(device) as counted,
     ):
-        lio_tree.take_down(lio_tree.disks()["v1"])
-        lio_tree.sweep()
+        tree.take_down(tree.disks()["v1"])
+        tree.sweep()
         assert lio_left_over() == []
         target = LioTarget(lio_portal, pool.folder)
         target.check()

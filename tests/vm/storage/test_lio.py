@@ -15,9 +15,9 @@ from typing import Any
 import pytest
 
 from lunr.common import errors
-from lunr.storage.targets import lio_tree
 from lunr.storage.targets.base import Export, LimitsUnavailable, TargetFailed, TargetUnavailable
-from lunr.storage.targets.lio import LioTarget
+from lunr.storage.targets.lio import tree
+from lunr.storage.targets.lio.target import LioTarget
 from tests.support.initiator import sh
 from tests.support.slices import SLICES, Slices
 from tests.support.target_contract import OTHER, capacity, export_of
@@ -46,7 +46,7 @@ def killed_after(steps: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     def counting(real: Callable[..., Any]) -> Callable[..., Any]:
         def step(self: Path, *args: Any, **options: Any) -> Any:
             nonlocal left
-            if not self.is_relative_to(lio_tree.ROOT):
+            if not self.is_relative_to(tree.ROOT):
                 return real(self, *args, **options)
             if not left:
                 raise _Killed
@@ -64,10 +64,10 @@ def killed_after(steps: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def state() -> dict[str, str]:
     """All of lunr's in configfs that decides who sees what."""
     found = {}
-    for disk in lio_tree.disks().values():
+    for disk in tree.disks().values():
         for name in ("alias", "udev_path", "enable", "wwn/vpd_unit_serial", "attrib/emulate_tpu"):
             found[f"{disk}/{name}"] = (disk / name).read_text()
-    for group in lio_tree.TARGETS.glob("*/tpgt_1"):
+    for group in tree.TARGETS.glob("*/tpgt_1"):
         for name in ("enable", "attrib/authentication", "attrib/generate_node_acls"):
             found[f"{group}/{name}"] = (group / name).read_text()
         for portal in (group / "np").iterdir():
@@ -84,7 +84,7 @@ def state() -> dict[str, str]:
 def who_may_enter() -> set[tuple[str, str, str]]:
     """The name, CHAP name and secret that LIO would let in now."""
     found = set()
-    for group in lio_tree.TARGETS.glob("*/tpgt_1"):
+    for group in tree.TARGETS.glob("*/tpgt_1"):
         if (group / "enable").read_text().strip() == "0":
             continue
         assert (group / "attrib/authentication").read_text().strip() == "1"
@@ -140,12 +140,12 @@ def test_killed_between_any_two_steps_it_is_never_open(
 
 
 def test_targets_of_others_are_left_alone(lio: LioTarget, export: Export, slices: Slices) -> None:
-    disk = lio_tree.ROOT / "core" / "iblock_0" / "v1"
+    disk = tree.ROOT / "core" / "iblock_0" / "v1"
     disk.parent.mkdir()
     disk.mkdir()
     (disk / "control").write_text(f"udev_path={slices.make('v2', MIB)}")
     (disk / "enable").write_text("1")
-    foreign = lio_tree.TARGETS / export.iqn
+    foreign = tree.TARGETS / export.iqn
     foreign.mkdir()
     (foreign / "tpgt_1").mkdir()
     (foreign / "tpgt_1" / "lun" / "lun_0").mkdir()
@@ -291,16 +291,16 @@ def test_a_volume_that_is_a_file(lio: LioTarget, lio_portal: str, tmp_path: Path
     os.truncate(path, 16 * MIB)
     lio.resize("v1")
     assert capacity(lio_portal, export) == 16 * MIB
-    disk = lio_tree.disks()["v1"]
+    disk = tree.disks()["v1"]
     assert "O_DSYNC" in (disk / "info").read_text()  # what is acknowledged is on the disk
 
 
 def test_what_is_missing_is_said(lio: LioTarget, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr(lio_tree, "ROOT", Path("/sys/kernel/config/nothing"))
+        patch.setattr(tree, "ROOT", Path("/sys/kernel/config/nothing"))
         with pytest.raises(TargetUnavailable, match="mount -t configfs"):
             lio.check()
-    monkeypatch.setattr("lunr.storage.targets.lio._MODULES", ("no_such_module",))
+    monkeypatch.setattr("lunr.storage.targets.lio.target._MODULES", ("no_such_module",))
     with pytest.raises(TargetUnavailable, match="no_such_module"):
         lio.check()
 

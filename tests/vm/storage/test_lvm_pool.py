@@ -13,10 +13,10 @@ import pytest
 
 from lunr.common import errors
 from lunr.storage import system
-from lunr.storage.pools import cow
 from lunr.storage.pools.base import Extent, PoolFull, PoolUnusable, Purpose, Snapshot
-from lunr.storage.pools.logical_volumes import LogicalVolume, Role
-from lunr.storage.pools.lvm import LvmPool
+from lunr.storage.pools.lvm import cow
+from lunr.storage.pools.lvm.logical_volumes import LogicalVolume, Role
+from lunr.storage.pools.lvm.pool import LvmPool
 from tests.support.initiator import sh
 from tests.support.pool_contract import PoolContract, check_covers, write
 from tests.vm.conftest import SMALL_DISK

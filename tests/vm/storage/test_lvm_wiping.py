@@ -10,11 +10,11 @@ from collections.abc import Callable
 import pytest
 
 from lunr.common import errors, linux
-from lunr.storage.pools import wipe
 from lunr.storage.pools.base import SnapshotLost
-from lunr.storage.pools.logical_volumes import Role
-from lunr.storage.pools.lvm import LvmPool
-from lunr.storage.pools.wipe import Wiper
+from lunr.storage.pools.lvm import wipe
+from lunr.storage.pools.lvm.logical_volumes import Role
+from lunr.storage.pools.lvm.pool import LvmPool
+from lunr.storage.pools.lvm.wipe import Wiper
 from tests.support.pool_contract import write
 from tests.support.services import CHECKOUT
 from tests.support.waiting import wait_until
@@ -123,7 +123,7 @@ def test_a_wipe_goes_on_where_it_was_cancelled(plain: LvmPool) -> None:
 
 VICTIM = """
 import sys
-from lunr.storage.pools.lvm import LvmPool
+from lunr.storage.pools.lvm.pool import LvmPool
 pool = LvmPool("lunr-plain", wipe_mib_per_second=32)
 pool.wiper.keep_every = 0.5
 pool.check()

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from lunr.storage.targets.base import Export
-from lunr.storage.targets.lio import LioTarget
-from lunr.storage.targets.tgt import TgtTarget
+from lunr.storage.targets.lio.target import LioTarget
+from lunr.storage.targets.tgt.target import TgtTarget
 from tests.support.services import Tgtd
 from tests.support.slices import Slices
 from tests.support.target_contract import GrowVolume, MakeVolume, TargetContract, export_of

@@ -21,11 +21,11 @@ import pytest
 
 from lunr.common import errors
 from lunr.storage import system
-from lunr.storage.pools import thin_status
 from lunr.storage.pools.base import Capacity, Extent, PoolFull, PoolUnusable, Purpose, Snapshot
-from lunr.storage.pools.logical_volumes import Role, tags_for
-from lunr.storage.pools.thin import ThinPool
-from lunr.storage.pools.thin_status import Mode
+from lunr.storage.pools.lvm.logical_volumes import Role, tags_for
+from lunr.storage.pools.thin import status as thin_status
+from lunr.storage.pools.thin.pool import ThinPool
+from lunr.storage.pools.thin.status import Mode
 from tests.support.faulty_disk import replaced
 from tests.support.initiator import sh
 from tests.support.pool_contract import PoolContract
@@ -444,7 +444,7 @@ def test_all_is_there_again_after_a_reboot(alone: ThinPool) -> None:
 CHILD = f"""
 import sys
 from lunr.storage.pools.base import Snapshot
-from lunr.storage.pools.thin import ThinPool
+from lunr.storage.pools.thin.pool import ThinPool
 pool = ThinPool({GROUP!r}, {POOL!r}, 85)
 pool.check()
 {{}}

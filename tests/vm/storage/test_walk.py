@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from lunr.storage.pools.lvm import LvmPool
-from lunr.storage.pools.thin import ThinPool
+from lunr.storage.pools.lvm.pool import LvmPool
+from lunr.storage.pools.thin.pool import ThinPool
 from tests.support.node_work import Work
 from tests.support.volume_groups import volume_group
 from tests.support.walk import MIB, Walk

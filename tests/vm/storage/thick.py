@@ -9,7 +9,7 @@ from pathlib import Path
 
 from lunr.common import errors
 from lunr.storage.pools.base import Purpose, Snapshot
-from lunr.storage.pools.lvm import LvmPool
+from lunr.storage.pools.lvm.pool import LvmPool
 from tests.support.initiator import sh
 from tests.support.waiting import wait_until
 from tests.vm.conftest import DISK

@@ -15,7 +15,7 @@ from typing import Any
 from lunr.client import Client
 from lunr.common import units
 from lunr.storage.targets.base import Export
-from lunr.storage.targets.tgt import TgtTarget
+from lunr.storage.targets.tgt.target import TgtTarget
 from tests.support.services import Tgtd
 from tests.system.storage import iscsi
 from tools.benchmarks.filling.table import Table

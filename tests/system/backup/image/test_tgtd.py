@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from lunr.storage.targets.base import Export
-from lunr.storage.targets.tgt import TgtTarget
+from lunr.storage.targets.tgt.target import TgtTarget
 from tests.support.services import Tgtd, need_command, need_fuse
 from tests.system.backup.image.mounted import MIB, Place
 from tests.system.storage import iscsi

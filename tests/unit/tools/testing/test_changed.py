@@ -53,7 +53,11 @@ def test_what_is_gone_reaches_what_still_names_it() -> None:
     ("changed", "reached", "spared"),
     [
         ("lunr/client/main.py", "tests/unit/client/test_commands.py", "tests/unit/db"),
-        ("lunr/storage/pools/files.py", "tests/system/storage/test_pools.py", "tests/unit/client"),
+        (
+            "lunr/storage/pools/files/pool.py",
+            "tests/system/storage/test_pools.py",
+            "tests/unit/client",
+        ),
         ("lunr/api/main.py", "tests/functional/api/test_server.py", "tests/unit/backup"),
         ("etc/lunr.conf.sample", "tests/unit/test_documents.py", "tests/system"),
         ("tools/virtual/machine.py", "tests/system/tools/test_vm.py", "tests/unit/api"),

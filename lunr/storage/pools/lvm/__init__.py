@@ -1,0 +1,1 @@
+"""Volumes as thick logical volumes, snapshots by dm-snapshot."""

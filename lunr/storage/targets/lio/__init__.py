@@ -1,0 +1,1 @@
+"""Exports by LIO, the kernel's iSCSI target."""

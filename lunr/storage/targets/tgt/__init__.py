@@ -1,0 +1,1 @@
+"""Exports by tgtd, the iSCSI target in user space."""

@@ -32,10 +32,11 @@ from lunr.backup.repository.repository import Repository
 from lunr.backup.stores import open_store
 from lunr.common import units
 from lunr.common.units import KIB, MIB
-from lunr.live import nbd, source
-from lunr.live.backup import Options, backup
-from lunr.live.groups import Group
-from lunr.live.qmp import Monitor
+from lunr.live.backup import source
+from lunr.live.backup.backup import Options, backup
+from lunr.live.backup.groups import Group
+from lunr.live.qemu import nbd
+from lunr.live.qemu.qmp import Monitor
 
 sys.path.insert(0, str(Path(__file__).parents[2]))  # for the machines that the tests have
 

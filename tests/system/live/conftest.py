@@ -10,10 +10,10 @@ from lunr.backup.keys.derive import PUBLIC_MASTER, derive
 from lunr.backup.read.restore import restore
 from lunr.backup.repository.repository import Repository
 from lunr.backup.stores import open_store
-from lunr.live import groups
-from lunr.live.backup import Options, backup
-from lunr.live.groups import Group
-from lunr.live.qmp import Monitor
+from lunr.live.backup import groups
+from lunr.live.backup.backup import Options, backup
+from lunr.live.backup.groups import Group
+from lunr.live.qemu.qmp import Monitor
 from lunr.storage.targets.tgt.target import TgtTarget
 from tests.support.services import Tgtd
 from tests.system.live.machines import MIB, Disk, Machine, Remote

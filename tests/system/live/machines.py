@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from lunr.live import errors
-from lunr.live.qmp import Monitor
+from lunr.live.qemu.qmp import Monitor
 from lunr.storage.targets.base import Export
 from lunr.storage.targets.tgt.target import TgtTarget
 from tests.support.waiting import wait_until

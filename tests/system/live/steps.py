@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from lunr.live.qmp import Lines
+from lunr.live.qemu.qmp import Lines
 from tests.support.thorough import THOROUGH
 
 TRIED = os.environ.get("LUNR_CRASH_STEPS") or ("all" if THOROUGH else "")

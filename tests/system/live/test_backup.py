@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from pathlib import Path
 
-from lunr.live.groups import Group
+from lunr.live.backup.groups import Group
 from tests.system.live.conftest import Vault
 from tests.system.live.machines import MIB, Disk, Machine
 
@@ -44,7 +44,7 @@ def test_an_increment_reads_what_changed_and_no_more(machine: Machine, vault: Va
     group = vault.backup(machine)
     member = group.member("alpha")
     assert member is not None
-    # The last block is always read: see lunr/live/sizes.py.
+    # The last block is always read: see lunr/live/qemu/bitmaps.py.
     assert member.changed_bytes == member.bytes_read == 4 * 65536 + 32768
     beta = group.member("beta")
     assert beta is not None

@@ -12,8 +12,8 @@ from typing import Any
 
 from click.testing import CliRunner
 
-from lunr.live import groups
-from lunr.live.command import live
+from lunr.live.backup import groups
+from lunr.live.cli import live
 from tests.system.live.conftest import Vault
 from tests.system.live.machines import Machine
 
@@ -76,7 +76,7 @@ DOOMED = """
 import os, signal, sys
 from pathlib import Path
 from lunr.backup.stores.files import FileStore
-from lunr.live.command import live
+from lunr.live.cli import live
 left, get, rename = int(sys.argv.pop(1)), FileStore.get, Path.rename
 
 def die():

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from lunr.live import groups
-from lunr.live.qmp import Monitor
+from lunr.live.backup import groups
+from lunr.live.qemu.qmp import Monitor
 from tests.support.waiting import PATIENCE, wait_until
 from tests.system.live.conftest import Vault
 from tests.system.live.machines import Machine
@@ -45,7 +45,7 @@ keep = 2
 """)
     with (tmp_path / "log").open("w") as log:
         daemon = subprocess.Popen(
-            [sys.executable, "-m", "lunr.live.main", "--config", str(config)],
+            [sys.executable, "-m", "lunr.live.daemon.main", "--config", str(config)],
             stderr=log,
             env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[3])},
         )
@@ -72,7 +72,7 @@ def daemon(tmp_path: Path, config: str) -> Iterator[subprocess.Popen[bytes]]:
     path.write_text(config)
     with (tmp_path / "log").open("w") as log:
         process = subprocess.Popen(
-            [sys.executable, "-m", "lunr.live.main", "--config", str(path)],
+            [sys.executable, "-m", "lunr.live.daemon.main", "--config", str(path)],
             stderr=log,
             env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[3])},
         )
@@ -136,7 +136,7 @@ def test_a_restart_keeps_the_time(
             return cls.fromtimestamp(before.timestamp(), UTC)
 
     with monkeypatch.context() as patch:
-        patch.setattr("lunr.live.backup.datetime", Then)
+        patch.setattr("lunr.live.backup.backup.datetime", Then)
         vault.backup(machine)
     config = config_of(machine, vault, every=3600)
     began = datetime.now(UTC)
@@ -174,7 +174,7 @@ def test_the_guard_outlives_the_service() -> None:
 
 def test_a_bad_configuration_ends_it(tmp_path: Path) -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "lunr.live.main", "--config", str(tmp_path / "nowhere")],
+        [sys.executable, "-m", "lunr.live.daemon.main", "--config", str(tmp_path / "nowhere")],
         env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[3])},
         capture_output=True,
         text=True,

@@ -10,8 +10,8 @@ import pytest
 from lunr.backup.errors import StoreUnavailable
 from lunr.common.errors import Cancelled, LunrError
 from lunr.live import errors
-from lunr.live.backup import Options
-from lunr.live.qmp import Monitor
+from lunr.live.backup.backup import Options
+from lunr.live.qemu.qmp import Monitor
 from tests.system.live.conftest import Vault
 from tests.system.live.machines import _HALT, MIB, Disk, Machine
 from tests.system.live.test_backup import kept, ways

@@ -17,9 +17,10 @@ from typing import Any
 
 import pytest
 
-from lunr.live import agent as agents
-from lunr.live import errors, exports, guard, leftovers
-from lunr.live.qmp import Monitor
+from lunr.live import errors
+from lunr.live.qemu import cleanup, exports, guard
+from lunr.live.qemu import guest_agent as agents
+from lunr.live.qemu.qmp import Monitor
 from tests.support.waiting import PATIENCE, wait_until
 from tests.system.live.conftest import Vault
 from tests.system.live.machines import Machine
@@ -83,7 +84,7 @@ def test_an_agent_that_does_not_thaw_ends_the_backup_and_is_told_until_it_does(
     machine: Machine, vault: Vault, agent: Agent, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(agents, "PATIENCE", 0.5)
-    monkeypatch.setattr("lunr.live.guard._PATIENCE", 2.0)
+    monkeypatch.setattr("lunr.live.qemu.guard._PATIENCE", 2.0)
     machine.write_some(random.Random())
     with pytest.raises(errors.FreezeFailed, match="may be frozen still"):
         vault.backup(machine, agent=agent.path)
@@ -128,9 +129,9 @@ def test_a_second_interrupt_leaves_the_machine_to_the_guard(
         if call == "put" and not name.startswith("sessions/"):
             interrupt()
 
-    real = leftovers.settle
+    real = cleanup.settle
     times = iter([real])  # before the backup; and then amid the clearing
-    monkeypatch.setattr(leftovers, "settle", lambda *args: next(times, interrupt)(*args))
+    monkeypatch.setattr(cleanup, "settle", lambda *args: next(times, interrupt)(*args))
     with pytest.raises(KeyboardInterrupt):
         vault.backup(machine, first, concurrency=1)
     machine.assert_untouched()
@@ -199,7 +200,7 @@ def test_without_a_guard_there_is_no_backup(
     stub = tmp_path / "python"
     stub.write_text(f"#!/bin/sh\n{program}\n")
     stub.chmod(0o755)
-    monkeypatch.setattr("lunr.live.guard._PATIENCE", 1.0)
+    monkeypatch.setattr("lunr.live.qemu.guard._PATIENCE", 1.0)
     monkeypatch.setattr(sys, "executable", str(stub))
     with pytest.raises(errors.CannotBackUp, match="guards it does not start"):
         vault.backup(machine)
@@ -265,7 +266,7 @@ def test_the_guard_takes_no_code_from_the_folder_it_is_in(tmp_path: Path) -> Non
     (tmp_path / "lunr" / "__init__.py").write_text("print('hostile', flush=True)")
     (tmp_path / "logging.py").write_text("print('hostile', flush=True)")
     code = (
-        "import socket; from lunr.live.guard import Guard\n"
+        "import socket; from lunr.live.qemu.guard import Guard\n"
         "class Here:\n  def fileno(self): return here.fileno()\n"
         "here, there = socket.socketpair()\n"
         "with Guard(Here()) as guard: guard.release()\n"

@@ -18,8 +18,8 @@ import pytest
 
 from lunr.backup.lazy_image import mount
 from lunr.backup.read.restore import restore
-from lunr.live.groups import Group
-from lunr.live.qmp import Monitor
+from lunr.live.backup.groups import Group
+from lunr.live.qemu.qmp import Monitor
 from tests.support.thorough import THOROUGH, examples
 from tests.support.waiting import PATIENCE, wait_until
 from tests.system.live.conftest import Vault

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from lunr.live.qmp import Monitor
+from lunr.live.qemu.qmp import Monitor
 from tests.support.waiting import PATIENCE
 from tests.system.live.conftest import Vault
 from tests.system.live.machines import Machine

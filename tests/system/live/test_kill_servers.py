@@ -17,8 +17,10 @@ import pytest
 
 from lunr.backup.errors import StoreUnavailable
 from lunr.common.errors import LunrError
-from lunr.live import errors, exports, groups
-from lunr.live.groups import Group
+from lunr.live import errors
+from lunr.live.backup import groups
+from lunr.live.backup.groups import Group
+from lunr.live.qemu import exports
 from tests.support.relay import MortalSwift
 from tests.support.services import Tgtd
 from tests.system.live.conftest import FarAndNear, Vault

@@ -14,8 +14,10 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from lunr.live import errors, groups, libvirt
-from lunr.live.command import live
+from lunr.live import errors
+from lunr.live.backup import groups
+from lunr.live.cli import live
+from lunr.live.qemu import libvirt
 from tests.support.services import need_command, need_root
 from tests.support.waiting import PATIENCE, wait_until
 from tests.system.live.conftest import Vault
@@ -155,7 +157,7 @@ def test_a_domain_with_a_second_socket(
     write(4)
     second = backup()
     assert [one["way"] for one in second["members"]] == ["incremental", "incremental"]
-    # What was written, and the last block: see lunr/live/sizes.py.
+    # What was written, and the last block: see lunr/live/qemu/bitmaps.py.
     assert second["members"][0]["bytes_read"] == (64 << 10) + (32 << 10)
     assert domains.virsh("domstate", "web").stdout.split() == [b"running"]
     # libvirt's own snapshot brings new nodes: that disk is compared, and right.

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from lunr.live import errors, leftovers, names
-from lunr.live.qmp import Monitor
+from lunr.live import errors
+from lunr.live.qemu import cleanup, names
+from lunr.live.qemu.qmp import Monitor
 from tests.system.live.conftest import Vault
 from tests.system.live.machines import MIB, Disk, Machine
 
@@ -61,5 +62,5 @@ def test_a_filter_without_a_note_stays(paused: Machine, tmp_path: Path) -> None:
         Monitor.open(paused.qmp) as monitor,
         pytest.raises(errors.FilterLeft, match="lunr-0-filter"),
     ):
-        leftovers.clear(monitor)
+        cleanup.clear(monitor)
     assert used_nodes(paused) == {"a": "lunr-0-filter", "b": "node-b"}

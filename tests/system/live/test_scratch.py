@@ -13,8 +13,9 @@ from typing import Any
 
 import pytest
 
-from lunr.live import errors, fleece, leftovers
-from lunr.live.qmp import Monitor
+from lunr.live import errors
+from lunr.live.qemu import cleanup, fleecing
+from lunr.live.qemu.qmp import Monitor
 from tests.support.services import need_root
 from tests.system.live.conftest import Vault
 from tests.system.live.machines import MIB, Machine
@@ -91,11 +92,11 @@ def test_a_slow_scratch_disk_ends_the_backup_and_not_the_machine(
         return execute(self, command, arguments, **options)
 
     with monkeypatch.context() as patch:
-        patch.setattr(fleece, "_COPY_TIMEOUT", 1)
+        patch.setattr(fleecing, "_COPY_TIMEOUT", 1)
         patch.setattr(Monitor, "execute", slowed)
         # What stands in for the scratch files has no descriptor, and so no note.
         behind = {"lunr-0-filter": "node-alpha", "lunr-1-filter": "node-beta"}
-        patch.setattr(leftovers, "_nodes_behind_filters", lambda _monitor: behind)
+        patch.setattr(cleanup, "_nodes_behind_filters", lambda _monitor: behind)
         with pytest.raises(errors.ExportLost, match="goes on"):
             vault.backup(machine, overwrite)
     assert 0.9 < took[0] < 4, "a write waits for one copy, and no longer"

@@ -15,7 +15,8 @@ from pathlib import Path
 import pytest
 
 from lunr.backup.errors import StoreUnavailable
-from lunr.live import errors, exports
+from lunr.live import errors
+from lunr.live.qemu import exports
 from tests.support.relay import MortalSwift
 from tests.support.services import Tgtd
 from tests.system.live.conftest import FarAndNear, Vault

@@ -26,13 +26,15 @@ from lunr.client.session import read_openrc
 from lunr.common import files, times
 from lunr.common.errors import Cancelled, LunrError
 from lunr.common.units import GIB
-from lunr.live import errors, groups, service, starting
-from lunr.live import machine as machines
-from lunr.live.backup import Options, backup
-from lunr.live.command import live
-from lunr.live.groups import Group
-from lunr.live.qmp import Monitor
-from lunr.live.service import Service, elsewhere
+from lunr.live import errors
+from lunr.live.backup import announcements, groups
+from lunr.live.backup.announcements import Service, elsewhere
+from lunr.live.backup.backup import Options, backup
+from lunr.live.backup.groups import Group
+from lunr.live.cli import live
+from lunr.live.qemu import machine as machines
+from lunr.live.qemu.qmp import Monitor
+from lunr.live.start import instant_start
 from lunr.manage.context import Context
 from tests.support.waiting import PATIENCE, wait_until
 from tests.system.live.machines import Disk, Machine
@@ -283,12 +285,12 @@ def test_one_that_is_deleted_or_cancelled_meanwhile(
         hypervisor.backup(machine)
     machine.assert_untouched()
 
-    monkeypatch.setattr(service, "RENEW", 0.1)
+    monkeypatch.setattr(announcements, "RENEW", 0.1)
 
-    announced: list[service.Announced] = []
+    announced: list[announcements.Announced] = []
     announce = Service.announce
 
-    def noted(*args: Any) -> service.Announced:
+    def noted(*args: Any) -> announcements.Announced:
         announced.append(announce(*args))
         return announced[-1]
 
@@ -297,7 +299,7 @@ def test_one_that_is_deleted_or_cancelled_meanwhile(
     def cancel() -> None:
         client.jobs.cancel(running().job_id)
         wait_until(announced[-1].cancel.is_set, what="it is told")
-        threading.Event().wait(1)  # for some looks of lunr.live.watch
+        threading.Event().wait(1)  # for some looks of lunr.live.backup.abort_checks
 
     with pytest.raises(Cancelled):
         hypervisor.backup(machine, during(cancel), concurrency=1)
@@ -317,12 +319,12 @@ def test_what_a_machine_is_started_from_is_kept(
         return [client.backups.get(id).protected for id in ids]
 
     client.backups.update(ids[0], protected=True)  # somebody's own wish
-    killed = starting.protected(hypervisor.service, group, tmp_path)
+    killed = instant_start.protected(hypervisor.service, group, tmp_path)
     killed.__enter__()
     assert are_protected() == [True, True]
     with pytest.raises(LunrError, match="protected"):
         client.groups.delete(group.group_id)
-    with starting.protected(hypervisor.service, group, tmp_path):
+    with instant_start.protected(hypervisor.service, group, tmp_path):
         assert are_protected() == [True, True]
     assert are_protected() == [True, False]
     assert not list(tmp_path.glob("*.protected"))
@@ -384,7 +386,7 @@ scratch = "{tmp_path}"
 every = 1
 keep = 1
 """)
-    argv = [sys.executable, "-m", "lunr.live.main", "--config", str(config)]
+    argv = [sys.executable, "-m", "lunr.live.daemon.main", "--config", str(config)]
     top = str(Path(__file__).parents[3])
     with (tmp_path / "log").open("w") as log:
         daemon = subprocess.Popen(argv, stderr=log, env={**os.environ, "PYTHONPATH": top})

@@ -18,8 +18,8 @@ from typing import Any
 import pytest
 
 from lunr.backup.lazy_image import mount
-from lunr.live import starting
-from lunr.live.qmp import Monitor
+from lunr.live.qemu.qmp import Monitor
+from lunr.live.start import instant_start
 from tests.support.services import need_fuse
 from tests.support.waiting import PATIENCE
 from tests.system.live.conftest import Vault
@@ -30,7 +30,7 @@ def started(vault: Vault, group_id: str, folder: Path, qmp: Path) -> subprocess.
     need_fuse()
     argv = ["start", group_id, str(folder), "--store", vault.url, "--qmp", str(qmp)]
     return subprocess.Popen(
-        [sys.executable, "-m", "lunr.live.command", *argv],
+        [sys.executable, "-m", "lunr.live.cli", *argv],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -151,7 +151,7 @@ def test_the_disks_stay_when_they_can_not_be_filled(
 
 def overlay(
     machine: Machine, name: str, *, broken: bool = False
-) -> tuple[starting.Disk, list[str]]:
+) -> tuple[instant_start.Disk, list[str]]:
     """A disk over a file that has all, and the options for QEMU; `broken`: one read fails."""
     below = machine.folder / f"{name}.below"
     below.write_bytes(b"x" * MIB)
@@ -160,7 +160,7 @@ def overlay(
         inject = [{"event": "read_aio", "sector": 1024, "once": True}]
         image = {"driver": "blkdebug", "image": image, "inject-error": inject}
     backing = json.dumps({"driver": "raw", "file": image})
-    disk = starting.Disk.__new__(starting.Disk)
+    disk = instant_start.Disk.__new__(instant_start.Disk)
     disk.name, disk.path = name, machine.folder / f"{name}.over"
     argv = ["qemu-img", "create", "-q", "-f", "qcow2", "-F", "raw", "-b", f"json:{backing}"]
     subprocess.run([*argv, str(disk.path), str(MIB)], check=True)
@@ -171,13 +171,13 @@ def overlay(
 def test_a_read_that_fails_is_tried_again(
     machine: Machine, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(starting, "_TRY_AGAIN", 0.1)
+    monkeypatch.setattr(instant_start, "_TRY_AGAIN", 0.1)
     disk, options = overlay(machine, "broken", broken=True)
     machine.kill()
     machine.disks, machine.extra = [], tuple(options)
     machine.start()
     with Monitor.open(machine.qmp) as monitor:
-        starting.fill(monitor, [disk], threading.Event())
+        instant_start.fill(monitor, [disk], threading.Event())
     assert "tries again" in caplog.text
     assert machine.guest.execute("query-block")[0]["inserted"]["backing_file_depth"] == 0
 
@@ -190,9 +190,9 @@ def test_no_job_is_left_when_it_is_interrupted(machine: Machine) -> None:
     stop = threading.Event()
     stop.set()
     with Monitor.open(machine.qmp) as monitor:
-        starting.fill(monitor, [disk], stop)
+        instant_start.fill(monitor, [disk], stop)
         assert machine.guest.execute("query-jobs") == []
-        starting.fill(monitor, [disk], threading.Event())
+        instant_start.fill(monitor, [disk], threading.Event())
     assert machine.guest.execute("query-jobs") == []
     assert machine.guest.execute("query-block")[0]["inserted"]["backing_file_depth"] == 0
 

@@ -12,7 +12,7 @@ import random
 import pytest
 
 from lunr.backup.errors import StoreUnavailable
-from lunr.live.groups import Group
+from lunr.live.backup.groups import Group
 from tests.support.thorough import examples
 from tests.system.live.conftest import Vault
 from tests.system.live.machines import MIB, Disk, Machine

@@ -21,9 +21,9 @@ from lunr.backup.keys.derive import PUBLIC_MASTER, derive
 from lunr.backup.repository.repository import Repository
 from lunr.backup.stores import open_store
 from lunr.common.errors import LunrError
-from lunr.live import guard
-from lunr.live.backup import Options, backup
-from lunr.live.qmp import Lines, Monitor
+from lunr.live.backup.backup import Options, backup
+from lunr.live.qemu import guard
+from lunr.live.qemu.qmp import Lines, Monitor
 
 
 def main() -> None:

@@ -40,7 +40,7 @@ def metadata(folder: Path, maps: dict[int, Device]) -> Path:
         '<superblock uuid="" time="1" transaction="1" flags="0" version="2" '
         f'data_block_size="{BLOCK // 512}" nr_data_blocks="{BLOCKS}">'
     ]
-    for number, runs in extent_maps.items():
+    for number, runs in maps.items():
         lines.append(
             f'<device dev_id="{number}" mapped_blocks="{sum(length for _, length, _ in runs)}" '
             'transaction="0" creation_time="0" snap_time="0">'

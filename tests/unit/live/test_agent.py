@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from lunr.live import agent as module
 from lunr.live import errors
-from lunr.live.agent import Agent
+from lunr.live.qemu import guest_agent as module
+from lunr.live.qemu.guest_agent import Agent
 from tests.support.waiting import wait_until
 from tests.unit.live.test_qmp import line, pair
 

@@ -14,9 +14,10 @@ from lunr.backup.keys import derive
 from lunr.backup.repository.repository import Repository
 from lunr.backup.save.save import Backup, save
 from lunr.backup.stores.memory import MemoryStore
-from lunr.live import errors, groups
-from lunr.live.groups import Group, Member
-from lunr.live.hardware import Device, Hardware
+from lunr.live import errors
+from lunr.live.backup import groups
+from lunr.live.backup.groups import Group, Member
+from lunr.live.qemu.hardware import Device, Hardware
 
 MOMENT = datetime(2026, 11, 23, 20, 24, 11, 123456, tzinfo=UTC)
 

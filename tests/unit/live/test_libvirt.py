@@ -2,7 +2,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from lunr.live import libvirt
+from lunr.live.qemu import libvirt
 
 _DOMAIN = """<domain type='kvm' xmlns:qemu='http://libvirt.org/schemas/domain/qemu/1.0'>
   <name>web</name>{more}</domain>"""

@@ -6,9 +6,9 @@ import itertools
 import shlex
 from pathlib import Path
 
-from lunr.live.groups import Group, Member
-from lunr.live.hardware import Device, Hardware
-from lunr.live.lines import command_line, node_name
+from lunr.live.backup.groups import Group, Member
+from lunr.live.qemu.command_line import command_line, node_name
+from lunr.live.qemu.hardware import Device, Hardware
 
 
 def member(disk: str, device: Device | None) -> Member:

@@ -14,10 +14,11 @@ from lunr.backup.errors import StoreUnavailable
 from lunr.backup.keys import derive
 from lunr.backup.repository.repository import Repository
 from lunr.backup.stores.memory import MemoryStore
-from lunr.live import groups, main
-from lunr.live.groups import Group
-from lunr.live.main import Keeper
-from lunr.live.settings import Machine
+from lunr.live.backup import groups
+from lunr.live.backup.groups import Group
+from lunr.live.daemon import main
+from lunr.live.daemon.main import Keeper
+from lunr.live.daemon.settings import Machine
 from tests.unit.backup.support import Faulty
 from tests.unit.live.test_groups import made
 

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from lunr.live import errors
-from lunr.live.qmp import Lines, Monitor
+from lunr.live.qemu.qmp import Lines, Monitor
 
 
 def pair(answer: Callable[[dict[str, Any]], list[bytes]]) -> tuple[Lines, threading.Thread]:

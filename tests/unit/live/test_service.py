@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 from lunr.common import ids
-from lunr.live.service import elsewhere
+from lunr.live.backup.announcements import elsewhere
 
 
 def test_volumes_of_two_accounts_do_not_meet() -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from lunr.common.errors import ConfigError
-from lunr.live import settings
+from lunr.live.daemon import settings
 
 GOOD = """
 [store]

@@ -7,7 +7,7 @@ import itertools
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lunr.live.source import bounded, joined, union
+from lunr.live.backup.source import bounded, joined, union
 
 numbers = st.sets(st.integers(0, 200))
 

@@ -8,7 +8,7 @@ import pytest
 
 from lunr.common.errors import Cancelled
 from lunr.live import errors
-from lunr.live.watch import Watch, is_set, leaves_less, reserved, uses_more
+from lunr.live.backup.abort_checks import Watch, is_set, leaves_less, reserved, uses_more
 from tests.support.waiting import PATIENCE
 
 

@@ -22,8 +22,8 @@ from lunr.backup.keys.derive import PUBLIC_MASTER, derive
 from lunr.backup.repository.repository import Repository
 from lunr.backup.stores import open_store
 from lunr.common.units import MIB
-from lunr.live.backup import Options, backup
-from lunr.live.qmp import Monitor
+from lunr.live.backup.backup import Options, backup
+from lunr.live.qemu.qmp import Monitor
 from tools.virtual.writer import guest as guests
 from tools.virtual.writer.guest import Guest
 

@@ -11,8 +11,8 @@ import shlex
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from lunr.live.groups import Group, Member
-from lunr.live.hardware import Device, Hardware
+from lunr.live.backup.groups import Group, Member
+from lunr.live.qemu.hardware import Device, Hardware
 
 #: The longest name that QEMU lets a node have.
 _LONGEST_NODE = 31

@@ -23,9 +23,10 @@ from lunr.client import Client
 from lunr.client.errors import NotFound, WrongState
 from lunr.common import ids
 from lunr.common.errors import LunrError
-from lunr.live import errors, groups
-from lunr.live.groups import Group
-from lunr.live.machine import Disk
+from lunr.live import errors
+from lunr.live.backup import groups
+from lunr.live.backup.groups import Group
+from lunr.live.qemu.machine import Disk
 
 logger = logging.getLogger(__name__)
 

@@ -11,7 +11,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 from lunr.common.extents import Extents
-from lunr.live import errors, nbd
+from lunr.live import errors
+from lunr.live.qemu import nbd
 
 logger = logging.getLogger(__name__)
 

@@ -26,9 +26,9 @@ from lunr.backup.repository.repository import Repository
 from lunr.common import files
 from lunr.common.errors import LunrError
 from lunr.live import errors
-from lunr.live.groups import Group, Member
-from lunr.live.qmp import Monitor
-from lunr.live.service import Service
+from lunr.live.backup.announcements import Service
+from lunr.live.backup.groups import Group, Member
+from lunr.live.qemu.qmp import Monitor
 
 logger = logging.getLogger(__name__)
 

@@ -5,7 +5,7 @@
 - The bitmap ``lunr-since-GROUP``: all that was written since the cut of GROUP. It is kept,
   and goes on, until a later group is complete, so a backup that fails loses nothing.
 - The bitmap ``lunr-size-GROUP``, at rest beside it, by which a shrinking is seen
-  (:mod:`lunr.live.sizes`); it comes from the node ``lunr-N-tail``.
+  (:mod:`lunr.live.qemu.bitmaps`); it comes from the node ``lunr-N-tail``.
 - The bitmap ``lunr-changed``: what the export shows, a copy of one of those, at rest.
 - The node ``lunr-server``, which is nothing but a note that the NBD server is ours.
 - The node ``lunr-cutting``, a note too: the guest ran, and we may have stopped or frozen it.

@@ -16,14 +16,16 @@ from lunr.backup.repository.repository import Repository
 from lunr.backup.save.parent import UNUSABLE
 from lunr.backup.save.save import Backup, save
 from lunr.common.errors import LunrError
-from lunr.live import errors, exports, fleece, groups, hardware, leftovers, machine, names, sizes
-from lunr.live.agent import Agent
-from lunr.live.groups import Group, Member
-from lunr.live.guard import Guard
-from lunr.live.machine import Disk
-from lunr.live.qmp import Monitor
-from lunr.live.service import Announced, Service
-from lunr.live.watch import Watch, is_set, leaves_less, uses_more
+from lunr.live import errors
+from lunr.live.backup import groups
+from lunr.live.backup.abort_checks import Watch, is_set, leaves_less, uses_more
+from lunr.live.backup.announcements import Announced, Service
+from lunr.live.backup.groups import Group, Member
+from lunr.live.qemu import bitmaps, cleanup, exports, fleecing, hardware, machine, names
+from lunr.live.qemu.guard import Guard
+from lunr.live.qemu.guest_agent import Agent
+from lunr.live.qemu.machine import Disk
+from lunr.live.qemu.qmp import Monitor
 
 logger = logging.getLogger(__name__)
 
@@ -41,7 +43,7 @@ class Options:
         scratch: a folder with room for what the guest overwrites meanwhile.
         scratch_limit: bytes that it may take there; beyond, the backup is given up. 0: no limit.
         scratch_reserve: bytes that must stay free there; below, the backup is given up. None:
-            :func:`lunr.live.watch.reserved`.
+            :func:`lunr.live.backup.abort_checks.reserved`.
         agent: the socket of the guest's agent, to freeze file systems with; or None.
         concurrency: requests to the store at once.
         compression: blocks that do not shrink are stored as they are.
@@ -98,7 +100,7 @@ def backup(repository: Repository, monitor: Monitor, options: Options) -> Group:
     """
     with contextlib.ExitStack() as stack:
         agent = connected_agent(monitor, options.agent, stack)
-        leftovers.recover(monitor, agent)
+        cleanup.recover(monitor, agent)
         return _backup(repository, monitor, options, agent)
 
 
@@ -116,7 +118,7 @@ def connected_agent(
     try:
         return stack.enter_context(contextlib.closing(Agent.open(path)))
     except errors.FreezeFailed as error:
-        if leftovers.is_held(monitor):
+        if cleanup.is_held(monitor):
             raise
         logger.warning("Going on without: %s", error)
         return None
@@ -234,7 +236,7 @@ class _Known:
                 reason = "the backup that QEMU's bitmap begins with is not in the store."
             elif bitmap.get("inconsistent") or not bitmap["recording"]:
                 reason = "QEMU's bitmap has missed changes."
-            elif member.size_bytes != disk.size or not sizes.is_whole(disk.bitmaps, base):
+            elif member.size_bytes != disk.size or not bitmaps.is_whole(disk.bitmaps, base):
                 reason = "it was resized."
             else:
                 return Plan(disk, base, member.backup_id, "")
@@ -299,10 +301,10 @@ class _Run:
         devices = {disk.name: hardware.device_of(self.monitor, disk) for disk in disks}
         bases = {one.disk.name: one.base for one in plans if one.base is not None}
         others = [disk for disk in disks if disk.name not in bases]
-        sizes.put_marks(self.monitor, disks, self.group_id, fleece.GRANULARITY)
-        fleece.begin_bitmaps(self.monitor, others, self.group_id)
+        bitmaps.put_marks(self.monitor, disks, self.group_id, fleecing.GRANULARITY)
+        fleecing.begin_bitmaps(self.monitor, others, self.group_id)
         allocated = exports.survey(self.monitor, disks, [disk.name for disk in others])
-        files = fleece.put_filters(self.monitor, disks, self.options.scratch, self.held)
+        files = fleecing.put_filters(self.monitor, disks, self.options.scratch, self.held)
         self.watch.add(uses_more(files, self.options.scratch_limit))
         self.watch.add(leaves_less(files, self.options.scratch_reserve))
         self.watch.look()
@@ -311,7 +313,7 @@ class _Run:
         logger.info("The guest stood still for %.1f ms.", stall * 1000)
         for disk in disks:
             if disk.name in bases:
-                sizes.check(self.monitor, disk, bases[disk.name])
+                bitmaps.check(self.monitor, disk, bases[disk.name])
         members: list[Member] = []
         # Who knows what was written stores little: it is not worth a listing.
         like = groups.newest_of_others(self.repository, self.name) if others else []
@@ -319,8 +321,8 @@ class _Run:
             for number, (one, given) in enumerate(zip(plans, found, strict=True)):
                 saved = [member.backup_id for member in members]
                 members.append(self._save(one, given, announced, (*saved, *like)))
-                sizes.check(self.monitor, one.disk, self.group_id)
-                leftovers.clear(self.monitor, number)
+                bitmaps.check(self.monitor, one.disk, self.group_id)
+                cleanup.clear(self.monitor, number)
                 files[number].truncate(0)  # QEMU has let go of it: the room is free again
                 if announced is not None:
                     announced.progress = 100 * (number + 1) // len(plans)
@@ -344,11 +346,11 @@ class _Run:
         running = machine.is_running(self.monitor)
         frozen = None
         if running:  # in one that stands still no agent could answer
-            leftovers.hold(self.monitor)
+            cleanup.hold(self.monitor)
             frozen = None if self.agent is None else _freeze(self.agent)
-        stall = fleece.cut(self.monitor, disks, self.group_id, bases, running=running)
+        stall = fleecing.cut(self.monitor, disks, self.group_id, bases, running=running)
         if running:
-            leftovers.let_go(self.monitor, self.agent)
+            cleanup.let_go(self.monitor, self.agent)
         return stall, frozen
 
     @property
@@ -421,7 +423,7 @@ def _freeze(agent: Agent) -> int | None:
 def _clear(monitor: Monitor, guard: Guard, agent: Agent | None) -> None:
     """Leave the machine as it was; if that can't be, the guard goes on with it."""
     try:
-        leftovers.settle(monitor, agent)
+        cleanup.settle(monitor, agent)
     except LunrError as error:
         logger.warning("The machine is not as it was, the guard is to see to it: %s", error)
     else:
@@ -445,6 +447,6 @@ def _drop_bitmaps(monitor: Monitor, disks: Sequence[Disk], doomed: Callable[[str
             for name in disk.bitmaps if disk.name in wanted else ():
                 since = name.removeprefix(names.SINCE).removeprefix(names.SIZE)
                 if since != name and doomed(since):
-                    leftovers.remove_bitmap(monitor, disk, name)
+                    cleanup.remove_bitmap(monitor, disk, name)
     except LunrError as error:  # it costs some memory, until the next backup
         logger.warning("Bitmaps of QEMU's are left: %s", error)

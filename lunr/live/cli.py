@@ -23,13 +23,15 @@ from lunr.client.session import Session
 from lunr.common import ids, log, signals, units
 from lunr.common.errors import LunrError
 from lunr.common.help import HELP
-from lunr.live import groups, lines, starting
-from lunr.live import libvirt as domains
-from lunr.live.backup import Options
-from lunr.live.backup import backup as back_up
-from lunr.live.groups import Group
-from lunr.live.qmp import Monitor
-from lunr.live.service import Service
+from lunr.live.backup import groups
+from lunr.live.backup.announcements import Service
+from lunr.live.backup.backup import Options
+from lunr.live.backup.backup import backup as back_up
+from lunr.live.backup.groups import Group
+from lunr.live.qemu import command_line
+from lunr.live.qemu import libvirt as domains
+from lunr.live.qemu.qmp import Monitor
+from lunr.live.start import instant_start
 
 
 @click.group(context_settings=HELP)
@@ -283,12 +285,12 @@ def start(place: Place, group_id: str, folder: Path, qmp: Path | None) -> None:
     stop = threading.Event()
     signals.when_told(stop.set)
     with contextlib.ExitStack() as stack:
-        stack.enter_context(starting.protected(place.service, group, folder))
+        stack.enter_context(instant_start.protected(place.service, group, folder))
         disks = [
-            stack.enter_context(starting.Disk(place.repository, member, folder.resolve()))
+            stack.enter_context(instant_start.Disk(place.repository, member, folder.resolve()))
             for member in group.members
         ]
-        click.echo(lines.command_line(group, {disk.name: disk.path for disk in disks}))
+        click.echo(command_line.command_line(group, {disk.name: disk.path for disk in disks}))
         try:
             if qmp is not None and _fill(qmp, disks, stop):
                 click.echo("All disks are filled: they need nothing of lunr any more.")
@@ -297,15 +299,15 @@ def start(place: Place, group_id: str, folder: Path, qmp: Path | None) -> None:
             click.echo(f"{error} The disks stay until Ctrl-C and nobody uses them.", err=True)
             raise
         finally:
-            starting.hold(disks, stop)
+            instant_start.hold(disks, stop)
 
 
-def _fill(qmp: Path, disks: Sequence[starting.Disk], stop: threading.Event) -> bool:
+def _fill(qmp: Path, disks: Sequence[instant_start.Disk], stop: threading.Event) -> bool:
     """Wait for the machine and fill its disks; whether that is done."""
-    monitor = starting.wait_for(qmp, stop)
+    monitor = instant_start.wait_for(qmp, stop)
     if monitor is not None:
         with monitor:
-            starting.fill(monitor, disks, stop)
+            instant_start.fill(monitor, disks, stop)
     return not stop.is_set()
 
 

@@ -21,9 +21,10 @@ from types import TracebackType
 
 from lunr.common import log
 from lunr.common.errors import LunrError
-from lunr.live import errors, leftovers
-from lunr.live.agent import Agent
-from lunr.live.qmp import Lines, Monitor
+from lunr.live import errors
+from lunr.live.qemu import cleanup
+from lunr.live.qemu.guest_agent import Agent
+from lunr.live.qemu.qmp import Lines, Monitor
 
 logger = logging.getLogger(__name__)
 
@@ -118,7 +119,7 @@ def main() -> int:
     logger.warning("The backup ended without a word: leaving the virtual machine as it was.")
     agent = Agent(agents[0]) if agents else None
     try:
-        leftovers.settle(Monitor(monitor), agent, _THAWING)
+        cleanup.settle(Monitor(monitor), agent, _THAWING)
     except LunrError as error:
         logger.error("%s", error)  # noqa: TRY400 - a sentence is enough
         return 1

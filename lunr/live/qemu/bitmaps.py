@@ -15,9 +15,10 @@ import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from lunr.live import errors, names
-from lunr.live.machine import Disk
-from lunr.live.qmp import Monitor
+from lunr.live import errors
+from lunr.live.qemu import names
+from lunr.live.qemu.machine import Disk
+from lunr.live.qemu.qmp import Monitor
 
 _SECTOR = 512
 

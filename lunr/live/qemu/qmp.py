@@ -2,7 +2,7 @@
 
 Lines of JSON over a unix socket (docs/interop/qmp-spec.rst of QEMU). The library
 `qemu.qmp` is for asyncio and can neither pass file descriptors nor share its
-connection with another process, which :mod:`lunr.live.guard` is about.
+connection with another process, which :mod:`lunr.live.qemu.guard` is about.
 """
 
 from __future__ import annotations

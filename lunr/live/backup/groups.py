@@ -25,7 +25,7 @@ from lunr.backup.save.parent import UNUSABLE
 from lunr.backup.save.save import Backup, save
 from lunr.common import ids
 from lunr.live import errors
-from lunr.live.hardware import Device, Hardware
+from lunr.live.qemu.hardware import Device, Hardware
 
 logger = logging.getLogger(__name__)
 

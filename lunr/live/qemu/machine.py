@@ -10,7 +10,7 @@ from typing import Any
 
 from lunr.common import ids
 from lunr.live import errors
-from lunr.live.qmp import Monitor
+from lunr.live.qemu.qmp import Monitor
 
 logger = logging.getLogger(__name__)
 

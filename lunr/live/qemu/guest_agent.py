@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from lunr.common.errors import LunrError
-from lunr.live import errors, qmp
+from lunr.live import errors
+from lunr.live.qemu import qmp
 
 logger = logging.getLogger(__name__)
 

@@ -13,11 +13,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from lunr.live import errors, leftovers, names, nbd, sizes, source
-from lunr.live.fleece import GRANULARITY
-from lunr.live.machine import Disk
-from lunr.live.qmp import Monitor
-from lunr.live.source import NbdSource, Ranges
+from lunr.live import errors
+from lunr.live.backup import source
+from lunr.live.backup.source import NbdSource, Ranges
+from lunr.live.qemu import bitmaps as sizes
+from lunr.live.qemu import cleanup, names, nbd
+from lunr.live.qemu.fleecing import GRANULARITY
+from lunr.live.qemu.machine import Disk
+from lunr.live.qemu.qmp import Monitor
 
 #: Connections to each disk's export: QEMU reads for several at once.
 _READERS = 4
@@ -48,7 +51,7 @@ def survey(monitor: Monitor, disks: Sequence[Disk], wanted: Sequence[str]) -> di
 
     The guest goes on writing: a bitmap that began before must tell where. The map of the
     cut itself can't be had: QEMU 7.2 tells of zeros in it where there are none (see
-    :data:`lunr.live.nbd.PIECE`).
+    :data:`lunr.live.qemu.nbd.PIECE`).
 
     Raises:
         errors.CannotBackUp: the machine's NBD server is taken.
@@ -66,7 +69,7 @@ def survey(monitor: Monitor, disks: Sequence[Disk], wanted: Sequence[str]) -> di
                 found[disk.name] = source.ranges(
                     disk.name, asked, wanted=lambda flags: not flags & nbd.ZERO
                 )
-    leftovers.clear(monitor)
+    cleanup.clear(monitor)
     return found
 
 
@@ -82,7 +85,7 @@ def exported(
     Args:
         monitor: of the machine.
         disks: which; the cut was made.
-        bases: as for :func:`lunr.live.fleece.cut`.
+        bases: as for :func:`lunr.live.qemu.fleecing.cut`.
         allocated: for the others, what :func:`survey` found.
 
     Raises:

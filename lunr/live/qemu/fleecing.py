@@ -15,9 +15,10 @@ from pathlib import Path
 from typing import IO, Any
 
 from lunr.backup.format.names import Geometry
-from lunr.live import errors, machine, names
-from lunr.live.machine import Disk
-from lunr.live.qmp import Monitor
+from lunr.live import errors
+from lunr.live.qemu import machine, names
+from lunr.live.qemu.machine import Disk
+from lunr.live.qemu.qmp import Monitor
 
 #: Bytes that a bit of a bitmap stands for: the engine's unit of change.
 GRANULARITY = Geometry().block
@@ -104,7 +105,7 @@ def cut(
 
     Args:
         monitor: of the machine.
-        disks: which; they have their filters, and marks (:mod:`lunr.live.sizes`).
+        disks: which; they have their filters, and marks (:mod:`lunr.live.qemu.bitmaps`).
         group: the new group's id.
         bases: for a disk's name the group since which its changes are wanted. The bitmaps of
             the other disks have begun (:func:`begin_bitmaps`).

@@ -8,10 +8,11 @@ import re
 import time
 from collections.abc import Callable
 
-from lunr.live import errors, machine, names
-from lunr.live.agent import Agent
-from lunr.live.machine import Disk
-from lunr.live.qmp import Monitor
+from lunr.live import errors
+from lunr.live.qemu import machine, names
+from lunr.live.qemu.guest_agent import Agent
+from lunr.live.qemu.machine import Disk
+from lunr.live.qemu.qmp import Monitor
 
 logger = logging.getLogger(__name__)
 

@@ -19,11 +19,12 @@ from lunr.backup.stores import open_store
 from lunr.client import Client
 from lunr.common import files, log, signals, units
 from lunr.common.errors import Cancelled, LunrError
-from lunr.live import groups, leftovers, libvirt
-from lunr.live.backup import Options, backup, connected_agent
-from lunr.live.qmp import Monitor
-from lunr.live.service import Service
-from lunr.live.settings import Machine, Settings, load
+from lunr.live.backup import groups
+from lunr.live.backup.announcements import Service
+from lunr.live.backup.backup import Options, backup, connected_agent
+from lunr.live.daemon.settings import Machine, Settings, load
+from lunr.live.qemu import cleanup, libvirt
+from lunr.live.qemu.qmp import Monitor
 
 logger = logging.getLogger(__name__)
 
@@ -82,7 +83,7 @@ class Keeper:
         path = Path(machine.agent) if machine.agent else None
         try:
             with _monitor(machine) as monitor, contextlib.ExitStack() as stack:
-                leftovers.recover(monitor, connected_agent(monitor, path, stack))
+                cleanup.recover(monitor, connected_agent(monitor, path, stack))
         except Exception as error:  # as in `attend`
             logger.warning("Not looked after: %s", error, exc_info=_trace(error))
 

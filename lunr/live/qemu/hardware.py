@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from lunr.live import errors
-from lunr.live.machine import Disk
-from lunr.live.qmp import Monitor
+from lunr.live.qemu.machine import Disk
+from lunr.live.qemu.qmp import Monitor
 
 logger = logging.getLogger(__name__)
 

@@ -1,0 +1,1 @@
+"""The program that backs machines up by schedule."""

@@ -1,0 +1,1 @@
+"""A machine that starts from a backup which is not fetched yet."""

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import click
 
-from lunr.client.main import cli
-from lunr.client.plugins import Plugin
+from lunr.client.cli.main import cli
+from lunr.client.cli.plugins import Plugin
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "cli.md"
 _TITLE = """# The command line

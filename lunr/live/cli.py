@@ -18,8 +18,8 @@ from lunr.backup.keys import derive, master_keys
 from lunr.backup.read.restore import restore as restore_backup
 from lunr.backup.repository.repository import Repository
 from lunr.backup.stores import open_store
-from lunr.client.options import PAIR, as_dict
-from lunr.client.session import Session
+from lunr.client.cli.context import Session
+from lunr.client.cli.options import PAIR, as_dict
 from lunr.common import ids, log, signals, units
 from lunr.common.errors import LunrError
 from lunr.common.help import HELP

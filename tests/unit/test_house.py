@@ -124,7 +124,7 @@ def test_every_part_has_its_layer() -> None:
         ("lunr/backup/save.py", "lunr.db", True),
         ("lunr/storage/agent/agent.py", "lunr.backup.format", False),
         ("lunr/storage/agent/agent.py", "lunr.client.Client", True),
-        ("lunr/client/main.py", "lunr.__version__", False),
+        ("lunr/client/cli/main.py", "lunr.__version__", False),
         ("lunr/common/log.py", "lunr.db", True),
         ("lunr/up.py", "lunr.common.errors", False),
         ("lunr/up.py", "lunr.api.main", True),

@@ -213,7 +213,7 @@ class Lunr:
 
     def start(self) -> None:
         """Start it, also again."""
-        argv = [sys.executable, "-m", "lunr.client.main", "up", "--root", str(self.root)]
+        argv = [sys.executable, "-m", "lunr.client.cli.main", "up", "--root", str(self.root)]
         argv += ["--api-port", str(self.api_port), "--portal", self.portal, *self.options]
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(

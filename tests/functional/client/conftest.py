@@ -14,7 +14,7 @@ import pytest
 import requests
 
 from lunr.client import Client
-from lunr.client.session import read_openrc
+from lunr.client.cli.context import read_openrc
 from lunr.common.units import GIB
 from tests.support.waiting import PATIENCE, free_port, wait_until
 

@@ -19,12 +19,12 @@ import pytest
 from click.testing import CliRunner
 
 from lunr.client import Client
-from lunr.client.main import cli
+from lunr.client.cli.main import cli
 from tests.functional.client.conftest import FakeNode
 from tests.support.services import need_command
 from tests.support.waiting import PATIENCE, wait_until
 
-LUNR = [sys.executable, "-m", "lunr.client.main"]
+LUNR = [sys.executable, "-m", "lunr.client.cli.main"]
 Env = dict[str, str]
 
 
@@ -196,9 +196,9 @@ def test_a_reader_that_goes_away_is_no_crash(env: Env, node: FakeNode) -> None:
 def test_the_client_stays_small() -> None:
     code = """if True:
         import sys
-        import lunr.client.main
+        import lunr.client.cli.main
         from click.testing import CliRunner
-        CliRunner().invoke(lunr.client.main.cli, ["--help"], catch_exceptions=False)
+        CliRunner().invoke(lunr.client.cli.main.cli, ["--help"], catch_exceptions=False)
         print(*sorted({name.partition(".")[0] for name in sys.modules}), sep="\\n")
         print(*sorted(name for name in sys.modules if name.startswith("lunr.")), sep="\\n")
     """

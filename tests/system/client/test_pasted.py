@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from lunr.client.session import read_openrc
+from lunr.client.cli.context import read_openrc
 from tests.support.services import need_command, need_root
 from tests.support.waiting import PATIENCE
 from tools.demos.stage import Lunr

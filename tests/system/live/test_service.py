@@ -21,8 +21,8 @@ from lunr.backup.read.restore import restore
 from lunr.backup.repository.repository import Repository
 from lunr.backup.stores import open_store
 from lunr.client import Client
+from lunr.client.cli.context import read_openrc
 from lunr.client.errors import Unreachable
-from lunr.client.session import read_openrc
 from lunr.common import files, times
 from lunr.common.errors import Cancelled, LunrError
 from lunr.common.units import GIB

@@ -137,7 +137,7 @@ def test_on_postgresql_and_swift_a_backup_outlives_swifts_absence(
 
 def up(root: Path, *args: str) -> subprocess.CompletedProcess[str]:
     """`lunr up` that is expected to end at once."""
-    argv = [sys.executable, "-m", "lunr.client.main", "up", "--root", str(root), *args]
+    argv = [sys.executable, "-m", "lunr.client.cli.main", "up", "--root", str(root), *args]
     return subprocess.run(argv, capture_output=True, text=True, timeout=PATIENCE)
 
 

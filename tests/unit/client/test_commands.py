@@ -10,7 +10,7 @@ import click
 import pytest
 from click.testing import CliRunner, Result
 
-from lunr.client.main import cli
+from lunr.client.cli.main import cli
 from tests.support.scripted import Reply, ScriptedServer, Seen, error
 from tests.unit.client.conftest import TOKEN
 
@@ -244,7 +244,7 @@ def test_quotas(server: ScriptedServer, run: Run) -> None:
 def test_a_person_is_asked_before_something_is_lost(
     monkeypatch: pytest.MonkeyPatch, server: ScriptedServer, run: Run, answer: str, deleted: bool
 ) -> None:
-    monkeypatch.setattr("lunr.client.options._is_person", lambda: True)
+    monkeypatch.setattr("lunr.client.cli.options._is_person", lambda: True)
     server.handler = lambda _: Reply(200, {"id": "a", "status": "DELETED"})
     result = run("volume", "delete", "a", input=answer)
     assert "Delete a and all data on it?" in result.output

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lunr.client.options import PAIR, SIZE
-from lunr.client.session import Session, read_openrc
+from lunr.client.cli.context import Session, read_openrc
+from lunr.client.cli.options import PAIR, SIZE
 from lunr.common.errors import ConfigError
 
 

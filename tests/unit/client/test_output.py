@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lunr.client import output, progress
+from lunr.client.cli import output, progress
 from lunr.client.records import Backup, Export, Job, Volume
 
 

@@ -9,7 +9,7 @@ import click
 import pytest
 from click.testing import CliRunner
 
-from lunr.client.main import cli
+from lunr.client.cli.main import cli
 
 ENTRY_POINTS = """[lunr.commands]
 works = lunr_test_works:works

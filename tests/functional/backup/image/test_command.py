@@ -14,7 +14,7 @@ from tests.support.services import need_fuse
 from tests.support.waiting import PATIENCE, wait_until
 
 ENGINE = [sys.executable, "-m", "lunr.backup.cli"]
-BACKUP = [sys.executable, "-m", "lunr.client.main", "backup"]
+BACKUP = [sys.executable, "-m", "lunr.client.cli.main", "backup"]
 
 
 @pytest.fixture

@@ -52,7 +52,7 @@ def test_what_is_gone_reaches_what_still_names_it() -> None:
 @pytest.mark.parametrize(
     ("changed", "reached", "spared"),
     [
-        ("lunr/client/main.py", "tests/unit/client/test_commands.py", "tests/unit/db"),
+        ("lunr/client/cli/main.py", "tests/unit/client/test_commands.py", "tests/unit/db"),
         (
             "lunr/storage/pools/files/pool.py",
             "tests/system/storage/test_pools.py",

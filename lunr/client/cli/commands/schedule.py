@@ -6,7 +6,8 @@ from typing import Any
 
 import click
 
-from lunr.client.options import (
+from lunr.client.cli.context import Session
+from lunr.client.cli.options import (
     ID,
     all_accounts_option,
     confirm,
@@ -15,8 +16,7 @@ from lunr.client.options import (
     name_option,
     yes_option,
 )
-from lunr.client.output import print_gone, print_list, print_record
-from lunr.client.session import Session
+from lunr.client.cli.output import print_gone, print_list, print_record
 
 _COLUMNS: tuple[str, ...] = (
     "id",

@@ -6,9 +6,10 @@ from typing import Any
 
 import click
 
-from lunr.client.commands import deleting
-from lunr.client.commands.retention import retention
-from lunr.client.options import (
+from lunr.client.cli.commands import deleting
+from lunr.client.cli.commands.retention import retention
+from lunr.client.cli.context import Session
+from lunr.client.cli.options import (
     ID,
     SIZE,
     all_accounts_option,
@@ -22,9 +23,8 @@ from lunr.client.options import (
     wait_options,
     yes_option,
 )
-from lunr.client.output import print_list, print_record
-from lunr.client.progress import finished, usable_volume
-from lunr.client.session import Session
+from lunr.client.cli.output import print_list, print_record
+from lunr.client.cli.progress import finished, usable_volume
 
 _COLUMNS: tuple[str, ...] = ("id", "name", "size", "status", "export_status", "created_at")
 

@@ -6,7 +6,8 @@ import shlex
 
 import click
 
-from lunr.client.options import (
+from lunr.client.cli.context import Session
+from lunr.client.cli.options import (
     ID,
     confirm,
     json_option,
@@ -15,10 +16,9 @@ from lunr.client.options import (
     wait_options,
     yes_option,
 )
-from lunr.client.output import clean, print_list, print_record
-from lunr.client.progress import finished, follow
+from lunr.client.cli.output import clean, print_list, print_record
+from lunr.client.cli.progress import finished, follow
 from lunr.client.records import Export
-from lunr.client.session import Session
 
 _SECRET = ("auth_password",)
 

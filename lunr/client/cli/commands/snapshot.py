@@ -6,8 +6,9 @@ from typing import Any
 
 import click
 
-from lunr.client.commands import deleting
-from lunr.client.options import (
+from lunr.client.cli.commands import deleting
+from lunr.client.cli.context import Session
+from lunr.client.cli.options import (
     ID,
     all_accounts_option,
     confirm,
@@ -19,9 +20,8 @@ from lunr.client.options import (
     wait_options,
     yes_option,
 )
-from lunr.client.output import print_list, print_record
-from lunr.client.progress import finished
-from lunr.client.session import Session
+from lunr.client.cli.output import print_list, print_record
+from lunr.client.cli.progress import finished
 
 _COLUMNS: tuple[str, ...] = ("id", "name", "volume_id", "size", "status", "created_at")
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import click
 
-from lunr.client.options import ID, confirm, json_option, rules_options, yes_option
-from lunr.client.output import print_json, print_list, shown
+from lunr.client.cli.context import Session
+from lunr.client.cli.options import ID, confirm, json_option, rules_options, yes_option
+from lunr.client.cli.output import print_json, print_list, shown
 from lunr.client.records import Retention
-from lunr.client.session import Session
 
 _COLUMNS = ("id", "name", "created_at", "status", "keep", "reasons")
 _WHOSE = {

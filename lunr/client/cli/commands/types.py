@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import click
 
-from lunr.client.options import ID, SIZE, confirm, json_option, rules_options, yes_option
-from lunr.client.output import print_gone, print_list, print_record
-from lunr.client.session import Session
+from lunr.client.cli.context import Session
+from lunr.client.cli.options import ID, SIZE, confirm, json_option, rules_options, yes_option
+from lunr.client.cli.output import print_gone, print_list, print_record
 
 _COLUMNS: tuple[str, ...] = ("name", "min_size", "max_size", "read_iops", "write_iops")
 

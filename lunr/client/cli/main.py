@@ -13,10 +13,10 @@ from typing import Any
 import click
 
 from lunr import __version__
-from lunr.client import commands, plugins
+from lunr.client.cli import commands, plugins
+from lunr.client.cli.context import Session
+from lunr.client.cli.output import clean
 from lunr.client.errors import ApiError
-from lunr.client.output import clean
-from lunr.client.session import Session
 from lunr.common.errors import LunrError
 from lunr.common.help import HELP
 

@@ -6,7 +6,8 @@ from typing import Any
 
 import click
 
-from lunr.client.options import (
+from lunr.client.cli.context import Session
+from lunr.client.cli.options import (
     ID,
     all_accounts_option,
     confirm,
@@ -15,9 +16,8 @@ from lunr.client.options import (
     timeout_option,
     yes_option,
 )
-from lunr.client.output import print_list, print_record
-from lunr.client.progress import finished
-from lunr.client.session import Session
+from lunr.client.cli.output import print_list, print_record
+from lunr.client.cli.progress import finished
 
 _COLUMNS: tuple[str, ...] = (
     "id",

@@ -7,8 +7,8 @@ from typing import Any, Protocol
 
 import click
 
-from lunr.client.output import clean, print_json
-from lunr.client.progress import follow
+from lunr.client.cli.output import clean, print_json
+from lunr.client.cli.progress import follow
 from lunr.common.errors import LunrError
 
 

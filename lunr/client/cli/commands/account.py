@@ -6,10 +6,10 @@ from typing import Any
 
 import click
 
-from lunr.client.options import ID, as_dict, confirm, json_option, timeout_option, yes_option
-from lunr.client.output import print_gone, print_list, print_record
-from lunr.client.progress import follow
-from lunr.client.session import Session
+from lunr.client.cli.context import Session
+from lunr.client.cli.options import ID, as_dict, confirm, json_option, timeout_option, yes_option
+from lunr.client.cli.output import print_gone, print_list, print_record
+from lunr.client.cli.progress import follow
 
 
 class _Quota(click.ParamType[tuple[str, int | None]]):

@@ -6,10 +6,10 @@ from typing import Any
 
 import click
 
-from lunr.client.commands import deleting
-from lunr.client.options import ID, confirm, json_option, limit_option, wait_options, yes_option
-from lunr.client.output import clean, print_list, print_record
-from lunr.client.session import Session
+from lunr.client.cli.commands import deleting
+from lunr.client.cli.context import Session
+from lunr.client.cli.options import ID, confirm, json_option, limit_option, wait_options, yes_option
+from lunr.client.cli.output import clean, print_list, print_record
 
 _COLUMNS: tuple[str, ...] = ("id", "machine", "status", "progress", "created_at", "reason")
 _MEMBERS: tuple[str, ...] = ("id", "name", "volume_id", "size", "status", "bytes_stored", "damaged")

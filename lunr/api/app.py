@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from lunr.api import fields, params
-from lunr.api.call import Call, answer
+from lunr.api import request_params
+from lunr.api import schema as fields
 from lunr.api.middleware import (
     access,
     auth,
@@ -15,6 +15,7 @@ from lunr.api.middleware import (
     healthcheck,
     metrics,
 )
+from lunr.api.request import Call, answer
 from lunr.api.routing import Route, Table
 from lunr.api.services import Services
 from lunr.common import errors, ids
@@ -82,11 +83,11 @@ class Dispatcher:
             ids.check(value, name)
         who = environ["lunr.principal"]
         auth.authorize(self._services, who, route.role, path)
-        given = params.read(environ, flat=route.open_fields)
+        given = request_params.read(environ, flat=route.open_fields)
         call = Call(self._services, who, path, self._parse(route, given), environ)
         return answer(route.handler(call), environ, start_response)
 
-    def _parse(self, route: Route, given: params.Given) -> dict[str, Any]:
+    def _parse(self, route: Route, given: request_params.Given) -> dict[str, Any]:
         if not route.open_fields:
             return fields.parse(route.fields, given)
         schema = dict(route.fields)

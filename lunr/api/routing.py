@@ -7,16 +7,16 @@ from dataclasses import dataclass
 
 from routes import Mapper
 
-from lunr.api.call import Call, Reply
-from lunr.api.fields import Schema
+from lunr.api.request import Call, Reply
+from lunr.api.schema import Schema
 from lunr.api.v1 import (
     accounts,
-    agents,
+    admin,
     backups,
-    everyones,
     exports,
     groups,
     jobs,
+    node_agent,
     nodes,
     retention,
     schedules,
@@ -86,21 +86,21 @@ ROUTES: tuple[Route, ...] = (
         "POST", "/v1.0/admin/volume_types/{name}", volume_types.update, ADMIN, volume_types.UPDATE
     ),
     Route("DELETE", "/v1.0/admin/volume_types/{name}", volume_types.delete, ADMIN, NOTHING),
-    Route("GET", "/v1.0/admin/schedules", everyones.schedules, ADMIN, everyones.SCHEDULES),
+    Route("GET", "/v1.0/admin/schedules", admin.schedules, ADMIN, admin.SCHEDULES),
     Route("POST", "/v1.0/admin/schedules", schedules.create_for_type, ADMIN, schedules.FOR_TYPE),
     Route("GET", "/v1.0/admin/schedules/{id}", schedules.show, ADMIN, NOTHING),
     Route("POST", "/v1.0/admin/schedules/{id}", schedules.update, ADMIN, schedules.UPDATE),
     Route("DELETE", "/v1.0/admin/schedules/{id}", schedules.delete, ADMIN, NOTHING),
-    Route("GET", "/v1.0/admin/volumes", everyones.volumes, ADMIN, everyones.VOLUMES, True),
-    Route("GET", "/v1.0/admin/snapshots", everyones.snapshots, ADMIN, everyones.SNAPSHOTS),
-    Route("GET", "/v1.0/admin/backups", everyones.backups, ADMIN, everyones.BACKUPS),
-    Route("GET", "/v1.0/admin/exports", everyones.exports, ADMIN, everyones.EXPORTS),
-    Route("GET", "/v1.0/admin/jobs", everyones.jobs, ADMIN, everyones.JOBS),
-    Route("PUT", _N, agents.heartbeat, NODE, agents.HEARTBEAT),
-    Route("POST", f"{_N}/reconcile", agents.reconcile, NODE, agents.RECONCILE),
-    Route("GET", f"{_N}/exports", agents.exports, NODE, NOTHING),
-    Route("POST", f"{_N}/jobs/claim", agents.claim, NODE, agents.CLAIM),
-    Route("PUT", f"{_N}/jobs/{{id}}", agents.report, NODE, agents.REPORT),
+    Route("GET", "/v1.0/admin/volumes", admin.volumes, ADMIN, admin.VOLUMES, True),
+    Route("GET", "/v1.0/admin/snapshots", admin.snapshots, ADMIN, admin.SNAPSHOTS),
+    Route("GET", "/v1.0/admin/backups", admin.backups, ADMIN, admin.BACKUPS),
+    Route("GET", "/v1.0/admin/exports", admin.exports, ADMIN, admin.EXPORTS),
+    Route("GET", "/v1.0/admin/jobs", admin.jobs, ADMIN, admin.JOBS),
+    Route("PUT", _N, node_agent.heartbeat, NODE, node_agent.HEARTBEAT),
+    Route("POST", f"{_N}/reconcile", node_agent.reconcile, NODE, node_agent.RECONCILE),
+    Route("GET", f"{_N}/exports", node_agent.exports, NODE, NOTHING),
+    Route("POST", f"{_N}/jobs/claim", node_agent.claim, NODE, node_agent.CLAIM),
+    Route("PUT", f"{_N}/jobs/{{id}}", node_agent.report, NODE, node_agent.REPORT),
     Route("GET", f"{_A}/volumes", volumes.index, MEMBER, volumes.LIST, True),
     Route("POST", f"{_A}/volumes", volumes.create, MEMBER, volumes.CREATE),
     Route("PUT", _V, volumes.put, MEMBER, volumes.CREATE),

@@ -123,7 +123,7 @@ class VolumeType(Base):
     max_size: Mapped[int] = mapped_column(default=65536)
     read_iops: Mapped[int] = mapped_column(default=0)
     write_iops: Mapped[int] = mapped_column(default=0)
-    #: Which backups of its volumes are kept (lunr.api.services.keeping); None: all.
+    #: Which backups of its volumes are kept (lunr.api.services.retention.rules); None: all.
     retention: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
     created_at: Mapped[datetime] = mapped_column(default=times.now)
 
@@ -220,14 +220,14 @@ class Backup(Base):
     volume_id: Mapped[str] = mapped_column(ID)
     #: The snapshot that is saved; None: the volume as it is when the save begins.
     snapshot_id: Mapped[str | None] = mapped_column(ID, index=True)
-    #: Made and deleted by lunr itself (lunr.api.services.transfers); no tenant sees it.
+    #: Made and deleted by lunr itself, for a cross-node copy; no tenant sees it.
     internal: Mapped[bool] = mapped_column(default=False, server_default=false())
     #: Neither deleted nor pruned until somebody takes this back.
     protected: Mapped[bool] = mapped_column(default=False, server_default=false())
     #: The schedule that asked for it, which may be gone; None: somebody did.
     schedule_id: Mapped[str | None] = mapped_column(ID)
     #: The backups of a machine's disks at one instant share it. The one that has it as its own id
-    #: ties them (lunr.api.services.groups), and is internal.
+    #: ties them (lunr.api.services.backups.groups), and is internal.
     group_id: Mapped[str | None] = mapped_column(ID, index=True)
     name: Mapped[str] = mapped_column(String(255), default="")
     size: Mapped[int]
@@ -278,7 +278,7 @@ class Schedule(Base):
         ForeignKey("volume_types.name", ondelete="CASCADE"), unique=True
     )
     name: Mapped[str] = mapped_column(String(255), default="")
-    #: See lunr.api.services.timing.
+    #: See lunr.api.services.schedules.recurrence.
     every: Mapped[str] = mapped_column(String(8))
     at: Mapped[str] = mapped_column(String(16))
     spread: Mapped[int]
@@ -327,7 +327,7 @@ class Export(Base):
     ip: Mapped[str | None] = mapped_column(String(64))
     target_iqn: Mapped[str] = mapped_column(String(255))
     auth_username: Mapped[str | None] = mapped_column(String(64))
-    #: The CHAP secret, encrypted (lunr.api.services.vault).
+    #: The CHAP secret, encrypted (lunr.api.secret_box).
     auth_secret: Mapped[str | None] = mapped_column(String(255))
     sessions: Mapped[list[dict[str, str]]] = mapped_column(default=list)
     job_id: Mapped[str | None] = mapped_column(ID)
@@ -346,7 +346,7 @@ class Job(Base):
     """A piece of work for a node.
 
     Jobs of one lane are done one at a time, oldest first; see
-    :mod:`lunr.api.services.kinds` for the lanes.
+    :mod:`lunr.api.jobs.job_types` for the lanes.
     """
 
     __tablename__ = "jobs"

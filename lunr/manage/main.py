@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 import click
 
-from lunr.api.services.listing import Query
+from lunr.api.services.pagination import Query
 from lunr.common import errors
 from lunr.common.help import HELP
 from lunr.db import migrate

@@ -9,7 +9,7 @@ from typing import Any, TextIO
 
 import click
 
-from lunr.api.services.records import Stored
+from lunr.api.services.backups.records import Stored
 from lunr.backup.format.roots import Root
 from lunr.backup.keys import from_config
 from lunr.backup.repository import catalog

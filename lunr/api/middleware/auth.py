@@ -16,7 +16,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any, Protocol
 
 from lunr.api.services import Services
-from lunr.api.services.tokens import Principal, Tokens
+from lunr.api.services.accounts.tokens import Principal, Tokens
 from lunr.common import errors
 from lunr.common.concurrency import WSGIApp
 

@@ -10,7 +10,7 @@ import logging
 from collections.abc import Iterable
 from typing import Any
 
-from lunr.api.call import Reply, answer
+from lunr.api.request import Reply, answer
 from lunr.common import errors
 from lunr.common.concurrency import WSGIApp
 

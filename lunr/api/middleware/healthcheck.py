@@ -10,7 +10,7 @@ from typing import Any
 
 from sqlalchemy import text
 
-from lunr.api.call import Reply, answer
+from lunr.api.request import Reply, answer
 from lunr.api.services import Services
 from lunr.common.concurrency import WSGIApp
 

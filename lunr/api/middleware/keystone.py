@@ -36,8 +36,8 @@ from keystoneauth1.exceptions import ClientException
 from keystonemiddleware import auth_token
 from oslo_config import cfg
 
-from lunr.api.services.accounts import Accounts
-from lunr.api.services.tokens import Principal
+from lunr.api.services.accounts.service import Accounts
+from lunr.api.services.accounts.tokens import Principal
 from lunr.common import errors
 from lunr.common.config import ConfigOpts
 

@@ -24,7 +24,9 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 from prometheus_client.registry import Collector
 from sqlalchemy import func, select
 
-from lunr.api.services import Services, placement, scheduling
+from lunr.api.services import Services
+from lunr.api.services.schedules import runner
+from lunr.api.services.volumes import placement
 from lunr.common import times
 from lunr.common.concurrency import WSGIApp
 from lunr.db.models import Backup, Job, Node, Volume
@@ -94,7 +96,7 @@ class _Records(Collector):
                 ):
                     gauge.add_metric((status,), count)
                 yield gauge
-            overdue, failing = scheduling.trouble(connection, times.now())
+            overdue, failing = runner.trouble(connection, times.now())
             yield GaugeMetricFamily(
                 "lunr_schedules_overdue",
                 "Volumes whose backup is due for half an hour and not begun.",

@@ -2,26 +2,26 @@
 
 from __future__ import annotations
 
-from lunr.api.services.accounts import Accounts
-from lunr.api.services.backups import Backups
-from lunr.api.services.claims import Claims
-from lunr.api.services.collect import Collect
-from lunr.api.services.core import Core, Settings
-from lunr.api.services.exports import Exports
-from lunr.api.services.groups import Groups
+from lunr.api.context import Core, Settings
+from lunr.api.jobs.claims import Claims
+from lunr.api.secret_box import Vault
+from lunr.api.services.accounts.service import Accounts
+from lunr.api.services.accounts.tokens import Tokens
+from lunr.api.services.backups.gc import Collect
+from lunr.api.services.backups.groups import Groups
+from lunr.api.services.backups.records import Records
+from lunr.api.services.backups.service import Backups
+from lunr.api.services.backups.verification import Verification
+from lunr.api.services.exports.service import Exports
 from lunr.api.services.jobs import Jobs
-from lunr.api.services.nodes import Nodes
-from lunr.api.services.records import Records
-from lunr.api.services.retention import Retention
-from lunr.api.services.schedules import Schedules
-from lunr.api.services.scheduling import Scheduling
-from lunr.api.services.snapshots import Snapshots
-from lunr.api.services.tokens import Tokens
-from lunr.api.services.upkeep import Upkeep
-from lunr.api.services.vault import Vault
-from lunr.api.services.verification import Verification
-from lunr.api.services.volume_types import VolumeTypes
-from lunr.api.services.volumes import Volumes
+from lunr.api.services.maintenance import Upkeep
+from lunr.api.services.nodes.service import Nodes
+from lunr.api.services.retention.service import Retention
+from lunr.api.services.schedules.runner import Scheduling
+from lunr.api.services.schedules.service import Schedules
+from lunr.api.services.snapshots.service import Snapshots
+from lunr.api.services.volumes.service import Volumes
+from lunr.api.services.volumes.types import VolumeTypes
 from lunr.common.config import ConfigOpts
 from lunr.db.session import Database
 

@@ -7,9 +7,10 @@ from typing import Any
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from lunr.api.services import endings, views
-from lunr.api.services.core import Core
-from lunr.api.services.listing import Listing, Query
+from lunr.api.context import Core
+from lunr.api.jobs import completion
+from lunr.api.services import views
+from lunr.api.services.pagination import Listing, Query
 from lunr.common import errors
 from lunr.common.states import Job as State
 from lunr.db.models import Job, columns
@@ -58,7 +59,7 @@ class Jobs:
         if job is None:
             raise errors.NotFound(kind="job", id=id)
         if job.status == State.QUEUED:
-            endings.end(session, self._core, job, State.CANCELLED, errors.Cancelled().as_dict())
+            completion.end(session, self._core, job, State.CANCELLED, errors.Cancelled().as_dict())
             return True
         if job.status != State.RUNNING:
             raise errors.WrongState(

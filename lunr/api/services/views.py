@@ -157,7 +157,7 @@ def volume_type(row: Any) -> View:
 
 
 def schedule(row: Any) -> View:
-    """A schedule, and how far its volumes are with it (lunr.api.services.schedules)."""
+    """A schedule, and how far its volumes are with it (lunr.api.services.schedules.service)."""
     return {
         "id": row.id,
         "account_id": row.account_id,

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from lunr.api.call import Call, Reply
-from lunr.api.fields import Boolean, Id, Schema
+from lunr.api.request import Call, Reply
+from lunr.api.schema import Boolean, Id, Schema
 from lunr.api.v1.schemas import NAMED, THINGS
 
 LIST: Schema = {**THINGS, "volume_id": Id()}

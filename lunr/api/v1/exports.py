@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from lunr.api.call import Call, Reply
-from lunr.api.fields import Address, Boolean, Initiator, Schema
+from lunr.api.request import Call, Reply
+from lunr.api.schema import Address, Boolean, Initiator, Schema
 
 CREATE: Schema = {"initiator": Initiator(), "ip": Address()}
 DELETE: Schema = {"force": Boolean()}

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from lunr.api.call import Call, Reply
-from lunr.api.fields import (
+from lunr.api.request import Call, Reply
+from lunr.api.schema import (
     MAX_BYTES,
     MAX_SIZE,
     Choice,
@@ -17,7 +17,7 @@ from lunr.api.fields import (
     Moment,
     Schema,
 )
-from lunr.api.services.groups import Told, ToldBackup
+from lunr.api.services.backups.groups import Told, ToldBackup
 from lunr.api.v1.schemas import PAGE, THINGS
 from lunr.common.units import GIB
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from lunr.api.call import Call, Reply
-from lunr.api.fields import Id, Schema, Text
+from lunr.api.request import Call, Reply
+from lunr.api.schema import Id, Schema, Text
 from lunr.api.v1.schemas import PAGE
 
 LIST: Schema = {**PAGE, "status": Text(16), "kind": Text(32), "volume_id": Id()}

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from lunr.api.call import Call, Reply
-from lunr.api.fields import Boolean, Choice, Id, Integer, Items, Schema
+from lunr.api.request import Call, Reply
+from lunr.api.schema import Boolean, Choice, Id, Integer, Items, Schema
 from lunr.api.v1.schemas import PAGE
 
 LIST: Schema = {**PAGE, "status": Choice(("PENDING", "ACTIVE", "MAINTENANCE", "DOWN"))}

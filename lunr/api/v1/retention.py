@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from lunr.api.call import Call, Reply
-from lunr.api.fields import Boolean, Integer, Schema
-from lunr.api.services.keeping import PERIODS
+from lunr.api.request import Call, Reply
+from lunr.api.schema import Boolean, Integer, Schema
+from lunr.api.services.retention.rules import PERIODS
 
 #: 0 and nothing are the same: no rule.
 RULES: Schema = {rule: Integer(0, 10000) for rule in PERIODS}

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from lunr.api.call import Call, Reply
-from lunr.api.fields import Choice, Id, Integer, Schema, Text
-from lunr.api.services.timing import PERIODS
+from lunr.api.request import Call, Reply
+from lunr.api.schema import Choice, Id, Integer, Schema, Text
+from lunr.api.services.schedules.recurrence import PERIODS
 from lunr.api.v1.schemas import PAGE
 
 _WHEN: Schema = {"at": Text(16), "spread": Integer(0, 7 * 24 * 60), "name": Text()}

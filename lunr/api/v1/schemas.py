@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from lunr.api.fields import Id, Integer, Mapped, Schema, Text
+from lunr.api.schema import Id, Integer, Mapped, Schema, Text
 
 NOTHING: Schema = {}
 PAGE: Schema = {"limit": Integer(1, 1000), "marker": Id()}

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from lunr.api.call import Call, Reply
-from lunr.api.fields import Id, Schema
+from lunr.api.request import Call, Reply
+from lunr.api.schema import Id, Schema
 from lunr.api.v1.schemas import THINGS
 
 LIST: Schema = {**THINGS, "volume_id": Id()}

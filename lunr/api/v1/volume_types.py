@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from lunr.api.call import Call, Reply
-from lunr.api.fields import MAX_SIZE, Fields, Id, Integer, Schema
+from lunr.api.request import Call, Reply
+from lunr.api.schema import MAX_SIZE, Fields, Id, Integer, Schema
 from lunr.api.v1.retention import RULES
 
 UPDATE: Schema = {

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from lunr.api.call import Call, Reply
-from lunr.api.fields import MAX_SIZE, Choice, Id, Integer, Schema, Text
-from lunr.api.services.fills import MODES
+from lunr.api.request import Call, Reply
+from lunr.api.schema import MAX_SIZE, Choice, Id, Integer, Schema, Text
+from lunr.api.services.volumes.lazy_restore import MODES
 from lunr.api.v1.schemas import NAMED, THINGS
 from lunr.common import errors
 

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 from sqlalchemy import select
 
-from lunr.api.services.groups import Told, ToldBackup
-from lunr.api.services.listing import Query
-from lunr.api.services.records import Stored
+from lunr.api.services.backups.groups import Told, ToldBackup
+from lunr.api.services.backups.records import Stored
+from lunr.api.services.pagination import Query
 from lunr.common import errors, times
 from lunr.common.units import GIB
 from lunr.db.models import Backup, Volume

@@ -11,7 +11,7 @@ import pytest
 from sqlalchemy import MetaData, select
 
 from lunr.api.routing import ADMIN, MEMBER, NODE, ROUTES, Route
-from lunr.api.services.groups import Told, ToldBackup
+from lunr.api.services.backups.groups import Told, ToldBackup
 from lunr.common import times
 from lunr.db.models import Base
 from tests.functional.api.world import World

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from sqlalchemy import event
 
-from lunr.api.services.claims import POLL
-from lunr.api.services.kinds import KINDS
+from lunr.api.jobs.claims import POLL
+from lunr.api.jobs.job_types import KINDS
 from lunr.common import errors, times
 from tests.functional.api.world import World
 from tests.support.waiting import PATIENCE
@@ -315,7 +315,7 @@ def test_what_was_deleted_while_the_node_was_away_is_to_be_deleted(world: World)
 def test_a_waiting_claim_is_woken_by_a_create(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("lunr.api.services.claims.POLL", 2 * PATIENCE)  # it would find it, too
+    monkeypatch.setattr("lunr.api.jobs.claims.POLL", 2 * PATIENCE)  # it would find it, too
     got: list[Any] = []
     waiting = threading.Thread(
         target=lambda: got.append(world.services.claims.claim("n1", list(KINDS), wait=2 * PATIENCE))

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from sqlalchemy import update
 
-from lunr.api.services import likeness
+from lunr.api.services.backups import dedup_candidates
 from lunr.db.models import Backup, Volume
 from tests.functional.api.world import World
 
@@ -110,8 +110,8 @@ def test_the_newest_of_the_volume_it_was_cloned_from_comes_first(three: World) -
 
 
 def test_no_more_than_so_many(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(likeness, "MOST", 3)
-    monkeypatch.setattr(likeness, "_LOOKED_THROUGH", 4)
+    monkeypatch.setattr(dedup_candidates, "MOST", 3)
+    monkeypatch.setattr(dedup_candidates, "_LOOKED_THROUGH", 4)
     for number in range(5):
         world.volume(f"v{number}")
         world.backup(f"b{number}", f"v{number}")

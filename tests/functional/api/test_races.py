@@ -20,8 +20,8 @@ CREATOR = """
 import json, sys
 from pathlib import Path
 from lunr.api.services import Services
-from lunr.api.services.core import Core, Settings
-from lunr.api.services.vault import Vault
+from lunr.api.context import Core, Settings
+from lunr.api.secret_box import Vault
 from lunr.common import errors
 from lunr.db.session import Database
 

@@ -17,8 +17,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sqlalchemy import func, select
 
-from lunr.api.services.scheduling import RETRY
-from lunr.api.services.timing import Timing
+from lunr.api.services.schedules.recurrence import Timing
+from lunr.api.services.schedules.runner import RETRY
 from lunr.common import times
 from lunr.db.models import Backup, ScheduleRun
 from tests.functional.api.world import World

@@ -15,12 +15,12 @@ from sqlalchemy import event, select
 from webob import Request, Response
 
 from lunr.api.app import wrap
+from lunr.api.context import Core, Settings
+from lunr.api.jobs.job_types import KINDS
 from lunr.api.middleware.auth import OwnTokens
+from lunr.api.secret_box import Vault
 from lunr.api.services import Services
-from lunr.api.services.core import Core, Settings
-from lunr.api.services.kinds import KINDS
-from lunr.api.services.listing import Query
-from lunr.api.services.vault import Vault
+from lunr.api.services.pagination import Query
 from lunr.common import errors
 from lunr.common.units import GIB
 from lunr.db import migrate

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from lunr.api.services.backups import BackupProtected
-from lunr.api.services.listing import Query
+from lunr.api.services.backups.service import BackupProtected
+from lunr.api.services.pagination import Query
 from tests.functional.manage.conftest import Manage
 from tests.unit.backup.support import save_bytes
 

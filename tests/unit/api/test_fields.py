@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lunr.api import fields, params
-from lunr.api.fields import Loose
+from lunr.api import request_params, schema
 from lunr.api.routing import ROUTES
+from lunr.api.schema import Loose
 from lunr.common import errors
 
 JSON = st.recursive(
@@ -27,7 +27,7 @@ NAMES = sorted({name for route in ROUTES for name in route.fields})
 @given(st.sampled_from(ROUTES), st.dictionaries(st.sampled_from(NAMES) | st.text(), JSON))
 def test_any_json_is_parsed_or_refused(route: Any, body: dict[str, Any]) -> None:
     try:
-        parsed = fields.parse(route.fields, body)
+        parsed = schema.parse(route.fields, body)
     except errors.BadRequest as error:
         assert error.status == 400 and str(error)
     else:
@@ -45,7 +45,7 @@ def test_any_form_is_parsed_or_refused(name: str, more: dict[str, str]) -> None:
         return
     environ = {"REQUEST_METHOD": "GET", "QUERY_STRING": form}
     try:
-        given = params.read(environ, flat=False)
+        given = request_params.read(environ, flat=False)
     except errors.BadRequest:
         return
     assert all(isinstance(value, Loose | dict) for value in given.values())
@@ -60,7 +60,7 @@ def test_any_body_is_an_object_or_refused(body: bytes, kind: str) -> None:
         "wsgi.input": io.BytesIO(body),
     }
     try:
-        assert isinstance(params.read(environ, flat=False), dict)
+        assert isinstance(request_params.read(environ, flat=False), dict)
     except errors.BadRequest as error:
         assert error.status == 400
 
@@ -68,13 +68,13 @@ def test_any_body_is_an_object_or_refused(body: bytes, kind: str) -> None:
 @pytest.mark.parametrize(
     ("field", "text", "value"),
     [
-        (fields.Integer(0, 10), "7", 7),
-        (fields.Boolean(), "yes", True),
-        (fields.Boolean(), "0", False),
-        (fields.Items(fields.Id(), most=3), "a,b", ["a", "b"]),
-        (fields.Items(fields.Id(), most=3), "", []),
-        (fields.Address(), "::ffff", "::ffff"),
-        (fields.Text(), "x", "x"),
+        (schema.Integer(0, 10), "7", 7),
+        (schema.Boolean(), "yes", True),
+        (schema.Boolean(), "0", False),
+        (schema.Items(schema.Id(), most=3), "a,b", ["a", "b"]),
+        (schema.Items(schema.Id(), most=3), "", []),
+        (schema.Address(), "::ffff", "::ffff"),
+        (schema.Text(), "x", "x"),
     ],
 )
 def test_strings_of_a_form_stand_for_values(field: Any, text: str, value: object) -> None:
@@ -85,32 +85,32 @@ def test_strings_of_a_form_stand_for_values(field: Any, text: str, value: object
 @pytest.mark.parametrize(
     ("field", "value"),
     [
-        (fields.Integer(1, 10), "7"),
-        (fields.Integer(1, 10), 0),
-        (fields.Integer(1, 10), 11),
-        (fields.Integer(1, 10), 1.0),
-        (fields.Integer(0, 10), True),
-        (fields.Integer(0, 10), Loose("٣")),
-        (fields.Integer(0, 10), Loose("1e3")),
-        (fields.Boolean(), "true"),
-        (fields.Boolean(), 1),
-        (fields.Text(), "a\x00"),
-        (fields.Text(), "\ud800"),
-        (fields.Text(3), "four"),
-        (fields.Id(), "a/b"),
-        (fields.Id(), "x" * 65),
-        (fields.Id(), "é"),
-        (fields.Id(), "a\n"),
-        (fields.Mapped(), {"": "x"}),
-        (fields.Mapped(), {'a"b': "x"}),
-        (fields.Mapped(), {"a": 1}),
-        (fields.Mapped(), {str(i): "x" for i in range(129)}),
-        (fields.Initiator(), "ALL"),
-        (fields.Initiator(), "iqn.2026-11.a:b c"),
-        (fields.Address(), "0.0.0.0/0"),
-        (fields.Address(), "ALL"),
-        (fields.Address(), "fe80::1%eth0"),
-        (fields.Anything(), {"a": "\udc00"}),
+        (schema.Integer(1, 10), "7"),
+        (schema.Integer(1, 10), 0),
+        (schema.Integer(1, 10), 11),
+        (schema.Integer(1, 10), 1.0),
+        (schema.Integer(0, 10), True),
+        (schema.Integer(0, 10), Loose("٣")),
+        (schema.Integer(0, 10), Loose("1e3")),
+        (schema.Boolean(), "true"),
+        (schema.Boolean(), 1),
+        (schema.Text(), "a\x00"),
+        (schema.Text(), "\ud800"),
+        (schema.Text(3), "four"),
+        (schema.Id(), "a/b"),
+        (schema.Id(), "x" * 65),
+        (schema.Id(), "é"),
+        (schema.Id(), "a\n"),
+        (schema.Mapped(), {"": "x"}),
+        (schema.Mapped(), {'a"b': "x"}),
+        (schema.Mapped(), {"a": 1}),
+        (schema.Mapped(), {str(i): "x" for i in range(129)}),
+        (schema.Initiator(), "ALL"),
+        (schema.Initiator(), "iqn.2026-11.a:b c"),
+        (schema.Address(), "0.0.0.0/0"),
+        (schema.Address(), "ALL"),
+        (schema.Address(), "fe80::1%eth0"),
+        (schema.Anything(), {"a": "\udc00"}),
     ],
 )
 def test_what_it_may_not_be_is_refused(field: Any, value: object) -> None:
@@ -119,4 +119,4 @@ def test_what_it_may_not_be_is_refused(field: Any, value: object) -> None:
 
 
 def test_what_a_node_says_is_never_refused_for_its_looks() -> None:
-    assert fields.Prose(5).parse("reason", "a\x00\nb\ud800cdef") == "a?\nb?"
+    assert schema.Prose(5).parse("reason", "a\x00\nb\ud800cdef") == "a?\nb?"

@@ -7,7 +7,7 @@ from datetime import datetime, timedelta
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lunr.api.services.keeping import PERIODS, kept
+from lunr.api.services.retention.rules import PERIODS, kept
 
 MOMENTS = st.datetimes(datetime(2024, 2, 1), datetime(2026, 3, 1))
 BACKUPS = st.lists(MOMENTS, max_size=40).map(

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from lunr.api.services.timing import PERIODS, Timing
+from lunr.api.services.schedules.recurrence import PERIODS, Timing
 from lunr.common import errors
 
 MOMENTS = st.datetimes(datetime(1999, 1, 1), datetime(2100, 1, 1))

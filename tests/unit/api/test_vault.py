@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from lunr.api.services.vault import Vault, chap_secret
+from lunr.api.secret_box import Vault, chap_secret
 from lunr.common import errors
 
 

@@ -34,7 +34,7 @@ class Place:
         self.repository = Repository(store, derive.derive(derive.PUBLIC_MASTER, "default"))
         self.stop = threading.Event()
         patch.setattr(main, "_monitor", lambda _machine: contextlib.nullcontext())
-        patch.setattr(main.leftovers, "recover", lambda *_: None)
+        patch.setattr(main.cleanup, "recover", lambda *_: None)
         patch.setattr(main, "backup", lambda *_: self.stored(NOW))
 
     def stored(self, moment: datetime) -> Group:

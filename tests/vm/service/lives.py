@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from lunr.api.services.kinds import KINDS
+from lunr.api.jobs.job_types import KINDS
 from lunr.client import Client
 from lunr.common import ids
 from lunr.storage.pools.lvm.logical_volumes import Role, tags_for

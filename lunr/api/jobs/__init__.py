@@ -1,0 +1,1 @@
+"""The machinery of jobs: queue, claims, leases, completion."""

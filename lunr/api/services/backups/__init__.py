@@ -1,0 +1,1 @@
+"""Backups, backup groups, garbage collection, verification, records to export and import."""

@@ -1,0 +1,1 @@
+"""Exports: a volume offered to an initiator."""

@@ -1,0 +1,1 @@
+"""Storage nodes: records, heartbeats, reconciling."""

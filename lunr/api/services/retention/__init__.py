@@ -1,0 +1,1 @@
+"""Retention: which backups are kept, and why."""

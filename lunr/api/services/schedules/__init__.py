@@ -1,0 +1,1 @@
+"""Schedules: when backups are made by themselves."""

@@ -1,0 +1,1 @@
+"""Volumes: create, place, clone, restore lazily, copy to another node; their types."""

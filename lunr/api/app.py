@@ -15,7 +15,7 @@ from lunr.api.middleware import (
     healthcheck,
     metrics,
 )
-from lunr.api.request import Call, answer
+from lunr.api.request import Request, answer
 from lunr.api.routing import Route, Table
 from lunr.api.services import Services
 from lunr.common import errors, ids
@@ -32,8 +32,8 @@ def build(conf: ConfigOpts) -> tuple[WSGIApp, Services]:
         errors.Unavailable: the database can't be reached.
     """
     services = Services.of(conf)
-    services.core.vault.check()
-    migrate.check(services.core.db)
+    services.context.secret_box.check()
+    migrate.check(services.context.db)
     identities: list[auth.Identity] = [auth.OwnTokens(services.tokens)]
     if conf.api.auth == "keystone":
         identities.append(_keystone(conf, services))
@@ -63,7 +63,7 @@ def wrap(
     app = body_limit.BodyLimit(app, max_body_bytes)
     app = auth.Auth(app, identities)
     app = healthcheck.Healthcheck(app, services)
-    app = faults.Faults(app)
+    app = faults.ErrorResponses(app)
     app = metrics.Metrics(app, services)
     return access.Access(app)
 
@@ -84,16 +84,16 @@ class Dispatcher:
         who = environ["lunr.principal"]
         auth.authorize(self._services, who, route.role, path)
         given = request_params.read(environ, flat=route.open_fields)
-        call = Call(self._services, who, path, self._parse(route, given), environ)
-        return answer(route.handler(call), environ, start_response)
+        request = Request(self._services, who, path, self._parse(route, given), environ)
+        return answer(route.handler(request), environ, start_response)
 
     def _parse(self, route: Route, given: request_params.Given) -> dict[str, Any]:
         if not route.open_fields:
             return fields.parse(route.fields, given)
         schema = dict(route.fields)
-        key = fields.Mapped()
+        key = fields.Object()
         for name in given:
             if name.startswith("metadata."):
                 key.parse("metadata", {name.removeprefix("metadata."): given[name]})
-                schema[name] = fields.Text()
+                schema[name] = fields.String()
         return fields.parse(schema, given)

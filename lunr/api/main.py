@@ -47,7 +47,7 @@ def _serve(conf: Any) -> None:
         # falls out of accept(), and the requests that are under way end.
         nonlocal stopping
         stopping = True
-        services.core.bell.closed = True
+        services.context.notifier.closed = True
         sock.shutdown(socket.SHUT_RDWR)
 
     signal.signal(signal.SIGTERM, stop)

@@ -142,7 +142,7 @@ def main(files: Sequence[str], once: bool) -> None:
         options = config.load([f"--config-file={file}" for file in files], "lunr-orbit")
         log.setup(options.log_level, options.log_style)
         services = Services.of(options)
-        migrate.check(services.core.db)
+        migrate.check(services.context.db)
     except errors.LunrError as error:
         raise click.ClickException(str(error)) from error
     housekeeper = Housekeeper(services, options)

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from webob import Response
+import webob
 
 from lunr.api.services import Services
 from lunr.api.services.accounts.tokens import Principal
@@ -15,7 +15,7 @@ from lunr.api.services.pagination import Query
 
 
 @dataclass(frozen=True)
-class Call:
+class Request:
     """A request that was routed, authorized and checked.
 
     Attributes:
@@ -45,7 +45,7 @@ class Call:
 
 
 @dataclass(frozen=True)
-class Reply:
+class Response:
     """An answer: its status and what becomes its JSON body (None: no body)."""
 
     status: int
@@ -53,9 +53,9 @@ class Reply:
     headers: tuple[tuple[str, str], ...] = ()
 
 
-def answer(reply: Reply, environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
+def answer(reply: Response, environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
     """Send `reply`."""
-    response = Response(status=reply.status)
+    response = webob.Response(status=reply.status)
     if reply.body is None:
         del response.content_type
     else:

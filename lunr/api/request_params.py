@@ -6,7 +6,7 @@ import json
 from typing import Any
 from urllib.parse import parse_qsl
 
-from lunr.api.schema import Loose
+from lunr.api.schema import FormValue
 from lunr.common import errors
 
 #: Names of fields that are objects: ``metadata.color=red`` is ``{"metadata": {"color": "red"}}``.
@@ -58,7 +58,7 @@ def _strings(text: str, where: str, flat: bool) -> Given:
         into = given.setdefault(outer, {}) if outer else given
         if not isinstance(into, dict) or key in into:
             raise errors.BadRequest(reason=f"{name[:64]!a} is in the {where} twice")
-        into[key] = Loose(value)
+        into[key] = FormValue(value)
     return given
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from routes import Mapper
 
-from lunr.api.request import Call, Reply
+from lunr.api.request import Request, Response
 from lunr.api.schema import Schema
 from lunr.api.v1 import (
     accounts,
@@ -41,7 +41,7 @@ class Route:
 
     method: str
     path: str
-    handler: Callable[[Call], Reply]
+    handler: Callable[[Request], Response]
     role: str
     fields: Schema
     open_fields: bool = False

@@ -1,7 +1,7 @@
 """The fields of requests: what each may be, said once and checked in one place.
 
 A value comes from JSON and must have the right type, or from a form or the
-query, where all are strings (:class:`Loose`) and are read as what the field is.
+query, where all are strings (:class:`FormValue`) and are read as what the field is.
 null is the same as leaving a field out.
 """
 
@@ -27,7 +27,7 @@ MAX_SIZE = (1 << 31) - 1
 MAX_BYTES = (1 << 63) - 1
 
 
-class Loose(str):
+class FormValue(str):
     """A string from a form or the query, that may stand for a number or a boolean."""
 
     __slots__ = ()
@@ -54,7 +54,7 @@ Schema = Mapping[str, Field]
 
 
 @dataclass(frozen=True)
-class Text:
+class String:
     """A string of at most `longest` characters, none of them a control character."""
 
     longest: int = 255
@@ -74,7 +74,7 @@ class Text:
 
 
 @dataclass(frozen=True)
-class Prose:
+class Text:
     """What a program says to people: never refused, but cleaned and cut to `longest` characters."""
 
     longest: int
@@ -110,7 +110,7 @@ class Integer:
 
     def parse(self, name: str, value: Any) -> int:
         """The number."""
-        if isinstance(value, Loose) and _INTEGER.fullmatch(value):
+        if isinstance(value, FormValue) and _INTEGER.fullmatch(value):
             value = int(value)
         if not isinstance(value, int) or isinstance(value, bool):
             raise errors.InvalidField(field=name, reason="it is a whole number")
@@ -129,7 +129,7 @@ class Boolean:
 
     def parse(self, name: str, value: Any) -> bool:
         """The boolean."""
-        if isinstance(value, Loose):
+        if isinstance(value, FormValue):
             if value.lower() in ("true", "1", "yes", "on"):
                 return True
             if value.lower() in ("false", "0", "no", "off"):
@@ -185,7 +185,7 @@ class Address:
 
 
 @dataclass(frozen=True)
-class Moment:
+class DateTime:
     """A time, in ISO 8601 with its zone."""
 
     required: bool = False
@@ -202,7 +202,7 @@ class Moment:
 
 
 @dataclass(frozen=True)
-class Items:
+class Array:
     """A list of at most `most` items; in a form or query set apart by commas."""
 
     item: Field
@@ -211,18 +211,18 @@ class Items:
 
     def parse(self, name: str, value: Any) -> list[Any]:
         """The list."""
-        if isinstance(value, Loose):
-            value = [Loose(item) for item in value.split(",")] if value else []
+        if isinstance(value, FormValue):
+            value = [FormValue(item) for item in value.split(",")] if value else []
         if not isinstance(value, list) or len(value) > self.most:
             raise errors.InvalidField(field=name, reason=f"it is a list of at most {self.most}")
         return [self.item.parse(f"{name}[{i}]", item) for i, item in enumerate(value)]
 
 
 @dataclass(frozen=True)
-class Mapped:
+class Object:
     """An object with free keys and values of one kind; in a form or query: ``NAME.KEY=VALUE``."""
 
-    value: Field = field(default_factory=Text)
+    value: Field = field(default_factory=String)
     most: int = 128
     required: bool = False
 
@@ -264,7 +264,7 @@ class Fields:
 
 
 @dataclass(frozen=True)
-class Anything:
+class Json:
     """An object that is kept as it is (a node's result)."""
 
     required: bool = False

@@ -20,7 +20,7 @@ _ALPHABET = "abcdefghjkmnpqrstuvwxyzABCDEFGHJKLMNPQRSTUVWXYZ23456789"
 _LENGTH = 16
 
 
-class Vault:
+class SecretBox:
     """Encrypts with the key in a file; the file is read when it is first needed.
 
     Args:

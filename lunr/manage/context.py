@@ -34,7 +34,7 @@ class Context:
     def services(self) -> Services:
         """The services, on a database that has the schema they need."""
         services = Services.of(self.conf)
-        migrate.check(services.core.db)
+        migrate.check(services.context.db)
         return services
 
 

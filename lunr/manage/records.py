@@ -9,7 +9,7 @@ from typing import Any, TextIO
 
 import click
 
-from lunr.api.services.backups.records import Stored
+from lunr.api.services.backups.records import StoredBackup
 from lunr.backup.format.roots import Root
 from lunr.backup.keys import from_config
 from lunr.backup.repository import catalog
@@ -69,11 +69,11 @@ def _roots(
     return catalog.backups(conf.store.url, options, masters, account)
 
 
-def _stored(account_id: str, root: Root, **told: Any) -> Stored:
+def _stored(account_id: str, root: Root, **told: Any) -> StoredBackup:
     """What `root` tells of a backup, and what was `told` of it."""
     created = datetime.fromisoformat(root.created_at).astimezone(UTC).replace(tzinfo=None)
     did = root.statistics
-    return Stored(
+    return StoredBackup(
         id=root.backup_id,
         account_id=account_id,
         volume_id=root.volume_id,

@@ -152,7 +152,7 @@ def _prepare(folder: Path) -> tuple[str, str]:
             for number, name in enumerate(names)
         )
 
-    services.core.db.write(insert)
+    services.context.db.write(insert)
     services.close()
     return token, names[VOLUMES // 2]
 

@@ -23,7 +23,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.orm import Session, aliased
 
-from lunr.api.context import Core
+from lunr.api.context import Context
 from lunr.api.jobs import completion
 from lunr.api.jobs.job_types import KINDS
 from lunr.api.jobs.payloads import payload
@@ -58,8 +58,8 @@ _NODE = select(Node.id, Node.status, Node.epoch).where(Node.id == bindparam("nod
 class Claims:
     """What the agent of a storage node can do with jobs."""
 
-    def __init__(self, core: Core) -> None:
-        self._core = core
+    def __init__(self, context: Context) -> None:
+        self._context = context
         self._looking = threading.Lock()
         self._look_at = 0.0
 
@@ -89,19 +89,19 @@ class Claims:
         deadline = time.monotonic() + min(wait, MAX_WAIT)
         epoch: int | None = None
         if lease is not None and self._has(node_id, lease):
-            job = self._core.db.write(self._claimed, node_id, lease)
+            job = self._context.db.write(self._claimed, node_id, lease)
             if job is not None:
                 return job
         while True:
-            heard = self._core.bell.rings()
-            with self._core.db.read() as connection:
+            heard = self._context.notifier.count()
+            with self._context.db.read() as connection:
                 node = _node(connection, node_id)
                 epoch = node.epoch if epoch is None else epoch
                 if node.epoch != epoch or gone():
                     return None
                 found = _first(connection, node, kinds)
             if found is not None:
-                job = self._core.db.write(self._claim, node_id, kinds, epoch, lease)
+                job = self._context.db.write(self._claim, node_id, kinds, epoch, lease)
                 if job is not None:
                     return job
             if not self._wait(node_id, kinds, heard, deadline, gone):
@@ -116,10 +116,10 @@ class Claims:
         gone: Callable[[], bool],
     ) -> bool:
         """Wait until there may be a job for such a claim; False when it is to wait no more."""
-        bell = self._core.bell
-        while (left := deadline - time.monotonic()) > 0 and not (bell.closed or gone()):
-            if bell.wait(node_id, kinds, heard, min(left, POLL)):
-                return not bell.closed
+        notifier = self._context.notifier
+        while (left := deadline - time.monotonic()) > 0 and not (notifier.closed or gone()):
+            if notifier.wait(node_id, kinds, heard, min(left, POLL)):
+                return not notifier.closed
             self._look_out()
         return False
 
@@ -133,14 +133,14 @@ class Claims:
             if now < self._look_at:
                 return
             self._look_at = now + POLL
-        with self._core.db.read() as connection:
+        with self._context.db.read() as connection:
             queued = connection.execute(_QUEUED, {"now": times.now()}).all()
         for node_id, kind, count in queued:
             for _ in range(min(count, _AT_ONCE)):
-                self._core.bell.ring(node_id, kind)
+                self._context.notifier.notify(node_id, kind)
 
     def _has(self, node_id: str, lease: str) -> bool:
-        with self._core.db.read() as connection:
+        with self._context.db.read() as connection:
             found = connection.scalar(select(Job.seq).where(*_under(node_id, lease)))
         return found is not None
 
@@ -177,7 +177,7 @@ class Claims:
             node_id=node_id,
             attempt=Job.attempt + 1,
             lease=lease or ids.new(),
-            lease_until=now + timedelta(seconds=self._core.settings.lease_seconds),
+            lease_until=now + timedelta(seconds=self._context.settings.lease_seconds),
             started_at=job.started_at or now,
             not_before=None,
             reason=None,
@@ -195,11 +195,11 @@ class Claims:
             "id": job.id,
             "kind": job.kind,
             "lease": job.lease,
-            "lease_seconds": self._core.settings.lease_seconds,
+            "lease_seconds": self._context.settings.lease_seconds,
             "attempt": job.attempt,
             "account_id": job.account_id,
             "volume_id": job.volume_id,
-            "payload": payload(session, self._core, job),
+            "payload": payload(session, self._context, job),
         }
 
     def report(
@@ -228,7 +228,7 @@ class Claims:
             errors.StaleLease: the lease is not the job's (any more).
             errors.InvalidField: the result is not what a job of this kind results in.
         """
-        return self._core.db.write(
+        return self._context.db.write(
             self._report, node_id, id, lease, State(status), progress, result, error, fill
         )
 
@@ -251,7 +251,7 @@ class Claims:
         )
         answer: dict[str, Any] = {
             "cancel": False,
-            "lease_seconds": self._core.settings.lease_seconds,
+            "lease_seconds": self._context.settings.lease_seconds,
         }
         if job is not None and job.status == status != State.RUNNING:
             return answer  # told before, and the answer was lost
@@ -269,15 +269,15 @@ class Claims:
         if status is State.FAILED:
             error = error or {"code": "unknown", "reason": "The node gave no reason."}
             if error.get("retry") or job.cancel:
-                completion.release(session, self._core, job, error, delay=True)
+                completion.release(session, self._context, job, error, delay=True)
                 return answer
         if status is State.CANCELLED:
             error = errors.Cancelled().as_dict()
-        completion.end(session, self._core, job, status, error, result)
+        completion.end(session, self._context, job, status, error, result)
         return answer
 
     def _renew(self, session: Session, job: Job, progress: int | None) -> None:
-        job.lease_until = times.now() + timedelta(seconds=self._core.settings.lease_seconds)
+        job.lease_until = times.now() + timedelta(seconds=self._context.settings.lease_seconds)
         if progress is None or progress == job.progress:
             return
         job.progress = progress
@@ -291,7 +291,7 @@ class Claims:
 
     def expire(self, now: datetime) -> int:
         """Take the jobs whose lease ran out from their nodes; how many they were."""
-        return self._core.db.write(self._expire, now)
+        return self._context.db.write(self._expire, now)
 
     def _expire(self, session: Session, now: datetime) -> int:
         jobs = session.scalars(
@@ -303,9 +303,9 @@ class Claims:
         for job in jobs:
             foreign = KINDS[job.kind].foreign
             who = "Who does it" if foreign else f"The node {job.node_id}"
-            seconds = foreign or self._core.settings.lease_seconds
+            seconds = foreign or self._context.settings.lease_seconds
             error = LeaseExpired(who=who, seconds=seconds)
-            completion.release(session, self._core, job, error.as_dict(), delay=True)
+            completion.release(session, self._context, job, error.as_dict(), delay=True)
         return len(jobs)
 
 

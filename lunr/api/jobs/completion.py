@@ -12,7 +12,7 @@ from typing import Any
 from sqlalchemy import select, update
 from sqlalchemy.orm import Session
 
-from lunr.api.context import Core
+from lunr.api.context import Context
 from lunr.api.jobs.job_types import KINDS, ROVING
 from lunr.api.services.backups import gc, verification
 from lunr.api.services.volumes import cross_node_copy, lazy_restore
@@ -43,7 +43,7 @@ Values = dict[str, Any]
 
 def end(
     session: Session,
-    core: Core,
+    context: Context,
     job: Job,
     status: State,
     error: Error | None = None,
@@ -81,30 +81,30 @@ def end(
         progress=100 if status is State.DONE else job.progress,
     )
     if job.kind == "volume.fill":
-        lazy_restore.ended(session, core, job, status, reason)
+        lazy_restore.ended(session, context, job, status, reason)
     else:
         _move_subject(session, job, status, reason, values)
     if status is State.DONE and job.kind in _AFTER:
-        _AFTER[job.kind](session, core, job, result or {})
+        _AFTER[job.kind](session, context, job, result or {})
     if job.kind == "backup.save":
         if status is not State.DONE:
-            _fail_restores(session, core, job, reason)
-        cross_node_copy.let_go(session, core, job.subject_id)
+            _fail_restores(session, context, job, reason)
+        cross_node_copy.let_go(session, context, job.subject_id)
         used = select(Backup.parent_id, Backup.base_id).where(Backup.id == job.subject_id)
         for needed in set(session.execute(used).one()):
-            lazy_restore.let_go(session, core, needed)
+            lazy_restore.let_go(session, context, needed)
     elif job.kind == "group.save" and status is not State.DONE:
         _fail_members(session, job, reason)
     elif job.kind in ("volume.restore", "volume.clone"):
         if status is State.DONE:
-            lazy_restore.usable(session, core, job.subject_id)
-        lazy_restore.let_go(session, core, base)
+            lazy_restore.usable(session, context, job.subject_id)
+        lazy_restore.let_go(session, context, base)
     elif job.kind == "snapshot.create":
-        lazy_restore.let_go(session, core, base)
-    _wake_followers(session, core, job)
+        lazy_restore.let_go(session, context, base)
+    _wake_followers(session, context, job)
 
 
-def _fail_restores(session: Session, core: Core, save: Job, reason: str | None) -> None:
+def _fail_restores(session: Session, context: Context, save: Job, reason: str | None) -> None:
     """End the jobs that were to restore what `save` did not save."""
     waiting = (
         select(Job)
@@ -116,7 +116,7 @@ def _fail_restores(session: Session, core: Core, save: Job, reason: str | None) 
         )
     )
     for restore in session.scalars(waiting.with_for_update(of=Job)).all():
-        end(session, core, restore, State.FAILED, SourceNotSaved(reason=reason).as_dict())
+        end(session, context, restore, State.FAILED, SourceNotSaved(reason=reason).as_dict())
 
 
 def _fail_members(session: Session, job: Job, reason: str | None) -> None:
@@ -126,7 +126,7 @@ def _fail_members(session: Session, job: Job, reason: str | None) -> None:
         try_move(session, Backup, id, BackupState.ERROR, job_id=None, reason=reason)
 
 
-def _wake_followers(session: Session, core: Core, job: Job) -> None:
+def _wake_followers(session: Session, context: Context, job: Job) -> None:
     """Have those jobs claimed that could not begin before `job` had ended."""
     queued = select(Job.node_id, Job.kind).where(Job.status == State.QUEUED)
     waited = select(JobAfter.job_id).where(JobAfter.after_id == job.id)
@@ -135,10 +135,10 @@ def _wake_followers(session: Session, core: Core, job: Job) -> None:
         queued.where(Job.id.in_(waited)),
     ):
         for node_id, kind in session.execute(followers):
-            on_commit(session, partial(core.bell.ring, node_id, kind))
+            on_commit(session, partial(context.notifier.notify, node_id, kind))
 
 
-def release(session: Session, core: Core, job: Job, error: Error, delay: bool) -> None:
+def release(session: Session, context: Context, job: Job, error: Error, delay: bool) -> None:
     """Take the RUNNING `job` (its row is locked) from its node: it is tried again or over.
 
     Args:
@@ -146,13 +146,15 @@ def release(session: Session, core: Core, job: Job, error: Error, delay: bool) -
         delay: wait before the next attempt, twice as long each time.
     """
     if job.cancel:
-        end(session, core, job, State.CANCELLED, errors.Cancelled().as_dict())
+        end(session, context, job, State.CANCELLED, errors.Cancelled().as_dict())
         return
     kind = KINDS[job.kind]
-    if kind.foreign or (job.attempt >= core.settings.job_attempts and not kind.unending):
-        end(session, core, job, State.FAILED, error)
+    if kind.foreign or (job.attempt >= context.settings.job_attempts and not kind.unending):
+        end(session, context, job, State.FAILED, error)
         return
-    wait = min(MAX_DELAY, core.settings.retry_delay * 2 ** min(job.attempt - 1, 20)) if delay else 0
+    wait = (
+        min(MAX_DELAY, context.settings.retry_delay * 2 ** min(job.attempt - 1, 20)) if delay else 0
+    )
     node_id = None if job.kind in ROVING else job.node_id
     move(
         session,
@@ -167,7 +169,7 @@ def release(session: Session, core: Core, job: Job, error: Error, delay: bool) -
         code=error["code"],
         node_id=node_id,
     )
-    on_commit(session, lambda: core.bell.ring(node_id, job.kind))
+    on_commit(session, lambda: context.notifier.notify(node_id, job.kind))
 
 
 def _move_subject(
@@ -234,7 +236,7 @@ def _count(result: dict[str, Any], name: str) -> int:
     return value
 
 
-_AFTER: dict[str, Callable[[Session, Core, Job, dict[str, Any]], None]] = {
+_AFTER: dict[str, Callable[[Session, Context, Job, dict[str, Any]], None]] = {
     "repository.collect": gc.collected,
     "repository.sweep": gc.swept,
 }

@@ -12,7 +12,7 @@ from typing import Any
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from lunr.api.context import Core
+from lunr.api.context import Context
 from lunr.api.services.backups import dedup_candidates, gc, verification
 from lunr.api.services.exports import service as exports
 from lunr.api.services.volumes import lazy_restore
@@ -28,20 +28,20 @@ Payload = dict[str, Any]
 _KEPT = (BackupState.NEW, BackupState.SAVING, BackupState.DELETING, BackupState.ERROR)
 
 
-def payload(session: Session, core: Core, job: Job) -> Payload:
+def payload(session: Session, context: Context, job: Job) -> Payload:
     """The payload of a job that is being claimed (docs/api.md has them all)."""
-    return _PAYLOADS[job.kind](session, core, job)
+    return _PAYLOADS[job.kind](session, context, job)
 
 
-def _nothing(_session: Session, _core: Core, _job: Job) -> Payload:
+def _nothing(_session: Session, _context: Context, _job: Job) -> Payload:
     return {}
 
 
-def _volume_create(session: Session, _core: Core, job: Job) -> Payload:
+def _volume_create(session: Session, _context: Context, job: Job) -> Payload:
     return {"size_bytes": session.get_one(Volume, job.subject_id).size * GIB}
 
 
-def _volume_clone(session: Session, _core: Core, job: Job) -> Payload:
+def _volume_clone(session: Session, _context: Context, job: Job) -> Payload:
     volume = session.get_one(Volume, job.subject_id)
     if volume.snapshot_id is not None:
         snapshot = session.get_one(Snapshot, volume.snapshot_id)
@@ -57,7 +57,7 @@ def _volume_clone(session: Session, _core: Core, job: Job) -> Payload:
     }
 
 
-def _volume_restore(session: Session, _core: Core, job: Job) -> Payload:
+def _volume_restore(session: Session, _context: Context, job: Job) -> Payload:
     volume = session.get_one(Volume, job.subject_id)
     return {
         "size_bytes": volume.size * GIB,
@@ -66,15 +66,15 @@ def _volume_restore(session: Session, _core: Core, job: Job) -> Payload:
     }
 
 
-def _volume_fill(session: Session, _core: Core, job: Job) -> Payload:
+def _volume_fill(session: Session, _context: Context, job: Job) -> Payload:
     return lazy_restore.orders(session, job)
 
 
-def _volume_extend(_session: Session, _core: Core, job: Job) -> Payload:
+def _volume_extend(_session: Session, _context: Context, job: Job) -> Payload:
     return {"size_bytes": job.data["size"] * GIB}
 
 
-def _snapshot(session: Session, _core: Core, job: Job) -> Payload:
+def _snapshot(session: Session, _context: Context, job: Job) -> Payload:
     if job.kind == "snapshot.create":
         # An extend that was queued before may have failed or succeeded by now.
         snapshot = session.get_one(Snapshot, job.subject_id)
@@ -82,18 +82,18 @@ def _snapshot(session: Session, _core: Core, job: Job) -> Payload:
     return {"snapshot_id": job.subject_id}
 
 
-def _export_create(session: Session, core: Core, job: Job) -> Payload:
-    return exports.for_node(session, core.vault, Export.volume_id == job.subject_id)[0]
+def _export_create(session: Session, context: Context, job: Job) -> Payload:
+    return exports.for_node(session, context.secret_box, Export.volume_id == job.subject_id)[0]
 
 
-def _export_delete(session: Session, _core: Core, job: Job) -> Payload:
+def _export_delete(session: Session, _context: Context, job: Job) -> Payload:
     return {
         "iqn": session.get_one(Export, job.subject_id).target_iqn,
         "force": job.data["force"],
     }
 
 
-def _backup_save(session: Session, _core: Core, job: Job) -> Payload:
+def _backup_save(session: Session, _context: Context, job: Job) -> Payload:
     # See collect: what is condemned is read under the same lock that a collect's end takes.
     gc.lock(session, job.account_id)
     backup = session.get_one(Backup, job.subject_id)
@@ -110,7 +110,7 @@ def _backup_save(session: Session, _core: Core, job: Job) -> Payload:
     # Who asks for a full one wants the bytes stored again.
     like = [] if backup.full else dedup_candidates.of(session, backup)
     return {
-        **_stored(session, _core, job),
+        **_stored(session, _context, job),
         "snapshot_id": backup.snapshot_id,
         "base_id": backup.base_id,
         "parent_id": backup.parent_id,
@@ -138,11 +138,11 @@ def _parent(session: Session, backup: Backup) -> Backup | None:
     return session.scalar(newest.with_for_update(key_share=True))
 
 
-def _stored(_session: Session, _core: Core, job: Job) -> Payload:
+def _stored(_session: Session, _context: Context, job: Job) -> Payload:
     return {"backup_id": job.subject_id, "repository": job.account_id}
 
 
-def _repository(session: Session, _core: Core, job: Job) -> Payload:
+def _repository(session: Session, _context: Context, job: Job) -> Payload:
     def ids(*states: BackupState) -> list[str]:
         found = select(Backup.id).where(
             Backup.account_id == job.account_id, Backup.status.in_(states)
@@ -153,11 +153,11 @@ def _repository(session: Session, _core: Core, job: Job) -> Payload:
     return {"repository": job.account_id, "keep": ids(*_KEPT), "required": required, **job.data}
 
 
-def _repository_verify(session: Session, _core: Core, job: Job) -> Payload:
+def _repository_verify(session: Session, _context: Context, job: Job) -> Payload:
     return {"repository": job.account_id, **verification.payload(session, job)}
 
 
-_PAYLOADS: dict[str, Callable[[Session, Core, Job], Payload]] = {
+_PAYLOADS: dict[str, Callable[[Session, Context, Job], Payload]] = {
     "volume.create": _volume_create,
     "volume.clone": _volume_clone,
     "volume.restore": _volume_restore,

@@ -8,7 +8,7 @@ from typing import Any
 from sqlalchemy import select, update
 from sqlalchemy.orm import Session
 
-from lunr.api.context import Core
+from lunr.api.context import Context
 from lunr.api.jobs.job_types import ROVING, lane
 from lunr.common import errors, ids, times
 from lunr.common.states import Job as State
@@ -23,7 +23,7 @@ LIVE = (State.QUEUED.value, State.RUNNING.value)
 
 def add(
     session: Session,
-    core: Core,
+    context: Context,
     kind: str,
     *,
     account_id: str,
@@ -56,7 +56,7 @@ def add(
     )
     session.add(job)
     session.add_all(JobAfter(job_id=job.id, after_id=id) for id in after)
-    on_commit(session, lambda: core.bell.ring(node_id, kind))
+    on_commit(session, lambda: context.notifier.notify(node_id, kind))
     return job
 
 
@@ -91,7 +91,11 @@ def live(session: Session, kind: str, account_id: str) -> Job | None:
 
 
 def once(
-    session: Session, core: Core, kind: str, account_id: str, data: dict[str, Any] | None = None
+    session: Session,
+    context: Context,
+    kind: str,
+    account_id: str,
+    data: dict[str, Any] | None = None,
 ) -> tuple[Job, bool]:
     """The job of that kind about all of the account, and whether it is new.
 
@@ -102,7 +106,7 @@ def once(
         return job, False
     job = add(
         session,
-        core,
+        context,
         kind,
         account_id=account_id,
         subject_id=account_id,
@@ -113,7 +117,7 @@ def once(
     return job, True
 
 
-def free_roving(session: Session, core: Core) -> None:
+def free_roving(session: Session, context: Context) -> None:
     """Let any node have the roving jobs that wait for one that is not ACTIVE."""
     active = select(Node.id).where(Node.status == NodeState.ACTIVE)
     session.execute(
@@ -126,4 +130,4 @@ def free_roving(session: Session, core: Core) -> None:
         )
         .values(node_id=None)
     )
-    on_commit(session, lambda: core.bell.ring(None))
+    on_commit(session, lambda: context.notifier.notify(None))

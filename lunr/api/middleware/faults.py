@@ -10,14 +10,14 @@ import logging
 from collections.abc import Iterable
 from typing import Any
 
-from lunr.api.request import Reply, answer
+from lunr.api.request import Response, answer
 from lunr.common import errors
 from lunr.common.concurrency import WSGIApp
 
 log = logging.getLogger(__name__)
 
 
-class Faults:
+class ErrorResponses:
     """Turns exceptions into answers."""
 
     def __init__(self, app: WSGIApp) -> None:
@@ -47,4 +47,4 @@ def _answer(
     headers: tuple[tuple[str, str], ...] = ()
     if isinstance(error, errors.MethodNotAllowed):
         headers = (("Allow", error.fields["allowed"]),)
-    return answer(Reply(error.status, body, headers), environ, start_response)
+    return answer(Response(error.status, body, headers), environ, start_response)

@@ -10,7 +10,7 @@ from typing import Any
 
 from sqlalchemy import text
 
-from lunr.api.request import Reply, answer
+from lunr.api.request import Response, answer
 from lunr.api.services import Services
 from lunr.common.concurrency import WSGIApp
 
@@ -26,6 +26,6 @@ class Healthcheck:
         """PEP 3333."""
         if environ.get("PATH_INFO") != "/healthcheck" or environ["REQUEST_METHOD"] != "GET":
             return self._app(environ, start_response)
-        with self._services.core.db.read() as connection:
+        with self._services.context.db.read() as connection:
             connection.execute(text("SELECT 1"))
-        return answer(Reply(200, {"status": "ok"}), environ, start_response)
+        return answer(Response(200, {"status": "ok"}), environ, start_response)

@@ -81,7 +81,7 @@ class _Records(Collector):
     """Counts the records when asked."""
 
     def __init__(self, services: Services) -> None:
-        self._db = services.core.db
+        self._db = services.context.db
 
     def describe(self) -> Iterable[Metric]:
         return ()

@@ -7,7 +7,7 @@ from typing import Any
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from lunr.api.context import Core
+from lunr.api.context import Context
 from lunr.api.jobs import completion
 from lunr.api.services import views
 from lunr.api.services.pagination import Listing, Query
@@ -21,13 +21,13 @@ LISTING = Listing("jobs", Job, select(*columns(Job)), views.job, (Job.seq,), Job
 class Jobs:
     """What callers can do with jobs."""
 
-    def __init__(self, core: Core) -> None:
-        self._core = core
+    def __init__(self, context: Context) -> None:
+        self._context = context
 
     def list(self, query: Query) -> Any:
         """A page of jobs."""
-        with self._core.db.read() as connection:
-            return LISTING.page(connection, query, self._core.settings.page_limit)
+        with self._context.db.read() as connection:
+            return LISTING.page(connection, query, self._context.settings.page_limit)
 
     def get(self, account_id: str, id: str) -> Any:
         """The job.
@@ -35,7 +35,7 @@ class Jobs:
         Raises:
             errors.NotFound: the account has none of that id.
         """
-        with self._core.db.read() as connection:
+        with self._context.db.read() as connection:
             row = connection.execute(
                 LISTING.statement.where(Job.id == id, Job.account_id == account_id)
             ).one_or_none()
@@ -50,7 +50,7 @@ class Jobs:
             errors.NotFound: the account has none of that id.
             errors.WrongState: it is over.
         """
-        return self._core.db.write(self._cancel, account_id, id)
+        return self._context.db.write(self._cancel, account_id, id)
 
     def _cancel(self, session: Session, account_id: str, id: str) -> bool:
         job = session.scalar(
@@ -59,7 +59,9 @@ class Jobs:
         if job is None:
             raise errors.NotFound(kind="job", id=id)
         if job.status == State.QUEUED:
-            completion.end(session, self._core, job, State.CANCELLED, errors.Cancelled().as_dict())
+            completion.end(
+                session, self._context, job, State.CANCELLED, errors.Cancelled().as_dict()
+            )
             return True
         if job.status != State.RUNNING:
             raise errors.WrongState(

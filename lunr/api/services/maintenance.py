@@ -10,7 +10,7 @@ from typing import Any
 from sqlalchemy import CursorResult, Delete, delete, exists, or_, select
 from sqlalchemy.orm import Session
 
-from lunr.api.context import Core
+from lunr.api.context import Context
 from lunr.api.jobs.job_types import Record
 from lunr.api.jobs.queue import LIVE
 from lunr.api.services.volumes import cross_node_copy
@@ -47,11 +47,11 @@ class Orphaned(errors.LunrError):
     code = "orphaned"
 
 
-class Upkeep:
+class Maintenance:
     """Purges old records and repairs what can't be."""
 
-    def __init__(self, core: Core) -> None:
-        self._core = core
+    def __init__(self, context: Context) -> None:
+        self._context = context
 
     def repair(self) -> list[str]:
         """Move records that wait for a job that is not there to ERROR; their ids.
@@ -59,7 +59,7 @@ class Upkeep:
         There are none unless somebody changed the database by hand or lunr has a
         defect: each is logged.
         """
-        return self._core.db.write(self._repair)
+        return self._context.db.write(self._repair)
 
     def _repair(self, session: Session) -> list[str]:
         repaired = []
@@ -80,12 +80,12 @@ class Upkeep:
 
     def let_go(self, now: datetime) -> list[str]:
         """Delete the internal backups that nobody needs and whose delete failed; their ids."""
-        return self._core.db.write(self._let_go, now - timedelta(seconds=DELETE_AGAIN))
+        return self._context.db.write(self._let_go, now - timedelta(seconds=DELETE_AGAIN))
 
     def _let_go(self, session: Session, before: datetime) -> list[str]:
         found = cross_node_copy.unneeded(session, before)
         for id in found:
-            cross_node_copy.let_go(session, self._core, id)
+            cross_node_copy.let_go(session, self._context, id)
         return found
 
     def purge(self, now: datetime, keep_records: int) -> int:
@@ -96,7 +96,7 @@ class Upkeep:
         """
         before = now - timedelta(seconds=keep_records)
         return sum(
-            self._core.db.write(_run, statement)
+            self._context.db.write(_run, statement)
             for statement in (
                 delete(Job).where(
                     Job.ended_at < before,

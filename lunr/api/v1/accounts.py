@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from lunr.api.request import Call, Reply
+from lunr.api.request import Request, Response
 from lunr.api.schema import MAX_SIZE, Choice, Fields, Id, Integer, Schema
 from lunr.api.v1.schemas import PAGE
 
@@ -16,49 +16,51 @@ UPDATE: Schema = {"quotas": _QUOTAS}
 CREATE_TOKEN: Schema = {"role": Choice(("member", "admin"))}
 
 
-def index(call: Call) -> Reply:
+def index(request: Request) -> Response:
     """List accounts."""
-    return Reply(200, call.services.accounts.list(call.query(None)))
+    return Response(200, request.services.accounts.list(request.query(None)))
 
 
-def create(call: Call) -> Reply:
+def create(request: Request) -> Response:
     """Make an account."""
-    return Reply(200, call.services.accounts.create(**call.fields))
+    return Response(200, request.services.accounts.create(**request.fields))
 
 
-def show(call: Call) -> Reply:
+def show(request: Request) -> Response:
     """Show an account."""
-    return Reply(200, call.services.accounts.get(call.path["id"]))
+    return Response(200, request.services.accounts.get(request.path["id"]))
 
 
-def update(call: Call) -> Reply:
+def update(request: Request) -> Response:
     """Change an account's quotas."""
-    return Reply(200, call.services.accounts.update(call.path["id"], call.fields.get("quotas", {})))
+    return Response(
+        200, request.services.accounts.update(request.path["id"], request.fields.get("quotas", {}))
+    )
 
 
-def delete(call: Call) -> Reply:
+def delete(request: Request) -> Response:
     """Delete an account."""
-    call.services.accounts.delete(call.path["id"])
-    call.services.tokens.forget()
-    return Reply(204)
+    request.services.accounts.delete(request.path["id"])
+    request.services.tokens.forget()
+    return Response(204)
 
 
-def tokens(call: Call) -> Reply:
+def tokens(request: Request) -> Response:
     """List an account's tokens."""
-    return Reply(200, call.services.tokens.list(call.path["id"]))
+    return Response(200, request.services.tokens.list(request.path["id"]))
 
 
-def create_token(call: Call) -> Reply:
+def create_token(request: Request) -> Response:
     """Make a token; its secret is in this answer and nowhere else."""
-    return Reply(200, call.services.tokens.create(call.path["id"], **call.fields))
+    return Response(200, request.services.tokens.create(request.path["id"], **request.fields))
 
 
-def revoke_token(call: Call) -> Reply:
+def revoke_token(request: Request) -> Response:
     """Revoke a token."""
-    call.services.tokens.revoke(call.path["id"], call.path["token_id"])
-    return Reply(204)
+    request.services.tokens.revoke(request.path["id"], request.path["token_id"])
+    return Response(204)
 
 
-def collect(call: Call) -> Reply:
+def collect(request: Request) -> Response:
     """Collect an account's garbage now."""
-    return Reply(202, call.services.collect.request(call.path["id"]))
+    return Response(202, request.services.collect.request(request.path["id"]))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from lunr.api.request import Call, Reply
+from lunr.api.request import Request, Response
 from lunr.api.schema import Id, Schema
 from lunr.api.services.pagination import Query
 from lunr.api.v1 import backups as own_backups
@@ -21,35 +21,35 @@ SCHEDULES: Schema = {**own_schedules.LIST, **_ACCOUNT, "volume_type_name": Id()}
 JOBS: Schema = {**own_jobs.LIST, **_ACCOUNT}
 
 
-def _query(call: Call) -> Query:
-    return call.query(call.fields.get("account_id"))
+def _query(request: Request) -> Query:
+    return request.query(request.fields.get("account_id"))
 
 
-def volumes(call: Call) -> Reply:
+def volumes(request: Request) -> Response:
     """List volumes."""
-    return Reply(200, call.services.volumes.list(_query(call)))
+    return Response(200, request.services.volumes.list(_query(request)))
 
 
-def snapshots(call: Call) -> Reply:
+def snapshots(request: Request) -> Response:
     """List snapshots."""
-    return Reply(200, call.services.snapshots.list(_query(call)))
+    return Response(200, request.services.snapshots.list(_query(request)))
 
 
-def backups(call: Call) -> Reply:
+def backups(request: Request) -> Response:
     """List backups, also those that lunr makes for itself."""
-    return Reply(200, call.services.backups.list(_query(call), internal=True))
+    return Response(200, request.services.backups.list(_query(request), internal=True))
 
 
-def exports(call: Call) -> Reply:
+def exports(request: Request) -> Response:
     """List exports, without their secrets."""
-    return Reply(200, call.services.exports.list(_query(call)))
+    return Response(200, request.services.exports.list(_query(request)))
 
 
-def schedules(call: Call) -> Reply:
+def schedules(request: Request) -> Response:
     """List schedules, also those of volume types."""
-    return Reply(200, call.services.schedules.list(_query(call)))
+    return Response(200, request.services.schedules.list(_query(request)))
 
 
-def jobs(call: Call) -> Reply:
+def jobs(request: Request) -> Response:
     """List jobs."""
-    return Reply(200, call.services.jobs.list(_query(call)))
+    return Response(200, request.services.jobs.list(_query(request)))

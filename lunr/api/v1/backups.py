@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from lunr.api.request import Call, Reply
+from lunr.api.request import Request, Response
 from lunr.api.schema import Boolean, Id, Schema
 from lunr.api.v1.schemas import NAMED, THINGS
 
@@ -11,62 +11,71 @@ UPDATE: Schema = {**NAMED, "protected": Boolean()}
 CREATE: Schema = {**UPDATE, "full": Boolean(), "snapshot": Id()}
 
 
-def index(call: Call) -> Reply:
+def index(request: Request) -> Response:
     """List the account's backups."""
-    return Reply(200, call.services.backups.list(call.query(call.account)))
+    return Response(200, request.services.backups.list(request.query(request.account)))
 
 
-def of_volume(call: Call) -> Reply:
+def of_volume(request: Request) -> Response:
     """List a volume's backups; they may be all that is left of it."""
-    query = call.query(call.account, volume_id=call.path["id"])
-    page = call.services.backups.list(query)
+    query = request.query(request.account, volume_id=request.path["id"])
+    page = request.services.backups.list(query)
     if not page["backups"]:
-        call.services.volumes.get(call.account, call.path["id"])
-    return Reply(200, page)
+        request.services.volumes.get(request.account, request.path["id"])
+    return Response(200, page)
 
 
-def create(call: Call) -> Reply:
+def create(request: Request) -> Response:
     """Back a volume up."""
-    backup, _ = call.services.backups.create(call.account, call.path["id"], call.fields)
-    return Reply(202, backup)
+    backup, _ = request.services.backups.create(request.account, request.path["id"], request.fields)
+    return Response(202, backup)
 
 
-def put(call: Call) -> Reply:
+def put(request: Request) -> Response:
     """Back a volume up under the caller's id, once."""
-    backup, made = call.services.backups.create(
-        call.account, call.path["id"], call.fields, call.path["backup_id"]
+    backup, made = request.services.backups.create(
+        request.account, request.path["id"], request.fields, request.path["backup_id"]
     )
-    return Reply(202 if made else 200, backup)
+    return Response(202 if made else 200, backup)
 
 
-def show(call: Call) -> Reply:
+def show(request: Request) -> Response:
     """Show a backup."""
-    return Reply(
+    return Response(
         200,
-        call.services.backups.get(call.account, call.path["backup_id"], call.path.get("id")),
+        request.services.backups.get(
+            request.account, request.path["backup_id"], request.path.get("id")
+        ),
     )
 
 
-def update(call: Call) -> Reply:
+def update(request: Request) -> Response:
     """Change name or metadata, or protect a backup."""
-    return Reply(
-        200, call.services.backups.update(call.account, call.path["backup_id"], call.fields)
+    return Response(
+        200,
+        request.services.backups.update(request.account, request.path["backup_id"], request.fields),
     )
 
 
-def delete(call: Call) -> Reply:
+def delete(request: Request) -> Response:
     """Delete a backup."""
-    return Reply(
+    return Response(
         202,
-        call.services.backups.delete(call.account, call.path["backup_id"], call.path.get("id")),
+        request.services.backups.delete(
+            request.account, request.path["backup_id"], request.path.get("id")
+        ),
     )
 
 
-def restores(call: Call) -> Reply:
+def restores(request: Request) -> Response:
     """List the volumes that are being restored from a backup."""
-    return Reply(200, call.services.backups.restores(call.account, call.path["backup_id"]))
+    return Response(
+        200, request.services.backups.restores(request.account, request.path["backup_id"])
+    )
 
 
-def verify(call: Call) -> Reply:
+def verify(request: Request) -> Response:
     """Have a backup read and checked."""
-    return Reply(202, call.services.backups.verify(call.account, call.path["backup_id"]))
+    return Response(
+        202, request.services.backups.verify(request.account, request.path["backup_id"])
+    )

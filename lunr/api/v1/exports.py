@@ -2,27 +2,32 @@
 
 from __future__ import annotations
 
-from lunr.api.request import Call, Reply
+from lunr.api.request import Request, Response
 from lunr.api.schema import Address, Boolean, Initiator, Schema
 
 CREATE: Schema = {"initiator": Initiator(), "ip": Address()}
 DELETE: Schema = {"force": Boolean()}
 
 
-def put(call: Call) -> Reply:
+def put(request: Request) -> Response:
     """Export a volume to an initiator."""
-    export, made = call.services.exports.create(
-        call.account, call.path["id"], call.fields.get("initiator"), call.fields.get("ip")
+    export, made = request.services.exports.create(
+        request.account,
+        request.path["id"],
+        request.fields.get("initiator"),
+        request.fields.get("ip"),
     )
-    return Reply(202 if made else 200, export)
+    return Response(202 if made else 200, export)
 
 
-def show(call: Call) -> Reply:
+def show(request: Request) -> Response:
     """Show a volume's export."""
-    return Reply(200, call.services.exports.get(call.account, call.path["id"]))
+    return Response(200, request.services.exports.get(request.account, request.path["id"]))
 
 
-def delete(call: Call) -> Reply:
+def delete(request: Request) -> Response:
     """Detach a volume."""
-    force = call.fields.get("force", False)
-    return Reply(202, call.services.exports.delete(call.account, call.path["id"], force))
+    force = request.fields.get("force", False)
+    return Response(
+        202, request.services.exports.delete(request.account, request.path["id"], force)
+    )

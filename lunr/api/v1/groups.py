@@ -4,20 +4,20 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from lunr.api.request import Call, Reply
+from lunr.api.request import Request, Response
 from lunr.api.schema import (
     MAX_BYTES,
     MAX_SIZE,
+    Array,
     Choice,
+    DateTime,
     Fields,
     Id,
     Integer,
-    Items,
-    Mapped,
-    Moment,
+    Object,
     Schema,
 )
-from lunr.api.services.backups.groups import Told, ToldBackup
+from lunr.api.services.backups.groups import GroupReport, MemberReport
 from lunr.api.v1.schemas import PAGE, THINGS
 from lunr.common.units import GIB
 
@@ -31,41 +31,43 @@ _BACKUP: Schema = {
     "bytes_read": _COUNT,
     "bytes_stored": _COUNT,
     "objects_stored": _COUNT,
-    "metadata": Mapped(),
+    "metadata": Object(),
 }
 LIST: Schema = {**PAGE, "status": THINGS["status"], "machine": Id()}
 PUT: Schema = {
     "machine": Id(required=True),
-    "created_at": Moment(required=True),
+    "created_at": DateTime(required=True),
     "status": Choice(("SAVING", "AVAILABLE"), required=True),
     "progress": Integer(0, 100),
-    "metadata": Mapped(),
-    "backups": Items(Fields(_BACKUP), 256, required=True),
+    "metadata": Object(),
+    "backups": Array(Fields(_BACKUP), 256, required=True),
 }
 
 
-def index(call: Call) -> Reply:
+def index(request: Request) -> Response:
     """List the account's groups."""
-    query = call.query(call.account)
+    query = request.query(request.account)
     filters = dict(query.filters)
     if "machine" in filters:
         filters["volume_id"] = filters.pop("machine")
-    return Reply(200, call.services.groups.list(replace(query, filters=filters)))
+    return Response(200, request.services.groups.list(replace(query, filters=filters)))
 
 
-def show(call: Call) -> Reply:
+def show(request: Request) -> Response:
     """Show a group."""
-    return Reply(200, call.services.groups.get(call.account, call.path["id"]))
+    return Response(200, request.services.groups.get(request.account, request.path["id"]))
 
 
-def put(call: Call) -> Reply:
+def put(request: Request) -> Response:
     """Announce a group that is being saved, or say that it is complete."""
-    fields = dict(call.fields)
-    found = tuple(ToldBackup(**backup) for backup in fields.pop("backups"))
-    group = call.services.groups.put(call.account, call.path["id"], Told(**fields, backups=found))
-    return Reply(200 if group["status"] == "AVAILABLE" else 202, group)
+    fields = dict(request.fields)
+    found = tuple(MemberReport(**backup) for backup in fields.pop("backups"))
+    group = request.services.groups.put(
+        request.account, request.path["id"], GroupReport(**fields, backups=found)
+    )
+    return Response(200 if group["status"] == "AVAILABLE" else 202, group)
 
 
-def delete(call: Call) -> Reply:
+def delete(request: Request) -> Response:
     """Delete a group with its backups."""
-    return Reply(202, call.services.groups.delete(call.account, call.path["id"]))
+    return Response(202, request.services.groups.delete(request.account, request.path["id"]))

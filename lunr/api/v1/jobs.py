@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
-from lunr.api.request import Call, Reply
-from lunr.api.schema import Id, Schema, Text
+from lunr.api.request import Request, Response
+from lunr.api.schema import Id, Schema, String
 from lunr.api.v1.schemas import PAGE
 
-LIST: Schema = {**PAGE, "status": Text(16), "kind": Text(32), "volume_id": Id()}
+LIST: Schema = {**PAGE, "status": String(16), "kind": String(32), "volume_id": Id()}
 
 
-def index(call: Call) -> Reply:
+def index(request: Request) -> Response:
     """List the account's jobs."""
-    return Reply(200, call.services.jobs.list(call.query(call.account)))
+    return Response(200, request.services.jobs.list(request.query(request.account)))
 
 
-def show(call: Call) -> Reply:
+def show(request: Request) -> Response:
     """Show a job."""
-    return Reply(200, call.services.jobs.get(call.account, call.path["id"]))
+    return Response(200, request.services.jobs.get(request.account, request.path["id"]))
 
 
-def cancel(call: Call) -> Reply:
+def cancel(request: Request) -> Response:
     """Cancel a job: at once, or when its node hears of it."""
-    if call.services.jobs.cancel(call.account, call.path["id"]):
-        return Reply(204)
-    return Reply(202, call.services.jobs.get(call.account, call.path["id"]))
+    if request.services.jobs.cancel(request.account, request.path["id"]):
+        return Response(204)
+    return Response(202, request.services.jobs.get(request.account, request.path["id"]))

@@ -7,49 +7,49 @@ import socket
 
 from lunr.api.jobs.claims import MAX_WAIT
 from lunr.api.jobs.job_types import KINDS
-from lunr.api.request import Call, Reply
+from lunr.api.request import Request, Response
 from lunr.api.schema import (
     MAX_BYTES,
-    Anything,
+    Array,
     Boolean,
     Choice,
     Fields,
     Id,
     Integer,
-    Items,
-    Mapped,
-    Prose,
+    Json,
+    Object,
     Schema,
+    String,
     Text,
 )
 
 #: More volumes than a node has.
 _MANY = 1_000_000
 _BYTES = Integer(0, MAX_BYTES)
-_SESSION = Fields({"initiator": Text(), "ip": Text(64)})
+_SESSION = Fields({"initiator": String(), "ip": String(64)})
 
 HEARTBEAT: Schema = {
-    "hostname": Text(),
-    "portal": Text(),
-    "pool": Text(64),
-    "target": Text(64),
+    "hostname": String(),
+    "portal": String(),
+    "pool": String(64),
+    "target": String(64),
     "capacity_bytes": _BYTES,
     "free_bytes": _BYTES,
-    "full": Prose(255),
+    "full": Text(255),
     "limits_io": Boolean(),
-    "lost_snapshots": Items(Id(), most=_MANY),
-    "filled": Items(Id(), most=_MANY),
-    "troubles": Mapped(Prose(10_000), most=_MANY),
-    "version": Text(64),
-    "sessions": Mapped(Items(_SESSION, most=1000), most=_MANY),
+    "lost_snapshots": Array(Id(), most=_MANY),
+    "filled": Array(Id(), most=_MANY),
+    "troubles": Object(Text(10_000), most=_MANY),
+    "version": String(64),
+    "sessions": Object(Array(_SESSION, most=1000), most=_MANY),
 }
 RECONCILE: Schema = {
-    "volumes": Items(Id(), most=_MANY),
-    "snapshots": Items(Id(), most=_MANY),
-    "exports": Items(Id(), most=_MANY),
+    "volumes": Array(Id(), most=_MANY),
+    "snapshots": Array(Id(), most=_MANY),
+    "exports": Array(Id(), most=_MANY),
 }
 CLAIM: Schema = {
-    "kinds": Items(Choice(tuple(KINDS)), most=len(KINDS), required=True),
+    "kinds": Array(Choice(tuple(KINDS)), most=len(KINDS), required=True),
     "wait": Integer(0, int(MAX_WAIT)),
     "lease": Id(),
 }
@@ -57,56 +57,57 @@ REPORT: Schema = {
     "lease": Id(required=True),
     "status": Choice(("RUNNING", "DONE", "FAILED", "CANCELLED"), required=True),
     "progress": Integer(0, 100),
-    "result": Anything(),
-    "fill": Fields({"rate": _BYTES, "remaining": _BYTES, "trouble": Prose(10_000)}),
-    "error": Fields({"code": Text(64), "reason": Prose(10_000), "retry": Boolean()}),
+    "result": Json(),
+    "fill": Fields({"rate": _BYTES, "remaining": _BYTES, "trouble": Text(10_000)}),
+    "error": Fields({"code": String(64), "reason": Text(10_000), "retry": Boolean()}),
 }
 
 
-def heartbeat(call: Call) -> Reply:
+def heartbeat(request: Request) -> Response:
     """A sign of life."""
-    return Reply(200, call.services.nodes.heartbeat(call.path["node"], call.fields))
+    return Response(200, request.services.nodes.heartbeat(request.path["node"], request.fields))
 
 
-def reconcile(call: Call) -> Reply:
+def reconcile(request: Request) -> Response:
     """The agent was started, and asks what ought to be there."""
-    return Reply(
+    return Response(
         200,
-        call.services.nodes.reconcile(
-            call.path["node"],
-            call.fields.get("volumes", []),
-            call.fields.get("snapshots", []),
+        request.services.nodes.reconcile(
+            request.path["node"],
+            request.fields.get("volumes", []),
+            request.fields.get("snapshots", []),
         ),
     )
 
 
-def exports(call: Call) -> Reply:
+def exports(request: Request) -> Response:
     """The exports that must be there now."""
-    return Reply(200, call.services.nodes.exports(call.path["node"]))
+    return Response(200, request.services.nodes.exports(request.path["node"]))
 
 
-def claim(call: Call) -> Reply:
+def claim(request: Request) -> Response:
     """Wait for a job."""
-    job = call.services.claims.claim(
-        call.path["node"],
-        call.fields["kinds"],
-        call.fields.get("wait", 0),
-        lambda: _hung_up(call),
-        call.fields.get("lease"),
+    job = request.services.claims.claim(
+        request.path["node"],
+        request.fields["kinds"],
+        request.fields.get("wait", 0),
+        lambda: _hung_up(request),
+        request.fields.get("lease"),
     )
-    return Reply(204) if job is None else Reply(200, job)
+    return Response(204) if job is None else Response(200, job)
 
 
-def report(call: Call) -> Reply:
+def report(request: Request) -> Response:
     """What becomes of a job."""
-    return Reply(
-        200, call.services.claims.report(call.path["node"], call.path["id"], **call.fields)
+    return Response(
+        200,
+        request.services.claims.report(request.path["node"], request.path["id"], **request.fields),
     )
 
 
-def _hung_up(call: Call) -> bool:
+def _hung_up(request: Request) -> bool:
     """Whether the agent closed the connection that it waits on, as far as the server tells."""
-    get_socket = getattr(call.environ.get("eventlet.input"), "get_socket", None)
+    get_socket = getattr(request.environ.get("eventlet.input"), "get_socket", None)
     if get_socket is None:
         return False
     connection = socket.socket(fileno=socket.dup(get_socket().fileno()))

@@ -2,43 +2,43 @@
 
 from __future__ import annotations
 
-from lunr.api.request import Call, Reply
-from lunr.api.schema import Boolean, Choice, Id, Integer, Items, Schema
+from lunr.api.request import Request, Response
+from lunr.api.schema import Array, Boolean, Choice, Id, Integer, Schema
 from lunr.api.v1.schemas import PAGE
 
 LIST: Schema = {**PAGE, "status": Choice(("PENDING", "ACTIVE", "MAINTENANCE", "DOWN"))}
 UPDATE: Schema = {
     "weight": Integer(0, 1_000_000),
     "group": Id(),
-    "volume_types": Items(Id(), most=100),
+    "volume_types": Array(Id(), most=100),
     "status": Choice(("ACTIVE", "MAINTENANCE")),
 }
 CREATE: Schema = {**UPDATE, "id": Id(required=True)}
 DELETE: Schema = {"force": Boolean()}
 
 
-def index(call: Call) -> Reply:
+def index(request: Request) -> Response:
     """List nodes."""
-    return Reply(200, call.services.nodes.list(call.query(None)))
+    return Response(200, request.services.nodes.list(request.query(None)))
 
 
-def create(call: Call) -> Reply:
+def create(request: Request) -> Response:
     """Make a node; its token is in this answer and nowhere else."""
-    return Reply(200, call.services.nodes.create(**call.fields))
+    return Response(200, request.services.nodes.create(**request.fields))
 
 
-def show(call: Call) -> Reply:
+def show(request: Request) -> Response:
     """Show a node."""
-    return Reply(200, call.services.nodes.get(call.path["id"]))
+    return Response(200, request.services.nodes.get(request.path["id"]))
 
 
-def update(call: Call) -> Reply:
+def update(request: Request) -> Response:
     """Change how a node is used."""
-    return Reply(200, call.services.nodes.update(call.path["id"], **call.fields))
+    return Response(200, request.services.nodes.update(request.path["id"], **request.fields))
 
 
-def delete(call: Call) -> Reply:
+def delete(request: Request) -> Response:
     """Forget a node; with `force` also what is on it."""
-    call.services.nodes.delete(call.path["id"], call.fields.get("force", False))
-    call.services.tokens.forget()
-    return Reply(204)
+    request.services.nodes.delete(request.path["id"], request.fields.get("force", False))
+    request.services.tokens.forget()
+    return Response(204)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from lunr.api.request import Call, Reply
+from lunr.api.request import Request, Response
 from lunr.api.schema import Boolean, Integer, Schema
 from lunr.api.services.retention.rules import PERIODS
 
@@ -11,30 +11,32 @@ RULES: Schema = {rule: Integer(0, 10000) for rule in PERIODS}
 PRUNE: Schema = {**RULES, "dry_run": Boolean(), "all": Boolean()}
 
 
-def show(call: Call) -> Reply:
+def show(request: Request) -> Response:
     """Show the rules of a volume, and what they keep."""
-    return Reply(200, call.services.retention.get(call.account, call.path["id"]))
+    return Response(200, request.services.retention.get(request.account, request.path["id"]))
 
 
-def put(call: Call) -> Reply:
+def put(request: Request) -> Response:
     """Give a volume rules of its own."""
-    return Reply(200, call.services.retention.set(call.account, call.path["id"], call.fields))
+    return Response(
+        200, request.services.retention.set(request.account, request.path["id"], request.fields)
+    )
 
 
-def delete(call: Call) -> Reply:
+def delete(request: Request) -> Response:
     """Take a volume's own rules away: those of its type are good for it again."""
-    return Reply(200, call.services.retention.set(call.account, call.path["id"], None))
+    return Response(200, request.services.retention.set(request.account, request.path["id"], None))
 
 
-def prune(call: Call) -> Reply:
+def prune(request: Request) -> Response:
     """Delete what the rules don't keep, or only say what that is."""
-    rules = {rule: call.fields[rule] for rule in RULES if rule in call.fields}
-    dry_run = call.fields.get("dry_run", False)
-    told = call.services.retention.prune(
-        call.account,
-        call.path["id"],
+    rules = {rule: request.fields[rule] for rule in RULES if rule in request.fields}
+    dry_run = request.fields.get("dry_run", False)
+    told = request.services.retention.prune(
+        request.account,
+        request.path["id"],
         rules or None,
-        by_hand=call.fields.get("all", False),
+        by_hand=request.fields.get("all", False),
         dry_run=dry_run,
     )
-    return Reply(200 if dry_run else 202, told)
+    return Response(200 if dry_run else 202, told)

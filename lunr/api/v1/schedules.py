@@ -2,55 +2,61 @@
 
 from __future__ import annotations
 
-from lunr.api.request import Call, Reply
-from lunr.api.schema import Choice, Id, Integer, Schema, Text
+from lunr.api.request import Request, Response
+from lunr.api.schema import Choice, Id, Integer, Schema, String
 from lunr.api.services.schedules.recurrence import PERIODS
 from lunr.api.v1.schemas import PAGE
 
-_WHEN: Schema = {"at": Text(16), "spread": Integer(0, 7 * 24 * 60), "name": Text()}
+_WHEN: Schema = {"at": String(16), "spread": Integer(0, 7 * 24 * 60), "name": String()}
 _EVERY = tuple(PERIODS)
 
-LIST: Schema = {**PAGE, "name": Text(), "volume_id": Id()}
+LIST: Schema = {**PAGE, "name": String(), "volume_id": Id()}
 UPDATE: Schema = {"every": Choice(_EVERY), **_WHEN}
 _CREATE: Schema = {"every": Choice(_EVERY, required=True), **_WHEN}
 CREATE: Schema = {"volume_id": Id(required=True), **_CREATE}
 FOR_TYPE: Schema = {"volume_type_name": Id(required=True), **_CREATE}
 
 
-def index(call: Call) -> Reply:
+def index(request: Request) -> Response:
     """List the account's schedules."""
-    return Reply(200, call.services.schedules.list(call.query(call.account)))
+    return Response(200, request.services.schedules.list(request.query(request.account)))
 
 
-def create(call: Call) -> Reply:
+def create(request: Request) -> Response:
     """Give a volume a schedule."""
-    volume_id = call.fields["volume_id"]
-    return Reply(200, call.services.schedules.create(call.account, volume_id, call.fields))
+    volume_id = request.fields["volume_id"]
+    return Response(
+        200, request.services.schedules.create(request.account, volume_id, request.fields)
+    )
 
 
-def create_for_type(call: Call) -> Reply:
+def create_for_type(request: Request) -> Response:
     """Give a volume type a schedule."""
-    name = call.fields["volume_type_name"]
-    return Reply(200, call.services.schedules.create_for_type(name, call.fields))
+    name = request.fields["volume_type_name"]
+    return Response(200, request.services.schedules.create_for_type(name, request.fields))
 
 
-def show(call: Call) -> Reply:
+def show(request: Request) -> Response:
     """Show a schedule; below admin any."""
-    return Reply(200, call.services.schedules.get(call.path.get("account"), call.path["id"]))
+    return Response(
+        200, request.services.schedules.get(request.path.get("account"), request.path["id"])
+    )
 
 
-def of_volume(call: Call) -> Reply:
+def of_volume(request: Request) -> Response:
     """Show the schedule that is good for a volume."""
-    return Reply(200, call.services.schedules.of_volume(call.account, call.path["id"]))
+    return Response(200, request.services.schedules.of_volume(request.account, request.path["id"]))
 
 
-def update(call: Call) -> Reply:
+def update(request: Request) -> Response:
     """Change a schedule."""
-    account = call.path.get("account")
-    return Reply(200, call.services.schedules.update(account, call.path["id"], call.fields))
+    account = request.path.get("account")
+    return Response(
+        200, request.services.schedules.update(account, request.path["id"], request.fields)
+    )
 
 
-def delete(call: Call) -> Reply:
+def delete(request: Request) -> Response:
     """Delete a schedule."""
-    call.services.schedules.delete(call.path.get("account"), call.path["id"])
-    return Reply(204)
+    request.services.schedules.delete(request.path.get("account"), request.path["id"])
+    return Response(204)

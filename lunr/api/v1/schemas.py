@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from lunr.api.schema import Id, Integer, Mapped, Schema, Text
+from lunr.api.schema import Id, Integer, Object, Schema, String
 
 NOTHING: Schema = {}
 PAGE: Schema = {"limit": Integer(1, 1000), "marker": Id()}
-THINGS: Schema = {**PAGE, "status": Text(16), "name": Text()}
-NAMED: Schema = {"name": Text(), "metadata": Mapped()}
+THINGS: Schema = {**PAGE, "status": String(16), "name": String()}
+NAMED: Schema = {"name": String(), "metadata": Object()}

@@ -2,35 +2,38 @@
 
 from __future__ import annotations
 
-from lunr.api.request import Call, Reply
+from lunr.api.request import Request, Response
 from lunr.api.schema import Id, Schema
 from lunr.api.v1.schemas import THINGS
 
 LIST: Schema = {**THINGS, "volume_id": Id()}
 
 
-def index(call: Call) -> Reply:
+def index(request: Request) -> Response:
     """List the account's snapshots."""
-    return Reply(200, call.services.snapshots.list(call.query(call.account)))
+    return Response(200, request.services.snapshots.list(request.query(request.account)))
 
 
-def of_volume(call: Call) -> Reply:
+def of_volume(request: Request) -> Response:
     """List a volume's snapshots."""
-    call.services.volumes.get(call.account, call.path["id"])
-    query = call.query(call.account, volume_id=call.path["id"])
-    return Reply(200, call.services.snapshots.list(query))
+    request.services.volumes.get(request.account, request.path["id"])
+    query = request.query(request.account, volume_id=request.path["id"])
+    return Response(200, request.services.snapshots.list(query))
 
 
-def create(call: Call) -> Reply:
+def create(request: Request) -> Response:
     """Make a snapshot of a volume."""
-    return Reply(202, call.services.snapshots.create(call.account, call.path["id"], **call.fields))
+    return Response(
+        202,
+        request.services.snapshots.create(request.account, request.path["id"], **request.fields),
+    )
 
 
-def show(call: Call) -> Reply:
+def show(request: Request) -> Response:
     """Show a snapshot."""
-    return Reply(200, call.services.snapshots.get(call.account, call.path["id"]))
+    return Response(200, request.services.snapshots.get(request.account, request.path["id"]))
 
 
-def delete(call: Call) -> Reply:
+def delete(request: Request) -> Response:
     """Delete a snapshot."""
-    return Reply(202, call.services.snapshots.delete(call.account, call.path["id"]))
+    return Response(202, request.services.snapshots.delete(request.account, request.path["id"]))

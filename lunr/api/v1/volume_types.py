@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from lunr.api.request import Call, Reply
+from lunr.api.request import Request, Response
 from lunr.api.schema import MAX_SIZE, Fields, Id, Integer, Schema
 from lunr.api.v1.retention import RULES
 
@@ -16,27 +16,29 @@ UPDATE: Schema = {
 CREATE: Schema = {**UPDATE, "name": Id(required=True)}
 
 
-def index(call: Call) -> Reply:
+def index(request: Request) -> Response:
     """List volume types."""
-    return Reply(200, call.services.volume_types.list())
+    return Response(200, request.services.volume_types.list())
 
 
-def create(call: Call) -> Reply:
+def create(request: Request) -> Response:
     """Make a volume type."""
-    return Reply(200, call.services.volume_types.create(**call.fields))
+    return Response(200, request.services.volume_types.create(**request.fields))
 
 
-def show(call: Call) -> Reply:
+def show(request: Request) -> Response:
     """Show a volume type."""
-    return Reply(200, call.services.volume_types.get(call.path["name"]))
+    return Response(200, request.services.volume_types.get(request.path["name"]))
 
 
-def update(call: Call) -> Reply:
+def update(request: Request) -> Response:
     """Change a volume type's limits."""
-    return Reply(200, call.services.volume_types.update(call.path["name"], **call.fields))
+    return Response(
+        200, request.services.volume_types.update(request.path["name"], **request.fields)
+    )
 
 
-def delete(call: Call) -> Reply:
+def delete(request: Request) -> Response:
     """Delete a volume type."""
-    call.services.volume_types.delete(call.path["name"])
-    return Reply(204)
+    request.services.volume_types.delete(request.path["name"])
+    return Response(204)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from lunr.api.request import Call, Reply
-from lunr.api.schema import MAX_SIZE, Choice, Id, Integer, Schema, Text
+from lunr.api.request import Request, Response
+from lunr.api.schema import MAX_SIZE, Choice, Id, Integer, Schema, String
 from lunr.api.services.volumes.lazy_restore import MODES
 from lunr.api.v1.schemas import NAMED, THINGS
 from lunr.common import errors
@@ -19,52 +19,56 @@ CREATE: Schema = {
     "backup": Id(),
     "snapshot": Id(),
     "source_volume": Id(),
-    "affinity": Text(4096),
+    "affinity": String(4096),
     "force_node": Id(),
 }
 UPDATE: Schema = {**NAMED, **_FILL}
 EXTEND: Schema = {"size": Integer(1, MAX_SIZE, required=True)}
 
 
-def index(call: Call) -> Reply:
+def index(request: Request) -> Response:
     """List the account's volumes."""
-    return Reply(200, call.services.volumes.list(call.query(call.account)))
+    return Response(200, request.services.volumes.list(request.query(request.account)))
 
 
-def create(call: Call) -> Reply:
+def create(request: Request) -> Response:
     """Make a volume."""
-    _only_admins_force(call)
-    return Reply(202, call.services.volumes.create(call.account, call.fields)[0])
+    _only_admins_force(request)
+    return Response(202, request.services.volumes.create(request.account, request.fields)[0])
 
 
-def put(call: Call) -> Reply:
+def put(request: Request) -> Response:
     """Make a volume under the caller's id, once."""
-    _only_admins_force(call)
-    volume, made = call.services.volumes.create(call.account, call.fields, call.path["id"])
-    return Reply(202 if made else 200, volume)
+    _only_admins_force(request)
+    volume, made = request.services.volumes.create(
+        request.account, request.fields, request.path["id"]
+    )
+    return Response(202 if made else 200, volume)
 
 
-def show(call: Call) -> Reply:
+def show(request: Request) -> Response:
     """Show a volume."""
-    return Reply(200, call.services.volumes.get(call.account, call.path["id"]))
+    return Response(200, request.services.volumes.get(request.account, request.path["id"]))
 
 
-def update(call: Call) -> Reply:
+def update(request: Request) -> Response:
     """Change name, metadata, or how it is filled."""
-    return Reply(200, call.services.volumes.update(call.account, call.path["id"], call.fields))
+    return Response(
+        200, request.services.volumes.update(request.account, request.path["id"], request.fields)
+    )
 
 
-def extend(call: Call) -> Reply:
+def extend(request: Request) -> Response:
     """Make a volume larger."""
-    size = call.fields["size"]
-    return Reply(202, call.services.volumes.extend(call.account, call.path["id"], size))
+    size = request.fields["size"]
+    return Response(202, request.services.volumes.extend(request.account, request.path["id"], size))
 
 
-def delete(call: Call) -> Reply:
+def delete(request: Request) -> Response:
     """Delete a volume."""
-    return Reply(202, call.services.volumes.delete(call.account, call.path["id"]))
+    return Response(202, request.services.volumes.delete(request.account, request.path["id"]))
 
 
-def _only_admins_force(call: Call) -> None:
-    if "force_node" in call.fields and call.who.role != "admin":
+def _only_admins_force(request: Request) -> None:
+    if "force_node" in request.fields and request.who.role != "admin":
         raise errors.Forbidden(role="admin")

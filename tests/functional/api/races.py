@@ -69,7 +69,7 @@ class Races:
         results = Counter(result.error for result in at_once(calls))
         assert results == {None: 10, errors.NoRoom: 40}
         assert world.services.nodes.get("n1")["allocated_bytes"] == 10 << 30
-        with world.services.core.db.read() as connection:
+        with world.services.context.db.read() as connection:
             assert connection.scalar(select(func.count()).select_from(Volume)) == 10
             assert connection.scalar(select(func.count()).select_from(Job)) == 10
 
@@ -159,7 +159,7 @@ class Races:
         for thread in threads:
             thread.join(PATIENCE)
         assert len(claimed) == len(set(claimed)) == jobs, f"seed {seed}"
-        with world.services.core.db.read() as connection:
+        with world.services.context.db.read() as connection:
             rows = connection.execute(
                 select(Job.volume_id, Job.started_at, Job.ended_at)
                 .where(Job.kind == "backup.save")
@@ -234,7 +234,7 @@ class Races:
             assert {result.error for result in results} <= allowed
             while world.work("n1") or world.work("n2"):
                 pass
-            with world.services.core.db.read() as connection:
+            with world.services.context.db.read() as connection:
                 left = connection.execute(
                     select(Backup.id, Backup.status).where(
                         Backup.internal, Backup.status != "DELETED"
@@ -341,7 +341,7 @@ class Races:
                 ]
             )
             assert {result.error for result in results} == {None}
-            with world.services.core.db.read() as connection:
+            with world.services.context.db.read() as connection:
                 good = connection.scalar(
                     select(ScheduleRun.schedule_id).where(ScheduleRun.volume_id == id)
                 )
@@ -388,7 +388,7 @@ class Races:
             changed.wait(PATIENCE)
             return processes[1].retention.prune("acme", "v1", {"keep_last": 1}, by_hand=True)
 
-        results = at_once([lambda: processes[2].core.db.write(protect), prune])
+        results = at_once([lambda: processes[2].context.db.write(protect), prune])
         assert {result.error for result in results} == {None}
         old = world.services.backups.get("acme", "old")
         assert (old["protected"], old["status"]) == (True, "AVAILABLE")

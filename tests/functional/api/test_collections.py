@@ -56,7 +56,7 @@ def test_one_that_is_known_is_not_swept_twice(world: World) -> None:
 def test_lists_are_found_again_when_the_database_was_lost(world: World) -> None:
     _collect(world, collection="c1")
     for model in (JobAfter, Job, Collection):
-        world.services.core.db.write(lambda session, model=model: session.execute(delete(model)))
+        world.services.context.db.write(lambda session, model=model: session.execute(delete(model)))
     _collect(world, collection=None, unswept=["c1"])
     assert _sweep(world) == ["c1"]
 

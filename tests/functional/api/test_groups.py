@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from sqlalchemy import select
 
-from lunr.api.services.backups.groups import Told, ToldBackup
-from lunr.api.services.backups.records import Stored
+from lunr.api.services.backups.groups import GroupReport, MemberReport
+from lunr.api.services.backups.records import StoredBackup
 from lunr.api.services.pagination import Query
 from lunr.common import errors, times
 from lunr.common.units import GIB
@@ -19,13 +19,13 @@ from tests.functional.api.world import World
 AT = datetime(2026, 11, 23, 12)
 
 
-def told(status: str = "SAVING", name: str = "g1", **fields: Any) -> Told:
+def told(status: str = "SAVING", name: str = "g1", **fields: Any) -> GroupReport:
     saved = {"bytes_read": 7, "bytes_stored": 5, "objects_stored": 3} if status != "SAVING" else {}
     backups = (
-        ToldBackup(f"{name}-root", "root", "web-root", 3 * GIB + 1, **saved),
-        ToldBackup(f"{name}-data", "data", "web-data", GIB, **saved),
+        MemberReport(f"{name}-root", "root", "web-root", 3 * GIB + 1, **saved),
+        MemberReport(f"{name}-data", "data", "web-data", GIB, **saved),
     )
-    return Told(
+    return GroupReport(
         **{"machine": "web", "created_at": AT, "status": status, "backups": backups} | fields
     )
 
@@ -35,7 +35,7 @@ def put(world: World, id: str = "g1", account: str = "acme", **fields: Any) -> A
 
 
 def states(world: World) -> dict[str, str]:
-    with world.services.core.db.read() as connection:
+    with world.services.context.db.read() as connection:
         return {row.id: row.status for row in connection.execute(select(Backup.id, Backup.status))}
 
 
@@ -136,7 +136,7 @@ def test_a_disk_is_a_volume_that_lives_elsewhere(world: World) -> None:
 
 def test_a_disk_that_is_a_volume_of_lunrs(world: World) -> None:
     world.volume("v1")
-    backups = (ToldBackup("g1-root", "root", "v1", GIB),)
+    backups = (MemberReport("g1-root", "root", "v1", GIB),)
     put(world, backups=backups)
     with pytest.raises(errors.InUse, match="is running"):
         world.services.volumes.delete("acme", "v1")
@@ -293,13 +293,13 @@ def test_others_neither_see_nor_touch_it(world: World) -> None:
         with pytest.raises(errors.IdInUse, match="choose another id"):
             put(world, account="evil", status=status)
     with pytest.raises(errors.IdInUse, match="backup g1-root"):
-        backups = (ToldBackup("g1-root", "root", "mine", 1),)
+        backups = (MemberReport("g1-root", "root", "mine", 1),)
         put(world, "other", account="evil", backups=backups)
     with pytest.raises(errors.IdInUse, match="volume web-root"):
-        backups = (ToldBackup("mine", "root", "web-root", 1),)
+        backups = (MemberReport("mine", "root", "web-root", 1),)
         put(world, "other", account="evil", backups=backups)
     assert world.services.groups.list(Query("evil"))["groups"] == []
-    with world.services.core.db.read() as connection:
+    with world.services.context.db.read() as connection:
         assert connection.scalar(select(Backup.id).where(Backup.account_id == "evil")) is None
         assert connection.scalar(select(Volume.id).where(Volume.account_id == "evil")) is None
 
@@ -312,7 +312,7 @@ def test_quotas(world: World) -> None:
     assert {id for id in states(world) if id.startswith("g2")} == set()
     world.services.accounts.update("acme", {"backups": None})
     with pytest.raises(errors.QuotaExceeded, match="volumes"):
-        put(world, "g2", backups=(ToldBackup("x", "x", "new", 1),))
+        put(world, "g2", backups=(MemberReport("x", "x", "new", 1),))
 
 
 def test_an_ordinary_backup_is_no_group(world: World) -> None:
@@ -329,7 +329,7 @@ def test_an_ordinary_backup_is_no_group(world: World) -> None:
 def test_records_made_again_from_the_store(world: World) -> None:
     for id in ("g1-root", "g1", "g1-data"):
         volume = "web" if id == "g1" else f"web-{id[3:]}"
-        stored = Stored(id, "acme", volume, None, 1, AT, 0, 0, 0, group_id="g1")
+        stored = StoredBackup(id, "acme", volume, None, 1, AT, 0, 0, 0, group_id="g1")
         assert world.services.records.put(stored)
     group = world.services.groups.get("acme", "g1")
     assert (group["status"], group["machine"]) == ("AVAILABLE", "web")

@@ -11,7 +11,7 @@ import pytest
 from sqlalchemy import MetaData, select
 
 from lunr.api.routing import ADMIN, MEMBER, NODE, ROUTES, Route
-from lunr.api.services.backups.groups import Told, ToldBackup
+from lunr.api.services.backups.groups import GroupReport, MemberReport
 from lunr.common import times
 from lunr.db.models import Base
 from tests.functional.api.world import World
@@ -54,8 +54,8 @@ def full(world: World) -> Iterator[World]:
     world.work()
     world.services.backups.create("acme", "v2", {}, "b2")
     world.services.schedules.create("acme", "v1", {"every": "1d"})
-    disk = ToldBackup("g1-root", "root", "web-root", 1)
-    world.services.groups.put("acme", "g1", Told("web", times.now(), "SAVING", (disk,)))
+    disk = MemberReport("g1-root", "root", "web-root", 1)
+    world.services.groups.put("acme", "g1", GroupReport("web", times.now(), "SAVING", (disk,)))
     world.services.accounts.create("rival")
     return world
 
@@ -63,7 +63,7 @@ def full(world: World) -> Iterator[World]:
 def _state(world: World) -> dict[str, list[Any]]:
     """Everything in the database but what a token's cache or a node's epoch changes."""
     tables: MetaData = Base.metadata
-    with world.services.core.db.read() as connection:
+    with world.services.context.db.read() as connection:
         return {
             table.name: sorted(map(str, connection.execute(select(table))))
             for table in tables.sorted_tables

@@ -79,7 +79,7 @@ def test_retries_wait_twice_as_long_each_time(tmp_path: Any, world_settings: Any
     assert world.claim() is None, "it must wait"
     told = world.services.jobs.get("acme", job["id"])
     assert (told["status"], told["reason"]) == ("QUEUED", "Swift is down.")
-    with world.services.core.db.read() as connection:
+    with world.services.context.db.read() as connection:
         not_before = connection.exec_driver_sql("SELECT not_before FROM jobs").scalar()
     assert 3 < (times.datetime.fromisoformat(str(not_before)) - times.now()).total_seconds() <= 5
     world.close()
@@ -345,7 +345,7 @@ def test_claims_that_wait_ask_the_database_together(world: World) -> None:
         thread.start()
     time.sleep(0.5)
 
-    @event.listens_for(world.services.core.db.engine, "before_cursor_execute")
+    @event.listens_for(world.services.context.db.engine, "before_cursor_execute")
     def count(_1: Any, _2: Any, statement: str, *_rest: Any) -> None:
         asked.append(statement)
 
@@ -366,7 +366,7 @@ def test_work_that_any_node_can_do_leaves_a_dead_node(world: World) -> None:
     world.services.backups.verify("acme", "b1")
     world.add_node("n2")
     assert world.claim("n2") is None, "the volume's node is preferred"
-    world.services.core.db.write(_silence, "n1")
+    world.services.context.db.write(_silence, "n1")
     assert world.services.nodes.mark_down(times.now()) == ["n1"]
     assert world.work("n2") == ["backup.verify"]
     assert world.services.backups.get("acme", "b1")["verified_at"] is not None
@@ -379,7 +379,7 @@ def _silence(session: Any, node_id: str) -> None:
 
 
 def test_a_silent_node_gets_no_volumes_and_comes_back(world: World) -> None:
-    world.services.core.db.write(_silence, "n1")
+    world.services.context.db.write(_silence, "n1")
     with pytest.raises(errors.NoRoom, match="no sign of life"):
         world.services.volumes.create("acme", {"size": 1})
     world.services.nodes.mark_down(times.now())
@@ -408,7 +408,7 @@ def test_a_lost_node_is_removed_with_all_that_was_on_it(world: World) -> None:
 def test_records_that_lost_their_job_are_repaired(world: World) -> None:
     world.services.volumes.create("acme", {"size": 1}, "v1")
     assert world.services.upkeep.repair() == []
-    world.services.core.db.write(
+    world.services.context.db.write(
         lambda session: session.connection().exec_driver_sql("DELETE FROM jobs")
     )
     assert world.services.upkeep.repair() == ["v1"]

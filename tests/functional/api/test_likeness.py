@@ -28,7 +28,7 @@ def _like(world: World, volume: str, **request: Any) -> list[str]:
 
 
 def _change(world: World, id: str, **values: Any) -> None:
-    world.services.core.db.write(
+    world.services.context.db.write(
         lambda session: session.execute(update(Backup).where(Backup.id == id).values(**values))
     )
 
@@ -70,7 +70,7 @@ def test_nothing_of_another_account_is_told(three: World) -> None:
     three.done(job)
     assert _like(three, "v3") == ["a2", "b1"]
     # Not even where the volume's records name it.
-    three.services.core.db.write(
+    three.services.context.db.write(
         lambda session: session.execute(
             update(Volume)
             .where(Volume.id == "v3")

@@ -238,14 +238,14 @@ class Service(RuleBasedStateMachine):
         self.services.upkeep.purge(times.now(), keep_records=0)
 
     def _ids(self, column: Any, order: Any) -> list[str]:
-        with self.services.core.db.read() as connection:
+        with self.services.context.db.read() as connection:
             return list(connection.scalars(select(column).order_by(order)))
 
     @invariant()
     def one_running_job_a_lane_and_the_room_is_kept(self) -> None:
         if not hasattr(self, "world"):
             return
-        with self.services.core.db.read() as connection:
+        with self.services.context.db.read() as connection:
             lanes = list(connection.scalars(select(Job.lane).where(Job.status == "RUNNING")))
             volumes = connection.execute(
                 select(Volume.node_id, Volume.size, Volume.reserved, Volume.status, Volume.job_id)
@@ -273,7 +273,7 @@ class Service(RuleBasedStateMachine):
             select(Snapshot.base_id).where(Snapshot.status.in_(("NEW", "SAVING", "AVAILABLE"))),
             select(_SAVED.base_id).where(_SAVED.status == "SAVING"),
         )
-        with self.services.core.db.read() as connection:
+        with self.services.context.db.read() as connection:
             statuses = connection.scalars(
                 select(Backup.status)
                 .join(Volume, Volume.base_id == Backup.id)
@@ -290,7 +290,7 @@ class Service(RuleBasedStateMachine):
     def what_is_protected_stays(self) -> None:
         if not hasattr(self, "world"):
             return
-        with self.services.core.db.read() as connection:
+        with self.services.context.db.read() as connection:
             statuses = connection.scalars(select(Backup.status).where(Backup.protected))
             assert not {"DELETING", "DELETED"} & set(statuses)
 
@@ -319,13 +319,13 @@ class Service(RuleBasedStateMachine):
         lacking = select(Snapshot.id).where(
             Snapshot.base_id.is_not(None), Snapshot.status.not_in(("DELETING", "DELETED"))
         )
-        with self.services.core.db.read() as connection:
+        with self.services.context.db.read() as connection:
             found = list(connection.scalars(lacking))
         for snapshot in found:
             self.services.snapshots.delete("acme", snapshot)
         self._work_off()
         assert self._internal() == []
-        with self.services.core.db.read() as connection:
+        with self.services.context.db.read() as connection:
             for model, stable in STABLE.items():
                 found = set(connection.scalars(select(model.status)))
                 assert found <= stable, (model.__name__, found)
@@ -358,7 +358,7 @@ class Service(RuleBasedStateMachine):
                 child.status == "SAVING",
             ),
         )
-        with self.services.core.db.read() as connection:
+        with self.services.context.db.read() as connection:
             return list(
                 connection.execute(
                     select(Backup.status, needed.label("needed"), Job.cancel)

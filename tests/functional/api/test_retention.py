@@ -22,7 +22,7 @@ def put(world: World, id: str, age: timedelta, volume: str = "v1", **values: Any
     """A backup that a schedule made, `age` before NOON."""
     made = {"account_id": "acme", "size": 1, "status": "AVAILABLE", "schedule_id": "s1", **values}
     backup = Backup(id=id, volume_id=volume, created_at=NOON - age, **made)
-    world.services.core.db.write(lambda session: session.add(backup))
+    world.services.context.db.write(lambda session: session.add(backup))
 
 
 def verdicts(told: Any) -> dict[str, list[str]]:
@@ -30,7 +30,7 @@ def verdicts(told: Any) -> dict[str, list[str]]:
 
 
 def statuses(world: World) -> dict[str, str]:
-    with world.services.core.db.read() as connection:
+    with world.services.context.db.read() as connection:
         rows = connection.execute(select(Backup.id, Backup.status))
         return {row.id: row.status for row in rows}
 
@@ -110,7 +110,7 @@ def test_what_is_not_the_rules_business_stays(week: World) -> None:
     assert doomed == {f"b{number}" for number in range(1, 7)}
     told = week.services.retention.prune("acme", "v1", {"keep_last": 1}, by_hand=True)
     assert set(verdicts(told)) == {"damaged", "b0", "protected"}
-    with week.services.core.db.read() as connection:
+    with week.services.context.db.read() as connection:
         assert list(connection.scalars(select(Snapshot.status))) == ["NEW"]
         assert set(connection.scalars(select(Volume.status))) == {"ACTIVE"}
 
@@ -157,7 +157,7 @@ def test_backups_of_a_deleted_volume_stay_until_somebody_prunes_them(week: World
         told = week.services.retention.prune("acme", "v1")
         assert (told["rules_of"], len(verdicts(told))) == (None, 7)
         week.work()
-    week.services.core.db.write(_forget_volume)
+    week.services.context.db.write(_forget_volume)
     assert len(verdicts(week.services.retention.get("acme", "v1"))) == 7
     assert set(verdicts(week.services.retention.prune("acme", "v1", {"keep_last": 1}))) == {"b0"}
     week.work()
@@ -199,7 +199,9 @@ def test_the_housekeeper_prunes_after_a_backup_and_all_once_a_day(
     # A quiet volume's rules are looked at a day later; a new backup's at once.
     services.retention.set("acme", "quiet", {"keep_last": 1})
     old = times.now() - timedelta(hours=1)
-    services.core.db.write(lambda session: session.execute(update(Backup).values(updated_at=old)))
+    services.context.db.write(
+        lambda session: session.execute(update(Backup).values(updated_at=old))
+    )
     put(week, "new", -DAY)
     housekeeper.round()
     found = statuses(week)
@@ -226,7 +228,7 @@ def test_a_prune_that_dies_has_done_all_or_nothing(
         week.services.retention.prune("acme", "v1", {"keep_last": 1})
     monkeypatch.undo()
     assert set(statuses(week).values()) == {"AVAILABLE"}
-    with week.services.core.db.read() as connection:
+    with week.services.context.db.read() as connection:
         assert connection.execute(select(Job.id).where(Job.kind == "backup.delete")).all() == []
     week.services.retention.prune("acme", "v1", {"keep_last": 1})
     assert sorted(statuses(week).values()) == ["AVAILABLE"] + ["DELETING"] * 6

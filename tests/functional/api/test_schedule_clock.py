@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sqlalchemy import func, select
 
-from lunr.api.services.schedules.recurrence import Timing
+from lunr.api.services.schedules.recurrence import Recurrence
 from lunr.api.services.schedules.runner import RETRY
 from lunr.common import times
 from lunr.db.models import Backup, ScheduleRun
@@ -26,10 +26,10 @@ from tests.support.thorough import examples
 
 #: Each volume's schedule; v3 has its type's.
 SCHEDULES = {
-    "v0": Timing.of("1h", "00:20"),
-    "v1": Timing.of("1d", "03:30"),
-    "v2": Timing.of("1w", "sun 22:00"),
-    "v3": Timing.of("6h", "01:00"),
+    "v0": Recurrence.of("1h", "00:20"),
+    "v1": Recurrence.of("1d", "03:30"),
+    "v2": Recurrence.of("1w", "sun 22:00"),
+    "v3": Recurrence.of("6h", "01:00"),
 }
 NODES = {"v0": "n1", "v1": "n2", "v2": "n1", "v3": "n2"}
 #: Between two rounds: the housekeeper at work, or away for up to three weeks.
@@ -147,7 +147,7 @@ class Simulation:
 
     def check(self) -> None:
         """The promises, whatever the model says."""
-        with self.world.services.core.db.read() as connection:
+        with self.world.services.context.db.read() as connection:
             for run in connection.execute(select(ScheduleRun.__table__)):
                 assert run.next_run > self.now or run.not_before > self.now
                 model = self.models[run.volume_id]

@@ -198,7 +198,7 @@ def test_what_is_due_for_long_is_overdue(world: World) -> None:
 
     def owed_since(age: timedelta) -> None:
         since = times.now() - age
-        world.services.core.db.write(
+        world.services.context.db.write(
             lambda session: session.execute(update(ScheduleRun).values(next_run=since))
         )
 
@@ -271,7 +271,7 @@ def test_a_schedule_goes_with_its_volume(world: World) -> None:
     assert world.call("GET", "/v1.0/acme/schedules").json["schedules"] == []
     assert run(world, times.now() + 30 * DAY) == []
     world.services.upkeep.purge(times.now() + DAY, 0)
-    with world.services.core.db.read() as connection:
+    with world.services.context.db.read() as connection:
         for model in (Schedule, ScheduleRun, Volume):
             assert connection.execute(select(model)).all() == []
 

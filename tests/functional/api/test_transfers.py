@@ -19,7 +19,7 @@ from tests.support.thorough import examples
 
 
 def _rows(world: World, model: Any, *where: Any) -> list[Any]:
-    with world.services.core.db.read() as connection:
+    with world.services.context.db.read() as connection:
         return list(connection.execute(select(model.__table__).where(*where)))
 
 
@@ -115,7 +115,7 @@ def test_affinity_leads_to_another_node(two: World) -> None:
 
 
 def test_nothing_is_copied_from_a_node_that_is_silent(two: World) -> None:
-    two.services.core.db.write(_silence)
+    two.services.context.db.write(_silence)
     with pytest.raises(errors.NoRoom, match=r"1 can't be copied to: .* no sign of life"):
         _copy(two, force_node=None)
     two.services.nodes.mark_down(times.now())

@@ -15,10 +15,10 @@ from sqlalchemy import event, select
 from webob import Request, Response
 
 from lunr.api.app import wrap
-from lunr.api.context import Core, Settings
+from lunr.api.context import Context, Settings
 from lunr.api.jobs.job_types import KINDS
 from lunr.api.middleware.auth import OwnTokens
-from lunr.api.secret_box import Vault
+from lunr.api.secret_box import SecretBox
 from lunr.api.services import Services
 from lunr.api.services.pagination import Query
 from lunr.common import errors
@@ -54,7 +54,7 @@ class World:
         database = Database(self.url)
         if database.sqlite:  # these tests cut no power, and the disk is shared
             event.listen(database.engine, "connect", _without_fsync)
-        return Services(Core(database, self.settings, Vault(str(self.key))))
+        return Services(Context(database, self.settings, SecretBox(str(self.key))))
 
     def add_node(self, id: str, gib: int = 100, **settings: Any) -> str:
         """Make a node with a heartbeat; its token."""
@@ -122,7 +122,7 @@ class World:
 
     def fill_up(self) -> None:
         """Have all filled that is not full, and do all that is to be done."""
-        with self.services.core.db.read() as connection:
+        with self.services.context.db.read() as connection:
             left = connection.scalars(
                 select(Volume.id).where(Volume.status == "RESTORING", Volume.usable)
             ).all()

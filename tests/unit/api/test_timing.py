@@ -8,7 +8,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from lunr.api.services.schedules.recurrence import PERIODS, Timing
+from lunr.api.services.schedules.recurrence import PERIODS, Recurrence
 from lunr.common import errors
 
 MOMENTS = st.datetimes(datetime(1999, 1, 1), datetime(2100, 1, 1))
@@ -19,19 +19,19 @@ VOLUMES = st.text(min_size=1, max_size=64)
 
 
 @st.composite
-def timings(draw: st.DrawFn) -> Timing:
+def timings(draw: st.DrawFn) -> Recurrence:
     every = draw(EVERY)
     period = PERIODS[every]
     assert period is not None
     at = draw(CLOCK)
     if every == "1w":
         at = f"{draw(st.sampled_from(DAYS))} {at}"
-    return Timing.of(every, at, draw(st.integers(0, period // timedelta(minutes=1))))
+    return Recurrence.of(every, at, draw(st.integers(0, period // timedelta(minutes=1))))
 
 
 @given(timings(), VOLUMES, MOMENTS)
 def test_times_are_a_period_apart_and_nothing_lies_between(
-    timing: Timing, volume_id: str, moment: datetime
+    timing: Recurrence, volume_id: str, moment: datetime
 ) -> None:
     period = PERIODS[timing.every]
     first = timing.after(moment, volume_id)
@@ -43,7 +43,7 @@ def test_times_are_a_period_apart_and_nothing_lies_between(
 
 @given(timings(), VOLUMES, MOMENTS)
 def test_a_volume_begins_in_the_spread_after_the_time_that_was_asked_for(
-    timing: Timing, volume_id: str, moment: datetime
+    timing: Recurrence, volume_id: str, moment: datetime
 ) -> None:
     first = timing.after(moment, volume_id)
     assert first is not None
@@ -58,7 +58,7 @@ def test_a_volume_begins_in_the_spread_after_the_time_that_was_asked_for(
 
 
 def test_an_example() -> None:
-    timing = Timing.of("6h", "03:30", 0)
+    timing = Recurrence.of("6h", "03:30", 0)
     moment = datetime(2026, 11, 23, 10)
     found = []
     for _ in range(4):
@@ -67,13 +67,13 @@ def test_an_example() -> None:
         found.append(after.strftime("%d. %H:%M"))
         moment = after
     assert found == ["23. 15:30", "23. 21:30", "24. 03:30", "24. 09:30"]
-    weekly = Timing.of("1w", "sun 03:30", 0).after(moment, "v1")
+    weekly = Recurrence.of("1w", "sun 03:30", 0).after(moment, "v1")
     assert weekly == datetime(2026, 11, 29, 3, 30)
     assert weekly.strftime("%A") == "Sunday"
 
 
 def test_a_thousand_volumes_are_spread_and_stay_where_they_are() -> None:
-    timing = Timing.of("1d", "03:30", 60)
+    timing = Recurrence.of("1d", "03:30", 60)
     day, next_day = datetime(2026, 11, 23), datetime(2026, 11, 24)
     begun = {}
     for number in range(1000):
@@ -87,7 +87,7 @@ def test_a_thousand_volumes_are_spread_and_stay_where_they_are() -> None:
 
 
 def test_never_is_never() -> None:
-    assert Timing.of("none").after(datetime(2026, 1, 1), "v1") is None
+    assert Recurrence.of("none").after(datetime(2026, 1, 1), "v1") is None
 
 
 @pytest.mark.parametrize(
@@ -107,14 +107,14 @@ def test_what_makes_no_sense_is_refused(
     every: str, at: str | None, spread: int | None, field: str
 ) -> None:
     with pytest.raises(errors.InvalidField) as caught:
-        Timing.of(every, at, spread)
+        Recurrence.of(every, at, spread)
     assert caught.value.fields["field"] == field
 
 
 @given(st.sampled_from(sorted(PERIODS)))
 def test_the_defaults_make_sense(every: str) -> None:
-    timing = Timing.of(every)
-    assert Timing.of(every, timing.at, timing.spread) == timing
+    timing = Recurrence.of(every)
+    assert Recurrence.of(every, timing.at, timing.spread) == timing
     assume(every != "none")
     period = PERIODS[every]
     assert period is not None

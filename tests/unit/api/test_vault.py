@@ -7,15 +7,15 @@ from pathlib import Path
 
 import pytest
 
-from lunr.api.secret_box import Vault, chap_secret
+from lunr.api.secret_box import SecretBox, chap_secret
 from lunr.common import errors
 
 
-def _key(path: Path, content: str = "k" * 44, mode: int = 0o600) -> Vault:
+def _key(path: Path, content: str = "k" * 44, mode: int = 0o600) -> SecretBox:
     path.touch(mode=0o600)
     path.write_text(content)
     path.chmod(mode)
-    return Vault(str(path))
+    return SecretBox(str(path))
 
 
 def test_what_was_sealed_can_be_opened_with_the_same_key_only(tmp_path: Path) -> None:
@@ -34,7 +34,7 @@ def test_a_key_that_others_can_touch_is_refused(tmp_path: Path, mode: int) -> No
 
 def test_a_missing_or_short_key_is_refused_with_what_to_do(tmp_path: Path) -> None:
     with pytest.raises(errors.ConfigError, match="lunr-manage key"):
-        Vault(str(tmp_path / "none")).check()
+        SecretBox(str(tmp_path / "none")).check()
     with pytest.raises(errors.ConfigError, match="too short"):
         _key(tmp_path / "key", "short").check()
 

@@ -7,7 +7,7 @@ from typing import Any
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
-from lunr.api.context import Core
+from lunr.api.context import Context
 from lunr.api.services import views
 from lunr.api.services.pagination import Listing, Query
 from lunr.common import errors, ids, times
@@ -30,8 +30,8 @@ LISTING = Listing(
 class Accounts:
     """What an admin can do with accounts."""
 
-    def __init__(self, core: Core) -> None:
-        self._core = core
+    def __init__(self, context: Context) -> None:
+        self._context = context
 
     def create(self, id: str | None = None, quotas: dict[str, int | None] | None = None) -> Any:
         """Make an account.
@@ -41,7 +41,7 @@ class Accounts:
             errors.IdInUse: there is, or was, an account with the id.
         """
         id = ids.new() if id is None else _check(id)
-        return self._core.db.write(self._create, id, quotas or {})
+        return self._context.db.write(self._create, id, quotas or {})
 
     def _create(self, session: Session, id: str, quotas: dict[str, int | None]) -> Any:
         if session.get(Account, id) is not None:
@@ -58,12 +58,12 @@ class Accounts:
             errors.InvalidField: the id is not one, or is reserved.
             errors.NotFound: the account was deleted.
         """
-        with self._core.db.read() as connection:
+        with self._context.db.read() as connection:
             row = connection.execute(
                 select(Account.deleted_at).where(Account.id == id)
             ).one_or_none()
         if row is None:
-            self._core.db.write(self._ensure, _check(id))
+            self._context.db.write(self._ensure, _check(id))
         elif row.deleted_at is not None:
             raise errors.NotFound(kind="account", id=id)
 
@@ -73,8 +73,8 @@ class Accounts:
 
     def list(self, query: Query) -> Any:
         """A page of accounts, the deleted ones too."""
-        with self._core.db.read() as connection:
-            return LISTING.page(connection, query, self._core.settings.page_limit)
+        with self._context.db.read() as connection:
+            return LISTING.page(connection, query, self._context.settings.page_limit)
 
     def get(self, id: str) -> Any:
         """The account.
@@ -82,7 +82,7 @@ class Accounts:
         Raises:
             errors.NotFound: there is none.
         """
-        with self._core.db.read() as connection:
+        with self._context.db.read() as connection:
             row = connection.execute(LISTING.statement.where(Account.id == id)).one_or_none()
         if row is None:
             raise errors.NotFound(kind="account", id=id)
@@ -94,7 +94,7 @@ class Accounts:
         Raises:
             errors.NotFound: there is no such account, or it is deleted.
         """
-        return self._core.db.write(self._update, id, quotas)
+        return self._context.db.write(self._update, id, quotas)
 
     def _update(self, session: Session, id: str, quotas: dict[str, int | None]) -> Any:
         account = lock(session, id)
@@ -109,7 +109,7 @@ class Accounts:
             errors.NotFound: there is no such account.
             errors.InUse: it has volumes (and so perhaps snapshots and exports).
         """
-        self._core.db.write(self._delete, id)
+        self._context.db.write(self._delete, id)
 
     def _delete(self, session: Session, id: str) -> None:
         account = lock(session, id)
@@ -154,7 +154,7 @@ def usage(session: Session, id: str) -> tuple[int, int]:
 
 
 def check_volume_quota(
-    session: Session, core: Core, account: Account, volumes: int, gigabytes: int
+    session: Session, context: Context, account: Account, volumes: int, gigabytes: int
 ) -> None:
     """Make sure that the locked `account` may have more volumes and GiB.
 
@@ -162,12 +162,12 @@ def check_volume_quota(
         errors.QuotaExceeded: it may not.
     """
     count, used = usage(session, account.id)
-    _compare(core, account, "volumes", count, volumes)
-    _compare(core, account, "gigabytes", used, gigabytes)
+    _compare(context, account, "volumes", count, volumes)
+    _compare(context, account, "gigabytes", used, gigabytes)
 
 
 def check_quota(
-    session: Session, core: Core, account: Account, model: type[Snapshot] | type[Backup]
+    session: Session, context: Context, account: Account, model: type[Snapshot] | type[Backup]
 ) -> None:
     """Make sure that the locked `account` may have one more of the snapshots or backups.
 
@@ -181,11 +181,11 @@ def check_quota(
     )
     if model is Backup:  # those that lunr makes for itself are not the account's to pay for
         used = used.where(Backup.internal.is_(False))
-    _compare(core, account, model.__tablename__, session.scalar(used) or 0, 1)
+    _compare(context, account, model.__tablename__, session.scalar(used) or 0, 1)
 
 
-def _compare(core: Core, account: Account, quota: str, used: int, asked: int) -> None:
+def _compare(context: Context, account: Account, quota: str, used: int, asked: int) -> None:
     own: int | None = getattr(account, f"quota_{quota}")
-    limit = core.settings.quotas[quota] if own is None else own
+    limit = context.settings.quotas[quota] if own is None else own
     if asked and used + asked > limit:
         raise errors.QuotaExceeded(quota=quota, limit=limit, used=used, asked=asked)

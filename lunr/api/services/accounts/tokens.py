@@ -16,7 +16,7 @@ from typing import Any
 from sqlalchemy import Select, select
 from sqlalchemy.orm import Session
 
-from lunr.api.context import Core
+from lunr.api.context import Context
 from lunr.api.services import views
 from lunr.api.services.accounts import service as accounts
 from lunr.common import errors, ids
@@ -41,8 +41,8 @@ class Principal:
 class Tokens:
     """Makes, knows and revokes tokens."""
 
-    def __init__(self, core: Core) -> None:
-        self._core = core
+    def __init__(self, context: Context) -> None:
+        self._context = context
         self._lock = threading.Lock()
         self._cache: dict[str, tuple[float, Principal]] = {}
 
@@ -52,7 +52,7 @@ class Tokens:
         known = self._cache.get(digest)
         if known is not None and known[0] > time.monotonic():
             return known[1]
-        with self._core.db.read() as connection:
+        with self._context.db.read() as connection:
             row = connection.execute(
                 select(Token.id, Token.role, Token.account_id, Token.node_id).where(
                     Token.hash == digest
@@ -76,7 +76,7 @@ class Tokens:
         """
         if role not in ("member", "admin"):
             raise errors.InvalidField(field="role", reason="it is member or admin")
-        return self._core.db.write(self._create, account_id, role)
+        return self._context.db.write(self._create, account_id, role)
 
     def _create(self, session: Session, account_id: str, role: str) -> Any:
         accounts.lock(session, account_id)
@@ -88,7 +88,7 @@ class Tokens:
         Raises:
             errors.NotFound: there is no such node.
         """
-        return self._core.db.write(self._create_for_node, node_id)
+        return self._context.db.write(self._create_for_node, node_id)
 
     def _create_for_node(self, session: Session, node_id: str) -> Any:
         if session.get(Node, node_id) is None:
@@ -101,7 +101,7 @@ class Tokens:
         Raises:
             errors.NotFound: there is no such account.
         """
-        with self._core.db.read() as connection:
+        with self._context.db.read() as connection:
             if connection.scalar(select(Account.id).where(Account.id == account_id)) is None:
                 raise errors.NotFound(kind="account", id=account_id)
             rows = connection.execute(
@@ -115,7 +115,7 @@ class Tokens:
         Raises:
             errors.NotFound: the account has no such token.
         """
-        self._core.db.write(self._revoke, account_id, token_id)
+        self._context.db.write(self._revoke, account_id, token_id)
         self.forget()
 
     def _revoke(self, session: Session, account_id: str, token_id: str) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 from sqlalchemy import and_, exists, or_, select
 from sqlalchemy.orm import Session
 
-from lunr.api.context import Core
+from lunr.api.context import Context
 from lunr.api.jobs import queue
 from lunr.api.services import views
 from lunr.common import errors, ids, times
@@ -23,11 +23,11 @@ from lunr.common.states import Job as State
 from lunr.db.models import Account, Backup, Collection, Job
 
 
-class Collect:
+class GarbageCollection:
     """Asks for collections."""
 
-    def __init__(self, core: Core) -> None:
-        self._core = core
+    def __init__(self, context: Context) -> None:
+        self._context = context
 
     def request(self, account_id: str) -> Any:
         """Collect the account's garbage now; the answer is the job, also one that waits already.
@@ -38,14 +38,14 @@ class Collect:
             errors.NotFound: there is no such account. A deleted one is fine: its
                 backups are still there.
         """
-        return self._core.db.write(self._request, account_id)
+        return self._context.db.write(self._request, account_id)
 
     def _request(self, session: Session, account_id: str) -> Any:
         account = lock(session, account_id)
         for collection in condemned(session, account_id):
             if not _is_being_swept(session, account_id, collection):
-                _queue_sweep(session, self._core, account_id, collection)
-        job, is_new = queue.once(session, self._core, "repository.collect", account_id)
+                _queue_sweep(session, self._context, account_id, collection)
+        job, is_new = queue.once(session, self._context, "repository.collect", account_id)
         if is_new:
             account.collected_at = times.now()
             session.flush()
@@ -53,7 +53,7 @@ class Collect:
 
     def due(self, now: datetime, interval: int) -> list[str]:
         """Accounts with backups (also deleted ones) not collected for `interval` seconds."""
-        with self._core.db.read() as connection:
+        with self._context.db.read() as connection:
             return list(
                 connection.scalars(
                     select(Account.id)
@@ -97,7 +97,7 @@ def condemned(session: Session, account_id: str) -> list[str]:
     )
 
 
-def collected(session: Session, core: Core, job: Job, result: dict[str, Any]) -> None:
+def collected(session: Session, context: Context, job: Job, result: dict[str, Any]) -> None:
     """A collect job is DONE: have swept what it condemned.
 
     And what others condemned that died before they told, or that a lost database knew of: the
@@ -110,7 +110,7 @@ def collected(session: Session, core: Core, job: Job, result: dict[str, Any]) ->
     for collection in found:
         if session.get(Collection, collection) is None:
             session.add(Collection(id=collection, account_id=job.account_id))
-            _queue_sweep(session, core, job.account_id, collection)
+            _queue_sweep(session, context, job.account_id, collection)
 
 
 def reported(result: dict[str, Any]) -> list[str]:
@@ -126,14 +126,14 @@ def reported(result: dict[str, Any]) -> list[str]:
     return list(dict.fromkeys(ids.check(one, "result.collection") for one in found))
 
 
-def swept(session: Session, _core: Core, job: Job, _result: dict[str, Any]) -> None:
+def swept(session: Session, _context: Context, job: Job, _result: dict[str, Any]) -> None:
     """A sweep job is DONE: the collection is no more."""
     collection = session.get(Collection, job.data["collection"])
     if collection is not None:
         session.delete(collection)
 
 
-def _queue_sweep(session: Session, core: Core, account_id: str, collection: str) -> None:
+def _queue_sweep(session: Session, context: Context, account_id: str, collection: str) -> None:
     # A save that waits for another attempt counts: what is left of the attempt
     # before may still be at work on a node that was cut off.
     begun = session.scalars(
@@ -145,7 +145,7 @@ def _queue_sweep(session: Session, core: Core, account_id: str, collection: str)
     ).all()
     queue.add(
         session,
-        core,
+        context,
         "repository.sweep",
         account_id=account_id,
         subject_id=account_id,

@@ -22,7 +22,7 @@ from typing import Any
 from sqlalchemy import Connection, select
 from sqlalchemy.orm import Session
 
-from lunr.api.context import Core
+from lunr.api.context import Context
 from lunr.api.jobs import completion, queue
 from lunr.api.jobs.job_types import KINDS
 from lunr.api.services import views
@@ -50,7 +50,7 @@ _OVER = (State.DELETING, State.DELETED)
 
 
 @dataclass(frozen=True)
-class ToldBackup:
+class MemberReport:
     """What a client tells of the backup of one disk; counts are 0 until it is saved."""
 
     id: str
@@ -70,7 +70,7 @@ class ToldBackup:
 
 
 @dataclass(frozen=True)
-class Told:
+class GroupReport:
     """What a client tells of a group.
 
     Attributes:
@@ -85,7 +85,7 @@ class Told:
     machine: str
     created_at: datetime
     status: str
-    backups: Sequence[ToldBackup]
+    backups: Sequence[MemberReport]
     progress: int = 0
     metadata: dict[str, str] = field(default_factory=dict)
 
@@ -93,13 +93,13 @@ class Told:
 class Groups:
     """What callers can do with groups."""
 
-    def __init__(self, core: Core) -> None:
-        self._core = core
+    def __init__(self, context: Context) -> None:
+        self._context = context
 
     def list(self, query: Query) -> Any:
         """A page of groups, each with its backups."""
-        with self._core.db.read() as connection:
-            page = LISTING.page(connection, query, self._core.settings.page_limit)
+        with self._context.db.read() as connection:
+            page = LISTING.page(connection, query, self._context.settings.page_limit)
             found = {group["id"]: group for group in page["groups"]}
             for backup in _members(connection, list(found)):
                 found[backup["group"]]["backups"].append(backup)
@@ -111,10 +111,10 @@ class Groups:
         Raises:
             errors.NotFound: the account has none of that id.
         """
-        with self._core.db.read() as connection:
+        with self._context.db.read() as connection:
             return _fetch(connection, account_id, id)
 
-    def put(self, account_id: str, id: str, told: Told) -> Any:
+    def put(self, account_id: str, id: str, told: GroupReport) -> Any:
         """Announce the group, show that it is still being saved, or make it AVAILABLE.
 
         The same may be told again. A group that is complete need not have been announced. What
@@ -131,9 +131,9 @@ class Groups:
             errors.QuotaExceeded: the account has all the backups or volumes it may have.
         """
         ids.check(id)
-        return self._core.db.write(self._put, account_id, id, told)
+        return self._context.db.write(self._put, account_id, id, told)
 
-    def _put(self, session: Session, account_id: str, id: str, told: Told) -> Any:
+    def _put(self, session: Session, account_id: str, id: str, told: GroupReport) -> Any:
         # The same lock as a collect's end takes: see collect.
         account = accounts.lock(session, account_id)
         tie = _lock(session, id)
@@ -154,7 +154,7 @@ class Groups:
             "cancel": job is not None and job.cancel,
         }
 
-    def _begin(self, session: Session, account: Account, id: str, told: Told) -> Backup:
+    def _begin(self, session: Session, account: Account, id: str, told: GroupReport) -> Backup:
         names = [id, *(one.id for one in told.backups)]
         if len(set(names)) < len(names) or not told.backups:
             raise errors.InvalidField(
@@ -177,7 +177,7 @@ class Groups:
         for one in told.backups:
             if session.get(Backup, one.id) is not None:
                 raise errors.IdInUse(kind="backup", id=one.id, differs="choose another id")
-            accounts.check_quota(session, self._core, account, Backup)
+            accounts.check_quota(session, self._context, account, Backup)
             session.add(
                 Backup(
                     id=one.id,
@@ -202,7 +202,7 @@ class Groups:
     def _start_job(self, session: Session, account_id: str, id: str) -> str:
         job = queue.add(
             session,
-            self._core,
+            self._context,
             _KIND,
             account_id=account_id,
             subject_id=id,
@@ -219,12 +219,12 @@ class Groups:
         return job.id
 
     def _know_volume(
-        self, session: Session, account: Account, machine: str, told: ToldBackup
+        self, session: Session, account: Account, machine: str, told: MemberReport
     ) -> None:
         """Have a record of the disk: one of lunr's volumes, or one that is elsewhere."""
         volume = session.get(Volume, told.volume_id)
         if volume is None:
-            accounts.check_volume_quota(session, self._core, account, 1, 0)
+            accounts.check_volume_quota(session, self._context, account, 1, 0)
             session.add(
                 Volume(
                     id=told.volume_id,
@@ -246,7 +246,7 @@ class Groups:
             volume.size = told.size
 
     def _complete(
-        self, session: Session, account: Account, tie: Backup, job: Job | None, told: Told
+        self, session: Session, account: Account, tie: Backup, job: Job | None, told: GroupReport
     ) -> None:
         done: dict[str, Any] = {"progress": 100, "job_id": None, "reason": None}
         for one in told.backups:
@@ -263,7 +263,7 @@ class Groups:
         tie.meta = told.metadata
         session.flush()
         if job is not None:
-            completion.end(session, self._core, job, JobState.DONE)
+            completion.end(session, self._context, job, JobState.DONE)
         else:
             move(session, Backup, tie.id, State.AVAILABLE, "complete it", **done)
 
@@ -276,7 +276,7 @@ class Groups:
                 that is being saved. Nothing is deleted then.
             BackupProtected: one of them is protected.
         """
-        return self._core.db.write(self._delete, account_id, id)
+        return self._context.db.write(self._delete, account_id, id)
 
     def _delete(self, session: Session, account_id: str, id: str) -> Any:
         tie = _lock(session, id)
@@ -286,17 +286,17 @@ class Groups:
             return _fetch(session, account_id, id)
         if (job := _job(session, tie)) is not None:
             completion.end(
-                session, self._core, job, JobState.CANCELLED, errors.Cancelled().as_dict()
+                session, self._context, job, JobState.CANCELLED, errors.Cancelled().as_dict()
             )
         found = select(Backup).where(Backup.group_id == id, Backup.status.not_in(_OVER))
         locked = found.order_by(Backup.id).with_for_update(key_share=True)
         jobs = []
         for backup in session.scalars(locked.execution_options(populate_existing=True)).all():
             if backup is not tie:
-                backups.discard(session, self._core, backup, with_group=True)
+                backups.discard(session, self._context, backup, with_group=True)
                 jobs.append(str(backup.job_id))
         # Last, so that a group that is DELETED has nothing left.
-        backups.discard(session, self._core, tie, with_group=True, after=jobs)
+        backups.discard(session, self._context, tie, with_group=True, after=jobs)
         return _fetch(session, account_id, id)
 
 
@@ -328,7 +328,7 @@ def _is_group(backup: Backup, account_id: str) -> bool:
     return backup.account_id == account_id and backup.group_id == backup.id
 
 
-def _check_same(session: Session, tie: Backup, account_id: str, told: Told) -> None:
+def _check_same(session: Session, tie: Backup, account_id: str, told: GroupReport) -> None:
     """Make sure that what is told is of the group that is there.
 
     Raises:

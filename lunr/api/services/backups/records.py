@@ -10,7 +10,7 @@ from typing import Any
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from lunr.api.context import Core
+from lunr.api.context import Context
 from lunr.common import errors, ids
 from lunr.common.states import Backup as State
 from lunr.common.times import iso
@@ -19,7 +19,7 @@ from lunr.db.transitions import move
 
 
 @dataclass(frozen=True)
-class Stored:
+class StoredBackup:
     """A backup that is in the store.
 
     Attributes:
@@ -53,14 +53,14 @@ class Stored:
 class Records:
     """Exports and imports records."""
 
-    def __init__(self, core: Core) -> None:
-        self._core = core
+    def __init__(self, context: Context) -> None:
+        self._context = context
 
     def known(self) -> dict[str, list[str]]:
         """The ids of the AVAILABLE backups of each account that has some."""
         found: dict[str, list[str]] = {}
         statement = select(Backup.account_id, Backup.id).where(Backup.status == State.AVAILABLE)
-        with self._core.db.read() as connection:
+        with self._context.db.read() as connection:
             for account_id, id in connection.execute(statement):
                 found.setdefault(account_id, []).append(id)
         return found
@@ -73,7 +73,7 @@ class Records:
             errors.WrongState: it is not AVAILABLE.
         """
         statement = select(Backup).where(Backup.id == id, Backup.internal.is_(False))
-        return self._core.db.write(self._export, statement, id)
+        return self._context.db.write(self._export, statement, id)
 
     def _export(self, session: Session, statement: Any, id: str) -> dict[str, Any]:
         backup = session.scalar(statement)
@@ -99,7 +99,7 @@ class Records:
             "schedule_id": backup.schedule_id,
         }
 
-    def put(self, stored: Stored) -> bool:
+    def put(self, stored: StoredBackup) -> bool:
         """Make a record of a backup that is in the store; whether there was none.
 
         Raises:
@@ -108,9 +108,9 @@ class Records:
         """
         ids.check(stored.id)
         ids.check(stored.volume_id, "volume_id")
-        return self._core.db.write(self._put, stored)
+        return self._context.db.write(self._put, stored)
 
-    def _put(self, session: Session, stored: Stored) -> bool:
+    def _put(self, session: Session, stored: StoredBackup) -> bool:
         there = session.get(Backup, stored.id)
         if there is not None:
             _check_same(there, stored)
@@ -141,7 +141,7 @@ class Records:
         return True
 
 
-def _check_same(there: Backup, stored: Stored) -> None:
+def _check_same(there: Backup, stored: StoredBackup) -> None:
     differs = [
         name
         for name in ("account_id", "volume_id", "size")

@@ -9,7 +9,7 @@ from typing import Any
 from sqlalchemy import exists, select
 from sqlalchemy.orm import Session
 
-from lunr.api.context import Core
+from lunr.api.context import Context
 from lunr.api.jobs import queue
 from lunr.api.services import dependencies, views
 from lunr.api.services.accounts import service as accounts
@@ -42,14 +42,14 @@ class BackupProtected(errors.Conflict):
 class Backups:
     """What callers can do with backups."""
 
-    def __init__(self, core: Core) -> None:
-        self._core = core
+    def __init__(self, context: Context) -> None:
+        self._context = context
 
     def list(self, query: Query, internal: bool = False) -> Any:
         """A page of backups; with those that lunr made for itself only if `internal`."""
         listing = EVERY if internal else LISTING
-        with self._core.db.read() as connection:
-            return listing.page(connection, query, self._core.settings.page_limit)
+        with self._context.db.read() as connection:
+            return listing.page(connection, query, self._context.settings.page_limit)
 
     def get(self, account_id: str, id: str, volume_id: str | None = None) -> Any:
         """The backup (of the volume, if one is given).
@@ -60,7 +60,7 @@ class Backups:
         statement = LISTING.statement.where(Backup.id == id, Backup.account_id == account_id)
         if volume_id is not None:
             statement = statement.where(Backup.volume_id == volume_id)
-        with self._core.db.read() as connection:
+        with self._context.db.read() as connection:
             row = connection.execute(statement).one_or_none()
         if row is None:
             raise errors.NotFound(kind="backup", id=id)
@@ -85,7 +85,7 @@ class Backups:
         """
         if id is not None:
             ids.check(id)
-        return self._core.db.write(self._create, account_id, volume_id, request, id)
+        return self._context.db.write(self._create, account_id, volume_id, request, id)
 
     def _create(
         self,
@@ -104,7 +104,7 @@ class Backups:
         volume = volumes.lock(session, account_id, volume_id)
         if known is not None:
             volumes.same_request("backup", known, account_id, request)
-        backup = start(session, self._core, account, volume, request, id)
+        backup = start(session, self._context, account, volume, request, id)
         return views.backup(backup), True
 
     def update(self, account_id: str, id: str, changes: dict[str, Any]) -> Any:
@@ -114,7 +114,7 @@ class Backups:
             errors.NotFound: the account has no such backup, or it is deleted.
             errors.InUse: it is being deleted.
         """
-        return self._core.db.write(self._update, account_id, id, changes)
+        return self._context.db.write(self._update, account_id, id, changes)
 
     def _update(self, session: Session, account_id: str, id: str, changes: dict[str, Any]) -> Any:
         backup = _lock(session, account_id, id, None)
@@ -135,13 +135,13 @@ class Backups:
                 of one that is being saved.
             BackupProtected: it is protected.
         """
-        return self._core.db.write(self._delete, account_id, id, volume_id)
+        return self._context.db.write(self._delete, account_id, id, volume_id)
 
     def _delete(self, session: Session, account_id: str, id: str, volume_id: str | None) -> Any:
         backup = _lock(session, account_id, id, volume_id)
         if backup.status == State.DELETING:
             return views.backup(backup)
-        discard(session, self._core, backup)
+        discard(session, self._context, backup)
         return views.backup(backup)
 
     def restores(self, account_id: str, id: str) -> Any:
@@ -156,7 +156,7 @@ class Backups:
             Volume.account_id == account_id,
             Volume.status.in_((VolumeState.NEW, VolumeState.BUILDING, VolumeState.RESTORING)),
         )
-        with self._core.db.read() as connection:
+        with self._context.db.read() as connection:
             rows = connection.execute(statement.order_by(Volume.created_at.desc())).all()
         return {"restores": [volumes.LISTING.view(row) for row in rows], "next": None}
 
@@ -168,7 +168,7 @@ class Backups:
             errors.WrongState: it is not AVAILABLE.
             errors.InUse: it is being verified.
         """
-        return self._core.db.write(self._verify, account_id, id)
+        return self._context.db.write(self._verify, account_id, id)
 
     def _verify(self, session: Session, account_id: str, id: str) -> Any:
         backup = _lock(session, account_id, id, None)
@@ -184,12 +184,12 @@ class Backups:
             raise errors.InUse(
                 kind="backup", id=id, reason=f"the job {backup.job_id} is verifying it"
             )
-        return views.job(_queue(session, self._core, "backup.verify", backup))
+        return views.job(_queue(session, self._context, "backup.verify", backup))
 
 
 def start(
     session: Session,
-    core: Core,
+    context: Context,
     account: Account,
     volume: Volume,
     request: dict[str, Any],
@@ -214,7 +214,7 @@ def start(
         saved = dependencies.lock(session, account.id, Snapshot, request["snapshot"], "back it up")
         if saved.volume_id != volume.id:
             raise errors.NotFound(kind=f"snapshot of volume {volume.id} with the id", id=saved.id)
-    accounts.check_quota(session, core, account, Backup)
+    accounts.check_quota(session, context, account, Backup)
     backup = Backup(
         id=id or ids.new(),
         account_id=account.id,
@@ -229,13 +229,13 @@ def start(
         request=request,
     )
     session.add(backup)
-    _queue(session, core, "backup.save", backup)
+    _queue(session, context, "backup.save", backup)
     return backup
 
 
 def discard(
     session: Session,
-    core: Core,
+    context: Context,
     backup: Backup,
     *,
     with_group: bool = False,
@@ -283,7 +283,7 @@ def discard(
     if backup.status == State.NEW and backup.job_id is not None:
         queue.drop(session, backup.job_id)
     move(session, Backup, id, State.DELETING, "delete it", reason=None)
-    _queue(session, core, "backup.delete", backup, after)
+    _queue(session, context, "backup.delete", backup, after)
 
 
 def _is_tied(session: Session, backup: Backup) -> bool:
@@ -293,12 +293,12 @@ def _is_tied(session: Session, backup: Backup) -> bool:
 
 
 def _queue(
-    session: Session, core: Core, kind: str, backup: Backup, after: Sequence[str] = ()
+    session: Session, context: Context, kind: str, backup: Backup, after: Sequence[str] = ()
 ) -> Any:
     node_id = session.scalar(select(Volume.node_id).where(Volume.id == backup.volume_id))
     job = queue.add(
         session,
-        core,
+        context,
         kind,
         account_id=backup.account_id,
         subject_id=backup.id,

@@ -15,7 +15,7 @@ from typing import Any
 from sqlalchemy import exists, or_, select, update
 from sqlalchemy.orm import Session
 
-from lunr.api.context import Core
+from lunr.api.context import Context
 from lunr.api.jobs import queue
 from lunr.api.services import views
 from lunr.api.services.backups import gc
@@ -38,8 +38,8 @@ class BackupDamaged(errors.Conflict):
 class Verification:
     """Asks for verifies of accounts' repositories."""
 
-    def __init__(self, core: Core) -> None:
-        self._core = core
+    def __init__(self, context: Context) -> None:
+        self._context = context
 
     def request(self, account_id: str, shares: int) -> Any:
         """Have the next one of `shares` shares of the account's objects read.
@@ -49,12 +49,12 @@ class Verification:
         Raises:
             errors.NotFound: there is no such account. A deleted one is fine.
         """
-        return self._core.db.write(self._request, account_id, shares)
+        return self._context.db.write(self._request, account_id, shares)
 
     def _request(self, session: Session, account_id: str, shares: int) -> Any:
         account = gc.lock(session, account_id)
         shared = {"shares": shares}
-        job, is_new = queue.once(session, self._core, "repository.verify", account_id, shared)
+        job, is_new = queue.once(session, self._context, "repository.verify", account_id, shared)
         if is_new:
             account.verify_asked_at = times.now()
             session.flush()
@@ -62,7 +62,7 @@ class Verification:
 
     def due(self, now: datetime, interval: int) -> list[str]:
         """Accounts with backups of which no share was read for `interval` seconds."""
-        with self._core.db.read() as connection:
+        with self._context.db.read() as connection:
             return list(
                 connection.scalars(
                     select(Account.id)

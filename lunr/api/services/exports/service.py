@@ -8,9 +8,9 @@ from typing import Any
 from sqlalchemy import ColumnElement, select
 from sqlalchemy.orm import Session
 
-from lunr.api.context import Core
+from lunr.api.context import Context
 from lunr.api.jobs import queue
-from lunr.api.secret_box import Vault, chap_secret
+from lunr.api.secret_box import SecretBox, chap_secret
 from lunr.api.services.pagination import Listing, Query
 from lunr.api.services.volumes import service as volumes
 from lunr.common import errors, times
@@ -31,8 +31,8 @@ _ROWS = select(*columns(Export), Node.portal.label("portal")).outerjoin_from(
 class Exports:
     """What callers can do with exports."""
 
-    def __init__(self, core: Core) -> None:
-        self._core = core
+    def __init__(self, context: Context) -> None:
+        self._context = context
 
     def list(self, query: Query) -> Any:
         """A page of exports, without the secrets."""
@@ -44,8 +44,8 @@ class Exports:
             (Export.created_at, Export.volume_id),
             Export.volume_id,
         )
-        with self._core.db.read() as connection:
-            return listing.page(connection, query, self._core.settings.page_limit)
+        with self._context.db.read() as connection:
+            return listing.page(connection, query, self._context.settings.page_limit)
 
     def get(self, account_id: str, volume_id: str) -> Any:
         """The export of the volume, with what its initiator needs and the sessions now connected.
@@ -53,7 +53,7 @@ class Exports:
         Raises:
             errors.NotFound: the account has no such volume, or it is not exported.
         """
-        with self._core.db.read() as connection:
+        with self._context.db.read() as connection:
             row = connection.execute(
                 _ROWS.where(
                     Export.volume_id == volume_id,
@@ -84,7 +84,7 @@ class Exports:
             raise errors.InvalidField(
                 field="initiator", reason="the initiator's IQN, its ip, or both are needed"
             )
-        made = self._core.db.write(self._create, account_id, volume_id, initiator, ip)
+        made = self._context.db.write(self._create, account_id, volume_id, initiator, ip)
         return self.get(account_id, volume_id), made
 
     def _create(
@@ -108,7 +108,7 @@ class Exports:
             "initiator": initiator,
             "ip": ip,
             "auth_username": chap_secret(),
-            "auth_secret": self._core.vault.seal(chap_secret()),
+            "auth_secret": self._context.secret_box.seal(chap_secret()),
             "sessions": [],
         }
         if export is None:
@@ -116,7 +116,7 @@ class Exports:
                 volume_id=volume_id,
                 account_id=account_id,
                 node_id=volume.node_id,
-                target_iqn=f"{self._core.settings.iqn_prefix}:{volume_id}",
+                target_iqn=f"{self._context.settings.iqn_prefix}:{volume_id}",
                 **values,
             )
             session.add(export)
@@ -145,7 +145,7 @@ class Exports:
             errors.NotFound: the account has no such volume, or it is not exported.
             errors.WrongState: it is being attached or detached.
         """
-        self._core.db.write(self._delete, account_id, volume_id, force)
+        self._context.db.write(self._delete, account_id, volume_id, force)
         return self.get(account_id, volume_id)
 
     def _delete(self, session: Session, account_id: str, volume_id: str, force: bool) -> None:
@@ -165,7 +165,7 @@ class Exports:
     ) -> None:
         job = queue.add(
             session,
-            self._core,
+            self._context,
             kind,
             account_id=export.account_id,
             subject_id=export.volume_id,
@@ -195,11 +195,15 @@ class Exports:
             "updated_at": times.iso(row.updated_at),
         }
         if secrets:
-            view["auth_password"] = row.auth_secret and self._core.vault.open(row.auth_secret)
+            view["auth_password"] = row.auth_secret and self._context.secret_box.open(
+                row.auth_secret
+            )
         return view
 
 
-def for_node(session: Session, vault: Vault, *which: ColumnElement[bool]) -> list[dict[str, Any]]:
+def for_node(
+    session: Session, secret_box: SecretBox, *which: ColumnElement[bool]
+) -> list[dict[str, Any]]:
     """What the storage node needs for the exports `which`; the limits are those of now."""
     statement = (
         select(*columns(Export), VolumeType.read_iops, VolumeType.write_iops)
@@ -214,7 +218,7 @@ def for_node(session: Session, vault: Vault, *which: ColumnElement[bool]) -> lis
             "iqn": row.target_iqn,
             "lun": LUN,
             "username": row.auth_username,
-            "password": vault.open(row.auth_secret),
+            "password": secret_box.open(row.auth_secret),
             "initiator": row.initiator,
             "ip": row.ip,
             "serial": _serial(row.volume_id),

@@ -10,7 +10,7 @@ from typing import Any
 from sqlalchemy import and_, exists, or_, select
 from sqlalchemy.orm import Session
 
-from lunr.api.context import Core
+from lunr.api.context import Context
 from lunr.api.jobs import completion, queue
 from lunr.api.services import views
 from lunr.api.services.accounts import tokens
@@ -48,12 +48,12 @@ class NodeRestarted(errors.LunrError):
 class Nodes:
     """What an admin, and the agent of a node, can do with nodes."""
 
-    def __init__(self, core: Core) -> None:
-        self._core = core
+    def __init__(self, context: Context) -> None:
+        self._context = context
 
     def list(self, query: Query) -> Any:
         """A page of nodes."""
-        with self._core.db.read() as connection:
+        with self._context.db.read() as connection:
             promised = placement.allocated(connection)
             listing = Listing(
                 "nodes",
@@ -64,7 +64,7 @@ class Nodes:
                 Node.id,
                 hides=None,
             )
-            return listing.page(connection, query, self._core.settings.page_limit)
+            return listing.page(connection, query, self._context.settings.page_limit)
 
     def get(self, id: str) -> Any:
         """The node.
@@ -72,7 +72,7 @@ class Nodes:
         Raises:
             errors.NotFound: there is none of that id.
         """
-        with self._core.db.read() as connection:
+        with self._context.db.read() as connection:
             row = connection.execute(_ROWS.where(Node.id == id)).one_or_none()
             if row is None:
                 raise errors.NotFound(kind="node", id=id)
@@ -87,7 +87,7 @@ class Nodes:
         Raises:
             errors.IdInUse: there is one of that id.
         """
-        return self._core.db.write(self._create, ids.check(id), settings)
+        return self._context.db.write(self._create, ids.check(id), settings)
 
     def _create(self, session: Session, id: str, settings: dict[str, Any]) -> Any:
         if session.get(Node, id) is not None:
@@ -105,7 +105,7 @@ class Nodes:
             errors.NotFound: there is none of that id.
             errors.WrongState: it can't have that status now.
         """
-        self._core.db.write(self._set, id, settings)
+        self._context.db.write(self._set, id, settings)
         return self.get(id)
 
     def _set(self, session: Session, id: str, settings: dict[str, Any]) -> None:
@@ -115,7 +115,7 @@ class Nodes:
             setattr(node, name, value)
         if status is not None and status != node.status:
             move(session, Node, id, State(status), f"make it {status}")
-            queue.free_roving(session, self._core)
+            queue.free_roving(session, self._context)
 
     def delete(self, id: str, force: bool = False) -> None:
         """Forget a node and revoke its token.
@@ -128,7 +128,7 @@ class Nodes:
             errors.NotFound: there is none of that id.
             errors.InUse: it has volumes.
         """
-        self._core.db.write(self._delete, id, force)
+        self._context.db.write(self._delete, id, force)
 
     def _delete(self, session: Session, id: str, force: bool) -> None:
         node = _lock(session, id)
@@ -138,7 +138,7 @@ class Nodes:
         error = NodeLost(node=id).as_dict()
         live = select(Job).where(Job.node_id == id, Job.status.in_(queue.LIVE))
         for job in session.scalars(live.with_for_update()).all():
-            completion.end(session, self._core, job, JobState.FAILED, error)
+            completion.end(session, self._context, job, JobState.FAILED, error)
         for model, gone in _GONE:
             for found in session.scalars(
                 select(KEYS[model]).where(model.node_id == id, model.status != "DELETED")
@@ -147,13 +147,13 @@ class Nodes:
                     try_move(session, model, found, state, reason=error["reason"])
                 if model is Volume or model is Snapshot:
                     base = session.scalar(select(model.base_id).where(model.id == found))
-                    lazy_restore.let_go(session, self._core, base)
+                    lazy_restore.let_go(session, self._context, base)
         for token in session.scalars(select(Token).where(Token.node_id == id)):
             session.delete(token)
         session.flush()
         session.delete(node)
         session.flush()
-        queue.free_roving(session, self._core)
+        queue.free_roving(session, self._context)
 
     def heartbeat(self, id: str, told: dict[str, Any]) -> Any:
         """A sign of life; a PENDING or DOWN node becomes ACTIVE.
@@ -165,7 +165,7 @@ class Nodes:
         Raises:
             errors.NotFound: there is none of that id.
         """
-        self._core.db.write(self._heartbeat, id, dict(told))
+        self._context.db.write(self._heartbeat, id, dict(told))
         return self.get(id)
 
     def _heartbeat(self, session: Session, id: str, told: dict[str, Any]) -> None:
@@ -179,9 +179,9 @@ class Nodes:
         node.last_seen = times.now()
         session.flush()
         if try_move(session, Node, id, State.ACTIVE, only=(State.PENDING, State.DOWN)):
-            on_commit(session, lambda: self._core.bell.ring(id))
+            on_commit(session, lambda: self._context.notifier.notify(id))
         if filled:
-            lazy_restore.full(session, self._core, id, filled)
+            lazy_restore.full(session, self._context, id, filled)
         if troubles is not None:
             lazy_restore.troubled(session, id, troubles)
         if lost:
@@ -204,7 +204,7 @@ class Nodes:
             only = (SnapshotState.AVAILABLE,)
             try_move(session, Snapshot, snapshot, SnapshotState.ERROR, only, reason=reason)
             base = session.scalar(select(Snapshot.base_id).where(Snapshot.id == snapshot))
-            lazy_restore.let_go(session, self._core, base)
+            lazy_restore.let_go(session, self._context, base)
 
     def reconcile(self, id: str, volumes: Sequence[str], snapshots: Sequence[str]) -> Any:
         """The agent was started: its running jobs are queued again; what ought to be there?
@@ -218,7 +218,7 @@ class Nodes:
         Raises:
             errors.NotFound: there is no such node.
         """
-        return self._core.db.write(self._reconcile, id, volumes, snapshots)
+        return self._context.db.write(self._reconcile, id, volumes, snapshots)
 
     def _reconcile(
         self, session: Session, id: str, volumes: Sequence[str], snapshots: Sequence[str]
@@ -228,7 +228,7 @@ class Nodes:
         error = NodeRestarted(node=id).as_dict()
         running = select(Job).where(Job.node_id == id, Job.status == JobState.RUNNING)
         for job in session.scalars(running.with_for_update()).all():
-            completion.release(session, self._core, job, error, delay=False)
+            completion.release(session, self._context, job, error, delay=False)
         session.flush()
         queued = session.execute(
             select(Job.id, Job.kind, Job.subject_id)
@@ -292,29 +292,29 @@ class Nodes:
         An export that is being attached or detached is not among them: its job
         sees to it, and nobody is to put back what a job has just taken away.
         """
-        return {"exports": self._core.db.write(self._exports, id)}
+        return {"exports": self._context.db.write(self._exports, id)}
 
     def _exports(self, session: Session, id: str) -> Sequence[dict[str, Any]]:
         return exports.for_node(
             session,
-            self._core.vault,
+            self._context.secret_box,
             Export.node_id == id,
             Export.status == ExportState.ATTACHED,
         )
 
     def mark_down(self, now: datetime) -> Sequence[str]:
         """Mark ACTIVE nodes without a fresh heartbeat DOWN; their ids."""
-        return self._core.db.write(self._mark_down, now)
+        return self._context.db.write(self._mark_down, now)
 
     def _mark_down(self, session: Session, now: datetime) -> Sequence[str]:
-        oldest = now - timedelta(seconds=self._core.settings.node_timeout)
+        oldest = now - timedelta(seconds=self._context.settings.node_timeout)
         silent = session.scalars(
             select(Node.id).where(
                 Node.status == State.ACTIVE, or_(Node.last_seen.is_(None), Node.last_seen < oldest)
             )
         ).all()
         down = [id for id in silent if try_move(session, Node, id, State.DOWN)]
-        queue.free_roving(session, self._core)
+        queue.free_roving(session, self._context)
         return down
 
 

@@ -20,7 +20,7 @@ from typing import Any
 from sqlalchemy import Connection, Select, and_, exists, or_, select
 from sqlalchemy.orm import Session
 
-from lunr.api.context import Core
+from lunr.api.context import Context
 from lunr.api.services.backups import service as backups
 from lunr.api.services.retention import rules as keeping
 from lunr.api.services.volumes import service as volumes
@@ -34,7 +34,7 @@ _FAILED_REASON = f"failed less than {KEEP_FAILED.days} days ago"
 
 
 @dataclass(frozen=True)
-class Verdict:
+class Decision:
     """What becomes of a backup, and why."""
 
     backup: Any
@@ -45,8 +45,8 @@ class Verdict:
 class Retention:
     """Whose rules are what, and what they come to."""
 
-    def __init__(self, core: Core) -> None:
-        self._core = core
+    def __init__(self, context: Context) -> None:
+        self._context = context
 
     def get(self, account_id: str, volume_id: str) -> Any:
         """The volume's rules, and what a prune would do now.
@@ -67,7 +67,7 @@ class Retention:
         """
         if rules is not None:
             rules = {rule: count for rule, count in rules.items() if count}
-        self._core.db.write(self._set, account_id, volume_id, rules)
+        self._context.db.write(self._set, account_id, volume_id, rules)
         return self.get(account_id, volume_id)
 
     def _set(
@@ -94,15 +94,15 @@ class Retention:
         Raises:
             errors.NotFound: the account has no such volume, and no backups of it.
         """
-        with self._core.db.read() as connection:
+        with self._context.db.read() as connection:
             found = _rules(connection, account_id, volume_id)
             if rules is not None:
                 found = rules, "request"
             every = _of(select(*columns(Backup)), account_id, volume_id)
             rows = connection.execute(every).all()
-            verdicts = judge(rows, found[0], by_hand, times.now())
+            verdicts = evaluate(rows, found[0], by_hand, times.now())
         if not dry_run and any(not verdict.keep for verdict in verdicts):
-            verdicts = self._core.db.write(
+            verdicts = self._context.db.write(
                 self._prune, account_id, volume_id, rules is not None, found[0], by_hand
             )
         return {
@@ -120,7 +120,7 @@ class Retention:
         given: bool,
         rules: dict[str, int],
         by_hand: bool,
-    ) -> list[Verdict]:
+    ) -> list[Decision]:
         if not given:
             # Read again, and kept as they are until all is done: the volume may be deleted, or be
             # given others, at this moment.
@@ -132,14 +132,14 @@ class Retention:
         ).all()
         return [
             verdict if verdict.keep else self._discard(session, verdict)
-            for verdict in judge(rows, rules, by_hand, times.now())
+            for verdict in evaluate(rows, rules, by_hand, times.now())
         ]
 
-    def _discard(self, session: Session, verdict: Verdict) -> Verdict:
+    def _discard(self, session: Session, verdict: Decision) -> Decision:
         try:
-            backups.discard(session, self._core, verdict.backup)
+            backups.discard(session, self._context, verdict.backup)
         except errors.InUse as error:  # the next prune comes for it
-            return Verdict(verdict.backup, False, [error.fields["reason"]])
+            return Decision(verdict.backup, False, [error.fields["reason"]])
         return verdict
 
     def due(self, since: datetime | None) -> list[tuple[str, str]]:
@@ -165,13 +165,13 @@ class Retention:
             )
             .order_by(Volume.id)
         )
-        with self._core.db.read() as connection:
+        with self._context.db.read() as connection:
             return [(row.account_id, row.id) for row in connection.execute(statement)]
 
 
-def judge(
+def evaluate(
     found: Iterable[Any], rules: keeping.Rules, by_hand: bool, now: datetime
-) -> list[Verdict]:
+) -> list[Decision]:
     """What the rules say of a volume's backups, newest first.
 
     Args:
@@ -187,14 +187,14 @@ def judge(
     verdicts = []
     for row in newest_first:
         if row.id in exempt:
-            verdict = Verdict(row, True, [exempt[row.id]])
+            verdict = Decision(row, True, [exempt[row.id]])
         elif not has_rules:
-            verdict = Verdict(row, True, ["no rules"])
+            verdict = Decision(row, True, ["no rules"])
         elif row.status == State.ERROR:
             fresh = row.updated_at > now - KEEP_FAILED
-            verdict = Verdict(row, fresh, [_FAILED_REASON] if fresh else ["failed"])
+            verdict = Decision(row, fresh, [_FAILED_REASON] if fresh else ["failed"])
         else:
-            verdict = Verdict(row, row.id in kept, kept.get(row.id, []))
+            verdict = Decision(row, row.id in kept, kept.get(row.id, []))
         verdicts.append(verdict)
     return verdicts
 
@@ -250,7 +250,7 @@ def _rules(connection: Connection, account_id: str, volume_id: str) -> tuple[dic
     return {}, None
 
 
-def _view(verdict: Verdict) -> dict[str, Any]:
+def _view(verdict: Decision) -> dict[str, Any]:
     backup = verdict.backup
     return {
         "id": backup.id,

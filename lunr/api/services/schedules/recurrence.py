@@ -34,7 +34,7 @@ _MINUTE = timedelta(minutes=1)
 
 
 @dataclass(frozen=True)
-class Timing:
+class Recurrence:
     """When it is time.
 
     Attributes:
@@ -48,7 +48,7 @@ class Timing:
     spread: int
 
     @classmethod
-    def of(cls, every: str, at: str | None = None, spread: int | None = None) -> Timing:
+    def of(cls, every: str, at: str | None = None, spread: int | None = None) -> Recurrence:
         """A timing that makes sense; what is None has its default.
 
         The defaults: midnight (of Sunday), and spread over a sixth of the period, an

@@ -18,10 +18,10 @@ from datetime import datetime, timedelta
 from sqlalchemy import Connection, Select, delete, exists, func, or_, select
 from sqlalchemy.orm import Session, aliased
 
-from lunr.api.context import Core
+from lunr.api.context import Context
 from lunr.api.services.accounts import service as accounts
 from lunr.api.services.backups import service as backups
-from lunr.api.services.schedules.recurrence import Timing
+from lunr.api.services.schedules.recurrence import Recurrence
 from lunr.api.services.volumes import service as volumes
 from lunr.common import errors
 from lunr.common.states import Backup as BackupState
@@ -37,7 +37,7 @@ _AT_ONCE = 500
 
 
 @dataclass(frozen=True)
-class Ran:
+class RunResult:
     """What came of a run: a backup, or the reason why there is none."""
 
     volume_id: str
@@ -45,11 +45,11 @@ class Ran:
     reason: str | None = None
 
 
-class Scheduling:
+class ScheduleRunner:
     """Does what the schedules say."""
 
-    def __init__(self, core: Core) -> None:
-        self._core = core
+    def __init__(self, context: Context) -> None:
+        self._context = context
 
     def plan(self, now: datetime) -> int:
         """Reckon the next run of volumes that are new, or that another schedule is good for now.
@@ -57,9 +57,9 @@ class Scheduling:
         Returns:
             How many; there may be more.
         """
-        with self._core.db.read() as connection:
+        with self._context.db.read() as connection:
             ids = list(connection.scalars(_unplanned().limit(_AT_ONCE)))
-        return self._core.db.write(self._plan, ids, now) if ids else 0
+        return self._context.db.write(self._plan, ids, now) if ids else 0
 
     def _plan(self, session: Session, ids: list[str], now: datetime) -> int:
         # Who gives a volume a schedule of its own holds this lock. Those that are locked now are
@@ -80,20 +80,20 @@ class Scheduling:
     def forget(self) -> int:
         """Delete the schedules of volumes that are deleted; how many they were."""
         gone = Schedule.volume_id.in_(select(Volume.id).where(Volume.status == "DELETED"))
-        with self._core.db.read() as connection:
+        with self._context.db.read() as connection:
             count = connection.scalar(select(func.count()).where(gone)) or 0
         if count:
-            self._core.db.write(lambda session: session.execute(delete(Schedule).where(gone)))
+            self._context.db.write(lambda session: session.execute(delete(Schedule).where(gone)))
         return count
 
-    def run(self, now: datetime) -> Ran | None:
+    def run(self, now: datetime) -> RunResult | None:
         """Run what has been due for longest; None: nothing is due."""
-        with self._core.db.read() as connection:
+        with self._context.db.read() as connection:
             if connection.scalar(select(_due(now).exists())) is not True:
                 return None
-        return self._core.db.write(self._run, now)
+        return self._context.db.write(self._run, now)
 
-    def _run(self, session: Session, now: datetime) -> Ran | None:
+    def _run(self, session: Session, now: datetime) -> RunResult | None:
         run = session.scalar(_due(now).with_for_update(skip_locked=True, key_share=True))
         if run is None:
             return None
@@ -106,14 +106,14 @@ class Scheduling:
         except (errors.InUse, errors.QuotaExceeded) as error:
             run.not_before = now + RETRY
             run.last_error = str(error)
-            return Ran(run.volume_id, reason=run.last_error)
-        except (errors.WrongState, errors.NotFound, OnItsWay) as error:
+            return RunResult(run.volume_id, reason=run.last_error)
+        except (errors.WrongState, errors.NotFound, BackupInProgress) as error:
             run.last_error = f"A backup was skipped. {error}"
         else:
             run.last_run, run.last_backup_id, run.last_error = now, backup_id, None
         run.next_run = timing(schedule).after(now, run.volume_id)
         run.not_before = None
-        return Ran(
+        return RunResult(
             run.volume_id, run.last_backup_id if not run.last_error else None, run.last_error
         )
 
@@ -126,22 +126,22 @@ class Scheduling:
             Backup.internal.is_(False),  # it brings a copy about, and is gone then
         )
         if session.scalar(select(waiting)):
-            raise OnItsWay(id=volume_id)
+            raise BackupInProgress(id=volume_id)
         request = {"name": schedule.name}
         return backups.start(
-            session, self._core, account, volume, request, schedule_id=schedule.id
+            session, self._context, account, volume, request, schedule_id=schedule.id
         ).id
 
 
-class OnItsWay(errors.Conflict):
+class BackupInProgress(errors.Conflict):
     """A backup of the volume {id} is running or waiting already."""
 
     code = "on_its_way"
 
 
-def timing(schedule: Schedule) -> Timing:
+def timing(schedule: Schedule) -> Recurrence:
     """When the schedule runs."""
-    return Timing(schedule.every, schedule.at, schedule.spread)
+    return Recurrence(schedule.every, schedule.at, schedule.spread)
 
 
 def plan(session: Session, volume_id: str, schedule: Schedule, now: datetime) -> None:

@@ -12,11 +12,11 @@ from typing import Any
 from sqlalchemy import ColumnElement, ScalarSelect, Select, case, func, or_, select, update
 from sqlalchemy.orm import Session
 
-from lunr.api.context import Core
+from lunr.api.context import Context
 from lunr.api.services import views
 from lunr.api.services.pagination import Listing, Query
 from lunr.api.services.schedules import runner
-from lunr.api.services.schedules.recurrence import Timing
+from lunr.api.services.schedules.recurrence import Recurrence
 from lunr.api.services.volumes import service as volumes
 from lunr.api.services.volumes import types
 from lunr.common import errors, ids, times
@@ -66,13 +66,13 @@ LISTING = Listing(
 class Schedules:
     """What callers can do with schedules. An `account_id` of None is an admin, who may with all."""
 
-    def __init__(self, core: Core) -> None:
-        self._core = core
+    def __init__(self, context: Context) -> None:
+        self._context = context
 
     def list(self, query: Query) -> Any:
         """A page of schedules."""
-        with self._core.db.read() as connection:
-            return LISTING.page(connection, query, self._core.settings.page_limit)
+        with self._context.db.read() as connection:
+            return LISTING.page(connection, query, self._context.settings.page_limit)
 
     def get(self, account_id: str | None, id: str) -> Any:
         """The schedule.
@@ -80,7 +80,7 @@ class Schedules:
         Raises:
             errors.NotFound: the account has none of that id.
         """
-        with self._core.db.read() as connection:
+        with self._context.db.read() as connection:
             row = connection.execute(LISTING.statement.where(*_own(account_id, id))).one_or_none()
         if row is None:
             raise errors.NotFound(kind="schedule", id=id)
@@ -93,7 +93,7 @@ class Schedules:
             errors.NotFound: the account has no such volume, or no schedule is good for it.
         """
         statement = _statement(ScheduleRun.volume_id == volume_id)
-        with self._core.db.read() as connection:
+        with self._context.db.read() as connection:
             volume = volumes.fetch(connection, account_id, volume_id)
             row = connection.execute(
                 statement.where(
@@ -120,7 +120,7 @@ class Schedules:
             errors.NotFound: the account has no such volume.
             errors.Conflict: it has a schedule.
         """
-        id = self._core.db.write(self._create, account_id, volume_id, request)
+        id = self._context.db.write(self._create, account_id, volume_id, request)
         return self.get(account_id, id)
 
     def _create(
@@ -146,7 +146,7 @@ class Schedules:
             errors.NotFound: there is no such type.
             errors.Conflict: it has a schedule.
         """
-        return self.get(None, self._core.db.write(self._create_for_type, name, request))
+        return self.get(None, self._context.db.write(self._create_for_type, name, request))
 
     def _create_for_type(self, session: Session, name: str, request: dict[str, Any]) -> str:
         types.require(session, name)
@@ -165,7 +165,7 @@ class Schedules:
             errors.NotFound: the account has none of that id.
             errors.InvalidField: see :meth:`create`.
         """
-        self._core.db.write(self._update, account_id, id, changes)
+        self._context.db.write(self._update, account_id, id, changes)
         return self.get(account_id, id)
 
     def _update(
@@ -177,7 +177,7 @@ class Schedules:
         every = changes.get("every", before.every)
         # With another period the old time and spread may make no sense: the defaults do.
         kept = before if every == before.every else None
-        after = Timing.of(
+        after = Recurrence.of(
             every,
             changes.get("at", kept and kept.at),
             changes.get("spread", kept and kept.spread),
@@ -201,14 +201,14 @@ class Schedules:
         Raises:
             errors.NotFound: the account has none of that id.
         """
-        self._core.db.write(self._delete, account_id, id)
+        self._context.db.write(self._delete, account_id, id)
 
     def _delete(self, session: Session, account_id: str | None, id: str) -> None:
         session.delete(_lock(session, account_id, id))
 
 
 def _new(request: dict[str, Any], **owner: str) -> Schedule:
-    timing = Timing.of(request["every"], request.get("at"), request.get("spread"))
+    timing = Recurrence.of(request["every"], request.get("at"), request.get("spread"))
     return Schedule(
         id=ids.new(),
         name=request.get("name", ""),

@@ -7,7 +7,7 @@ from typing import Any
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from lunr.api.context import Core
+from lunr.api.context import Context
 from lunr.api.jobs import queue
 from lunr.api.services import dependencies, views
 from lunr.api.services.accounts import service as accounts
@@ -32,13 +32,13 @@ LISTING = Listing(
 class Snapshots:
     """What callers can do with snapshots."""
 
-    def __init__(self, core: Core) -> None:
-        self._core = core
+    def __init__(self, context: Context) -> None:
+        self._context = context
 
     def list(self, query: Query) -> Any:
         """A page of snapshots."""
-        with self._core.db.read() as connection:
-            return LISTING.page(connection, query, self._core.settings.page_limit)
+        with self._context.db.read() as connection:
+            return LISTING.page(connection, query, self._context.settings.page_limit)
 
     def get(self, account_id: str, id: str) -> Any:
         """The snapshot.
@@ -46,7 +46,7 @@ class Snapshots:
         Raises:
             errors.NotFound: the account has none of that id.
         """
-        with self._core.db.read() as connection:
+        with self._context.db.read() as connection:
             row = connection.execute(
                 LISTING.statement.where(Snapshot.id == id, Snapshot.account_id == account_id)
             ).one_or_none()
@@ -68,7 +68,7 @@ class Snapshots:
             errors.WrongState, errors.InUse: it can't be used, or a job is at work on it.
             errors.QuotaExceeded: the account has all the snapshots it may have.
         """
-        return self._core.db.write(self._create, account_id, volume_id, name, metadata or {})
+        return self._context.db.write(self._create, account_id, volume_id, name, metadata or {})
 
     def _create(
         self, session: Session, account_id: str, volume_id: str, name: str, meta: dict[str, str]
@@ -76,7 +76,7 @@ class Snapshots:
         account = accounts.lock(session, account_id)
         volume = volumes.lock(session, account_id, volume_id)
         volumes.require_usable(volume, "make a snapshot of it")
-        accounts.check_quota(session, self._core, account, Snapshot)
+        accounts.check_quota(session, self._context, account, Snapshot)
         snapshot = Snapshot(
             id=ids.new(),
             account_id=account_id,
@@ -98,7 +98,7 @@ class Snapshots:
             errors.NotFound: the account has no such snapshot, or it is deleted.
             errors.InUse: it is being made or backed up, or a volume is being made from it.
         """
-        return self._core.db.write(self._delete, account_id, id)
+        return self._context.db.write(self._delete, account_id, id)
 
     def _delete(self, session: Session, account_id: str, id: str) -> Any:
         snapshot = session.scalar(
@@ -126,13 +126,13 @@ class Snapshots:
             queue.drop(session, snapshot.job_id)
         move(session, Snapshot, id, State.DELETING, "delete it", reason=None)
         self._queue(session, "snapshot.delete", snapshot)
-        lazy_restore.let_go(session, self._core, snapshot.base_id)
+        lazy_restore.let_go(session, self._context, snapshot.base_id)
         return views.snapshot(snapshot)
 
     def _queue(self, session: Session, kind: str, snapshot: Snapshot) -> None:
         job = queue.add(
             session,
-            self._core,
+            self._context,
             kind,
             account_id=snapshot.account_id,
             subject_id=snapshot.id,

@@ -19,7 +19,7 @@ from typing import Any
 from sqlalchemy import exists, or_, select
 from sqlalchemy.orm import Session, aliased
 
-from lunr.api.context import Core
+from lunr.api.context import Context
 from lunr.api.jobs import queue
 from lunr.api.services import dependencies
 from lunr.common import ids
@@ -40,7 +40,7 @@ _NEEDED = or_(
 )
 
 
-def begin(session: Session, core: Core, volume: Volume, snapshot_id: str | None) -> Backup:
+def begin(session: Session, context: Context, volume: Volume, snapshot_id: str | None) -> Backup:
     """Have `volume`, or a snapshot of it, saved to be copied; the job is the backup's.
 
     What is saved is locked: it is not deleted while its backup is not saved.
@@ -53,13 +53,13 @@ def begin(session: Session, core: Core, volume: Volume, snapshot_id: str | None)
         internal=True,
         size=volume.size,
     )
-    job = _queue(session, core, "backup.save", backup, volume.node_id)
+    job = _queue(session, context, "backup.save", backup, volume.node_id)
     backup.job_id = job.id
     session.add(backup)
     return backup
 
 
-def let_go(session: Session, core: Core, id: str) -> None:
+def let_go(session: Session, context: Context, id: str) -> None:
     """Delete the internal backup `id` if no volume needs it any more; stop a save of it first.
 
     Its row is the lock: of a save and a restore that end at once, the later sees the other's end.
@@ -84,7 +84,7 @@ def let_go(session: Session, core: Core, id: str) -> None:
     if job is not None:
         queue.drop(session, job.id)
     node_id = session.scalar(select(Volume.node_id).where(Volume.id == backup.volume_id))
-    job = _queue(session, core, "backup.delete", backup, node_id)
+    job = _queue(session, context, "backup.delete", backup, node_id)
     move(session, Backup, id, State.DELETING, "delete it", job_id=job.id)
 
 
@@ -104,10 +104,10 @@ def unneeded(session: Session, before: datetime) -> list[str]:
     )
 
 
-def _queue(session: Session, core: Core, kind: str, backup: Backup, node_id: Any) -> Job:
+def _queue(session: Session, context: Context, kind: str, backup: Backup, node_id: Any) -> Job:
     return queue.add(
         session,
-        core,
+        context,
         kind,
         account_id=backup.account_id,
         subject_id=backup.id,

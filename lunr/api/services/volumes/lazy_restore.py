@@ -15,7 +15,7 @@ from typing import Any
 from sqlalchemy import and_, or_, select, update
 from sqlalchemy.orm import Session
 
-from lunr.api.context import Core
+from lunr.api.context import Context
 from lunr.api.jobs import queue
 from lunr.api.services.volumes import cross_node_copy
 from lunr.common import errors, times
@@ -49,7 +49,7 @@ def wanted(request: dict[str, Any], is_restored: bool) -> dict[str, Any]:
     return {"fill": request.get("fill", EAGER), "fill_limit": request.get("fill_limit", 0)}
 
 
-def change(session: Session, core: Core, volume: Volume, changes: dict[str, Any]) -> None:
+def change(session: Session, context: Context, volume: Volume, changes: dict[str, Any]) -> None:
     """Fill the `volume`, whose row is locked, otherwise from now on.
 
     Raises:
@@ -71,17 +71,17 @@ def change(session: Session, core: Core, volume: Volume, changes: dict[str, Any]
         if job is None or job.status == JobState.CANCELLED:
             volume.fill_job_id = None
     elif job is None or job.cancel:
-        begin(session, core, volume)
+        begin(session, context, volume)
     session.flush()
 
 
-def begin(session: Session, core: Core, volume: Volume) -> None:
+def begin(session: Session, context: Context, volume: Volume) -> None:
     """Have a `volume` filled that can be used, unless it is not to be."""
     if not volume.usable or volume.fill in (None, NEVER):
         return
     job = queue.add(
         session,
-        core,
+        context,
         "volume.fill",
         account_id=volume.account_id,
         subject_id=volume.id,
@@ -93,15 +93,15 @@ def begin(session: Session, core: Core, volume: Volume) -> None:
     session.flush()
 
 
-def usable(session: Session, core: Core, id: str) -> None:
+def usable(session: Session, context: Context, id: str) -> None:
     """The node serves the volume, if it is to be filled."""
     volume = session.get_one(Volume, id, populate_existing=True)
     if volume.status == State.RESTORING:
         volume.usable = True
-        begin(session, core, volume)
+        begin(session, context, volume)
 
 
-def full(session: Session, core: Core, node_id: str, ids: Iterable[str]) -> None:
+def full(session: Session, context: Context, node_id: str, ids: Iterable[str]) -> None:
     """A node says that nothing is missing any more of these, which nobody fills: ask it by a job.
 
     So it is when the last of it was read, or written.
@@ -115,7 +115,7 @@ def full(session: Session, core: Core, node_id: str, ids: Iterable[str]) -> None
     )
     for volume in session.scalars(waiting.with_for_update()).all():
         volume.fill = EAGER
-        begin(session, core, volume)
+        begin(session, context, volume)
 
 
 def orders(session: Session, job: Job) -> dict[str, Any]:
@@ -179,14 +179,16 @@ def stop(session: Session, volume: Volume) -> list[str]:
     return [job.id] if job is not None and job.cancel else []
 
 
-def ended(session: Session, core: Core, job: Job, status: JobState, reason: str | None) -> None:
+def ended(
+    session: Session, context: Context, job: Job, status: JobState, reason: str | None
+) -> None:
     """The job that fills a volume is over: the volume is ACTIVE, or stays as it is."""
     nobody: dict[str, Any] = {"fill_job_id": None, "fill_rate": 0, "fill_remaining": None}
     if status is JobState.DONE:
         values = {"progress": 100, "reason": None, "fill": None, "fill_limit": 0, **nobody}
         only = (State.RESTORING,)
         if try_move(session, Volume, job.subject_id, State.ACTIVE, only, **values):
-            let_go(session, core, session.get_one(Volume, job.subject_id).base_id)
+            let_go(session, context, session.get_one(Volume, job.subject_id).base_id)
         return
     stopped = status is JobState.CANCELLED
     session.execute(
@@ -199,10 +201,10 @@ def ended(session: Session, core: Core, job: Job, status: JobState, reason: str 
     )
 
 
-def let_go(session: Session, core: Core, base_id: str | None) -> None:
+def let_go(session: Session, context: Context, base_id: str | None) -> None:
     """Something needs no more what it was restored from, or what it lacks, if it does."""
     if base_id is not None:
-        cross_node_copy.let_go(session, core, base_id)
+        cross_node_copy.let_go(session, context, base_id)
 
 
 def _job(session: Session, volume: Volume) -> Job | None:

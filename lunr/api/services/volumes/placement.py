@@ -9,7 +9,7 @@ from datetime import timedelta
 from sqlalchemy import Connection, func, select
 from sqlalchemy.orm import Session
 
-from lunr.api.context import Core, Settings
+from lunr.api.context import Context, Settings
 from lunr.common import errors, times
 from lunr.common.states import Node as State
 from lunr.common.units import GIB
@@ -17,7 +17,7 @@ from lunr.db.models import Node, Volume
 
 
 @dataclass(frozen=True)
-class Wish:
+class PlacementRequest:
     """What a volume needs of its node.
 
     Attributes:
@@ -52,24 +52,24 @@ def allocated(reader: Session | Connection, node_id: str | None = None) -> dict[
     return {node: int(gigabytes) * GIB for node, gigabytes in reader.execute(statement)}
 
 
-def place(session: Session, core: Core, wish: Wish) -> str:
+def place(session: Session, context: Context, requested: PlacementRequest) -> str:
     """The id of the node for the volume; its row is locked, so the room stays until the commit.
 
     Raises:
         errors.NoRoom: no node fits; the reason says why the last ones did not.
     """
     nodes = session.scalars(select(Node).order_by(Node.id)).all()
-    alive = {node.id for node in nodes if _is_alive(node, core.settings)}
-    refused = {node.id: _refusal(node, wish, alive) for node in nodes}
+    alive = {node.id for node in nodes if _is_alive(node, context.settings)}
+    refused = {node.id: _refusal(node, requested, alive) for node in nodes}
     fit = [node for node in nodes if refused[node.id] is None]
     promised = allocated(session, fit[0].id if len(fit) == 1 else None)
-    strategy = core.settings.placement
-    fit.sort(key=lambda node: _rank(node, promised.get(node.id, 0), wish, strategy))
+    strategy = context.settings.placement
+    fit.sort(key=lambda node: _rank(node, promised.get(node.id, 0), requested, strategy))
     for node in fit:
-        if reserve(session, node.id, wish.size):
+        if reserve(session, node.id, requested.size):
             return node.id
-        refused[node.id] = f"has no {wish.size} GiB left"
-    raise errors.NoRoom(reason=_explain(refused, wish))
+        refused[node.id] = f"has no {requested.size} GiB left"
+    raise errors.NoRoom(reason=_explain(refused, requested))
 
 
 def reserve(session: Session, node_id: str, gigabytes: int) -> bool:
@@ -87,46 +87,49 @@ def _is_alive(node: Node, settings: Settings) -> bool:
     return node.last_seen is not None and node.last_seen >= oldest
 
 
-def _refusal(node: Node, wish: Wish, alive: Collection[str]) -> str | None:
+def _refusal(node: Node, requested: PlacementRequest, alive: Collection[str]) -> str | None:
     """Why the volume can't be on the node; None: it can, as far as its room goes."""
-    copied = wish.source not in (None, node.id)
+    copied = requested.source not in (None, node.id)
     reasons = (
-        (wish.node_id not in (None, node.id), "is not where it must be"),
+        (requested.node_id not in (None, node.id), "is not where it must be"),
         (node.status != State.ACTIVE, f"is {node.status}"),
         (node.id not in alive, "gives no sign of life"),
         (node.weight <= 0, "takes no new volumes (weight 0)"),
         (bool(node.full), f"takes no new volumes ({node.full.rstrip('.')})"),
         (
-            wish.volume_type not in node.volume_types,
-            f"has no volumes of the type {wish.volume_type}",
+            requested.volume_type not in node.volume_types,
+            f"has no volumes of the type {requested.volume_type}",
         ),
         (
-            wish.limits_io and not node.limits_io,
-            f"can't limit I/O, as the type {wish.volume_type} asks",
+            requested.limits_io and not node.limits_io,
+            f"can't limit I/O, as the type {requested.volume_type} asks",
         ),
         (
-            node.id in wish.away_from or (node.group != "" and node.group in wish.away_from_groups),
+            node.id in requested.away_from
+            or (node.group != "" and node.group in requested.away_from_groups),
             "is excluded by the affinity",
         ),
         (
-            copied and wish.source not in alive,
+            copied and requested.source not in alive,
             "can't be copied to: the source's node gives no sign of life",
         ),
     )
     return next((reason for refuses, reason in reasons if refuses), None)
 
 
-def _rank(node: Node, promised: int, wish: Wish, strategy: str) -> tuple[bool, float, str]:
+def _rank(
+    node: Node, promised: int, requested: PlacementRequest, strategy: str
+) -> tuple[bool, float, str]:
     """Sorts the best node first: the source's, then the emptiest or the fullest by weight."""
-    full = (promised + wish.size * GIB) / max(node.capacity_bytes, 1)
+    full = (promised + requested.size * GIB) / max(node.capacity_bytes, 1)
     share = full if strategy == "deep_fill" else 1 - full
-    return node.id != wish.source, -node.weight * share, node.id
+    return node.id != requested.source, -node.weight * share, node.id
 
 
-def _explain(refused: dict[str, str | None], wish: Wish) -> str:
+def _explain(refused: dict[str, str | None], requested: PlacementRequest) -> str:
     """One reason for people; what other tenants' nodes are called is none of their business."""
-    if wish.node_id is not None:
-        return f"the node {refused.get(wish.node_id) or 'it must be on does not exist'}"
+    if requested.node_id is not None:
+        return f"the node {refused.get(requested.node_id) or 'it must be on does not exist'}"
     counts: dict[str, int] = {}
     for reason in refused.values():
         counts[str(reason)] = counts.get(str(reason), 0) + 1

@@ -9,7 +9,7 @@ from typing import Any
 from sqlalchemy import Connection, and_, bindparam, exists, select
 from sqlalchemy.orm import Session
 
-from lunr.api.context import Core
+from lunr.api.context import Context
 from lunr.api.jobs import queue
 from lunr.api.services import dependencies, views
 from lunr.api.services.accounts import service as accounts
@@ -57,13 +57,13 @@ class _Source:
 class Volumes:
     """What callers can do with volumes."""
 
-    def __init__(self, core: Core) -> None:
-        self._core = core
+    def __init__(self, context: Context) -> None:
+        self._context = context
 
     def list(self, query: Query) -> Any:
         """A page of volumes."""
-        with self._core.db.read() as connection:
-            return LISTING.page(connection, query, self._core.settings.page_limit)
+        with self._context.db.read() as connection:
+            return LISTING.page(connection, query, self._context.settings.page_limit)
 
     def get(self, account_id: str, id: str) -> Any:
         """The volume.
@@ -71,7 +71,7 @@ class Volumes:
         Raises:
             errors.NotFound: the account has none of that id.
         """
-        with self._core.db.read() as connection:
+        with self._context.db.read() as connection:
             return fetch(connection, account_id, id)
 
     def create(
@@ -92,7 +92,7 @@ class Volumes:
         """
         if id is not None:
             ids.check(id)
-        return self._core.db.write(self._create, account_id, request, id)
+        return self._context.db.write(self._create, account_id, request, id)
 
     def _create(
         self, session: Session, account_id: str, request: dict[str, Any], id: str | None
@@ -105,9 +105,9 @@ class Volumes:
         size = request.get("size") or source.size
         type_name = request.get("volume_type_name", "default")
         volume_type = _check_size(session, size, type_name, source)
-        accounts.check_volume_quota(session, self._core, account, 1, size)
+        accounts.check_volume_quota(session, self._context, account, 1, size)
         avoid, avoid_groups = _affinity(session, account_id, request.get("affinity"))
-        wish = placement.Wish(
+        requested = placement.PlacementRequest(
             size,
             type_name,
             limits_io=bool(volume_type.read_iops or volume_type.write_iops),
@@ -116,7 +116,7 @@ class Volumes:
             away_from=avoid,
             away_from_groups=avoid_groups,
         )
-        node_id = placement.place(session, self._core, wish)
+        node_id = placement.place(session, self._context, requested)
         is_copied = source.volume is not None and source.volume.node_id != node_id
         kind, after = "volume.restore" if is_copied else source.kind, []
         volume = Volume(
@@ -136,7 +136,9 @@ class Volumes:
             **lazy_restore.wanted(request, is_copied or source.base_id is not None),
         )
         if source.volume is not None and is_copied:
-            transfer = cross_node_copy.begin(session, self._core, source.volume, source.snapshot_id)
+            transfer = cross_node_copy.begin(
+                session, self._context, source.volume, source.snapshot_id
+            )
             volume.transfer_id = volume.base_id = transfer.id
             after = [str(transfer.job_id)]
         session.add(volume)
@@ -150,14 +152,14 @@ class Volumes:
             errors.NotFound: the account has no such volume, or it is deleted.
             errors.WrongState: it is not being restored, and so not filled.
         """
-        return self._core.db.write(self._update, account_id, id, changes)
+        return self._context.db.write(self._update, account_id, id, changes)
 
     def _update(self, session: Session, account_id: str, id: str, changes: dict[str, Any]) -> Any:
         volume = lock(session, account_id, id)
         volume.name = changes.get("name", volume.name)
         volume.meta = changes.get("metadata", volume.meta)
         if changes.keys() & {"fill", "fill_limit"}:
-            lazy_restore.change(session, self._core, volume, changes)
+            lazy_restore.change(session, self._context, volume, changes)
         session.flush()
         return fetch(session, account_id, id)
 
@@ -171,7 +173,7 @@ class Volumes:
             errors.InUse: a job is at work on it, or on its export.
             errors.QuotaExceeded, errors.NoRoom: there is no room for it.
         """
-        return self._core.db.write(self._extend, account_id, id, size)
+        return self._context.db.write(self._extend, account_id, id, size)
 
     def _extend(self, session: Session, account_id: str, id: str, size: int) -> Any:
         account = accounts.lock(session, account_id)
@@ -189,7 +191,7 @@ class Volumes:
         if size <= volume.size:
             raise errors.InvalidField(field="size", reason=f"the volume has {volume.size} GiB now")
         _check_size(session, size, volume.volume_type_name, None)
-        accounts.check_volume_quota(session, self._core, account, 0, size - volume.size)
+        accounts.check_volume_quota(session, self._context, account, 0, size - volume.size)
         if not placement.reserve(session, volume.node_id, size - volume.size):
             raise errors.NoRoom(reason=f"its node has no {size - volume.size} GiB left")
         volume.reserved = size
@@ -205,7 +207,7 @@ class Volumes:
             errors.InUse: it is exported, has snapshots, or is being built, filled,
                 backed up or cloned.
         """
-        return self._core.db.write(self._delete, account_id, id)
+        return self._context.db.write(self._delete, account_id, id)
 
     def _delete(self, session: Session, account_id: str, id: str) -> Any:
         volume = lock(session, account_id, id)
@@ -253,7 +255,7 @@ class Volumes:
             fill_job_id=None,
         )
         self._queue(session, "volume.delete", volume, after=after)
-        lazy_restore.let_go(session, self._core, volume.base_id)
+        lazy_restore.let_go(session, self._context, volume.base_id)
         return fetch(session, account_id, id)
 
     def _forget(self, session: Session, volume: Volume) -> Any:
@@ -277,7 +279,7 @@ class Volumes:
     ) -> None:
         job = queue.add(
             session,
-            self._core,
+            self._context,
             kind,
             account_id=volume.account_id,
             subject_id=volume.id,

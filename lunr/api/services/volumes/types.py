@@ -7,7 +7,7 @@ from typing import Any
 from sqlalchemy import exists, select
 from sqlalchemy.orm import Session
 
-from lunr.api.context import Core
+from lunr.api.context import Context
 from lunr.api.services import views
 from lunr.common import errors, ids
 from lunr.db.models import Volume, VolumeType, columns
@@ -18,12 +18,12 @@ _ALL = select(*columns(VolumeType)).order_by(VolumeType.name)
 class VolumeTypes:
     """What kinds of volumes there are."""
 
-    def __init__(self, core: Core) -> None:
-        self._core = core
+    def __init__(self, context: Context) -> None:
+        self._context = context
 
     def list(self) -> Any:
         """All of them, by name: they are few."""
-        with self._core.db.read() as connection:
+        with self._context.db.read() as connection:
             rows = connection.execute(_ALL).all()
         return {"volume_types": [views.volume_type(row) for row in rows], "next": None}
 
@@ -33,7 +33,7 @@ class VolumeTypes:
         Raises:
             errors.NotFound: there is none of that name.
         """
-        with self._core.db.read() as connection:
+        with self._context.db.read() as connection:
             row = connection.execute(_ALL.where(VolumeType.name == name)).one_or_none()
         if row is None:
             raise errors.NotFound(kind="volume type", id=name)
@@ -50,7 +50,7 @@ class VolumeTypes:
             errors.IdInUse: there is one of that name.
             errors.InvalidField: the sizes exclude each other.
         """
-        return self._core.db.write(self._create, ids.check(name, "name"), limits)
+        return self._context.db.write(self._create, ids.check(name, "name"), limits)
 
     def _create(self, session: Session, name: str, limits: dict[str, Any]) -> Any:
         if session.get(VolumeType, name) is not None:
@@ -64,7 +64,7 @@ class VolumeTypes:
             errors.NotFound: there is none of that name.
             errors.InvalidField: the sizes exclude each other.
         """
-        return self._core.db.write(self._update, name, limits)
+        return self._context.db.write(self._update, name, limits)
 
     def _update(self, session: Session, name: str, limits: dict[str, Any]) -> Any:
         kind = require(session, name)
@@ -88,7 +88,7 @@ class VolumeTypes:
             errors.NotFound: there is none of that name.
             errors.InUse: there are volumes of it.
         """
-        self._core.db.write(self._delete, name)
+        self._context.db.write(self._delete, name)
 
     def _delete(self, session: Session, name: str) -> None:
         kind = require(session, name)

@@ -94,7 +94,7 @@ class Settings:
 
 
 @dataclass
-class Part:
+class ChildProcess:
     """One process of the service, and how often it had to be started again."""
 
     name: str
@@ -147,16 +147,16 @@ class Service:
         run = [sys.executable, "-P", "-m"]
         configured = ["--config-file", str(self.config)]
         #: None where the kernel itself is the target.
-        self.tgtd: Part | None = None
+        self.tgtd: ChildProcess | None = None
         if settings.target == "tgt":
-            self.tgtd = Part(
+            self.tgtd = ChildProcess(
                 "tgtd",
                 ["tgtd", "-f", "-C", "0", "--iscsi", f"portal={settings.portal}"],
                 {"TGT_IPC_SOCKET": str(root / "run" / "tgtd")},
             )
-        self.api = Part("api", [*run, "lunr.api.main", *configured])
-        self.storage = Part("storage", [*run, "lunr.storage.main", *configured])
-        self.orbit = Part("orbit", [*run, "lunr.api.orbit", *configured])
+        self.api = ChildProcess("api", [*run, "lunr.api.main", *configured])
+        self.storage = ChildProcess("storage", [*run, "lunr.storage.main", *configured])
+        self.orbit = ChildProcess("orbit", [*run, "lunr.api.orbit", *configured])
 
     @property
     def url(self) -> str:
@@ -297,7 +297,7 @@ class Service:
         if done.returncode:
             raise StartError(reason=f"could not {purpose}: {done.stderr.strip()[-2000:]}")
 
-    def _wait(self, what: str, part: Part, ready: Any) -> None:
+    def _wait(self, what: str, part: ChildProcess, ready: Any) -> None:
         deadline = time.monotonic() + _START_TIMEOUT
         while not ready():
             ended = part.process is not None and part.process.poll() is not None

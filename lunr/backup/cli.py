@@ -26,7 +26,7 @@ from lunr.backup.read.restore import restore as restore_backup
 from lunr.backup.repository import collect as garbage
 from lunr.backup.repository import pending_deletion
 from lunr.backup.repository.repository import Repository
-from lunr.backup.repository.verify import Share
+from lunr.backup.repository.verify import VerifyShard
 from lunr.backup.repository.verify import verify as verify_backups
 from lunr.backup.save.block_source import FileSource
 from lunr.backup.save.save import Backup, Progress
@@ -78,7 +78,7 @@ class _Id(click.ParamType[str]):
 ID = _Id()
 
 
-class Tools:
+class CliContext:
     """What every command works with: the repository, and how it shows what it does."""
 
     def __init__(
@@ -154,7 +154,7 @@ def _command(function: Callable[..., None]) -> Callable[..., None]:
     ) -> None:
         if not logging.getLogger().handlers:
             log.setup("WARNING")
-        tools = Tools(store, repository, key_file, as_json, concurrency)
+        tools = CliContext(store, repository, key_file, as_json, concurrency)
         try:
             function(tools, **rest)
         finally:
@@ -195,7 +195,7 @@ def _command(function: Callable[..., None]) -> Callable[..., None]:
     help="Backups of either kind can be read.",
 )
 def save(
-    tools: Tools,
+    tools: CliContext,
     source: Path,
     backup_id: str,
     parent: str | None,
@@ -275,7 +275,7 @@ def _latest(repository: Repository, volume: str) -> str | None:
 @click.option(
     "--force", is_flag=True, help="Overwrite TARGET even if it is mounted or open elsewhere."
 )
-def restore(tools: Tools, backup_id: str, target: Path, force: bool) -> None:
+def restore(tools: CliContext, backup_id: str, target: Path, force: bool) -> None:
     """Restore the backup ID to TARGET.
 
     TARGET is a block device or file, at least as large as the backup; it is
@@ -308,7 +308,7 @@ def restore(tools: Tools, backup_id: str, target: Path, force: bool) -> None:
     default=1,
     help="Read only one N-th of the objects, each day another one.",
 )
-def verify(tools: Tools, backup_id: str | None, share: int) -> None:
+def verify(tools: CliContext, backup_id: str | None, share: int) -> None:
     """Read and check every object of the backup ID, or of all backups.
 
     What is bad is set aside: the next backup of a volume that still has the data stores it
@@ -318,7 +318,7 @@ def verify(tools: Tools, backup_id: str | None, share: int) -> None:
         done = verify_backups(
             tools.repository,
             None if backup_id is None else [backup_id],
-            share=None if share == 1 else Share(int(time.time() // 86400), share),
+            share=None if share == 1 else VerifyShard(int(time.time() // 86400), share),
             concurrency=tools.jobs,
             progress=progress,
             cancel=tools.cancel,
@@ -334,7 +334,7 @@ def verify(tools: Tools, backup_id: str | None, share: int) -> None:
 
 
 @_command
-def list_(tools: Tools) -> None:
+def list_(tools: CliContext) -> None:
     """List the backups, newest first."""
     roots = _roots(tools.repository)
     if tools.as_json:
@@ -364,7 +364,7 @@ def list_(tools: Tools) -> None:
 
 @_command
 @click.argument("backup_id", metavar="ID", type=ID)
-def delete(tools: Tools, backup_id: str) -> None:
+def delete(tools: CliContext, backup_id: str) -> None:
     """Delete the backup ID. Others stay complete; `collect` gives the room back."""
     if not tools.repository.delete_root(backup_id):
         raise errors.BackupMissing(id=backup_id)
@@ -378,7 +378,7 @@ def delete(tools: Tools, backup_id: str) -> None:
     help="Seconds that garbage is left alone, at least twice what the store's listings may "
     "lag. [default: 0 for files:, 3600 for swift:]",
 )
-def collect(tools: Tools, grace: float | None) -> None:
+def collect(tools: CliContext, grace: float | None) -> None:
     """Delete what no backup needs.
 
     Safe while backups are saved. What a running save may still want is left

@@ -54,7 +54,7 @@ from lunr.backup.read.overlay import Overlay
 from lunr.backup.read.restore import restore
 from lunr.backup.repository.collect import collect, sweep
 from lunr.backup.repository.repository import Repository
-from lunr.backup.repository.verify import Share, verify
+from lunr.backup.repository.verify import VerifyShard, verify
 from lunr.backup.save.block_source import FileSource, Source
 from lunr.backup.save.save import Backup, Progress, save
 from lunr.backup.stores import open_store
@@ -165,7 +165,7 @@ def _verify(job: Job) -> dict[str, Any]:
     done = verify(
         job.repository,
         job["backup_ids"],
-        share=None if share is None else Share(*share),
+        share=None if share is None else VerifyShard(*share),
         concurrency=job.concurrency,
         progress=job.progress,
         cancel=job.cancel,

@@ -66,7 +66,7 @@ def begin_writing(fd: int, offset: int = 0, length: int = 0) -> None:
     _libc.sync_file_range(fd, offset, length, _WRITE)
 
 
-class Streaming:
+class UncachedWriter:
     """Writes to disk of what nobody reads soon, so that memory need not keep it.
 
     Where the kernel and the file system can (uncached buffered I/O), written pages go to disk

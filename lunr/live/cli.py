@@ -51,7 +51,7 @@ def live() -> None:
 
 
 @dataclass(frozen=True)
-class Place:
+class GroupStore:
     """Where groups are, and the service that knows of them, if there is one."""
 
     repository: Repository
@@ -88,7 +88,7 @@ def _command(function: Callable[..., None]) -> Callable[..., None]:
             own, *older = master_keys.keyring(found, name)
             opened = open_store(store, name, cancel=cancel)
             try:
-                function(Place(Repository(opened, own, older=older), service), **rest)
+                function(GroupStore(Repository(opened, own, older=older), service), **rest)
             finally:
                 cancel.set()
                 opened.close()
@@ -162,7 +162,7 @@ _as_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON 
 )
 @_as_json
 def backup(
-    place: Place,
+    place: GroupStore,
     qmp: Path | None,
     libvirt: str | None,
     vm: str | None,
@@ -218,7 +218,7 @@ def _told(group: Group) -> list[str]:
 @_command
 @click.option("--vm", help="Only of this machine.")
 @_as_json
-def list_(place: Place, vm: str | None, as_json: bool) -> None:
+def list_(place: GroupStore, vm: str | None, as_json: bool) -> None:
     """List the groups, newest first, and what backups that were killed have left."""
     found = groups.listed(place.repository, vm)
     left = groups.unfinished(place.repository, vm)
@@ -238,7 +238,7 @@ def list_(place: Place, vm: str | None, as_json: bool) -> None:
 @click.argument("group_id", metavar="GROUP")
 @click.argument("folder", type=click.Path(file_okay=False, path_type=Path))
 @_as_json
-def restore(place: Place, group_id: str, folder: Path, as_json: bool) -> None:
+def restore(place: GroupStore, group_id: str, folder: Path, as_json: bool) -> None:
     """Restore all disks of GROUP to FOLDER, as DISK.raw each.
 
     The folder is made when there is none. A file that is there is not overwritten. They get
@@ -272,7 +272,7 @@ def restore(place: Place, group_id: str, folder: Path, as_json: bool) -> None:
     help="The QMP socket that the machine will have: as soon as it is there, it is told to bring "
     "all of its disks, and the command ends when it has.",
 )
-def start(place: Place, group_id: str, folder: Path, qmp: Path | None) -> None:
+def start(place: GroupStore, group_id: str, folder: Path, qmp: Path | None) -> None:
     """Have the disks of GROUP in FOLDER at once, to start the machine from.
 
     Each is a qcow2 file over the backup, which is fetched as it is read. The command line for
@@ -313,7 +313,7 @@ def _fill(qmp: Path, disks: Sequence[instant_start.Disk], stop: threading.Event)
 
 @_command
 @click.argument("group_id", metavar="GROUP")
-def delete(place: Place, group_id: str) -> None:
+def delete(place: GroupStore, group_id: str) -> None:
     """Delete GROUP, or what is left of it. `lunr engine collect` gives the room back."""
     ids.check(group_id, "GROUP")
     if place.service is not None and place.service.delete(group_id):

@@ -29,7 +29,7 @@ _LOOK_EVERY_TIGHT = 10.0
 _LOOK_TIME = 5.0
 
 
-class References:
+class Baselines:
     """The references in `pool`; any thread may use them.
 
     Args:

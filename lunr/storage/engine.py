@@ -24,7 +24,7 @@ from typing import IO, Any
 
 from lunr.common import errors
 from lunr.storage import system
-from lunr.storage.agent.job import Job, Stop
+from lunr.storage.agent.job import ClaimedJob, Stop
 
 _log = logging.getLogger(__name__)
 
@@ -80,7 +80,7 @@ class Engine:
             "concurrency": self.concurrency,
         }
 
-    def run(self, job: Job, task: str, **fields: Any) -> dict[str, Any]:
+    def run(self, job: ClaimedJob, task: str, **fields: Any) -> dict[str, Any]:
         """Have a worker do `task` with `fields` for `job`, and return the result.
 
         Raises:
@@ -124,7 +124,7 @@ class Engine:
             raise errors.Cancelled
         raise EngineDied(reason=_how(process.returncode))
 
-    def _follow(self, lines: Iterable[bytes], job: Job) -> dict[str, Any] | None:
+    def _follow(self, lines: Iterable[bytes], job: ClaimedJob) -> dict[str, Any] | None:
         done = 0
         for line in lines:
             event = _parse(line)

@@ -11,8 +11,8 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 
 from lunr.common import errors, ids
-from lunr.storage.restore.fuse_restore import Filling
-from lunr.storage.restore.registry import Fillings
+from lunr.storage.restore.fuse_restore import FuseRestore
+from lunr.storage.restore.registry import RestoreRegistry
 from lunr.storage.targets.base import Export, Session, Target
 
 _log = logging.getLogger(__name__)
@@ -28,14 +28,14 @@ _QUIET = 2.0
 _REOPENED_UNNOTICED = {"tgt"}
 
 
-class Look(NamedTuple):
+class TargetChanges(NamedTuple):
     """What was new when the target was looked at."""
 
     sessions_changed: bool
     was_missing: bool
 
 
-class _Pause(NamedTuple):
+class _RetryDelay(NamedTuple):
     """When what failed is tried again (of time.monotonic), and the seconds until then."""
 
     until: float
@@ -48,7 +48,7 @@ class Exports:
     What is done to one volume is done by one thread at a time, and keeps no other waiting.
     """
 
-    def __init__(self, fillings: Fillings, target: Target) -> None:
+    def __init__(self, fillings: RestoreRegistry, target: Target) -> None:
         self._fillings = fillings
         self._target = target
         self._wanted: dict[str, Mapping[str, Any]] = {}
@@ -56,7 +56,7 @@ class Exports:
         self._broken: set[str] = set()
         #: Of these, those that fill no more but for the name: the pool's own file is exported.
         self._past: set[str] = set()
-        self._pauses: dict[str, _Pause] = {}
+        self._pauses: dict[str, _RetryDelay] = {}
         #: Those that were detached while `restore` asks what there ought to be; None: it does not.
         self._detached: set[str] | None = None
         #: Held for moments only: by who changes what is wanted, or looks for a volume's lock.
@@ -190,9 +190,9 @@ class Exports:
             work(volume_id)
         except errors.LunrError as error:
             _log.error("the export of volume %s is not as it ought to be: %s", volume_id, error)
-            last = self._pauses.get(volume_id, _Pause(0.0, _FIRST_PAUSE / 2)).seconds
+            last = self._pauses.get(volume_id, _RetryDelay(0.0, _FIRST_PAUSE / 2)).seconds
             seconds = min(2 * last, _LONGEST_PAUSE)
-            self._pauses[volume_id] = _Pause(time.monotonic() + seconds, seconds)
+            self._pauses[volume_id] = _RetryDelay(time.monotonic() + seconds, seconds)
         else:
             self._pauses.pop(volume_id, None)
 
@@ -248,7 +248,7 @@ class Exports:
         """Who was logged in when `watch` looked last."""
         return self._sessions
 
-    def watch(self) -> Look:
+    def watch(self) -> TargetChanges:
         """Look at the target once, and put back what is missing.
 
         Raises:
@@ -266,11 +266,11 @@ class Exports:
         for filling in self._fillings.all():
             self._look_at(filling, there.get(filling.volume_id), filling.volume_id in wanted)
         sessions = {volume_id: who for volume_id, who in there.items() if who}
-        look = Look(sessions_changed=sessions != self._sessions, was_missing=was_missing)
+        look = TargetChanges(sessions_changed=sessions != self._sessions, was_missing=was_missing)
         self._sessions = sessions
         return look
 
-    def _look_at(self, filling: Filling, who: list[Session] | None, is_wanted: bool) -> None:
+    def _look_at(self, filling: FuseRestore, who: list[Session] | None, is_wanted: bool) -> None:
         """See whether a filling volume's export is to be made anew; `who` is logged in."""
         if is_wanted and who is not None and filling.stale is not None:
             self._beside(filling.volume_id, self._put_back)

@@ -22,14 +22,14 @@ from lunr.common.units import MIB
 from lunr.storage import system
 from lunr.storage.agent.agent import Agent
 from lunr.storage.agent.api_client import ApiClient
-from lunr.storage.baselines import References
+from lunr.storage.baselines import Baselines
 from lunr.storage.engine import PROGRAMS, Engine
 from lunr.storage.exports import Exports
-from lunr.storage.jobs import Node
+from lunr.storage.jobs.node_context import NodeContext
 from lunr.storage.metrics import Metrics
 from lunr.storage.pools.base import DevicePool, Pool
 from lunr.storage.restore.dm_clone import device
-from lunr.storage.restore.registry import Fillings
+from lunr.storage.restore.registry import RestoreRegistry
 from lunr.storage.server import NodeApi
 from lunr.storage.targets.base import Target
 
@@ -126,7 +126,7 @@ def _agent(conf: config.ConfigOpts, metrics: Metrics, problems: _Problems) -> Ag
     for program in PROGRAMS:
         ask(system.need, program)
     run = Path(conf.node.run_dir)
-    pool, target = ask(_pool, conf), ask(_target, conf, Fillings.folder_in(run))
+    pool, target = ask(_pool, conf), ask(_target, conf, RestoreRegistry.folder_in(run))
     ask(_need_fuse)
     if isinstance(pool, DevicePool):
         pool.hide_loops()
@@ -147,12 +147,12 @@ def _agent(conf: config.ConfigOpts, metrics: Metrics, problems: _Problems) -> Ag
         moved=metrics.worker_bytes.inc,
     )
     by_clone = conf.node.pool != "files" and conf.node.dm_clone == "auto"
-    fillings = Fillings(
+    fillings = RestoreRegistry(
         *(pool, engine, Path(conf.node.state_dir), run),
         dm_clone=by_clone and device.available(),
     )
     return Agent(
-        Node(pool, Exports(fillings, target), engine, fillings, _references(conf, pool)),
+        NodeContext(pool, Exports(fillings, target), engine, fillings, _references(conf, pool)),
         target,
         ApiClient(conf.node.api_url, node_id, token),
         conf[conf.node.target].portal,
@@ -192,9 +192,9 @@ def _pool(conf: config.ConfigOpts) -> Pool:
             return FilesPool(Path(conf.files.path), conf.files.image_gib, conf.node.overcommit)
 
 
-def _references(conf: config.ConfigOpts, pool: Pool) -> References:
+def _references(conf: config.ConfigOpts, pool: Pool) -> Baselines:
     keep = {"auto": pool.light_snapshots, "on": True, "off": False}[conf.node.keep_reference]
-    return References(pool, keep=keep, days=conf.node.reference_days)
+    return Baselines(pool, keep=keep, days=conf.node.reference_days)
 
 
 def _need_fuse() -> None:

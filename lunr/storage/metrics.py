@@ -10,7 +10,7 @@ from prometheus_client.registry import Collector
 
 from lunr.storage.agent.pool_monitor import PoolWatch
 from lunr.storage.exports import Exports
-from lunr.storage.restore.registry import Fillings
+from lunr.storage.restore.registry import RestoreRegistry
 
 #: Seconds: from a snapshot (milliseconds) to a large backup (hours).
 _BUCKETS = (0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100, 300, 1000, 3000, 10000, 30000)
@@ -40,7 +40,7 @@ class Metrics:
             registry=self.registry,
         )
 
-    def watch(self, pool: PoolWatch, exports: Exports, fillings: Fillings) -> None:
+    def watch(self, pool: PoolWatch, exports: Exports, fillings: RestoreRegistry) -> None:
         """Report pool, sessions and fills as they were when they were looked at last."""
         self.registry.register(_Gauges(pool, exports, fillings))
 
@@ -50,7 +50,7 @@ class Metrics:
 
 
 class _Gauges(Collector):
-    def __init__(self, pool: PoolWatch, exports: Exports, fillings: Fillings) -> None:
+    def __init__(self, pool: PoolWatch, exports: Exports, fillings: RestoreRegistry) -> None:
         self._pool = pool
         self._exports = exports
         self._fillings = fillings

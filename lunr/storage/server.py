@@ -17,7 +17,7 @@ from webob import Request, Response
 from lunr import __version__
 from lunr.common import errors, ids
 from lunr.storage.agent.agent import Agent
-from lunr.storage.agent.job import Job
+from lunr.storage.agent.job import ClaimedJob
 from lunr.storage.metrics import Metrics
 from lunr.storage.pools.base import Purpose
 
@@ -124,5 +124,5 @@ class NodeApi:
         return answer
 
 
-def _shown(job: Job) -> dict[str, Any]:
+def _shown(job: ClaimedJob) -> dict[str, Any]:
     return {"id": job.id, "kind": job.kind, "about": job.about, "progress": job.progress}

@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from lunr.backup import worker
-from lunr.storage.agent.job import Job
-from lunr.storage.baselines import References
+from lunr.storage.agent.job import ClaimedJob
+from lunr.storage.baselines import Baselines
 from lunr.storage.engine import Engine
 from lunr.storage.exports import Exports
-from lunr.storage.jobs import HANDLERS, Node
+from lunr.storage.jobs import HANDLERS
+from lunr.storage.jobs.node_context import NodeContext
 from lunr.storage.pools.base import Pool
 from lunr.storage.targets.tgt.target import TgtTarget
 from tests.system.storage.nodes import KEY, make_fillings
@@ -32,13 +33,13 @@ class Work:
         self._folder = folder
         fillings = make_fillings(pool, self.engine)
         exports = Exports(fillings, TgtTarget(folder / "no-socket", folder))
-        references = References(pool, keep=True, days=1)
-        self._node = Node(pool, exports, self.engine, fillings, references)
+        references = Baselines(pool, keep=True, days=1)
+        self._node = NodeContext(pool, exports, self.engine, fillings, references)
 
     def do(self, kind: str, volume_id: str, **payload: Any) -> Any:
         """Do a job; returns its result."""
         claimed = {"id": "j", "kind": kind, "lease": "l", "lease_seconds": 600, "attempt": 1}
-        job = Job({**claimed, "volume_id": volume_id, "payload": payload})
+        job = ClaimedJob({**claimed, "volume_id": volume_id, "payload": payload})
         return HANDLERS[kind](self._node, job)
 
     def save(self, backup_id: str, parent_id: str | None = None, **others: Any) -> Any:

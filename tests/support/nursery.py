@@ -64,18 +64,18 @@ from lunr.manage.main import main as manage
 from lunr.storage import main as storage
 from lunr.storage import system
 from lunr.storage.agent.agent import Agent
-from lunr.storage.agent.job import Job
-from lunr.storage.agent.job_runner import Supervisor
-from lunr.storage.agent.pending_deletes import Removals
-from lunr.storage.baselines import References
+from lunr.storage.agent.job import ClaimedJob
+from lunr.storage.agent.job_runner import JobRunner
+from lunr.storage.agent.pending_deletes import PendingDeletes
+from lunr.storage.baselines import Baselines
 from lunr.storage.exports import Exports
 from lunr.storage.pools.lvm import pool as lvm
 from lunr.storage.pools.lvm.cow_areas import CowAreas
 from lunr.storage.pools.lvm.wipe import Wiper
 from lunr.storage.pools.thin import pool as thin
-from lunr.storage.restore.dm_clone.restore import Cloned
-from lunr.storage.restore.fuse_restore import Filling
-from lunr.storage.restore.process import Worker
+from lunr.storage.restore.dm_clone.restore import DmCloneRestore
+from lunr.storage.restore.fuse_restore import FuseRestore
+from lunr.storage.restore.process import RestoreProcess
 from lunr.storage.targets.lio import target as lio
 from lunr.storage.targets.tgt import target as tgt
 from lunr.storage.targets.tgt.control import Mode, Op
@@ -228,29 +228,29 @@ def _watch_work(doom: Doom) -> None:
 
         setattr(owner, function, watched)
 
-    def job_name(_: Supervisor, job: Job) -> str:
+    def job_name(_: JobRunner, job: ClaimedJob) -> str:
         return job.kind if job.attempt == 1 else f"{job.kind}/{job.attempt}"
 
-    watch(Supervisor, "_run", job_name, end="tell the API of the end")
+    watch(JobRunner, "_run", job_name, end="tell the API of the end")
     watch(storage, "_agent", lambda *_: "check")
     watch(Agent, "start", lambda _: "start")
     watch(Agent, "stop", lambda *_: "stop")
-    watch(Removals, "_remove", lambda *_: "removals")
+    watch(PendingDeletes, "_remove", lambda *_: "removals")
     watch(Wiper, "_wipe_if_free", lambda *_: "wiper")
-    watch(Filling, "_serve", lambda _: "filling")
-    watch(Cloned, "_look_after", lambda _: "cloning")
+    watch(FuseRestore, "_serve", lambda _: "filling")
+    watch(DmCloneRestore, "_look_after", lambda _: "cloning")
     watch(Exports, "_leave", lambda *_: "leaving")
     watch(CowAreas, "_grow", lambda *_: "growing")
-    watch(References, "_try_to_give_up", lambda *_: "tidying")
+    watch(Baselines, "_try_to_give_up", lambda *_: "tidying")
     CowAreas.least = _LEAST_AREA
 
 
 def _watch_steps(doom: Doom) -> None:
     """Have `doom` told of the steps that Python's audit does not tell of."""
-    tick, blocking, start = Job.advance, concurrency.blocking, system._start
-    request, order, kill = tgt.request, Worker.order, Worker.kill
+    tick, blocking, start = ClaimedJob.advance, concurrency.blocking, system._start
+    request, order, kill = tgt.request, RestoreProcess.order, RestoreProcess.kill
 
-    def doomed_tick(self: Job, done: int, total: int) -> None:
+    def doomed_tick(self: ClaimedJob, done: int, total: int) -> None:
         doom.step(f"say that {done} of {total} are done")
         tick(self, done, total)
 
@@ -273,21 +273,21 @@ def _watch_steps(doom: Doom) -> None:
             doom.step(f"ask tgtd: {mode.name} {op.name} {told} {numbers}".replace("\0", " "))
         return request(socket, mode, op, params, **numbers)
 
-    def doomed_order(self: Worker, order_: str) -> None:
+    def doomed_order(self: RestoreProcess, order_: str) -> None:
         if order_ != "requests":  # a look
             doom.step(f"order {order_.split()[0]}" if order_[:1] != "{" else "give the task")
         order(self, order_)
 
-    def doomed_kill(self: Worker) -> None:
+    def doomed_kill(self: RestoreProcess) -> None:
         doom.step("kill the process that serves")
         kill(self)
 
-    Job.advance = doomed_tick  # type: ignore[method-assign]
+    ClaimedJob.advance = doomed_tick  # type: ignore[method-assign]
     concurrency.blocking = doomed_blocking
     system._start = doomed_start  # type: ignore[assignment]
     tgt.request = doomed_request
-    Worker.order = doomed_order  # type: ignore[method-assign]
-    Worker.kill = doomed_kill  # type: ignore[method-assign]
+    RestoreProcess.order = doomed_order  # type: ignore[method-assign]
+    RestoreProcess.kill = doomed_kill  # type: ignore[method-assign]
 
 
 def _ask_for_verify(argv: list[str]) -> None:

@@ -29,13 +29,14 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from lunr.storage.agent.job import Job
-from lunr.storage.baselines import References
+from lunr.storage.agent.job import ClaimedJob
+from lunr.storage.baselines import Baselines
 from lunr.storage.engine import Engine
 from lunr.storage.exports import Exports
-from lunr.storage.jobs import Node, backups
+from lunr.storage.jobs import backups
+from lunr.storage.jobs.node_context import NodeContext
 from lunr.storage.pools.files.pool import FilesPool
-from lunr.storage.restore.registry import Fillings
+from lunr.storage.restore.registry import RestoreRegistry
 from lunr.storage.targets.tgt.target import TgtTarget
 
 MIB, GIB = 1 << 20, 1 << 30
@@ -66,10 +67,10 @@ class Bench:
         self.pool = FilesPool(folder / "pool", image_gib=2 * most + 16)
         self.pool.check()
         engine = Engine(url=f"files:{folder / 'store'}", options={}, key="5a" * 32)
-        fillings = Fillings(self.pool, engine, folder / "state", folder / "run")
+        fillings = RestoreRegistry(self.pool, engine, folder / "state", folder / "run")
         exports = Exports(fillings, TgtTarget(folder / "tgtd", self.pool.folder))
-        references = References(self.pool, keep=True, days=1)
-        self.node = Node(self.pool, exports, engine, fillings, references)
+        references = Baselines(self.pool, keep=True, days=1)
+        self.node = NodeContext(self.pool, exports, engine, fillings, references)
         self._folder = folder
 
     def close(self) -> None:
@@ -86,7 +87,7 @@ class Bench:
 class Volume:
     """A volume that is written to and saved."""
 
-    def __init__(self, node: Node, store: Path, size: int, data: int) -> None:
+    def __init__(self, node: NodeContext, store: Path, size: int, data: int) -> None:
         self._node = node
         self._store = store
         self._id = f"v{size // GIB}of{data // GIB}"
@@ -129,7 +130,7 @@ class Volume:
             "created_at": "2026-11-23T00:00:00Z",
         }
         claimed = {"id": "j", "kind": "backup.create", "lease": "l", "lease_seconds": 60}
-        job = Job({**claimed, "attempt": 1, "payload": payload, "volume_id": self._id})
+        job = ClaimedJob({**claimed, "attempt": 1, "payload": payload, "volume_id": self._id})
         os.sync()
         started = time.monotonic()
         result = backups.save(self._node, job)

@@ -51,7 +51,7 @@ class JobNotifier:
                 waiter.woken.notify()
 
     def wait(self, node_id: str, kinds: Collection[str], heard: int, seconds: float) -> bool:
-        """Wait for a notification of such a claim, at most `seconds`; not if one came since `heard`.
+        """Wait at most `seconds` for a notification of such a claim; not if one came since `heard`.
 
         Returns:
             Whether one came, or the notifier is closed.

@@ -24,7 +24,7 @@ from collections import deque
 from enum import StrEnum
 
 from lunr.backup.lazy_image.presence import ABSENT
-from lunr.backup.lazy_image.restored_volume import FillingVolume, SyncLost
+from lunr.backup.lazy_image.restored_volume import RestoredVolume, SyncLost
 from lunr.backup.read.backup_reader import Report
 from lunr.common.errors import LunrError
 
@@ -53,12 +53,12 @@ class Mode(StrEnum):
     NEVER = "never"
 
 
-class Fill:
+class BackgroundFill:
     """Fills `volume` with threads of its own, until it is complete or :meth:`stop` is called."""
 
     def __init__(
         self,
-        volume: FillingVolume,
+        volume: RestoredVolume,
         report: Report,
         mode: Mode = Mode.EAGER,
         concurrency: int = 4,
@@ -367,7 +367,7 @@ class Fill:
 class _Usage:
     """How much a volume is used by others."""
 
-    def __init__(self, volume: FillingVolume) -> None:
+    def __init__(self, volume: RestoredVolume) -> None:
         self._volume = volume
         self._seen = volume.requests
         self._when = self._last = time.monotonic()

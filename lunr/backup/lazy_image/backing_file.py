@@ -6,12 +6,12 @@ import errno
 import os
 from pathlib import Path
 
-from lunr.common.linux import Streaming, begin_writing, punch_hole
+from lunr.common.linux import UncachedWriter, begin_writing, punch_hole
 
 _ZEROS = bytes(1 << 20)
 
 
-class Local:
+class BackingFile:
     """An open file or block device. Any thread may call it; errors are OSError.
 
     Attributes:
@@ -24,7 +24,7 @@ class Local:
         self.path = path
         self.fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
         self.size = os.lseek(self.fd, 0, os.SEEK_END)
-        self._streaming = Streaming()
+        self._streaming = UncachedWriter()
 
     def read(self, offset: int, into: memoryview) -> memoryview:
         """Fill `into` with the bytes from `offset` on; it is shorter at the end."""

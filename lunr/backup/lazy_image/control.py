@@ -34,7 +34,7 @@ class Answer(Protocol):
 Order = Callable[[str, Answer], None]
 
 
-class _Sink:
+class EventWriter:
     """Lines to one who may be slow, or gone."""
 
     def __init__(self, stream: IO[str]) -> None:
@@ -45,6 +45,7 @@ class _Sink:
         self.gone = False
 
     def put(self, line: str | None) -> None:
+        """Have a line written; None ends it. A reader that is too slow misses lines."""
         with contextlib.suppress(queue.Full):
             self._lines.put_nowait(line)
 
@@ -69,7 +70,7 @@ class Control:
         """Use these streams, besides the sockets of those who connect."""
         self._orders = orders
         self._lock = threading.Lock()
-        self._sinks = [_Sink(events)]
+        self._sinks = [EventWriter(events)]
         self._kept: dict[str, str] = {}
         self._path: Path | None = None
         self._order: Order | None = None
@@ -123,7 +124,7 @@ class Control:
         if self._path is None and self._order is not None:
             self._order("", _answering(sink))
 
-    def _take(self, lines: IO[str], sink: _Sink) -> None:
+    def _take(self, lines: IO[str], sink: EventWriter) -> None:
         for line in lines:
             if self._order is None:
                 sink.put(_line("refused", {"code": "conflict", "reason": "It is not mounted yet."}))
@@ -137,7 +138,7 @@ class Control:
 
     def _converse(self, connection: socket.socket) -> None:
         with connection, connection.makefile("w") as events, connection.makefile() as orders:
-            sink = _Sink(events)
+            sink = EventWriter(events)
             with self._lock:
                 for line in self._kept.values():
                     sink.put(line)
@@ -151,7 +152,7 @@ class Control:
             sink.end(1.0)
 
 
-def _answering(sink: _Sink) -> Answer:
+def _answering(sink: EventWriter) -> Answer:
     def answer(event: str, **fields: object) -> None:
         sink.put(_line(event, fields))
 

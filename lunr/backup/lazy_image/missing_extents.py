@@ -24,7 +24,7 @@ class GapsCorrupt(LunrError):
 
 
 @dataclass(frozen=True)
-class Gaps:
+class MissingExtents:
     """What is missing, and where it is.
 
     Attributes:
@@ -45,7 +45,7 @@ class Gaps:
         files.write(path, f"{_checksum(text)}\n{text}\n")
 
     @classmethod
-    def read(cls, path: Path) -> Gaps:
+    def read(cls, path: Path) -> MissingExtents:
         """What is kept at `path`.
 
         Raises:

@@ -27,7 +27,7 @@ Pieces = Iterable[tuple[int, bytes | bytearray]]
 
 
 @dataclass(frozen=True)
-class Shape:
+class ChunkLayout:
     """How a volume of `size` bytes is cut into chunks of `chunk` bytes, and these into units."""
 
     size: int
@@ -77,7 +77,7 @@ class Shape:
             yield chunk, chunk + 1, first, last
 
 
-def area_with(shape: Shape, present: Iterable[tuple[int, int]]) -> Pieces:
+def area_with(shape: ChunkLayout, present: Iterable[tuple[int, int]]) -> Pieces:
     """The area where these ranges (first, end) of chunks are there, and nothing else is."""
     states = bytearray(shape.chunks)
     for first, end in present:
@@ -85,7 +85,7 @@ def area_with(shape: Shape, present: Iterable[tuple[int, int]]) -> Pieces:
     return [(0, states)]
 
 
-def area_without(shape: Shape, absent: Sequence[tuple[int, int]]) -> Pieces:
+def area_without(shape: ChunkLayout, absent: Sequence[tuple[int, int]]) -> Pieces:
     """The area where all is there but these ranges (first byte, end), which are in order."""
     states = bytearray([PRESENT]) * shape.chunks
     for offset, end in absent:
@@ -95,7 +95,7 @@ def area_without(shape: Shape, absent: Sequence[tuple[int, int]]) -> Pieces:
     return itertools.chain([(0, states)], bits)
 
 
-def _parts(shape: Shape, absent: Iterable[tuple[int, int]]) -> Iterator[tuple[int, bytes]]:
+def _parts(shape: ChunkLayout, absent: Iterable[tuple[int, int]]) -> Iterator[tuple[int, bytes]]:
     """The chunks of which something is absent, but not as one of many, and their bits."""
     pieces = (
         (chunk, ((1 << (last - first)) - 1) << first)
@@ -120,7 +120,7 @@ class Presence:
 
     def __init__(
         self,
-        shape: Shape,
+        shape: ChunkLayout,
         area: Area,
         base: int = 0,
         changed: Callable[[int, int], None] = lambda _start, _end: None,

@@ -38,8 +38,8 @@ from pathlib import Path
 
 from blake3 import blake3
 
-from lunr.backup.lazy_image.backing_file import Local
-from lunr.backup.lazy_image.presence import PARTIAL, PRESENT, Pieces, Presence, Shape
+from lunr.backup.lazy_image.backing_file import BackingFile
+from lunr.backup.lazy_image.presence import PARTIAL, PRESENT, ChunkLayout, Pieces, Presence
 from lunr.common.errors import LunrError
 
 SECTOR = 512
@@ -80,7 +80,7 @@ class Header:
     """What a disk map is of."""
 
     id: bytes
-    shape: Shape
+    shape: ChunkLayout
     backup_id: str
 
 
@@ -91,7 +91,7 @@ class DiskMap:
         header: what it is of.
     """
 
-    def __init__(self, file: Local) -> None:
+    def __init__(self, file: BackingFile) -> None:
         """Read the header.
 
         Raises:
@@ -103,7 +103,7 @@ class DiskMap:
         magic, id_, size, chunk, backup_id = _DISK_HEADER.unpack_from(raw)
         if magic != _DISK_MAGIC:
             raise MapCorrupt(path=file.path, reason="it does not begin like a map.")
-        self.header = Header(id_, Shape(size, chunk), backup_id.rstrip(b"\0").decode())
+        self.header = Header(id_, ChunkLayout(size, chunk), backup_id.rstrip(b"\0").decode())
         if file.size != _sectors(self.header.shape) * SECTOR:
             raise MapCorrupt(path=file.path, reason=f"it has {file.size} bytes.")
         self._key = id_ * 2
@@ -161,11 +161,11 @@ def _sealed(number: int, content: bytes, key: bytes) -> bytes:
     return content + blake3(number.to_bytes(8, "little") + content, key=key).digest(length=8)
 
 
-def _sectors(shape: Shape) -> int:
+def _sectors(shape: ChunkLayout) -> int:
     return 1 + -(-shape.area // CONTENT)
 
 
-def create(path: Path, shape: Shape, backup_id: str, area: Pieces) -> None:
+def create(path: Path, shape: ChunkLayout, backup_id: str, area: Pieces) -> None:
     """Put a disk map at `path`, durably; it is there whole, or not at all.
 
     Args:
@@ -183,7 +183,7 @@ def create(path: Path, shape: Shape, backup_id: str, area: Pieces) -> None:
         os.fchmod(raw.fileno(), 0o600)
         raw.write(_sealed(0, packed, bytes(32)))
         raw.truncate(_sectors(shape) * SECTOR)
-    with contextlib.closing(Local(new)) as file:
+    with contextlib.closing(BackingFile(new)) as file:
         disk = DiskMap(file)
         disk.write(_in_sectors(area))
         disk.sync()
@@ -217,7 +217,7 @@ class Maps:
         survived: whether it is the one of a process of this boot that was killed.
     """
 
-    def __init__(self, file: Local, live: Path) -> None:
+    def __init__(self, file: BackingFile, live: Path) -> None:
         """Open the disk map in `file`, and the live map at `live`, which is made if need be.
 
         `file` is locked until it is closed: two processes with the same volume would
@@ -361,7 +361,7 @@ class Maps:
         os.close(self._live)
 
 
-def _live_size(shape: Shape) -> int:
+def _live_size(shape: ChunkLayout) -> int:
     """Bytes of a live map: whole pages, so that giving one room changes no size."""
     return _PAGE + -(-shape.area // _PAGE) * _PAGE
 

@@ -68,13 +68,13 @@ from typing import Any
 
 from lunr.backup.keys import derive, master_keys
 from lunr.backup.lazy_image import fuse_protocol, mount, presence_file
-from lunr.backup.lazy_image.background_fill import Fill, Mode
-from lunr.backup.lazy_image.backing_file import Local
+from lunr.backup.lazy_image.background_fill import BackgroundFill, Mode
+from lunr.backup.lazy_image.backing_file import BackingFile
 from lunr.backup.lazy_image.control import Control
-from lunr.backup.lazy_image.missing_extents import Gaps
-from lunr.backup.lazy_image.presence import UNIT, Pieces, Shape, area_with, area_without
+from lunr.backup.lazy_image.missing_extents import MissingExtents
+from lunr.backup.lazy_image.presence import UNIT, ChunkLayout, Pieces, area_with, area_without
 from lunr.backup.lazy_image.readonly_image import Image
-from lunr.backup.lazy_image.restored_volume import FillingVolume
+from lunr.backup.lazy_image.restored_volume import RestoredVolume
 from lunr.backup.read.backup_reader import Source, kept_root
 from lunr.backup.repository.repository import Repository
 from lunr.backup.stores import open_store
@@ -102,8 +102,8 @@ class Worker:
         self._control = control
         self._point = Path(self._field("mountpoint"))
         self._closing = contextlib.ExitStack()
-        self._volume: FillingVolume | None = None
-        self._fill: Fill | None = None
+        self._volume: RestoredVolume | None = None
+        self._fill: BackgroundFill | None = None
         self._progress: dict[str, Any] = {}
         self._go = threading.Event()
         self._filled = False
@@ -213,7 +213,7 @@ class Worker:
         self._closing.callback(cancel.set)
         return Repository(store, own, older=older)
 
-    def _open_volume(self, source: Source) -> FillingVolume:
+    def _open_volume(self, source: Source) -> RestoredVolume:
         size, geometry = int(self._field("size_bytes")), source.geometry
         _check_size(size, source)
         if geometry.block % UNIT:
@@ -222,9 +222,9 @@ class Worker:
         if target.size < size:
             raise errors.BadRequest(reason=f"{target.path} has {target.size} bytes, not {size}.")
         is_zero = bool(self._task.get("target_is_zero", False))
-        opened = self._open_maps(Shape(size, geometry.chunk), source, target, is_zero)
-        self._volume = FillingVolume(source, target, opened, is_zero)
-        self._fill = Fill(
+        opened = self._open_maps(ChunkLayout(size, geometry.chunk), source, target, is_zero)
+        self._volume = RestoredVolume(source, target, opened, is_zero)
+        self._fill = BackgroundFill(
             self._volume,
             self.report,
             _mode(self._task.get("fill", "eager")),
@@ -234,7 +234,7 @@ class Worker:
         return self._volume
 
     def _open_maps(
-        self, shape: Shape, source: Source, target: Local, is_zero: bool
+        self, shape: ChunkLayout, source: Source, target: BackingFile, is_zero: bool
     ) -> presence_file.Maps:
         path, backup_id = Path(self._field("map")), str(self._field("backup_id"))
         if not path.exists():
@@ -248,7 +248,7 @@ class Worker:
             )
         return opened
 
-    def _area(self, shape: Shape, source: Source, is_zero: bool) -> Pieces:
+    def _area(self, shape: ChunkLayout, source: Source, is_zero: bool) -> Pieces:
         """What is there from the start."""
         if self._task.get("gaps") is not None:
             gaps = _read(Path(self._task["gaps"]), str(self._field("backup_id")))
@@ -286,7 +286,7 @@ class Worker:
         except errors.LunrError as error:
             answer("refused", code=error.code, reason=str(error))
 
-    def _hold(self, volume: FillingVolume, answer: Callable[..., None]) -> None:
+    def _hold(self, volume: RestoredVolume, answer: Callable[..., None]) -> None:
         """Keep what is absent absent, in a thread of its own, until ``go``."""
         go = threading.Event()
         self._go, earlier = go, self._go
@@ -308,16 +308,16 @@ def _check_size(size: int, source: Source) -> None:
         )
 
 
-def _opened(path: Path) -> Local:
+def _opened(path: Path) -> BackingFile:
     try:
-        return Local(path)
+        return BackingFile(path)
     except OSError as error:
         raise errors.BadRequest(reason=f"{path}: {error.strerror}.") from error
 
 
-def _read(path: Path, backup_id: str) -> Gaps:
+def _read(path: Path, backup_id: str) -> MissingExtents:
     try:
-        gaps = Gaps.read(path)
+        gaps = MissingExtents.read(path)
     except OSError as error:
         raise errors.BadRequest(reason=f"{path}: {error.strerror}.") from error
     if gaps.backup_id != backup_id:

@@ -10,7 +10,7 @@ from collections import OrderedDict
 from lunr.backup.format.names import Buffer
 from lunr.backup.lazy_image.fuse_protocol import Bytes
 from lunr.backup.read.backup_reader import DAMAGE, Source
-from lunr.backup.read.single_flight import Once
+from lunr.backup.read.single_flight import SingleFlight
 from lunr.common.errors import LunrError
 
 #: Whole chunks kept (64 MiB). The kernel caches what it was given besides.
@@ -38,7 +38,7 @@ class Image:
         self._touched: OrderedDict[int, None] = OrderedDict()
         #: Chunks that are damaged somewhere: all of one is not asked for again.
         self._broken: set[int] = set()
-        self._loading: Once[int, Buffer | None] = Once()
+        self._loading: SingleFlight[int, Buffer | None] = SingleFlight()
 
     def read(self, offset: int, into: memoryview, until: float) -> Bytes:
         """See :meth:`protocol.File.read`."""

@@ -44,12 +44,12 @@ import time
 from collections.abc import Callable, Iterator
 
 from lunr.backup.format.names import Buffer
-from lunr.backup.lazy_image.backing_file import Local
+from lunr.backup.lazy_image.backing_file import BackingFile
 from lunr.backup.lazy_image.fuse_protocol import Contended
 from lunr.backup.lazy_image.presence import ABSENT, PRESENT, UNIT
 from lunr.backup.lazy_image.presence_file import Maps
 from lunr.backup.read.backup_reader import DAMAGE, Source
-from lunr.backup.read.single_flight import Once
+from lunr.backup.read.single_flight import SingleFlight
 from lunr.common.errors import LunrError
 
 logger = logging.getLogger(__name__)
@@ -63,7 +63,7 @@ class SyncLost(OSError):
     """What was written since the last sync that worked is perhaps not on the disk, ever."""
 
 
-class FillingVolume:
+class RestoredVolume:
     """What :class:`protocol.File` asks for, of a volume in `data` that fills from `source`.
 
     Attributes:
@@ -76,7 +76,7 @@ class FillingVolume:
 
     writable = True
 
-    def __init__(self, source: Source, data: Local, maps: Maps, data_is_zero: bool) -> None:
+    def __init__(self, source: Source, data: BackingFile, maps: Maps, data_is_zero: bool) -> None:
         """Serve the volume.
 
         Args:
@@ -99,8 +99,8 @@ class FillingVolume:
         self._is_zero = data_is_zero
         self._chunk = maps.header.shape.chunk
         self._locks = [threading.Lock() for _ in range(_LOCKS)]
-        self._fetching: Once[int, int] = Once()
-        self._fetching_parts: Once[tuple[int, int, int], None] = Once()
+        self._fetching: SingleFlight[int, int] = SingleFlight()
+        self._fetching_parts: SingleFlight[tuple[int, int, int], None] = SingleFlight()
         #: The blocks that are fetched now as the first of their chunk.
         self._first_parts: dict[int, tuple[int, int]] = {}
         self._syncing = threading.Lock()

@@ -21,7 +21,7 @@ from lunr.backup.format.names import Buffer
 from lunr.backup.format.roots import Root
 from lunr.backup.format.segments import Entry
 from lunr.backup.read.plan import load_range
-from lunr.backup.read.single_flight import Once
+from lunr.backup.read.single_flight import SingleFlight
 from lunr.backup.repository.repository import Repository
 from lunr.common import files
 from lunr.common.errors import LunrError
@@ -92,7 +92,7 @@ class Source:
         self._report = report
         self._lock = threading.Lock()
         self._segments: OrderedDict[int, list[Entry]] = OrderedDict()
-        self._loading: Once[int, list[Entry]] = Once()
+        self._loading: SingleFlight[int, list[Entry]] = SingleFlight()
         self._damage: dict[str, _Damage] = {}
         self._away = False
         self._closed = threading.Event()

@@ -1,6 +1,6 @@
 """How to read chunks of which parts are in patches: every object once, in any order.
 
-A :class:`Reading` of some chunks (all of a segment, or one) lists the objects
+A :class:`ReadPlan` of some chunks (all of a segment, or one) lists the objects
 that they need, in the order of the volume, and what to take from each. They can
 be fetched in any order and in parallel; what was fetched is checked block by
 block and can be written to its place at once, so nothing needs to be put
@@ -25,7 +25,7 @@ from lunr.backup.repository.repository import Repository, StoredObject
 _FEW_PARTS = 3
 
 
-class Use(NamedTuple):
+class BlockCopy(NamedTuple):
     """Of an object, `blocks` blocks from `there` on are those of `chunk` from `first` on."""
 
     chunk: int
@@ -35,12 +35,12 @@ class Use(NamedTuple):
 
 
 @dataclass
-class Fetch:
+class ObjectFetch:
     """An object, and all that is to be taken from it. Without a `ref`: zeros."""
 
     kind: Kind
     ref: Ref | None
-    uses: list[Use] = field(default_factory=list)
+    uses: list[BlockCopy] = field(default_factory=list)
 
     @property
     def blocks(self) -> int:
@@ -57,7 +57,7 @@ class _Check:
         self.missing = blocks
 
 
-class Reading:
+class ReadPlan:
     """A reading of `chunks` (by their number in the volume) of a backup of `size` bytes.
 
     Attributes:
@@ -72,16 +72,16 @@ class Reading:
         self._geometry = geometry
         self._lock = threading.Lock()
         self._checks: dict[int, _Check] = {}
-        found: dict[tuple[Kind, Ref | None], Fetch] = {}
+        found: dict[tuple[Kind, Ref | None], ObjectFetch] = {}
         for chunk, entry in chunks.items():
             count = -(-geometry.chunk_length(chunk, size) // geometry.block)
             if isinstance(entry, Patched):
                 self._checks[chunk] = _Check(entry, count)
             for kind, ref, use in _uses(chunk, entry, count):
-                found.setdefault((kind, ref), Fetch(kind, ref)).uses.append(use)
+                found.setdefault((kind, ref), ObjectFetch(kind, ref)).uses.append(use)
         self.fetches = list(found.values())
 
-    def read(self, fetch: Fetch) -> Iterator[tuple[int, Buffer | None, int]]:
+    def read(self, fetch: ObjectFetch) -> Iterator[tuple[int, Buffer | None, int]]:
         """Fetch an object; where in the volume its bytes belong, the bytes (None: zeros), how many.
 
         The object is fetched whole when much of it, or many parts of it, are needed.
@@ -94,7 +94,7 @@ class Reading:
         self.check(fetch, opened)
         yield from self.parts(fetch, opened)
 
-    def open(self, fetch: Fetch) -> StoredObject | None:
+    def open(self, fetch: ObjectFetch) -> StoredObject | None:
         """Fetch an object that is to be read, see :meth:`read`; None for zeros."""
         if fetch.ref is None:
             return None
@@ -103,7 +103,7 @@ class Reading:
         return self._repository.open(fetch.ref, fetch.kind, whole=whole, expect=most)
 
     def parts(
-        self, fetch: Fetch, opened: StoredObject | None
+        self, fetch: ObjectFetch, opened: StoredObject | None
     ) -> Iterator[tuple[int, Buffer | None, int]]:
         """What :meth:`read` gives, but for the check of whole chunks."""
         for use in fetch.uses:
@@ -116,7 +116,7 @@ class Reading:
             if offset < end:  # zeros, or the base was stored when the volume was smaller
                 yield offset, None, end - offset
 
-    def check(self, fetch: Fetch, opened: StoredObject | None) -> None:
+    def check(self, fetch: ObjectFetch, opened: StoredObject | None) -> None:
         """Take over the hashes of the blocks in `opened`, and check the chunks that are complete.
 
         Raises:
@@ -133,7 +133,7 @@ class Reading:
             if use.chunk in self._checks:
                 self._note(use, hashes)
 
-    def _hashes(self, use: Use, opened: StoredObject, kind: Kind) -> list[bytes]:
+    def _hashes(self, use: BlockCopy, opened: StoredObject, kind: Kind) -> list[bytes]:
         """The hashes of the chunk's blocks that come from `opened`."""
         index = opened.index
         there = self._there(use, opened, kind)
@@ -157,7 +157,7 @@ class Reading:
             )
         return hashes
 
-    def _there(self, use: Use, opened: StoredObject, kind: Kind) -> int:
+    def _there(self, use: BlockCopy, opened: StoredObject, kind: Kind) -> int:
         """How many of the blocks the object has; only a patched chunk's base may have fewer."""
         if opened.index.block_size != self._geometry.block:
             raise errors.CorruptObject(name=opened.name, reason="its blocks have another size.")
@@ -171,7 +171,7 @@ class Reading:
         opened.check(use.there, use.blocks)
         return use.blocks
 
-    def _range(self, use: Use) -> tuple[int, int]:
+    def _range(self, use: BlockCopy) -> tuple[int, int]:
         start = use.chunk * self._geometry.chunk
         end = start + self._geometry.chunk_length(use.chunk, self._size)
         first = start + use.first * self._geometry.block
@@ -182,7 +182,7 @@ class Reading:
         length = self._geometry.chunk_length(chunk, self._size)
         return min(self._geometry.block, length - block * self._geometry.block)
 
-    def _note(self, use: Use, hashes: list[bytes]) -> None:
+    def _note(self, use: BlockCopy, hashes: list[bytes]) -> None:
         check = self._checks[use.chunk]
         start = use.first * HASH_SIZE
         with self._lock:
@@ -197,15 +197,15 @@ class Reading:
             )
 
 
-def _uses(chunk: int, entry: Entry, count: int) -> Iterator[tuple[Kind, Ref | None, Use]]:
+def _uses(chunk: int, entry: Entry, count: int) -> Iterator[tuple[Kind, Ref | None, BlockCopy]]:
     """From where the `count` blocks of a chunk come, in runs."""
     if entry is None:
         return
     if isinstance(entry, Ref):
-        yield Kind.CHUNK, entry, Use(chunk, 0, count, 0)
+        yield Kind.CHUNK, entry, BlockCopy(chunk, 0, count, 0)
         return
     places = places_of(entry)
-    last: tuple[Kind, Ref | None, Use] | None = None
+    last: tuple[Kind, Ref | None, BlockCopy] | None = None
     for block in range(count):
         kind, ref, there = Kind.CHUNK, entry.base, block
         if block in places:
@@ -219,7 +219,7 @@ def _uses(chunk: int, entry: Entry, count: int) -> Iterator[tuple[Kind, Ref | No
                 continue
         if last is not None:
             yield last
-        last = kind, ref, Use(chunk, block, 1, there)
+        last = kind, ref, BlockCopy(chunk, block, 1, there)
     if last is not None:
         yield last
 
@@ -238,13 +238,13 @@ def load_range(
     """
     start, end = blocks.start * geometry.block, min(blocks.stop * geometry.block, length)
     data: bytearray | None = None
-    reading = Reading(repository, {0: entry}, length, geometry)
+    reading = ReadPlan(repository, {0: entry}, length, geometry)
     whole = len(blocks) * geometry.block >= length
     for fetch in reading.fetches:
         if whole:
             parts = reading.read(fetch)
         else:
-            some = Fetch(fetch.kind, fetch.ref, list(_cut(fetch.uses, blocks)))
+            some = ObjectFetch(fetch.kind, fetch.ref, list(_cut(fetch.uses, blocks)))
             parts = reading.parts(some, reading.open(some) if some.uses else None)
         for offset, part, count in parts:
             if part is None:
@@ -256,9 +256,9 @@ def load_range(
     return bytearray(end - start) if data is None else data
 
 
-def _cut(uses: Iterable[Use], blocks: range) -> Iterator[Use]:
+def _cut(uses: Iterable[BlockCopy], blocks: range) -> Iterator[BlockCopy]:
     """What of `uses` lies in `blocks`."""
     for use in uses:
         first, stop = max(use.first, blocks.start), min(use.first + use.blocks, blocks.stop)
         if first < stop:
-            yield Use(use.chunk, first, stop - first, use.there + first - use.first)
+            yield BlockCopy(use.chunk, first, stop - first, use.there + first - use.first)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from lunr.backup import errors, parallel
 from lunr.backup.format.roots import Root
-from lunr.backup.read.plan import Fetch, Reading
+from lunr.backup.read.plan import ObjectFetch, ReadPlan
 from lunr.backup.read.restore_target import FileTarget
 from lunr.backup.read.target_users import find_users
 from lunr.backup.repository.repository import Repository
@@ -113,13 +113,13 @@ class _Restore:
                 if hole < offset:
                     yield partial(self._zero, hole, offset - hole)
                 hole = offset + geometry.chunk_length(chunk, size)
-            reading = Reading(self._repository, held, size, geometry)
+            reading = ReadPlan(self._repository, held, size, geometry)
             for fetch in reading.fetches:
                 yield partial(self._fetch, reading, fetch)
         if hole < self._out.size:
             yield partial(self._zero, hole, self._out.size - hole)
 
-    def _fetch(self, reading: Reading, fetch: Fetch) -> None:
+    def _fetch(self, reading: ReadPlan, fetch: ObjectFetch) -> None:
         done = 0
         with contextlib.ExitStack() as turn:
             turn.enter_context(self._slots)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from lunr.backup import errors
 from lunr.backup.format.names import Buffer
-from lunr.common.linux import Streaming, punch_hole
+from lunr.common.linux import UncachedWriter, punch_hole
 
 _STEP = 4 << 20
 _ZEROS = bytes(_STEP)
@@ -34,7 +34,7 @@ class FileTarget:
         """
         self._path = path
         self._created = False
-        self._streaming = Streaming()
+        self._streaming = UncachedWriter()
         try:
             flags = os.O_RDWR | os.O_CLOEXEC
             try:

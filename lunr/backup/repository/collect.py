@@ -37,7 +37,7 @@ from lunr.backup.format.names import Kind, Ref, condemned_name, root_name, sessi
 from lunr.backup.format.segments import objects_of
 from lunr.backup.repository import pending_deletion as lists
 from lunr.backup.repository import sessions
-from lunr.backup.repository.pending_deletion import Condemned
+from lunr.backup.repository.pending_deletion import PendingDeletion
 from lunr.backup.repository.quarantine import subject_of
 from lunr.backup.repository.repository import Repository
 from lunr.common import ids
@@ -46,7 +46,7 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Collected:
+class MarkResult:
     """What a collection found.
 
     Attributes:
@@ -62,7 +62,7 @@ class Collected:
 
 
 @dataclass(frozen=True)
-class Swept:
+class SweepResult:
     """What a sweep removed: objects, and their bytes."""
 
     deleted: int
@@ -77,7 +77,7 @@ def collect(
     cancel: threading.Event | None = None,
     *,
     required: Collection[str] = (),
-) -> Collected:
+) -> MarkResult:
     """Condemn what no backup needs.
 
     Args:
@@ -120,14 +120,14 @@ def collect(
     since = set(sessions.tokens(repository)) - writers.over
     found = {name: size for name, size in found.items() if token_of(name) not in since}
     if not found:
-        return Collected(None, 0, unswept)
+        return MarkResult(None, 0, unswept)
     collection = ids.new()
     lists.store(
         repository,
         collection,
-        Condemned(repository.clock(), found, tuple(sorted(writers.saves))),
+        PendingDeletion(repository.clock(), found, tuple(sorted(writers.saves))),
     )
-    return Collected(collection, len(found), unswept)
+    return MarkResult(collection, len(found), unswept)
 
 
 def sweep(
@@ -139,7 +139,7 @@ def sweep(
     cancel: threading.Event | None = None,
     *,
     required: Collection[str] = (),
-) -> Swept:
+) -> SweepResult:
     """Delete what `collection` condemned and still no backup needs. Can be done again.
 
     Raises:
@@ -152,9 +152,9 @@ def sweep(
         # Nothing in it can be trusted; what it named is found again.
         logger.warning("Dropped without sweeping it: %s", error)
         repository.store.delete(condemned_name(collection))
-        return Swept(0, 0)
+        return SweepResult(0, 0)
     if condemned is None:
-        return Swept(0, 0)
+        return SweepResult(0, 0)
     age = repository.clock() - condemned.created
     if age < grace:
         raise errors.SavesRunning(
@@ -174,10 +174,10 @@ def sweep(
     else:
         repository.store.delete(condemned_name(collection))
     _forget_lists(repository, _load_lists(repository), lambda name: name in doomed)
-    return Swept(len(doomed), sum(doomed.values()))
+    return SweepResult(len(doomed), sum(doomed.values()))
 
 
-def _load_lists(repository: Repository) -> dict[str, Condemned]:
+def _load_lists(repository: Repository) -> dict[str, PendingDeletion]:
     """All lists. One that can't be read seems to name nothing: its sweep drops it."""
     found = {}
     for collection in lists.listed(repository):
@@ -185,14 +185,14 @@ def _load_lists(repository: Repository) -> dict[str, Condemned]:
             one = lists.load(repository, collection)
         except errors.CorruptObject as error:
             logger.warning("It waits for its sweep: %s", error)
-            one = Condemned(repository.clock(), {}, ())
+            one = PendingDeletion(repository.clock(), {}, ())
         if one is not None:
             found[collection] = one
     return found
 
 
 def _forget_lists(
-    repository: Repository, old: Mapping[str, Condemned], is_gone: Callable[[str], bool]
+    repository: Repository, old: Mapping[str, PendingDeletion], is_gone: Callable[[str], bool]
 ) -> None:
     """Remove the swept lists of which every object is gone.
 

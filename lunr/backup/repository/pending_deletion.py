@@ -22,7 +22,7 @@ MAX_SIZE = 1 << 28
 
 
 @dataclass(frozen=True)
-class Condemned:
+class PendingDeletion:
     """One list.
 
     Attributes:
@@ -38,7 +38,7 @@ class Condemned:
     swept: bool = False
 
 
-def store(repository: Repository, collection: str, condemned: Condemned) -> None:
+def store(repository: Repository, collection: str, condemned: PendingDeletion) -> None:
     """Write the list of `collection`."""
     record = {
         "format": VERSION,
@@ -52,7 +52,7 @@ def store(repository: Repository, collection: str, condemned: Condemned) -> None
     repository.store.put(condemned_name(collection), raw, durable=True)
 
 
-def load(repository: Repository, collection: str) -> Condemned | None:
+def load(repository: Repository, collection: str) -> PendingDeletion | None:
     """The list of `collection`, or None when it was swept.
 
     Raises:
@@ -71,7 +71,7 @@ def load(repository: Repository, collection: str) -> Condemned | None:
             raise errors.UnsupportedFormat(name=name, reason="a list of another version.")
         if not all(map(is_name, record["objects"])):
             raise errors.CorruptObject(name=name, reason="it lists what is no object.")
-        return Condemned(
+        return PendingDeletion(
             record["created"], record["objects"], tuple(record["saves"]), record["swept"]
         )
     except (zstandard.ZstdError, ValueError, TypeError, KeyError) as error:

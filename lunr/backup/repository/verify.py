@@ -14,7 +14,7 @@ from lunr.backup import errors, parallel
 from lunr.backup.format.names import Kind, Ref
 from lunr.backup.format.roots import Root
 from lunr.backup.format.segments import Entry
-from lunr.backup.read.plan import Fetch, Reading
+from lunr.backup.read.plan import ObjectFetch, ReadPlan
 from lunr.backup.repository import quarantine
 from lunr.backup.repository.repository import Repository
 from lunr.backup.save.save import Progress
@@ -28,7 +28,7 @@ _BAD = (errors.CorruptObject, errors.ObjectMissing, errors.UnsupportedFormat)
 
 
 @dataclass(frozen=True)
-class Share:
+class VerifyShard:
     """One of `of` shares of a store's objects: of several days, each reads another share."""
 
     number: int
@@ -63,7 +63,7 @@ def verify(
     repository: Repository,
     backup_ids: Iterable[str] | None = None,
     *,
-    share: Share | None = None,
+    share: VerifyShard | None = None,
     concurrency: int = 4,
     progress: Progress | None = None,
     cancel: threading.Event | None = None,
@@ -116,7 +116,7 @@ class _Verify:
     def __init__(
         self,
         repository: Repository,
-        share: Share | None,
+        share: VerifyShard | None,
         noted: Collection[str],
         progress: Progress | None,
     ) -> None:
@@ -173,7 +173,7 @@ class _Verify:
                     continue
                 chunks, ref = segment
                 held = self._held(owner, root, chunks, ref, segments, entries)
-                reading = Reading(owner, held, root.size_bytes, root.geometry)
+                reading = ReadPlan(owner, held, root.size_bytes, root.geometry)
                 for fetch in reading.fetches:
                     key = hash((fetch.kind, fetch.ref))
                     is_new = key not in objects
@@ -211,14 +211,14 @@ class _Verify:
         self._advance(min(end, root.size_bytes) - start)
         return held
 
-    def _is_due(self, fetch: Fetch) -> bool:
+    def _is_due(self, fetch: ObjectFetch) -> bool:
         ref = fetch.ref
         return ref is not None and (
             self._share is None or self._share.has(ref) or ref.name(fetch.kind) in self._noted
         )
 
     def _check(
-        self, owner: Repository, reading: Reading | None, fetch: Fetch, is_new: bool
+        self, owner: Repository, reading: ReadPlan | None, fetch: ObjectFetch, is_new: bool
     ) -> None:
         """Check an object, unless that was done, and the chunks that were put together with it."""
         opened = None

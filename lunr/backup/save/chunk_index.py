@@ -17,7 +17,7 @@ logger = logging.getLogger(__name__)
 _REMEMBERED = 1 << 19
 
 
-class KnownChunks:
+class ChunkIndex:
     """Chunk objects that the backup may refer to, by their content hash.
 
     They are those of other backups, and those that the save itself has stored. The others'

@@ -28,7 +28,7 @@ UNUSABLE = (
 
 
 @dataclass(frozen=True)
-class Before:
+class ParentSegment:
     """A segment of the parent.
 
     Attributes:
@@ -122,7 +122,7 @@ class Parent:
         except UNUSABLE:
             return False  # `segment` tells of it
 
-    def segment(self, number: int, chunks: range) -> Before:
+    def segment(self, number: int, chunks: range) -> ParentSegment:
         """What there is for `chunks`, which are those of segment `number` in the new backup."""
         there, ref = self._segments.get(number, (range(0), None))
         entries: list[Entry] = [None] * len(there)
@@ -131,10 +131,10 @@ class Parent:
                 entries = self._repository.load_segment(ref, len(there))
             except UNUSABLE as error:
                 logger.warning("A segment of the parent can't be used: %s", error)
-                return Before()
+                return ParentSegment()
         # It has zeros where it has ended.
         usable = {**dict.fromkeys(chunks, None), **dict(zip(chunks, entries, strict=False))}
-        return Before(ref, entries, {c: e for c, e in usable.items() if self._may_use(e)})
+        return ParentSegment(ref, entries, {c: e for c, e in usable.items() if self._may_use(e)})
 
 
 def load_parent(

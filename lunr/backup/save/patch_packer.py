@@ -10,7 +10,7 @@ from typing import NamedTuple
 from lunr.backup.format.names import Ref
 
 
-class Loose(NamedTuple):
+class PendingBlock(NamedTuple):
     """A block on its way into a patch object; `chunk` and `block` say where it belongs."""
 
     chunk: int
@@ -22,7 +22,7 @@ class Loose(NamedTuple):
 _place = attrgetter("chunk", "block")
 
 
-class Packer:
+class PatchPacker:
     """Packs the blocks of one segment. Any thread may add some.
 
     The chunks of a save are done in the order of the volume but for those under
@@ -38,14 +38,14 @@ class Packer:
         self.places: dict[tuple[int, int], tuple[Ref, int]] = {}
         self._capacity = capacity
         self._store = store
-        self._waiting: list[Loose] = []
+        self._waiting: list[PendingBlock] = []
         self._lock = threading.Lock()
 
     def __len__(self) -> int:
         """How many blocks wait for more."""
         return len(self._waiting)
 
-    def add(self, blocks: Iterable[Loose]) -> None:
+    def add(self, blocks: Iterable[PendingBlock]) -> None:
         """Pack `blocks`; the objects that they fill are stored when this returns."""
         with self._lock:
             self._waiting += blocks
@@ -63,7 +63,7 @@ class Packer:
         if rest:
             self._put(rest)
 
-    def _put(self, blocks: list[Loose]) -> None:
+    def _put(self, blocks: list[PendingBlock]) -> None:
         # In order, the volume's short last block is the object's last, as it must be.
         blocks.sort(key=_place)
         data = b"".join(block.data for block in blocks)

@@ -28,12 +28,12 @@ from lunr.backup.repository.repository import Repository
 from lunr.backup.repository.sessions import Writer
 from lunr.backup.save.block_hashes import Indexes
 from lunr.backup.save.block_source import Source
-from lunr.backup.save.chunk_index import KnownChunks
+from lunr.backup.save.chunk_index import ChunkIndex
 from lunr.backup.save.object_writer import Output
-from lunr.backup.save.parent import UNUSABLE, Before, Parent, load_parent
-from lunr.backup.save.patch_packer import Loose, Packer
+from lunr.backup.save.parent import UNUSABLE, Parent, ParentSegment, load_parent
+from lunr.backup.save.patch_packer import PatchPacker, PendingBlock
 from lunr.backup.save.patch_rewrite_policy import is_written_whole
-from lunr.backup.save.segment_builder import Draft
+from lunr.backup.save.segment_builder import SegmentBuilder
 from lunr.backup.save.source_reader import Input, is_zero
 from lunr.common.extents import Extents, runs
 from lunr.common.linux import reuse_memory
@@ -166,7 +166,7 @@ class _Save:
             changed = self._backup.changed
             changed = changed if isinstance(changed, Extents) else Extents(changed)
             changes = parent.changes(changed, size)
-        self._known = KnownChunks(
+        self._known = ChunkIndex(
             self._others(parent),
             _LEARNED_FROM if changes is None else _LEARNED_FROM_IF_FEW_CHANGED,
             self._concurrency,
@@ -247,17 +247,17 @@ class _Save:
                 wanted.extend(range(first, -(-stop // unit)))
             self._count_holes(chunks, wanted)
             if wanted:
-                draft = Draft(
+                draft = SegmentBuilder(
                     number,
                     chunks,
-                    Before() if parent is None else parent.segment(number, chunks),
+                    ParentSegment() if parent is None else parent.segment(number, chunks),
                     Indexes(self._repository, self._geometry, self._output.slots),
-                    Packer(self._most, self._output.patch),
+                    PatchPacker(self._most, self._output.patch),
                 )
                 yield from self._steps_of(draft, wanted, changes)
 
     def _steps_of(
-        self, draft: Draft, wanted: Iterable[int], changes: Extents | None
+        self, draft: SegmentBuilder, wanted: Iterable[int], changes: Extents | None
     ) -> Iterator[Callable[[], None]]:
         todo: list[Callable[[], None]] = []
         for chunk in wanted:
@@ -288,7 +288,7 @@ class _Save:
     # --- one chunk -------------------------------------------------------------------
 
     def _save_chunk(
-        self, draft: Draft, chunk: int, ranges: Sequence[tuple[int, int]] | None
+        self, draft: SegmentBuilder, chunk: int, ranges: Sequence[tuple[int, int]] | None
     ) -> None:
         """Save a chunk of which only `ranges` may differ from the parent's; None: all of it."""
         if ranges is None:
@@ -303,7 +303,7 @@ class _Save:
         if draft.done():
             self._store_segment(draft)
 
-    def _save_all(self, draft: Draft, chunk: int) -> None:
+    def _save_all(self, draft: SegmentBuilder, chunk: int) -> None:
         keys = self._repository.keys
         length = self._geometry.chunk_length(chunk, self._source.size)
         data = self._input.read(chunk * self._geometry.chunk, length)
@@ -318,7 +318,7 @@ class _Save:
         if before is not None:
             unit = self._geometry.block
             fresh = [
-                Loose(chunk, block, digest_, bytes(data[block * unit : (block + 1) * unit]))
+                PendingBlock(chunk, block, digest_, bytes(data[block * unit : (block + 1) * unit]))
                 for block, digest_ in enumerate(hashes)
                 if digest_ != before[block]
             ]
@@ -327,7 +327,9 @@ class _Save:
         ref = Ref(digest, self._output.token)
         self._settle(draft, chunk, self._known.claim(ref) or self._output.chunk(ref, hashes, data))
 
-    def _hashes_before(self, draft: Draft, chunk: int, length: int) -> list[bytes | None] | None:
+    def _hashes_before(
+        self, draft: SegmentBuilder, chunk: int, length: int
+    ) -> list[bytes | None] | None:
         """The hashes of the blocks that the parent's chunk has; None: it is of no use."""
         if chunk not in draft.before.usable:
             return None
@@ -337,7 +339,9 @@ class _Save:
             logger.warning("A chunk of the parent can't be used, storing all of it: %s", error)
             return None
 
-    def _save_ranges(self, draft: Draft, chunk: int, ranges: Sequence[tuple[int, int]]) -> None:
+    def _save_ranges(
+        self, draft: SegmentBuilder, chunk: int, ranges: Sequence[tuple[int, int]]
+    ) -> None:
         """Save a chunk of which only the blocks in `ranges` are read.
 
         Raises:
@@ -351,7 +355,7 @@ class _Save:
         for begin, end in ranges:
             first, stop = begin - start, -(-(end - start) // geometry.block)
             wanted.update(range(first // geometry.block, stop))
-        fresh: list[Loose] = []
+        fresh: list[PendingBlock] = []
         for first, stop in runs(wanted):
             at, end = first * geometry.block, min(stop * geometry.block, length)
             data = self._input.read(start + at, end - at)
@@ -362,7 +366,7 @@ class _Save:
                     hashes[block] = digest
                     offset = block * geometry.block - at
                     piece = bytes(data[offset : offset + geometry.block])
-                    fresh.append(Loose(chunk, block, digest, piece))
+                    fresh.append(PendingBlock(chunk, block, digest, piece))
         known = [digest for digest in hashes if digest is not None]
         if all(map(self._input.is_hash_of_zeros, known)):
             self._settle(draft, chunk, None)
@@ -374,7 +378,7 @@ class _Save:
         if not self._is_known(draft, chunk, digest):
             self._save_all(draft, chunk)
 
-    def _is_known(self, draft: Draft, chunk: int, digest: bytes) -> bool:
+    def _is_known(self, draft: SegmentBuilder, chunk: int, digest: bytes) -> bool:
         """Settle a chunk that is what it was in the parent, or that is stored already."""
         entry = draft.before.usable.get(chunk)
         if entry is None or entry.hash != digest:
@@ -384,7 +388,9 @@ class _Save:
         self._settle(draft, chunk, entry)
         return True
 
-    def _patch(self, draft: Draft, chunk: int, digest: bytes, fresh: Sequence[Loose]) -> bool:
+    def _patch(
+        self, draft: SegmentBuilder, chunk: int, digest: bytes, fresh: Sequence[PendingBlock]
+    ) -> bool:
         """Store the `fresh` blocks of a chunk in a patch, unless it should be written whole."""
         length = self._geometry.chunk_length(chunk, self._source.size)
         count = -(-length // self._geometry.block)
@@ -400,15 +406,15 @@ class _Save:
         draft.patch(chunk, digest, places, stored)
         return True
 
-    def _settle(self, draft: Draft, chunk: int, entry: Entry) -> None:
+    def _settle(self, draft: SegmentBuilder, chunk: int, entry: Entry) -> None:
         with self._lock:
             self._zeros += entry is None
         draft.settle(chunk, entry)
 
     # --- storing a segment -------------------------------------------------------------
 
-    def _store_segment(self, draft: Draft) -> None:
-        if draft.is_as_before and draft.before.ref is not None:
+    def _store_segment(self, draft: SegmentBuilder) -> None:
+        if draft.is_unchanged and draft.before.ref is not None:
             name = draft.before.ref.name(Kind.SEGMENT)
             if name not in self._condemned:
                 self._segments[draft.number] = draft.before.ref

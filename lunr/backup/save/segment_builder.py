@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from lunr.backup.format.names import Ref
 from lunr.backup.format.segments import Entry, Patched, Place, pieces_of, places_of
 from lunr.backup.save.block_hashes import Indexes
-from lunr.backup.save.parent import Before
-from lunr.backup.save.patch_packer import Loose, Packer
+from lunr.backup.save.parent import ParentSegment
+from lunr.backup.save.patch_packer import PatchPacker, PendingBlock
 from lunr.backup.save.patch_rewrite_policy import taken_along
 
 
@@ -25,7 +25,7 @@ class _Patching:
     loose: set[int]
 
 
-class Draft:
+class SegmentBuilder:
     """What the chunks of a segment become. Any thread may tell of one.
 
     Attributes:
@@ -39,9 +39,9 @@ class Draft:
         self,
         number: int,
         chunks: range,
-        before: Before,
+        before: ParentSegment,
         indexes: Indexes,
-        packer: Packer,
+        packer: PatchPacker,
     ) -> None:
         self.number = number
         self.chunks = chunks
@@ -54,7 +54,7 @@ class Draft:
         self._lock = threading.Lock()
 
     @property
-    def is_as_before(self) -> bool:
+    def is_unchanged(self) -> bool:
         """Whether every chunk is what it was in the parent."""
         return not self._patching and self._entries == self.before.entries
 
@@ -63,7 +63,7 @@ class Draft:
         self._entries[chunk - self.chunks.start] = entry
 
     def patch(
-        self, chunk: int, digest: bytes, places: dict[int, Place], fresh: Sequence[Loose]
+        self, chunk: int, digest: bytes, places: dict[int, Place], fresh: Sequence[PendingBlock]
     ) -> None:
         """`chunk`, with the content hash `digest`, is its parent's base, `places` and `fresh`."""
         entry = self.before.usable[chunk]
@@ -79,14 +79,14 @@ class Draft:
             self.missing -= 1
             return self.missing == 0
 
-    def finish(self, capacity: int, read: Callable[[int, int], Loose | None]) -> list[Entry]:
+    def finish(self, capacity: int, read: Callable[[int, int], PendingBlock | None]) -> list[Entry]:
         """All chunks, when they are done.
 
         Args:
             capacity: how many blocks a patch object may have.
             read: gives the block of a chunk, from the source; None: it is zeros.
         """
-        if not self.is_as_before:
+        if not self.is_unchanged:
             self._take_along(capacity, read)
         self._packer.flush()
         for chunk, patching in self._patching.items():
@@ -95,7 +95,7 @@ class Draft:
             self.settle(chunk, Patched(patching.hash, patching.base, pieces))
         return self._entries
 
-    def _take_along(self, capacity: int, read: Callable[[int, int], Loose | None]) -> None:
+    def _take_along(self, capacity: int, read: Callable[[int, int], PendingBlock | None]) -> None:
         """Empty old patch objects, when there are too many of them."""
         patched = {
             chunk: entry

@@ -9,7 +9,7 @@ from lunr.backup.format import blocks
 from lunr.backup.format.names import Geometry
 from lunr.backup.repository.repository import Repository
 from lunr.backup.save.block_source import Source
-from lunr.backup.save.patch_packer import Loose
+from lunr.backup.save.patch_packer import PendingBlock
 
 _ZEROS = bytes(64 << 10)
 
@@ -40,7 +40,7 @@ class Input:
             self.bytes_read += length
         return data
 
-    def block(self, chunk: int, block: int) -> Loose | None:
+    def block(self, chunk: int, block: int) -> PendingBlock | None:
         """A block of a chunk, or None if it is zeros."""
         geometry = self._geometry
         offset = block * geometry.block
@@ -49,7 +49,7 @@ class Input:
         (digest,) = blocks.hash_blocks(data, geometry.block, self._repository.keys)
         if self.is_hash_of_zeros(digest):
             return None
-        return Loose(chunk, block, digest, bytes(data))
+        return PendingBlock(chunk, block, digest, bytes(data))
 
     def is_hash_of_zeros(self, digest: bytes) -> bool:
         """Whether `digest` is the hash of a block of zeros, be it the last one."""

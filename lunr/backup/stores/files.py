@@ -12,7 +12,7 @@ from pathlib import Path
 from lunr.backup import errors
 from lunr.backup.format.names import Buffer, is_name
 from lunr.backup.stores.base import AT_ONCE, Slot, Store
-from lunr.common.linux import Streaming, syncfs
+from lunr.common.linux import UncachedWriter, syncfs
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 #: A file becomes an object by losing this ending. What a killed writer left
@@ -25,7 +25,7 @@ class FileStore(Store):
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._streaming = Streaming()
+        self._streaming = UncachedWriter()
         with self._errors():
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             # Open from the start: syncfs reports the write errors since then.

@@ -19,7 +19,7 @@ _LOOK = 0.2
 Check = Callable[[], LunrError | None]
 
 
-class Watch:
+class AbortChecks:
     """Sets `cancel` when one of its checks says so.
 
     Attributes:

@@ -40,7 +40,7 @@ _TARGET = re.compile(
 )
 
 
-class Announced:
+class GroupRegistration:
     """A group that the service knows we are saving.
 
     Attributes:
@@ -74,7 +74,7 @@ class Announced:
             except LunrError as error:
                 logger.warning("The service was not told that the backup goes on: %s", error)
 
-    def __enter__(self) -> Announced:
+    def __enter__(self) -> GroupRegistration:
         threading.Thread(target=self._renew, daemon=True, name="announced").start()
         return self
 
@@ -119,14 +119,14 @@ class Service:
         machine: str,
         created_at: str,
         backups: Sequence[dict[str, Any]],
-    ) -> Announced:
+    ) -> GroupRegistration:
         """Tell that a group is about to be saved; `backups` as docs/api.md has them.
 
         Raises:
             errors of :mod:`lunr.client.errors`: the service refuses, or does not answer.
         """
         told = {"machine": machine, "created_at": created_at, "backups": backups}
-        return Announced(self._client, group_id, told)
+        return GroupRegistration(self._client, group_id, told)
 
     def complete(self, repository: Repository, group: Group) -> None:
         """Tell that `group` is in the store.

@@ -18,8 +18,8 @@ from lunr.backup.save.save import Backup, save
 from lunr.common.errors import LunrError
 from lunr.live import errors
 from lunr.live.backup import groups
-from lunr.live.backup.abort_checks import Watch, is_set, leaves_less, uses_more
-from lunr.live.backup.announcements import Announced, Service
+from lunr.live.backup.abort_checks import AbortChecks, is_set, leaves_less, uses_more
+from lunr.live.backup.announcements import GroupRegistration, Service
 from lunr.live.backup.groups import Group, Member
 from lunr.live.qemu import bitmaps, cleanup, exports, fleecing, hardware, machine, names
 from lunr.live.qemu.guard import Guard
@@ -139,7 +139,7 @@ def _backup(
     plans = plan(repository, name, disks)
     with contextlib.ExitStack() as stack:
         guard = stack.enter_context(Guard(monitor, agent))
-        watch = Watch(is_set(options.cancel))
+        watch = AbortChecks(is_set(options.cancel))
         run = _Run(repository, monitor, options, name, group_id, now, volumes, watch, stack, agent)
         announced = run.announce(plans)
         if announced is not None:
@@ -205,7 +205,7 @@ def plan(repository: Repository, name: str, disks: Sequence[Disk]) -> list[Plan]
     Raises:
         StoreUnavailable, StoreRefused: the store does not tell.
     """
-    known = _Known(repository, name)
+    known = _GroupCache(repository, name)
     plans = []
     for disk in disks:
         one = known.plan(disk)
@@ -215,7 +215,7 @@ def plan(repository: Repository, name: str, disks: Sequence[Disk]) -> list[Plan]
     return plans
 
 
-class _Known:
+class _GroupCache:
     """The groups of a machine, each asked for once."""
 
     def __init__(self, repository: Repository, name: str) -> None:
@@ -270,11 +270,11 @@ class _Run:
     group_id: str
     now: datetime
     volumes: Mapping[str, str]
-    watch: Watch
+    watch: AbortChecks
     held: contextlib.ExitStack
     agent: Agent | None
 
-    def announce(self, plans: Sequence[Plan]) -> Announced | None:
+    def announce(self, plans: Sequence[Plan]) -> GroupRegistration | None:
         """Tell the service what is about to be saved."""
         if self.options.service is None:
             return None
@@ -294,7 +294,7 @@ class _Run:
         self,
         plans: Sequence[Plan],
         guard: Guard,
-        announced: Announced | None,
+        announced: GroupRegistration | None,
     ) -> Group:
         disks = [one.disk for one in plans]
         machine_is = hardware.of(self.monitor)
@@ -361,7 +361,7 @@ class _Run:
         self,
         one: Plan,
         given: exports.Exported,
-        announced: Announced | None,
+        announced: GroupRegistration | None,
         like: tuple[str, ...],
     ) -> Member:
         disk, tell = one.disk.name, self.options.progress

@@ -36,7 +36,7 @@ RETRY = 300.0
 _SETTLED = timedelta(days=1)
 
 
-class Keeper:
+class BackupDaemon:
     """Backs up one machine after another, when it is due."""
 
     def __init__(
@@ -175,7 +175,7 @@ def serve(settings: Settings, stop: threading.Event) -> None:
         store = open_store(place.url, settings.repository, cancel=stop)
         stack.callback(store.close)
         repository = Repository(store, own, older=older)
-        Keeper(repository, settings.machines, stop, service).run()
+        BackupDaemon(repository, settings.machines, stop, service).run()
 
 
 def main() -> int:

@@ -24,7 +24,7 @@ from lunr.common.errors import LunrError
 from lunr.live import errors
 from lunr.live.qemu import cleanup
 from lunr.live.qemu.guest_agent import Agent
-from lunr.live.qemu.qmp import Lines, Monitor
+from lunr.live.qemu.qmp import LineReader, Monitor
 
 logger = logging.getLogger(__name__)
 
@@ -109,7 +109,7 @@ def main() -> int:
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)  # a service manager tells all processes at once
     monitor, *agents = (
-        Lines(socket.socket(fileno=int(number)), "of the guarded machine")
+        LineReader(socket.socket(fileno=int(number)), "of the guarded machine")
         for number in sys.argv[1:]
     )
     sys.stdout.buffer.write(_READY)

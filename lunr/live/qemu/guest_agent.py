@@ -27,7 +27,7 @@ _AGAIN = 5.0
 class Agent:
     """A connection to the agent of a guest. One thread at a time."""
 
-    def __init__(self, lines: qmp.Lines) -> None:
+    def __init__(self, lines: qmp.LineReader) -> None:
         """Go on with a connection; see :meth:`open` for a new one."""
         self._lines = lines
 
@@ -39,7 +39,7 @@ class Agent:
             errors.FreezeFailed: nobody is.
         """
         try:
-            agent = cls(qmp.Lines(qmp.connect(path, timeout), str(path)))
+            agent = cls(qmp.LineReader(qmp.connect(path, timeout), str(path)))
         except errors.MonitorUnavailable as error:
             reason = error.fields["reason"]
             raise errors.FreezeFailed(path=path, action="freeze", reason=reason) from error

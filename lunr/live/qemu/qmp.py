@@ -32,7 +32,7 @@ _PIECE = 1 << 16
 _LONGEST = 16 << 20
 
 
-class Lines:
+class LineReader:
     """JSON objects, one a line, over a connected stream socket. One thread at a time.
 
     Attributes:
@@ -122,7 +122,7 @@ def connect(path: Path, timeout: float) -> socket.socket:
     return sock
 
 
-def _greeted(lines: Lines, timeout: float) -> tuple[int, ...]:
+def _greeted(lines: LineReader, timeout: float) -> tuple[int, ...]:
     """The version of the QEMU that has just been connected to."""
     greeting = lines.receive(time.monotonic() + timeout)
     if greeting is None:
@@ -141,7 +141,7 @@ class Monitor:
         version: of QEMU, as (7, 2, 22); () when the connection was taken over.
     """
 
-    def __init__(self, lines: Lines, version: tuple[int, ...] = ()) -> None:
+    def __init__(self, lines: LineReader, version: tuple[int, ...] = ()) -> None:
         """Go on with a connection that is past its greeting; see :meth:`open` for a new one."""
         self.version = version
         self._lines = lines
@@ -157,7 +157,7 @@ class Monitor:
         Raises:
             errors.MonitorUnavailable: there is no QEMU, or another client has its monitor.
         """
-        lines = Lines(connect(path, timeout), str(path))
+        lines = LineReader(connect(path, timeout), str(path))
         try:
             version = _greeted(lines, timeout)
             monitor = cls(lines, version)

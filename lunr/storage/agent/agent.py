@@ -20,12 +20,13 @@ from lunr import __version__
 from lunr.common import errors, ids
 from lunr.storage.agent.api_client import ApiClient
 from lunr.storage.agent.backoff import Backoff
-from lunr.storage.agent.job import Job, Stop
-from lunr.storage.agent.job_runner import Supervisor
-from lunr.storage.agent.pending_deletes import Removals
+from lunr.storage.agent.job import ClaimedJob, Stop
+from lunr.storage.agent.job_runner import JobRunner
+from lunr.storage.agent.pending_deletes import PendingDeletes
 from lunr.storage.agent.pool_monitor import PoolWatch
-from lunr.storage.jobs import HANDLERS, Node, lanes
+from lunr.storage.jobs import HANDLERS, lanes
 from lunr.storage.jobs.consistent_snapshot import drop
+from lunr.storage.jobs.node_context import NodeContext
 from lunr.storage.metrics import Metrics
 from lunr.storage.pools.base import Purpose, Snapshot
 from lunr.storage.targets.base import Target, TargetUnavailable
@@ -46,7 +47,7 @@ class Agent:
 
     def __init__(
         self,
-        node: Node,
+        node: NodeContext,
         target: Target,
         api: ApiClient,
         portal: str,
@@ -76,9 +77,9 @@ class Agent:
         #: Whether the target was restarted: then the API is asked what ought to be there,
         #: for a detach that was refused after the agent's own start left an export unknown here.
         self._target_restarted = False
-        self.supervisor = Supervisor(node, api, HANDLERS, metrics, self._stopping)
+        self.supervisor = JobRunner(node, api, HANDLERS, metrics, self._stopping)
         self.pool_watch = PoolWatch(node.pool, node.references)
-        self.removals = Removals(node, (), self._stopping)
+        self.removals = PendingDeletes(node, (), self._stopping)
         metrics.watch(self.pool_watch, node.exports, node.fillings)
         node.fillings.remounted = node.exports.remount
 
@@ -157,7 +158,7 @@ class Agent:
         }
         doomed = {snap for snap in snapshots if is_doomed[snap.purpose](snap)}
         deleted = {ids.check(volume_id) for volume_id in truth["delete"]["volumes"]}
-        self.removals = Removals(
+        self.removals = PendingDeletes(
             self.node, [*self._remove_snapshots(doomed), *sorted(deleted)], self._stopping
         )
         for kind, unknown in truth["unknown"].items():
@@ -278,7 +279,7 @@ class Agent:
                 # Under the same lease until an answer has come: one that was lost is given again.
                 claimed = self._api.claim(kinds, CLAIM_WAIT, lease)
                 lease = ids.new()
-                job = None if claimed is None else Job(claimed)
+                job = None if claimed is None else ClaimedJob(claimed)
                 backoff.over()
             except (errors.LunrError, KeyError, TypeError, ValueError) as error:
                 backoff.wait(error)  # the API is away, or what it said is no job

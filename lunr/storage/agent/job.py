@@ -20,7 +20,7 @@ class Stop(IntEnum):
     LOST = 2
 
 
-class Job:
+class ClaimedJob:
     """A claimed job (docs/api.md): what to do, how far it is, and whether to stop."""
 
     def __init__(self, claimed: Mapping[str, Any]) -> None:

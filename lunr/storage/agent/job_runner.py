@@ -11,8 +11,8 @@ from typing import Any
 from lunr.common import errors, log
 from lunr.storage.agent.api_client import ApiClient
 from lunr.storage.agent.backoff import Backoff
-from lunr.storage.agent.job import Job, Stop
-from lunr.storage.jobs import Handler, Node
+from lunr.storage.agent.job import ClaimedJob, Stop
+from lunr.storage.jobs.node_context import Handler, NodeContext
 from lunr.storage.metrics import Metrics
 
 _log = logging.getLogger(__name__)
@@ -23,12 +23,12 @@ _NEWS_INTERVAL = 2.0
 _LONGEST_REASON = 4000
 
 
-class Supervisor:
+class JobRunner:
     """Does jobs on `node` and reports them to `api`; many threads use one."""
 
     def __init__(
         self,
-        node: Node,
+        node: NodeContext,
         api: ApiClient,
         handlers: Mapping[str, Handler],
         metrics: Metrics,
@@ -39,15 +39,15 @@ class Supervisor:
         self._handlers = handlers
         self._metrics = metrics
         self._stopping = stopping
-        self._running: dict[str, Job] = {}
+        self._running: dict[str, ClaimedJob] = {}
         self._changed = threading.Condition()
 
-    def running(self) -> list[Job]:
+    def running(self) -> list[ClaimedJob]:
         """The jobs at work now."""
         with self._changed:
             return list(self._running.values())
 
-    def do(self, job: Job) -> None:
+    def do(self, job: ClaimedJob) -> None:
         """Do `job` and report it. Never raises for what a job can do wrong."""
         with log.context(job.id):
             self._enter(job)
@@ -69,25 +69,25 @@ class Supervisor:
             self._metrics.jobs.labels(job.kind, outcome).inc()
             self._metrics.seconds.labels(job.kind).observe(time.monotonic() - started)
 
-    def wait_idle(self, timeout: float, matches: Callable[[Job], bool]) -> bool:
+    def wait_idle(self, timeout: float, matches: Callable[[ClaimedJob], bool]) -> bool:
         """Wait until no job that `matches` is at work; returns whether that came in time."""
         with self._changed:
             return self._changed.wait_for(
                 lambda: not any(matches(job) for job in self._running.values()), timeout
             )
 
-    def _enter(self, job: Job) -> None:
+    def _enter(self, job: ClaimedJob) -> None:
         """Begin `job`, after an attempt at it whose lease was lost has ended here."""
         with self._changed:
             self._changed.wait_for(lambda: job.id not in self._running)
             self._running[job.id] = job
 
-    def _leave(self, job: Job) -> None:
+    def _leave(self, job: ClaimedJob) -> None:
         with self._changed:
             del self._running[job.id]
             self._changed.notify_all()
 
-    def _run(self, job: Job) -> dict[str, Any]:
+    def _run(self, job: ClaimedJob) -> dict[str, Any]:
         """Run the handler; returns what to tell the API."""
         _log.info("%s of %s, attempt %d", job.kind, job.about, job.attempt)
         try:
@@ -105,7 +105,7 @@ class Supervisor:
             return _failed(errors.LunrError(reason=reason), job)
         return {"status": "DONE", "progress": 100, "result": result or {}}
 
-    def _keep_lease(self, job: Job, ended: threading.Event) -> None:
+    def _keep_lease(self, job: ClaimedJob, ended: threading.Event) -> None:
         """Renew well before the lease ends, until the job does; stop it when the lease is lost."""
         renewed = time.monotonic()
         with log.context(job.id):
@@ -130,7 +130,7 @@ class Supervisor:
                     if job.orders.get("cancel"):
                         job.stop(Stop.CANCELLED)
 
-    def _report(self, job: Job, ending: Mapping[str, Any]) -> str:
+    def _report(self, job: ClaimedJob, ending: Mapping[str, Any]) -> str:
         """Tell the API how the job ended, however long that takes; returns the outcome."""
         backoff = Backoff(self._stopping)
         while job.stop_reason is not Stop.LOST:
@@ -150,7 +150,7 @@ class Supervisor:
         return "lost"
 
 
-def _failed(error: errors.LunrError, job: Job) -> dict[str, Any]:
+def _failed(error: errors.LunrError, job: ClaimedJob) -> dict[str, Any]:
     told = error.as_dict()
     return {
         "status": "FAILED",

@@ -9,14 +9,14 @@ from collections.abc import Iterable
 
 from lunr.common import errors
 from lunr.storage.agent.backoff import Backoff
-from lunr.storage.jobs import Node
 from lunr.storage.jobs.consistent_snapshot import drop
+from lunr.storage.jobs.node_context import NodeContext
 from lunr.storage.pools.base import Snapshot
 
 _log = logging.getLogger(__name__)
 
 
-class Removals:
+class PendingDeletes:
     """Volumes and snapshots to remove, one at a time.
 
     On some pools a volume takes hours, and the node is to start. No job is
@@ -24,7 +24,7 @@ class Removals:
     """
 
     def __init__(
-        self, node: Node, subjects: Iterable[str | Snapshot], stopping: threading.Event
+        self, node: NodeContext, subjects: Iterable[str | Snapshot], stopping: threading.Event
     ) -> None:
         self._node = node
         self._waiting = deque(subjects)

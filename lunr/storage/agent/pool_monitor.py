@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import time
 
-from lunr.storage.baselines import References
+from lunr.storage.baselines import Baselines
 from lunr.storage.pools.base import Capacity, Pool, Purpose
 
 #: Seconds after which a look that has not ended is trouble.
@@ -19,7 +19,7 @@ _OVERDUE = 30.0
 class PoolWatch:
     """What `pool` was like when it was looked at last; any thread may ask."""
 
-    def __init__(self, pool: Pool, references: References) -> None:
+    def __init__(self, pool: Pool, references: Baselines) -> None:
         self._pool = pool
         self._references = references
         self._capacity = Capacity(0, 0, full="the pool was not looked at yet")

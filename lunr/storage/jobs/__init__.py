@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 from lunr.storage.jobs import backups, exports, repositories, snapshots, volumes
-from lunr.storage.jobs.node_context import Handler, Node
+from lunr.storage.jobs.node_context import Handler
 from lunr.storage.pools.base import Pool
 
 #: Every kind of job.

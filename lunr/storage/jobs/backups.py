@@ -7,18 +7,18 @@ import logging
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-from lunr.backup.lazy_image.missing_extents import Gaps
+from lunr.backup.lazy_image.missing_extents import MissingExtents
 from lunr.common import errors, ids, units
-from lunr.storage.agent.job import Job, Stop
+from lunr.storage.agent.job import ClaimedJob, Stop
 from lunr.storage.jobs.consistent_snapshot import take
 from lunr.storage.jobs.extents import BLOCK, CHUNK, MOST_ALLOCATED, MOST_CHANGED, coalesce
-from lunr.storage.jobs.node_context import Node
+from lunr.storage.jobs.node_context import NodeContext
 from lunr.storage.pools.base import Extent, Pool, Purpose, Snapshot, SnapshotLost
 
 _log = logging.getLogger(__name__)
 
 
-def save(node: Node, job: Job) -> dict[str, Any]:
+def save(node: NodeContext, job: ClaimedJob) -> dict[str, Any]:
     """The bytes of a user's snapshot, or of the volume at one moment, in the store.
 
     The moment is that of the first attempt: the snapshot of one that was killed is used
@@ -57,10 +57,10 @@ def save(node: Node, job: Job) -> dict[str, Any]:
 
 
 def _save(
-    node: Node,
-    job: Job,
+    node: NodeContext,
+    job: ClaimedJob,
     snapshot: Snapshot,
-    gaps: Gaps | None,
+    gaps: MissingExtents | None,
     changed: Callable[[int], list[Extent] | None],
 ) -> dict[str, Any]:
     pool = node.pool
@@ -88,7 +88,7 @@ def _save(
 
 
 @contextlib.contextmanager
-def _gone_on_failure(pool: Pool, job: Job, snapshot: Snapshot) -> Iterator[None]:
+def _gone_on_failure(pool: Pool, job: ClaimedJob, snapshot: Snapshot) -> Iterator[None]:
     """Leave no snapshot of a backup that did not come to be."""
     try:
         yield
@@ -124,7 +124,7 @@ def _intact(pool: Pool, snapshot: Snapshot) -> Iterator[None]:
     pool.check_snapshot(snapshot)
 
 
-def _allocated(pool: Pool, job: Job, snapshot: Snapshot, size: int) -> list[Extent] | None:
+def _allocated(pool: Pool, job: ClaimedJob, snapshot: Snapshot, size: int) -> list[Extent] | None:
     """What of `snapshot` is to be read; None: all of it."""
     try:
         extents = pool.allocated(snapshot)
@@ -139,7 +139,7 @@ def _allocated(pool: Pool, job: Job, snapshot: Snapshot, size: int) -> list[Exte
 
 
 def _changed(
-    node: Node, job: Job, snapshot: Snapshot, gaps: Gaps | None, size: int
+    node: NodeContext, job: ClaimedJob, snapshot: Snapshot, gaps: MissingExtents | None, size: int
 ) -> list[Extent] | None:
     """What of `snapshot` may differ from the parent; None: all of it."""
     parent_id, volume_id = job.id_of("parent_id"), snapshot.volume_id
@@ -169,7 +169,7 @@ def _changed(
     return None
 
 
-def _there(job: Job, gaps: Gaps | None, size: int) -> list[Extent] | None:
+def _there(job: ClaimedJob, gaps: MissingExtents | None, size: int) -> list[Extent] | None:
     """What a snapshot has beside its `gaps`, if the parent has those; None: all may differ."""
     if gaps is None or job.payload.get("parent_id") != gaps.backup_id:
         return None
@@ -185,20 +185,20 @@ def _between(extents: Iterable[tuple[int, int]], size: int) -> Iterator[Extent]:
     yield Extent(at, size)
 
 
-def _heeding_stops(job: Job, extents: Iterator[Extent]) -> Iterator[Extent]:
+def _heeding_stops(job: ClaimedJob, extents: Iterator[Extent]) -> Iterator[Extent]:
     for extent in extents:
         job.heed(0, 0)
         yield extent
 
 
-def verify(node: Node, job: Job) -> dict[str, Any]:
+def verify(node: NodeContext, job: ClaimedJob) -> dict[str, Any]:
     """Every byte of the backup, read and checked."""
     return node.engine.run(
         job, "verify", repository=job.id_of("repository"), backup_ids=[job.id_of("backup_id")]
     )
 
 
-def delete(node: Node, job: Job) -> dict[str, Any]:
+def delete(node: NodeContext, job: ClaimedJob) -> dict[str, Any]:
     """No backup; what only it needed is left for the collector."""
     return node.engine.run(
         job, "delete", repository=job.id_of("repository"), backup_id=job.id_of("backup_id")

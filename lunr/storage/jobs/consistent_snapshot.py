@@ -6,17 +6,17 @@ import contextlib
 import logging
 from collections.abc import Callable, Iterator
 
-from lunr.backup.lazy_image.missing_extents import Gaps
+from lunr.backup.lazy_image.missing_extents import MissingExtents
 from lunr.common import errors, ids
-from lunr.storage.jobs.node_context import Node
+from lunr.storage.jobs.node_context import NodeContext
 from lunr.storage.pools.base import Purpose, Snapshot
 
 _log = logging.getLogger(__name__)
 
 
 def take(
-    node: Node, snapshot: Snapshot, keep: Callable[[Gaps], None] = lambda _: None
-) -> Gaps | None:
+    node: NodeContext, snapshot: Snapshot, keep: Callable[[MissingExtents], None] = lambda _: None
+) -> MissingExtents | None:
     """Take the snapshot of its volume; what it lacks, or None: nothing.
 
     Args:
@@ -33,14 +33,14 @@ def take(
         node.pool.snapshot(snapshot)
         return None
     with filling.still() as absent:
-        gaps = Gaps(filling.task.backup_id, absent)
+        gaps = MissingExtents(filling.task.backup_id, absent)
         keep(gaps)
         node.pool.snapshot(snapshot)
     return gaps if absent else None
 
 
 @contextlib.contextmanager
-def taken(node: Node, volume_id: str) -> Iterator[tuple[Snapshot, Gaps | None]]:
+def taken(node: NodeContext, volume_id: str) -> Iterator[tuple[Snapshot, MissingExtents | None]]:
     """A snapshot of the volume, and what it lacks, for as long as the ``with`` lasts.
 
     Should the process be killed, the next start removes it, as no backup has its id.
@@ -55,7 +55,7 @@ def taken(node: Node, volume_id: str) -> Iterator[tuple[Snapshot, Gaps | None]]:
             _log.error("snapshot %s stays until the next start: %s", snapshot.id, error)
 
 
-def drop(node: Node, snapshot: Snapshot) -> None:
+def drop(node: NodeContext, snapshot: Snapshot) -> None:
     """See that the snapshot is gone, and what is known of it; nobody uses it any more."""
     if snapshot.purpose is Purpose.USER:
         node.fillings.lacking.forget(snapshot)

@@ -6,23 +6,23 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from lunr.storage.agent.job import Job
-from lunr.storage.baselines import References
+from lunr.storage.agent.job import ClaimedJob
+from lunr.storage.baselines import Baselines
 from lunr.storage.engine import Engine
 from lunr.storage.exports import Exports
 from lunr.storage.pools.base import Pool
-from lunr.storage.restore.registry import Fillings
+from lunr.storage.restore.registry import RestoreRegistry
 
 
 @dataclass(frozen=True)
-class Node:
+class NodeContext:
     """The parts of a storage node."""
 
     pool: Pool
     exports: Exports
     engine: Engine
-    fillings: Fillings
-    references: References
+    fillings: RestoreRegistry
+    references: Baselines
 
 
-Handler = Callable[[Node, Job], dict[str, Any] | None]
+Handler = Callable[[NodeContext, ClaimedJob], dict[str, Any] | None]

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from lunr.storage.agent.job import Job
-from lunr.storage.jobs.node_context import Node
+from lunr.storage.agent.job import ClaimedJob
+from lunr.storage.jobs.node_context import NodeContext
 
 
-def collect(node: Node, job: Job) -> dict[str, Any]:
+def collect(node: NodeContext, job: ClaimedJob) -> dict[str, Any]:
     """What no backup needs, condemned."""
     return node.engine.run(
         job,
@@ -19,7 +19,7 @@ def collect(node: Node, job: Job) -> dict[str, Any]:
     )
 
 
-def sweep(node: Node, job: Job) -> dict[str, Any]:
+def sweep(node: NodeContext, job: ClaimedJob) -> dict[str, Any]:
     """What was condemned long enough ago, deleted."""
     return node.engine.run(
         job,
@@ -31,7 +31,7 @@ def sweep(node: Node, job: Job) -> dict[str, Any]:
     )
 
 
-def verify(node: Node, job: Job) -> dict[str, Any]:
+def verify(node: NodeContext, job: ClaimedJob) -> dict[str, Any]:
     """A share of all objects that the backups need, read and checked."""
     return node.engine.run(
         job,

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from lunr.backup.lazy_image.missing_extents import Gaps
-from lunr.storage.agent.job import Job, Stop
+from lunr.backup.lazy_image.missing_extents import MissingExtents
+from lunr.storage.agent.job import ClaimedJob, Stop
 from lunr.storage.jobs.consistent_snapshot import drop, take
-from lunr.storage.jobs.node_context import Node
+from lunr.storage.jobs.node_context import NodeContext
 from lunr.storage.pools.base import Snapshot
 
 
-def create(node: Node, job: Job) -> dict[str, Any]:
+def create(node: NodeContext, job: ClaimedJob) -> dict[str, Any]:
     """The volume's bytes of this moment, kept, or those that are there if it is being filled.
 
     What it lacks is kept before it is taken, and here forgotten after it is gone: one of which
@@ -20,7 +20,7 @@ def create(node: Node, job: Job) -> dict[str, Any]:
     snapshot = Snapshot(job.volume_id, job.id_of("snapshot_id"))
     lacking = node.fillings.lacking
 
-    def keep(gaps: Gaps) -> None:
+    def keep(gaps: MissingExtents) -> None:
         job.heed(0, 0)  # another attempt may have ended while this one waited
         if gaps.extents:
             lacking.keep(snapshot, gaps)
@@ -38,6 +38,6 @@ def create(node: Node, job: Job) -> dict[str, Any]:
     return {"base_id": None if gaps is None else gaps.backup_id}
 
 
-def delete(node: Node, job: Job) -> None:
+def delete(node: NodeContext, job: ClaimedJob) -> None:
     """No snapshot."""
     drop(node, Snapshot(job.volume_id, job.id_of("snapshot_id")))

@@ -6,23 +6,23 @@ import contextlib
 import time
 from collections.abc import Iterator
 
-from lunr.backup.lazy_image.missing_extents import Gaps
+from lunr.backup.lazy_image.missing_extents import MissingExtents
 from lunr.common import errors, ids
-from lunr.storage.agent.job import Job, Stop
+from lunr.storage.agent.job import ClaimedJob, Stop
 from lunr.storage.jobs.consistent_snapshot import taken
-from lunr.storage.jobs.node_context import Node
+from lunr.storage.jobs.node_context import NodeContext
 from lunr.storage.pools.base import Snapshot
-from lunr.storage.restore.fuse_restore import Filling
-from lunr.storage.restore.spec import Task
+from lunr.storage.restore.fuse_restore import FuseRestore
+from lunr.storage.restore.spec import RestoreSpec
 from lunr.storage.restore.status import DAMAGE_TOLD
 
 
-def create(node: Node, job: Job) -> None:
+def create(node: NodeContext, job: ClaimedJob) -> None:
     """An empty volume."""
     node.pool.create(job.volume_id, job.size())
 
 
-def clone(node: Node, job: Job) -> None:
+def clone(node: NodeContext, job: ClaimedJob) -> None:
     """A volume with the bytes of a snapshot or of another volume.
 
     Where these are of a volume that was being filled, or is, it fills as that one does.
@@ -44,9 +44,9 @@ def clone(node: Node, job: Job) -> None:
         _clone_lacking(node, job, origin)
 
 
-def _clone_lacking(node: Node, job: Job, origin: str | Snapshot) -> None:
+def _clone_lacking(node: NodeContext, job: ClaimedJob, origin: str | Snapshot) -> None:
     volume_id = job.volume_id
-    task = Task(job.id_of("base_id"), job.id_of("repository"), job.size())
+    task = RestoreSpec(job.id_of("base_id"), job.id_of("repository"), job.size())
     # What it lacks is kept before the pool has it. So one without was made by an attempt whose
     # state was lost; nobody has used it.
     if not (volume_id in node.pool.volumes() and node.fillings.has(volume_id)):
@@ -64,13 +64,15 @@ def _clone_lacking(node: Node, job: Job, origin: str | Snapshot) -> None:
 
 
 @contextlib.contextmanager
-def _standing(node: Node, origin: str | Snapshot, base_id: str) -> Iterator[tuple[Snapshot, Gaps]]:
+def _standing(
+    node: NodeContext, origin: str | Snapshot, base_id: str
+) -> Iterator[tuple[Snapshot, MissingExtents]]:
     """A snapshot with the bytes of `origin`, and what it lacks."""
     if isinstance(origin, Snapshot):
         yield origin, node.fillings.lacking.of(origin, base_id)
         return
     with taken(node, origin) as (snapshot, gaps):
-        yield snapshot, gaps or Gaps(base_id, [])
+        yield snapshot, gaps or MissingExtents(base_id, [])
 
 
 #: Seconds in which nothing is fetched for a lazy fill until it lets others fill.
@@ -96,9 +98,9 @@ class RestoreStopped(errors.LunrError):
     code = "restore_stopped"
 
 
-def restore(node: Node, job: Job) -> None:
+def restore(node: NodeContext, job: ClaimedJob) -> None:
     """A volume that can be used as if it had the bytes of a backup (docs/restores.md)."""
-    task = Task(job.id_of("backup_id"), job.id_of("repository"), job.size())
+    task = RestoreSpec(job.id_of("backup_id"), job.id_of("repository"), job.size())
     try:
         # Nobody has written to it before its task is kept: one that is there is all zeros.
         node.pool.create(job.volume_id, task.size_bytes)
@@ -111,7 +113,7 @@ def restore(node: Node, job: Job) -> None:
         raise
 
 
-def fill(node: Node, job: Job) -> None:
+def fill(node: NodeContext, job: ClaimedJob) -> None:
     """All bytes of the backup on the volume; as long as it is filled, the job is about that."""
     filling = node.fillings.need(job.volume_id)
     with job.stoppable(lambda _: filling.wake()):
@@ -119,7 +121,7 @@ def fill(node: Node, job: Job) -> None:
     filling.is_told = True
 
 
-def _follow(filling: Filling, job: Job) -> None:
+def _follow(filling: FuseRestore, job: ClaimedJob) -> None:
     """Have it filled as the API says, until it is full."""
     wanted, done, moved_at = None, -1, time.monotonic()
     while not filling.is_filled:
@@ -151,13 +153,13 @@ def _follow(filling: Filling, job: Job) -> None:
             raise RestoreDamaged(damage=" ".join(filling.news.damaged[:DAMAGE_TOLD]))
 
 
-def extend(node: Node, job: Job) -> None:
+def extend(node: NodeContext, job: ClaimedJob) -> None:
     """A larger volume; initiators that use it see it so, too."""
     node.pool.extend(job.volume_id, job.size())
     node.exports.resize(job.volume_id)
 
 
-def delete(node: Node, job: Job) -> None:
+def delete(node: NodeContext, job: ClaimedJob) -> None:
     """No volume, and no export of it.
 
     The API refuses to delete a volume that is exported; should an initiator be

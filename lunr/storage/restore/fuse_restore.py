@@ -14,14 +14,14 @@ from pathlib import Path
 from typing import Any
 
 from lunr.backup.lazy_image import mount
-from lunr.backup.lazy_image.missing_extents import Gaps
+from lunr.backup.lazy_image.missing_extents import MissingExtents
 from lunr.common import concurrency, errors, ids
 from lunr.storage.agent.backoff import Backoff
 from lunr.storage.engine import Engine
 from lunr.storage.pools.base import Extent
-from lunr.storage.restore.process import Worker, adopt, reach, take_lock
-from lunr.storage.restore.spec import Task, sync
-from lunr.storage.restore.status import News
+from lunr.storage.restore.process import RestoreProcess, adopt, reach, take_lock
+from lunr.storage.restore.spec import RestoreSpec, sync
+from lunr.storage.restore.status import RestoreStatus
 
 _log = logging.getLogger(__name__)
 
@@ -52,7 +52,7 @@ class FillingBusy(errors.LunrError):
     retry = True
 
 
-class Filling:
+class FuseRestore:
     """A volume while it is filled, and until nobody uses the way past the process any more.
 
     Attributes:
@@ -90,16 +90,16 @@ class Filling:
         self._target = target
         self._engine = engine
         self._remounted = remounted
-        self.task: Task | None = None
-        self.news = News()
+        self.task: RestoreSpec | None = None
+        self.news = RestoreStatus()
         self.is_told = False
         self._starts = 0
         #: The process and its requests when they were counted last, and when they had changed.
-        self._requests: tuple[Worker | None, int] = (None, 0)
+        self._requests: tuple[RestoreProcess | None, int] = (None, 0)
         self._used_at = 0.0
         self._changed = threading.Condition()
         self._stopping = threading.Event()
-        self._worker: Worker | None = None
+        self._worker: RestoreProcess | None = None
         #: A process that was there before goes on as it was told, until somebody tells it more.
         self._orders: tuple[str, ...] = ()
         self._mounted = False
@@ -185,13 +185,13 @@ class Filling:
     def load(self) -> bool:
         """Read what is kept of it; whether there was something."""
         try:
-            self.task = Task.read(self._task_file)
+            self.task = RestoreSpec.read(self._task_file)
         except FileNotFoundError:
             return False
         self._filled = self.task.is_filled
         return True
 
-    def keep(self, task: Task, gaps: Gaps | None = None) -> None:
+    def keep(self, task: RestoreSpec, gaps: MissingExtents | None = None) -> None:
         """Begin, with a target that is zeros, or that will lack just these `gaps`."""
         self._state.mkdir(mode=0o700, parents=True, exist_ok=True)
         if gaps is not None:
@@ -290,7 +290,7 @@ class Filling:
             self._requests, self._used_at = seen, now
         return now - self._used_at
 
-    def _ask_requests(self) -> tuple[Worker, dict[str, Any]] | None:
+    def _ask_requests(self) -> tuple[RestoreProcess, dict[str, Any]] | None:
         """The process, and what it says of its requests; None: it can't be asked just now."""
         with self._changed:
             worker = self._worker if self._mounted else None
@@ -335,7 +335,7 @@ class Filling:
             self._resume()
             return False
         assert self.task is not None
-        full = Task(self.task.backup_id, self.task.repository, self.task.size_bytes, True)
+        full = RestoreSpec(self.task.backup_id, self.task.repository, self.task.size_bytes, True)
         full.write(self._task_file)
         self.task = full
         for name in ("map", "map.root", "gaps"):
@@ -475,7 +475,7 @@ class Filling:
             "fill": "never",
         }
 
-    def _hear(self, worker: Worker, event: dict[str, Any]) -> None:
+    def _hear(self, worker: RestoreProcess, event: dict[str, Any]) -> None:
         name = str(event.pop("event"))
         if name == "mounted":
             _log.info("volume %s can be used; it took %s s", self.volume_id, event["seconds"])
@@ -506,11 +506,11 @@ class Filling:
     def _told(self) -> dict[str, Any] | None:
         return self._answer
 
-    def _give_orders(self, worker: Worker) -> None:
+    def _give_orders(self, worker: RestoreProcess) -> None:
         for order in self._orders:
             worker.order(order)
 
-    def _ask(self, worker: Worker, order: str, answer: str) -> dict[str, Any]:
+    def _ask(self, worker: RestoreProcess, order: str, answer: str) -> dict[str, Any]:
         """Give an order, and return the event that answers it.
 
         Raises:

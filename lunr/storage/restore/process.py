@@ -45,7 +45,7 @@ class WorkerSilent(errors.LunrError):
     retry = True
 
 
-class Worker:
+class RestoreProcess:
     """One process, and the connection that orders go over, and events come.
 
     Attributes:
@@ -95,7 +95,7 @@ def reach(
     task: Mapping[str, Any],
     command: Sequence[str] = COMMAND,
     starting: Callable[[], None] = lambda: None,
-) -> Worker:
+) -> RestoreProcess:
     """The process that serves in `folder`; one is started with `task` if there is none.
 
     Args:
@@ -135,7 +135,9 @@ def take_lock(folder: Path) -> int | None:
     return lock
 
 
-def _start(folder: Path, task: Mapping[str, Any], command: Sequence[str], lock: int) -> Worker:
+def _start(
+    folder: Path, task: Mapping[str, Any], command: Sequence[str], lock: int
+) -> RestoreProcess:
     ours, its = socket.socketpair()
     try:
         with its:
@@ -149,7 +151,7 @@ def _start(folder: Path, task: Mapping[str, Any], command: Sequence[str], lock: 
                 start_new_session=True,
                 pass_fds=[lock],
             )
-        worker = Worker(ours, process.pid, process)
+        worker = RestoreProcess(ours, process.pid, process)
     except BaseException:
         ours.close()
         raise
@@ -157,7 +159,7 @@ def _start(folder: Path, task: Mapping[str, Any], command: Sequence[str], lock: 
     return worker
 
 
-def adopt(folder: Path) -> Worker:
+def adopt(folder: Path) -> RestoreProcess:
     """The process that serves in `folder`.
 
     Raises:
@@ -176,4 +178,4 @@ def adopt(folder: Path) -> Worker:
         connection.close()
         raise
     pid, _, _ = struct.unpack("3i", peer)
-    return Worker(connection, pid, None)
+    return RestoreProcess(connection, pid, None)

@@ -9,15 +9,15 @@ from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 
-from lunr.backup.lazy_image.missing_extents import Gaps
+from lunr.backup.lazy_image.missing_extents import MissingExtents
 from lunr.common import errors, ids
 from lunr.storage.engine import Engine
 from lunr.storage.pools.base import DevicePool, Pool
 from lunr.storage.restore.dm_clone import restore
-from lunr.storage.restore.dm_clone.restore import Cloned
-from lunr.storage.restore.fuse_restore import Filling
-from lunr.storage.restore.snapshot_gaps import Lacking
-from lunr.storage.restore.spec import Task
+from lunr.storage.restore.dm_clone.restore import DmCloneRestore
+from lunr.storage.restore.fuse_restore import FuseRestore
+from lunr.storage.restore.snapshot_gaps import SnapshotGaps
+from lunr.storage.restore.spec import RestoreSpec
 
 _log = logging.getLogger(__name__)
 
@@ -28,7 +28,7 @@ class FillStateLost(errors.LunrError):
     code = "fill_state_lost"
 
 
-class Fillings:
+class RestoreRegistry:
     """The filling volumes of `pool`; what is known of them is below `state`."""
 
     def __init__(
@@ -47,11 +47,11 @@ class Fillings:
         self._engine = engine
         self._state = state / "fillings"
         #: What users' snapshots lack that were taken of filling volumes.
-        self.lacking = Lacking(state / "lacking")
+        self.lacking = SnapshotGaps(state / "lacking")
         self._run = self.folder_in(run)
         self._dm_clone = dm_clone
         self._lock = threading.Lock()
-        self._all: dict[str, Filling] = {}
+        self._all: dict[str, FuseRestore] = {}
         self._lost: set[str] = set()
         #: Called with the id of a volume whose process is another now.
         self.remounted: Callable[[str], None] = lambda _volume_id: None
@@ -103,7 +103,7 @@ class Fillings:
         """Whether it is kept what the volume is filled from."""
         return self._make(ids.check(volume_id)).load()
 
-    def prepare(self, volume_id: str, task: Task, gaps: Gaps) -> None:
+    def prepare(self, volume_id: str, task: RestoreSpec, gaps: MissingExtents) -> None:
         """Keep what a volume is to be filled from that the pool will have but for `gaps`.
 
         For `begin` to go on when the pool has it. It is filled through FUSE: dm-clone's own
@@ -111,7 +111,7 @@ class Fillings:
         """
         self._make(ids.check(volume_id), task).keep(task, gaps)
 
-    def begin(self, volume_id: str, task: Task, heed: Callable[[], None]) -> None:
+    def begin(self, volume_id: str, task: RestoreSpec, heed: Callable[[], None]) -> None:
         """Return when the volume, which the pool has, can be used; again: nothing.
 
         Args:
@@ -138,7 +138,7 @@ class Fillings:
         if not one.is_settled:
             one.wait_mounted(heed)
 
-    def get(self, volume_id: str) -> Filling | None:
+    def get(self, volume_id: str) -> FuseRestore | None:
         """The volume while it fills, and until it is known to be full; None: it is an ordinary one.
 
         Raises:
@@ -148,7 +148,7 @@ class Fillings:
             raise self._state_lost(volume_id)
         return self._all.get(volume_id)
 
-    def need(self, volume_id: str) -> Filling:
+    def need(self, volume_id: str) -> FuseRestore:
         """The same of a volume that the API knows as filling.
 
         Raises:
@@ -179,7 +179,7 @@ class Fillings:
         """
         return self._pool.path(volume_id)
 
-    def all(self) -> list[Filling]:
+    def all(self) -> list[FuseRestore]:
         """All of them."""
         with self._lock:
             return list(self._all.values())
@@ -218,26 +218,26 @@ class Fillings:
             except errors.LunrError as error:
                 _log.error("%s", error)
 
-    def _make(self, volume_id: str, task: Task | None = None) -> Filling:
+    def _make(self, volume_id: str, task: RestoreSpec | None = None) -> FuseRestore:
         """The volume as `task` has it, or what is kept of it."""
         folder = self._state / volume_id
         if task is None:
             with contextlib.suppress(FileNotFoundError):
-                task = Task.read(folder / Filling.TASK)
+                task = RestoreSpec.read(folder / FuseRestore.TASK)
         parts = (
             *(volume_id, folder, self._run / volume_id, lambda: self._pool.path(volume_id)),
             *(self._engine, lambda id: self.remounted(id)),
         )
         # Of one that nothing is known of there may be a device.
         if isinstance(self._pool, DevicePool) and (task is None or task.is_clone):
-            return Cloned(self._pool, *parts)
-        return Filling(*parts)
+            return DmCloneRestore(self._pool, *parts)
+        return FuseRestore(*parts)
 
     def _state_lost(self, volume_id: str) -> FillStateLost:
         return FillStateLost(id=volume_id, folder=self._state)
 
 
-def _forget(one: Filling) -> None:
+def _forget(one: FuseRestore) -> None:
     try:
         one.remove()
     except errors.LunrError as error:  # the next start tries again

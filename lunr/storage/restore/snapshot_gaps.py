@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from lunr.backup.lazy_image.missing_extents import Gaps
+from lunr.backup.lazy_image.missing_extents import MissingExtents
 from lunr.common import concurrency, errors, ids
 from lunr.storage.pools.base import Snapshot
 from lunr.storage.restore.spec import sync
@@ -21,7 +21,7 @@ class SnapshotStateLost(errors.LunrError):
     code = "snapshot_state_lost"
 
 
-class Lacking:
+class SnapshotGaps:
     """What each of a node's users' snapshots lacks, in files in `folder`."""
 
     def __init__(self, folder: Path) -> None:
@@ -31,14 +31,14 @@ class Lacking:
         """Whether something of it is known to be missing."""
         return self._path(snapshot).exists()
 
-    def keep(self, snapshot: Snapshot, gaps: Gaps) -> None:
+    def keep(self, snapshot: Snapshot, gaps: MissingExtents) -> None:
         """Keep what it lacks; that is on the disk when it returns."""
         self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         concurrency.blocking(gaps.write, self._path(snapshot))
         concurrency.blocking(sync, self._folder)
         concurrency.blocking(sync, self._folder.parent)
 
-    def of(self, snapshot: Snapshot, backup_id: str) -> Gaps:
+    def of(self, snapshot: Snapshot, backup_id: str) -> MissingExtents:
         """What it lacks and that backup has.
 
         Raises:
@@ -46,7 +46,7 @@ class Lacking:
             GapsCorrupt
         """
         try:
-            gaps: Gaps = concurrency.blocking(Gaps.read, self._path(snapshot))
+            gaps: MissingExtents = concurrency.blocking(MissingExtents.read, self._path(snapshot))
         except FileNotFoundError as error:
             raise self._lost(snapshot) from error
         if gaps.backup_id != backup_id:

@@ -11,7 +11,7 @@ from lunr.common import concurrency, files
 
 
 @dataclass(frozen=True)
-class Task:
+class RestoreSpec:
     """What a volume is filled from; kept on the node until it is full.
 
     Attributes:
@@ -31,7 +31,7 @@ class Task:
         concurrency.blocking(sync, path.parent)
 
     @classmethod
-    def read(cls, path: Path) -> Task:
+    def read(cls, path: Path) -> RestoreSpec:
         """What is kept at `path`.
 
         Raises:

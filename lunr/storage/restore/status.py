@@ -11,7 +11,7 @@ from lunr.storage.restore.spec import Progress
 DAMAGE_TOLD = 3
 
 
-class News:
+class RestoreStatus:
     """How far a volume is, and what is wrong with it.
 
     Attributes:

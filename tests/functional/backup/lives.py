@@ -162,7 +162,7 @@ class Life:
 
         return self.scheduler.start("collect", work)
 
-    def hear(self, found: garbage.Collected) -> None:
+    def hear(self, found: garbage.MarkResult) -> None:
         """What the service does when a collection tells what it found."""
         for collection in (found.collection, *found.unswept) if self.service else ():
             if collection is not None:

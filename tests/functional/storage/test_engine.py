@@ -12,14 +12,14 @@ import pytest
 from lunr.common import errors
 from lunr.storage import engine as engine_module
 from lunr.storage import system
-from lunr.storage.agent.job import Job, Stop
+from lunr.storage.agent.job import ClaimedJob, Stop
 from lunr.storage.engine import Engine, EngineDied
 from tests.support.waiting import SOON
 from tests.system.storage.nodes import KEY, ODD_WORKER
 
 
-def job() -> Job:
-    return Job(
+def job() -> ClaimedJob:
+    return ClaimedJob(
         {
             "id": "j1",
             "kind": "backup.verify",

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from lunr.storage.restore import process as module
-from lunr.storage.restore.process import Worker, adopt, reach, take_lock
+from lunr.storage.restore.process import RestoreProcess, adopt, reach, take_lock
 from tests.support.waiting import PATIENCE, wait_until
 
 #: Listens as the real one does, tells what it was told, and ends when told to.
@@ -55,7 +55,7 @@ def folder(tmp_path: Path) -> Iterator[Path]:
     os.close(lock)
 
 
-def start(folder: Path, pause: float = 0.0) -> Worker:
+def start(folder: Path, pause: float = 0.0) -> RestoreProcess:
     return reach(folder, {"secret": "s3cret", "pause": pause}, COMMAND)
 
 
@@ -120,7 +120,7 @@ def test_it_outlives_whoever_started_it(folder: Path) -> None:
 
 
 def test_of_many_at_once_one_starts_it(folder: Path) -> None:
-    found: list[Worker] = []
+    found: list[RestoreProcess] = []
     threads = [
         threading.Thread(target=lambda: found.append(start(folder, pause=0.2))) for _ in range(6)
     ]

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from lunr.live.qemu.qmp import Lines
+from lunr.live.qemu.qmp import LineReader
 from tests.support.thorough import THOROUGH
 
 TRIED = os.environ.get("LUNR_CRASH_STEPS") or ("all" if THOROUGH else "")
@@ -74,9 +74,9 @@ class Steps:
 
     def watch(self, patch: pytest.MonkeyPatch) -> None:
         """Count messages to QEMU, too."""
-        send = Lines.send
+        send = LineReader.send
 
-        def counted(lines: Lines, *messages: dict[str, Any], **kwargs: Any) -> None:
+        def counted(lines: LineReader, *messages: dict[str, Any], **kwargs: Any) -> None:
             words = ", ".join(message["execute"] for message in messages)
             if self._is_here(f"before {words}"):
                 self._act()
@@ -84,7 +84,7 @@ class Steps:
             if self._is_here(f"after {words}"):
                 self._act()
 
-        patch.setattr(Lines, "send", counted)
+        patch.setattr(LineReader, "send", counted)
 
     def join(self) -> None:
         """Wait until it has acted, if it is to."""

@@ -287,10 +287,10 @@ def test_one_that_is_deleted_or_cancelled_meanwhile(
 
     monkeypatch.setattr(announcements, "RENEW", 0.1)
 
-    announced: list[announcements.Announced] = []
+    announced: list[announcements.GroupRegistration] = []
     announce = Service.announce
 
-    def noted(*args: Any) -> announcements.Announced:
+    def noted(*args: Any) -> announcements.GroupRegistration:
         announced.append(announce(*args))
         return announced[-1]
 

@@ -23,7 +23,7 @@ from lunr.backup.stores import open_store
 from lunr.common.errors import LunrError
 from lunr.live.backup.backup import Options, backup
 from lunr.live.qemu import guard
-from lunr.live.qemu.qmp import Lines, Monitor
+from lunr.live.qemu.qmp import LineReader, Monitor
 
 
 def main() -> None:
@@ -33,7 +33,7 @@ def main() -> None:
     qemu = int(more[1]) if more[:1] == ["qemu"] else None
     agent = None if qemu else next((Path(one) for one in more if one != "alone"), None)
     guards: list[guard.Guard] = []
-    send, enter = Lines.send, guard.Guard.__enter__
+    send, enter = LineReader.send, guard.Guard.__enter__
 
     def die() -> None:
         if qemu is not None:
@@ -52,7 +52,7 @@ def main() -> None:
         if left < 0:
             die()
 
-    def doomed(self: Lines, *messages: Any, **kwargs: Any) -> None:
+    def doomed(self: LineReader, *messages: Any, **kwargs: Any) -> None:
         step_on()
         send(self, *messages, **kwargs)
         if any(message["execute"] == step for message in messages):
@@ -63,7 +63,7 @@ def main() -> None:
         guards.append(self)
         return enter(self)
 
-    Lines.send = doomed  # type: ignore[method-assign]
+    LineReader.send = doomed  # type: ignore[method-assign]
     guard.Guard.__enter__ = noted  # type: ignore[method-assign]
     repository = Repository(open_store(store, "default"), derive(PUBLIC_MASTER, "default"))
     scratch = Path(store.removeprefix("files:")).parent

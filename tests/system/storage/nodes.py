@@ -15,15 +15,15 @@ from typing import Any
 from lunr.backup.lazy_image import mount
 from lunr.storage.agent.agent import Agent
 from lunr.storage.agent.api_client import ApiClient
-from lunr.storage.baselines import References
+from lunr.storage.baselines import Baselines
 from lunr.storage.engine import WORKER, Engine
 from lunr.storage.exports import Exports
-from lunr.storage.jobs import Node
+from lunr.storage.jobs.node_context import NodeContext
 from lunr.storage.metrics import Metrics
 from lunr.storage.pools.base import Pool
 from lunr.storage.pools.files.pool import FilesPool
 from lunr.storage.restore.process import take_lock
-from lunr.storage.restore.registry import Fillings
+from lunr.storage.restore.registry import RestoreRegistry
 from lunr.storage.targets.base import Target
 from lunr.storage.targets.tgt.target import TgtTarget
 from tests.system.storage.contract_api import NODE, TOKEN
@@ -46,7 +46,7 @@ class Place:
     def parts(self, worker: Sequence[str] = WORKER) -> tuple[FilesPool, TgtTarget, Engine]:
         pool = FilesPool(self.pool, image_gib=1)
         engine = self.engine(worker)
-        filling = Fillings.folder_in(own_folder(engine) / "run")
+        filling = RestoreRegistry.folder_in(own_folder(engine) / "run")
         return pool, TgtTarget(self.socket, self.pool, filling), engine
 
     def engine(self, worker: Sequence[str] = WORKER) -> Engine:
@@ -62,14 +62,14 @@ def own_folder(engine: Engine) -> Path:
     return Path(f"{engine.url.removeprefix('files:')}-node")
 
 
-def make_fillings(pool: Pool, engine: Engine) -> Fillings:
+def make_fillings(pool: Pool, engine: Engine) -> RestoreRegistry:
     folder = own_folder(engine)
-    return Fillings(pool, engine, folder / "state", folder / "run")
+    return RestoreRegistry(pool, engine, folder / "state", folder / "run")
 
 
 def end_fillings(run: Path) -> None:
     """End the processes that an agent which was killed left to serve filling volumes."""
-    for folder in Fillings.folder_in(run).glob("*"):
+    for folder in RestoreRegistry.folder_in(run).glob("*"):
         for entry in Path("/proc").glob("[0-9]*/cwd"):
             with contextlib.suppress(OSError):
                 if entry.readlink() == folder:
@@ -90,10 +90,10 @@ def make_agent(
 ) -> Agent:
     fillings = make_fillings(pool, engine)
     exports = Exports(fillings, target)
-    references = References(pool, keep=options.pop("keep", True), days=1)
+    references = Baselines(pool, keep=options.pop("keep", True), days=1)
     metrics = Metrics()
     return Agent(
-        Node(pool, exports, engine, fillings, references),
+        NodeContext(pool, exports, engine, fillings, references),
         target,
         ApiClient(url, NODE, options.pop("token", TOKEN)),
         portal,

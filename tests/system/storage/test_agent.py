@@ -296,7 +296,7 @@ def test_a_defect_ends_no_thread(
     api.add("volume.create", "v1", "v1", size_bytes=SIZE)
     all_on = {"FilesPool.watch", "References.look", "Exports.watch", "ApiClient.heartbeat"}
     wait_until(lambda: worked >= all_on, what="all go on")
-    for name in (*all_on, "Supervisor.do"):
+    for name in (*all_on, "JobRunner.do"):
         assert f"ValueError: a defect of {name}" in caplog.text
     for volume_id in ("v2", "v3", "v4"):  # more than there are workers
         api.do("volume.create", volume_id, volume_id, size_bytes=SIZE)

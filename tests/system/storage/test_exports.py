@@ -25,8 +25,8 @@ from lunr.backup.stores import open_store
 from lunr.client.records import Export as Record
 from lunr.storage.exports import Exports
 from lunr.storage.pools.files.pool import FilesPool
-from lunr.storage.restore.registry import Fillings
-from lunr.storage.restore.spec import Task
+from lunr.storage.restore.registry import RestoreRegistry
+from lunr.storage.restore.spec import RestoreSpec
 from lunr.storage.targets.base import Session as Who
 from lunr.storage.targets.tgt.target import TgtTarget
 from tests.support.services import Tgtd, need_fuse
@@ -38,7 +38,7 @@ from tests.system.storage.test_agent import export_payload
 from tools.demos.stage import Disk, Session
 
 SIZE = 16 * MIB
-TASK = Task("b1", "account", SIZE)
+TASK = RestoreSpec("b1", "account", SIZE)
 
 #: An agent that has the process of `v1` die, and dies when there is another, before it goes on.
 DOOMED = """
@@ -65,7 +65,7 @@ class Node:
         self.pool, self.target, engine = place.parts()
         self.pool.check()
         self.fillings = make_fillings(self.pool, engine)
-        self.run = Fillings.folder_in(own_folder(engine) / "run")
+        self.run = RestoreRegistry.folder_in(own_folder(engine) / "run")
         self.exports = Exports(self.fillings, self.target)
         self.fillings.remounted = self.exports.remount
 

@@ -293,7 +293,7 @@ def test_it_is_given_up_when_the_pool_gets_full(
 
 def test_old_and_lost_ones_are_given_up(ground: Ground) -> None:
     ground.save("b1")
-    kept = baselines.References(ground.pool, keep=True, days=1)
+    kept = baselines.Baselines(ground.pool, keep=True, days=1)
     assert not kept.look(tight=False)
     assert ground.snapshots() == {reference("b1")}
     ages = {"v2": 2, "v3": 0.5, "v4": 0}
@@ -304,11 +304,11 @@ def test_old_and_lost_ones_are_given_up(ground: Ground) -> None:
         os.utime(ground.pool.path(made), (then, then))
     ground.pool.lost.add(Snapshot("v4", "b", Purpose.REFERENCE))
     assert not kept.look(tight=False)  # it was looked just now
-    kept = baselines.References(ground.pool, keep=True, days=1)
+    kept = baselines.Baselines(ground.pool, keep=True, days=1)
     with kept.using("v2", "b") as used:
         assert used is not None
         assert kept.look(tight=False)
         assert used in ground.snapshots()
     assert {one.volume_id for one in ground.snapshots()} == {"v1", "v2", "v3"}
-    assert baselines.References(ground.pool, keep=True, days=1).look(tight=False)
+    assert baselines.Baselines(ground.pool, keep=True, days=1).look(tight=False)
     assert {one.volume_id for one in ground.snapshots()} == {"v1", "v3"}

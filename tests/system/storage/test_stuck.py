@@ -12,7 +12,7 @@ import pytest
 from lunr.common import errors
 from lunr.storage import engine as engine_module
 from lunr.storage import system
-from lunr.storage.agent.job import Job, Stop
+from lunr.storage.agent.job import ClaimedJob, Stop
 from lunr.storage.engine import Engine
 from tests.support import faulty
 from tests.support.waiting import PATIENCE
@@ -49,7 +49,7 @@ def test_a_job_whose_worker_is_stuck_ends_all_the_same(
 ) -> None:
     monkeypatch.setattr(engine_module, "STOP_GRACE", 0.3)
     claimed = {"id": "j1", "kind": "backup.save", "lease": "l", "lease_seconds": 60, "attempt": 1}
-    job = Job({**claimed, "payload": {}})
+    job = ClaimedJob({**claimed, "payload": {}})
     with faulty.hanging(tmp_path / "device", seconds=6) as path:
         worker = [sys.executable, "-c", READER, str(path)]
         engine = Engine(url="files:/nowhere", options={}, key=KEY, command=worker)

@@ -15,10 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from lunr.common import concurrency, errors
-from lunr.storage.agent.job import Job
-from lunr.storage.baselines import References
+from lunr.storage.agent.job import ClaimedJob
+from lunr.storage.baselines import Baselines
 from lunr.storage.exports import Exports
-from lunr.storage.jobs import HANDLERS, Node
+from lunr.storage.jobs import HANDLERS
+from lunr.storage.jobs.node_context import NodeContext
 from tests.system.storage.nodes import Place, make_fillings
 
 
@@ -59,12 +60,12 @@ def main() -> None:
     parts: list[Any] = [Doomed(part) for part in (pool, target, engine)]
     fillings = make_fillings(pool, engine)
     fillings.load(pool.volumes(), fillings.known(), [])
-    references = References(parts[0], keep=True, days=1)
-    node = Node(parts[0], Exports(fillings, parts[1]), parts[2], fillings, references)
+    references = Baselines(parts[0], keep=True, days=1)
+    node = NodeContext(parts[0], Exports(fillings, parts[1]), parts[2], fillings, references)
     concurrency.blocking = lambda function, *args: doomed(function)(*args)
     Doomed.left = int(sys.argv[3])
     try:
-        HANDLERS[claimed["kind"]](node, Job(claimed))
+        HANDLERS[claimed["kind"]](node, ClaimedJob(claimed))
     except errors.LunrError as error:
         sys.exit(f"{claimed['kind']} failed: {error}")
 

@@ -43,7 +43,7 @@ def test_the_list_of_one_that_was_killed_is_told_by_the_next() -> None:
     save_bytes(repo, DATA, "b1")
     repo.delete_root("b1")
     lost = _collect_and_die(store)
-    assert garbage.collect(repo) == garbage.Collected(None, 0, (lost,))
+    assert garbage.collect(repo) == garbage.MarkResult(None, 0, (lost,))
     save_bytes(repo, b"x" * 300, "b2")
     repo.delete_root("b2")
     second = garbage.collect(repo)
@@ -51,7 +51,7 @@ def test_the_list_of_one_that_was_killed_is_told_by_the_next() -> None:
     assert second.collection is not None
     for collection in (lost, second.collection):
         assert garbage.sweep(repo, collection).deleted
-    assert garbage.collect(repo) == garbage.Collected(None, 0)
+    assert garbage.collect(repo) == garbage.MarkResult(None, 0)
     assert not store.objects
 
 
@@ -65,7 +65,7 @@ def test_one_that_was_swept_is_not_told_again() -> None:
     assert found.collection is not None
     store.objects["roots/b1"] = root
     assert garbage.sweep(repo, found.collection).deleted == 0
-    assert garbage.collect(repo) == garbage.Collected(None, 0)
+    assert garbage.collect(repo) == garbage.MarkResult(None, 0)
     assert load_bytes(repo, "b1") == DATA
 
 
@@ -84,7 +84,7 @@ def test_a_list_that_can_not_be_read_is_told_so_that_its_sweep_drops_it() -> Non
 def test_a_list_of_names_that_are_no_objects_is_not_believed(name: str) -> None:
     repo = repository(MemoryStore())
     pending_deletion.store(
-        repo, "forged", pending_deletion.Condemned(0.0, {"chunks/aa/b": 1, name: 1}, ())
+        repo, "forged", pending_deletion.PendingDeletion(0.0, {"chunks/aa/b": 1, name: 1}, ())
     )
     with pytest.raises(errors.CorruptObject, match="condemned/forged"):
         pending_deletion.load(repo, "forged")
@@ -140,7 +140,9 @@ def test_an_unchanged_segment_of_which_something_is_condemned_is_stored_anew(
     repo = repository(store)
     save_bytes(repo, DATA, "b1")
     name = next(name for name in store.objects if name.startswith(what))
-    pending_deletion.store(repo, "c1", pending_deletion.Condemned(repo.clock(), {name: 1}, ()))
+    pending_deletion.store(
+        repo, "c1", pending_deletion.PendingDeletion(repo.clock(), {name: 1}, ())
+    )
     same = save_bytes(repo, DATA, "b2", "b1", changed=[], concurrency=concurrency)
     # The two others are the parent's, as before.
     assert len(set(same.segments) & set(repo.load_root("b1").segments)) == 2

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from lunr.common import linux
-from lunr.common.linux import Streaming
+from lunr.common.linux import UncachedWriter
 
 DATA = random.Random(2).randbytes(3 * 4096 + 5)
 
@@ -26,7 +26,7 @@ def file(request: pytest.FixtureRequest, tmp_path: Path) -> int:
 
 
 def test_what_is_streamed_is_there_whatever_kernel_and_file_system_can(file: int) -> None:
-    streaming = Streaming()
+    streaming = UncachedWriter()
     for offset in (0, 5, 1 << 20):
         assert streaming.write(file, [DATA[:7], memoryview(DATA)[7:]], offset) == len(DATA)
     os.fsync(file)
@@ -53,7 +53,7 @@ def test_kernels_that_could_lose_a_page_are_not_asked_to_forget(
     name = os.uname()
     monkeypatch.setattr(os, "uname", lambda: os.uname_result((*name[:2], release, *name[3:])))
     monkeypatch.setattr(linux.os, "pwritev", note)
-    streaming = Streaming()
+    streaming = UncachedWriter()
     for _ in range(2):
         assert streaming.write(file, [DATA], 0) == len(DATA)
     assert [bool(flags) for flags in asked] == ([True, False, False] if can else [False, False])

@@ -339,11 +339,11 @@ def test_the_packer_holds_one_object_at_most() -> None:
         stored.append(len(hashes))
         return Ref(len(stored).to_bytes(32, "big"), bytes(8))
 
-    packer = patch_packer.Packer(10, store)  # type: ignore[arg-type]
+    packer = patch_packer.PatchPacker(10, store)  # type: ignore[arg-type]
 
     def add(chunk: int) -> None:
         for block in range(30):
-            packer.add([patch_packer.Loose(chunk, block, bytes(32), b"data")])
+            packer.add([patch_packer.PendingBlock(chunk, block, bytes(32), b"data")])
             assert len(packer) < 10
 
     threads = [threading.Thread(target=add, args=(chunk,)) for chunk in range(4)]
@@ -351,7 +351,7 @@ def test_the_packer_holds_one_object_at_most() -> None:
         thread.start()
     for thread in threads:
         thread.join()
-    packer.add([patch_packer.Loose(9, 0, bytes(32), b"data")])
+    packer.add([patch_packer.PendingBlock(9, 0, bytes(32), b"data")])
     packer.flush()
     assert stored == [10] * 12 + [1]
     assert len(set(packer.places.values())) == len(packer.places) == 121

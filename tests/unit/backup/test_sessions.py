@@ -96,7 +96,7 @@ def test_a_list_that_can_not_be_read_stops_saves_until_it_is_swept() -> None:
     store.objects["condemned/c1"] = b"not a list"
     with pytest.raises(errors.CorruptObject, match="condemned/c1"):
         save_bytes(repo, b"x" * 300, "b")
-    assert garbage.sweep(repo, "c1") == garbage.Swept(0, 0)
+    assert garbage.sweep(repo, "c1") == garbage.SweepResult(0, 0)
     save_bytes(repo, b"x" * 300, "b")
 
 

@@ -15,7 +15,7 @@ from lunr.backup.keys import derive
 from lunr.backup.repository import quarantine
 from lunr.backup.repository.collect import collect, sweep
 from lunr.backup.repository.repository import Repository
-from lunr.backup.repository.verify import Share, verify
+from lunr.backup.repository.verify import VerifyShard, verify
 from lunr.backup.stores.memory import MemoryStore
 from tests.support.thorough import examples
 from tests.unit.backup.support import (
@@ -163,7 +163,7 @@ def test_an_object_that_was_only_away_is_good_again() -> None:
     harm(repo, name, "missing")
     assert verify(repo).damaged
     repo.store.objects[name] = raw
-    assert verify(repo, share=Share(0, 1000)).damaged == {}  # what was bad is always read
+    assert verify(repo, share=VerifyShard(0, 1000)).damaged == {}  # what was bad is always read
     assert quarantine.names(repo) == frozenset()
     assert unreadable(repo, contents) == set()
 
@@ -189,7 +189,7 @@ def test_every_object_is_in_one_share(shares: int) -> None:
     gets: Counter[str] = Counter()
     watched = Faulty(repo.store, lambda call, name: gets.update([name] * (call == "get")))
     read = [
-        verify(Repository(watched, repo.keys), share=Share(day, shares)).objects
+        verify(Repository(watched, repo.keys), share=VerifyShard(day, shares)).objects
         for day in range(20_000, 20_000 + shares)
     ]
     assert sum(read) == len(wanted)
@@ -201,7 +201,7 @@ def test_a_share_finds_what_is_bad_in_it() -> None:
     contents = chain(repo, random.Random(10))
     harm(repo, objects(repo, Kind.PATCH)[0], "flipped")
     lost = unreadable(repo, contents)
-    found = [set(verify(repo, share=Share(day, 5)).damaged) for day in range(5)]
+    found = [set(verify(repo, share=VerifyShard(day, 5)).damaged) for day in range(5)]
     assert lost in found
     first = found.index(lost)
     assert all(day == lost for day in found[first:])  # it stays known

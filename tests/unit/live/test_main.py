@@ -17,7 +17,7 @@ from lunr.backup.stores.memory import MemoryStore
 from lunr.live.backup import groups
 from lunr.live.backup.groups import Group
 from lunr.live.daemon import main
-from lunr.live.daemon.main import Keeper
+from lunr.live.daemon.main import BackupDaemon
 from lunr.live.daemon.settings import Machine
 from tests.unit.backup.support import Faulty
 from tests.unit.live.test_groups import made
@@ -46,8 +46,8 @@ class Place:
         """What a backup has left that was killed."""
         return made(self.repository, "web", "a", moment=moment).group_id
 
-    def keeper(self, *machines: Machine) -> Keeper:
-        return Keeper(self.repository, machines, self.stop)
+    def keeper(self, *machines: Machine) -> BackupDaemon:
+        return BackupDaemon(self.repository, machines, self.stop)
 
     def attend(self, keep: int) -> tuple[bool, int, int]:
         """Whether the backup went well, and how many groups and leftovers there are then."""

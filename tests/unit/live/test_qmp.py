@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 
 from lunr.live import errors
-from lunr.live.qemu.qmp import Lines, Monitor
+from lunr.live.qemu.qmp import LineReader, Monitor
 
 
-def pair(answer: Callable[[dict[str, Any]], list[bytes]]) -> tuple[Lines, threading.Thread]:
+def pair(answer: Callable[[dict[str, Any]], list[bytes]]) -> tuple[LineReader, threading.Thread]:
     """A connection to a thread that gives `answer` to each message."""
     ours, theirs = socket.socketpair()
 
@@ -28,7 +28,7 @@ def pair(answer: Callable[[dict[str, Any]], list[bytes]]) -> tuple[Lines, thread
 
     thread = threading.Thread(target=serve, daemon=True)
     thread.start()
-    return Lines(ours, "here"), thread
+    return LineReader(ours, "here"), thread
 
 
 def line(**message: Any) -> bytes:

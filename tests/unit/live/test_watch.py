@@ -8,14 +8,14 @@ import pytest
 
 from lunr.common.errors import Cancelled
 from lunr.live import errors
-from lunr.live.backup.abort_checks import Watch, is_set, leaves_less, reserved, uses_more
+from lunr.live.backup.abort_checks import AbortChecks, is_set, leaves_less, reserved, uses_more
 from tests.support.waiting import PATIENCE
 
 
 def test_the_check_that_speaks_first_says_why(tmp_path: Path) -> None:
     stop = threading.Event()
     with (tmp_path / "scratch").open("wb") as file:
-        watch = Watch(is_set(stop))
+        watch = AbortChecks(is_set(stop))
         watch.add(uses_more([file], 1 << 20))
         with pytest.raises(errors.ScratchLimit, match=r"1\.0 MiB"), watch.watching():
             file.write(bytes([1]) * (2 << 20))
@@ -27,7 +27,7 @@ def test_the_check_that_speaks_first_says_why(tmp_path: Path) -> None:
 def test_who_is_stopped_before_it_begins_does_not_begin() -> None:
     stop = threading.Event()
     stop.set()
-    watch = Watch(is_set(stop))
+    watch = AbortChecks(is_set(stop))
     with pytest.raises(Cancelled), watch.watching():
         assert watch.cancel.is_set()
         raise Cancelled

@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 
 from lunr.common import errors
-from lunr.storage.agent.job import Job, Stop
+from lunr.storage.agent.job import ClaimedJob, Stop
 
 
-def make(**others: Any) -> Job:
-    return Job(
+def make(**others: Any) -> ClaimedJob:
+    return ClaimedJob(
         {
             "id": "j1",
             "kind": "volume.create",

@@ -7,7 +7,7 @@ import pytest
 from lunr.common import errors
 from lunr.storage.agent import pool_monitor
 from lunr.storage.agent.pool_monitor import PoolWatch
-from lunr.storage.baselines import References
+from lunr.storage.baselines import Baselines
 from lunr.storage.jobs import HANDLERS, lanes
 from lunr.storage.metrics import Metrics
 from lunr.storage.pools.base import Capacity, Pool, Purpose, Snapshot
@@ -47,7 +47,7 @@ def pool() -> Told:
 
 
 def watched(pool: Pool) -> PoolWatch:
-    return PoolWatch(pool, References(pool, keep=True, days=1))
+    return PoolWatch(pool, Baselines(pool, keep=True, days=1))
 
 
 def test_what_was_seen_last_is_remembered(pool: Told) -> None:

@@ -8,8 +8,8 @@ import pytest
 
 from lunr.common import errors
 from lunr.storage.agent import backoff
-from lunr.storage.agent.pending_deletes import Removals
-from lunr.storage.jobs import Node
+from lunr.storage.agent.pending_deletes import PendingDeletes
+from lunr.storage.jobs.node_context import NodeContext
 
 
 @pytest.mark.parametrize(
@@ -21,13 +21,13 @@ def test_what_fails_is_tried_again_after_the_others(
     monkeypatch.setattr(backoff, "_FIRST", 0.01)
     seen: list[str] = []
 
-    class Failing(Removals):
+    class Failing(PendingDeletes):
         def _remove(self, subject: object) -> None:
             seen.append(str(subject))
             if seen == ["v1"]:
                 raise error
 
-    node: Node = None  # type: ignore[assignment] - nothing is really removed
+    node: NodeContext = None  # type: ignore[assignment] - nothing is really removed
     removals = Failing(node, ["v1", "v2"], threading.Event())
     removals.run()
     assert seen == ["v1", "v2", "v1"]

@@ -21,7 +21,7 @@ from rich.console import Console
 from lunr.client import Client
 from lunr.client.records import Export
 from lunr.storage.targets.lio import tree
-from lunr.up import NODE, Part, Service, Settings
+from lunr.up import NODE, ChildProcess, Service, Settings
 from tests.support.faulty_disk import FaultyDisk
 from tests.support.initiator import sh
 from tests.support.services import CHECKOUT
@@ -73,7 +73,7 @@ class Nursery:
         return answer
 
 
-class Api(Part):
+class Api(ChildProcess):
     """The API, forked."""
 
     def __init__(self, nursery: Nursery, config: Path) -> None:

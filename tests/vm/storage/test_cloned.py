@@ -15,17 +15,17 @@ from pathlib import Path
 
 import pytest
 
-from lunr.backup.lazy_image.missing_extents import Gaps
+from lunr.backup.lazy_image.missing_extents import MissingExtents
 from lunr.storage.engine import Engine
 from lunr.storage.exports import Exports
 from lunr.storage.pools.base import DevicePool, Snapshot
 from lunr.storage.pools.lvm.pool import LvmPool
 from lunr.storage.pools.thin.pool import ThinPool
 from lunr.storage.restore.dm_clone import device as clone_device
-from lunr.storage.restore.dm_clone.restore import Cloned
+from lunr.storage.restore.dm_clone.restore import DmCloneRestore
 from lunr.storage.restore.process import adopt
-from lunr.storage.restore.registry import Fillings
-from lunr.storage.restore.spec import Task
+from lunr.storage.restore.registry import RestoreRegistry
+from lunr.storage.restore.spec import RestoreSpec
 from lunr.storage.targets.lio import tree
 from lunr.storage.targets.lio.target import LioTarget
 from tests.support.initiator import Initiator, sh
@@ -96,17 +96,17 @@ class Node:
         self.shadow = bytearray(place.data) + bytes(SIZE - len(place.data))
         self.fillings = self.make()
         pool.create("v1", SIZE)
-        self.task = Task("b1", "account", SIZE)
+        self.task = RestoreSpec("b1", "account", SIZE)
         self.fillings.begin("v1", self.task, lambda: None)
 
-    def make(self) -> Fillings:
+    def make(self) -> RestoreRegistry:
         places = self.folder / "state", self.folder / "run"
-        return Fillings(self.pool, self.engine, *places, dm_clone=True)
+        return RestoreRegistry(self.pool, self.engine, *places, dm_clone=True)
 
     @property
-    def volume(self) -> Cloned:
+    def volume(self) -> DmCloneRestore:
         one = self.fillings.get("v1")
-        assert isinstance(one, Cloned)
+        assert isinstance(one, DmCloneRestore)
         return one
 
     def read(self, offset: int, length: int) -> bytes:
@@ -233,7 +233,7 @@ def test_it_is_used_while_it_is_filled_and_then_it_is_plain(
         lacks[start:end] = node.shadow[start:end]
     assert lacks == node.shadow
     # What is made from it is filled from the same backup, through FUSE.
-    node.fillings.prepare("v2", node.task, Gaps("b1", absent))
+    node.fillings.prepare("v2", node.task, MissingExtents("b1", absent))
     pool.clone("v2", snapshot, SIZE)
     pool.delete_snapshot(snapshot)
     node.fillings.begin("v2", node.task, lambda: None)

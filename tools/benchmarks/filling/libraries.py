@@ -21,14 +21,14 @@ from pathlib import Path
 from typing import Any
 
 from lunr.backup.lazy_image import fuse_protocol, mount
-from lunr.backup.lazy_image.backing_file import Local
+from lunr.backup.lazy_image.backing_file import BackingFile
 from tools.benchmarks.filling.table import Table
 
 _SIZE = 64 << 20
 _NAME = "volume"
 
 
-class _Passing(Local):
+class _Passing(BackingFile):
     """A local file as what :class:`protocol.File` asks for."""
 
     writable = True  # so that the kernel caches nothing

@@ -19,7 +19,7 @@ _log = logging.getLogger(__name__)
 _RETRY = 10.0
 
 
-class _Stuck(NamedTuple):
+class _GrowthBackoff(NamedTuple):
     """Until when (of time.monotonic) an area is left as it is, and why it could not grow."""
 
     until: float
@@ -52,7 +52,7 @@ class CowAreas:
         #: By device-mapper name; None: nobody looked since snapshots came or went.
         self._known: dict[str, LogicalVolume] | None = None
         #: By names, those that must grow and could not.
-        self._stuck: dict[str, _Stuck] = {}
+        self._stuck: dict[str, _GrowthBackoff] = {}
         self.fullest = 0.0
         self.lost: frozenset[Snapshot] = frozenset()
 
@@ -123,7 +123,7 @@ class CowAreas:
                 why = f"the snapshot {lv.name} fills up and can't be enlarged: {error}"
                 if lv.name not in self._stuck:
                     _log.error("%s", why)
-                self._stuck[lv.name] = _Stuck(time.monotonic() + _RETRY, why)
+                self._stuck[lv.name] = _GrowthBackoff(time.monotonic() + _RETRY, why)
             else:
                 self._stuck.pop(lv.name, None)
                 _log.info("%s: room for what is overwritten: %s", lv.name, units.human(size))

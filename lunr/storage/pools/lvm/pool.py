@@ -57,7 +57,7 @@ _WHERE = f"@{ZEROED}"
 _FRESH = 10.0
 
 
-class _Look(NamedTuple):
+class _PvScan(NamedTuple):
     """The disks that the pool may use, after so many changes, at that moment."""
 
     disks: list[PhysicalVolume]
@@ -89,7 +89,7 @@ class LvmPool(DevicePool):
         self._reserve = reserve_percent / 100
         self.areas = CowAreas(self.group, _WHERE, snapshot_percent, snapshot_grow_at / 100)
         self.wiper = Wiper(self.group, wipe_mib_per_second * units.MIB)
-        self._look: _Look | None = None
+        self._look: _PvScan | None = None
         self._checked = False
         self._checking = threading.Lock()
 
@@ -389,7 +389,7 @@ class LvmPool(DevicePool):
         self.areas.look()
         if self._seen() is None:
             changes, at = self.group.changes, time.monotonic()
-            self._look = _Look(self._disks(), changes, at)
+            self._look = _PvScan(self._disks(), changes, at)
 
     # --- how -----------------------------------------------------------------------
 

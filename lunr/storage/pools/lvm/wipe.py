@@ -70,7 +70,7 @@ class Pace:
         time.sleep(pause)
 
 
-class _Yield(Exception):
+class _WipePreempted(Exception):
     """The background is to let go of what it wipes."""
 
 
@@ -203,10 +203,10 @@ class Wiper:
 
         def go_on(_done: int, _total: int) -> None:
             if self._stopping.is_set() or name in self._wanted:
-                raise _Yield
+                raise _WipePreempted
 
         try:
-            with contextlib.suppress(_Yield):
+            with contextlib.suppress(_WipePreempted):
                 self._wipe(name, go_on)
         finally:
             with self._turn:

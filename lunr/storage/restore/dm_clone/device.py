@@ -50,7 +50,7 @@ class Status:
 
 
 @dataclass(frozen=True)
-class Seen:
+class DeviceState:
     """A device that is there.
 
     Attributes:
@@ -90,14 +90,14 @@ class CloneDevice:
         self.path = Path("/dev/mapper") / name
         self._uuid = f"LVM-lunr-clone-{ids.check(volume_id)}"
 
-    def look(self) -> Seen | None:
+    def look(self) -> DeviceState | None:
         """What is there; None: nothing."""
         if not self.path.exists():
             return None
         target, *words = self._dmsetup("table").split()[2:] or [""]
         opened, suspended = self._info().strip().split(":")
         source = words[2] if target == "clone" else ""
-        return Seen(target, source, int(opened), suspended == "Suspended")
+        return DeviceState(target, source, int(opened), suspended == "Suspended")
 
     def _info(self) -> str:
         columns = ("-c", "--noheadings", "--separator", ":", "-o", "open,suspended")

@@ -34,8 +34,8 @@ from lunr.storage.pools.base import DevicePool, Extent
 from lunr.storage.restore import loop_device
 from lunr.storage.restore.dm_clone import metadata as clone_map
 from lunr.storage.restore.dm_clone.device import AT_ONCE, REGION, CloneDevice, metadata_size
-from lunr.storage.restore.fuse_restore import Filling, FillingBusy
-from lunr.storage.restore.process import Worker, adopt
+from lunr.storage.restore.fuse_restore import FillingBusy, FuseRestore
+from lunr.storage.restore.process import RestoreProcess, adopt
 from lunr.storage.restore.spec import Progress
 
 #: The largest volume that is filled so. The kernel goes over the bits of all regions when the
@@ -56,11 +56,11 @@ _PART = 4 * units.MIB
 _ON, _ONE_BY_ONE = (True, False), (True, True)
 
 
-class Cloned(Filling):
-    """The same as :class:`Filling`, by the kernel."""
+class DmCloneRestore(FuseRestore):
+    """The same as :class:`FuseRestore`, by the kernel."""
 
     def __init__(self, pool: DevicePool, volume_id: str, *args: Any) -> None:
-        """Nothing is done yet; the rest is as for :class:`Filling`."""
+        """Nothing is done yet; the rest is as for :class:`FuseRestore`."""
         super().__init__(volume_id, *args)
         self._pool = pool
         self._device = CloneDevice(pool.clone_name(volume_id), ids.check(volume_id))
@@ -102,7 +102,7 @@ class Cloned(Filling):
     # --- its life --------------------------------------------------------------------
 
     def load(self) -> bool:
-        """See :meth:`Filling.load`."""
+        """See :meth:`FuseRestore.load`."""
         there = super().load()
         seen = self._device.look()
         if seen is not None and seen.suspended:  # the agent was killed in the middle of `still`
@@ -111,7 +111,7 @@ class Cloned(Filling):
         return there
 
     def start(self) -> None:
-        """See :meth:`Filling.start`."""
+        """See :meth:`FuseRestore.start`."""
         if not self._filled:
             super().start()
         elif self._has_device and self._driver is None:
@@ -119,12 +119,12 @@ class Cloned(Filling):
             self._drive()
 
     def wait_mounted(self, heed: Callable[[], None]) -> None:
-        """See :meth:`Filling.wait_mounted`."""
+        """See :meth:`FuseRestore.wait_mounted`."""
         if not self._is_kept_filled:
             super().wait_mounted(heed)
 
     def fill(self, mode: str, limit: int) -> None:
-        """See :meth:`Filling.fill`."""
+        """See :meth:`FuseRestore.fill`."""
         super().fill(mode, limit)
         with self._changed:
             self._wanted, self._gave_up, self._one_by_one = (mode, limit), False, False
@@ -136,7 +136,7 @@ class Cloned(Filling):
         return self._has_device
 
     def grow(self) -> bool:
-        """See :meth:`Filling.grow`."""
+        """See :meth:`FuseRestore.grow`."""
         with self._guard:
             if not self._is_kept_filled or not self._has_device:
                 return False
@@ -145,7 +145,7 @@ class Cloned(Filling):
             return True
 
     def settle(self) -> bool:
-        """See :meth:`Filling.settle`."""
+        """See :meth:`FuseRestore.settle`."""
         with self._guard:
             if self.is_settled or not self._filled:
                 return self.is_settled
@@ -162,7 +162,7 @@ class Cloned(Filling):
             return True
 
     def close(self) -> None:
-        """See :meth:`Filling.close`. The device goes as well; the pool's volume stays as it is.
+        """See :meth:`FuseRestore.close`. The device goes as well; the pool's volume stays as it is.
 
         Raises:
             FillingBusy: somebody has it open.
@@ -188,7 +188,7 @@ class Cloned(Filling):
                 mount.detach_dead(self._mountpoint)
 
     def remove(self) -> None:
-        """See :meth:`Filling.remove`."""
+        """See :meth:`FuseRestore.remove`."""
         self.close()
         if self.task is not None:
             self._pool.remove_filling(self.volume_id)
@@ -207,7 +207,7 @@ class Cloned(Filling):
 
     @contextlib.contextmanager
     def still(self) -> Iterator[list[Extent]]:
-        """See :meth:`Filling.still`. All I/O waits inside."""
+        """See :meth:`FuseRestore.still`. All I/O waits inside."""
         with self._still, self._guard:
             if self._is_kept_filled:
                 yield []
@@ -241,7 +241,7 @@ class Cloned(Filling):
     def _starting(self) -> None:
         """Nobody has to open the device anew."""
 
-    def _hear(self, worker: Worker, event: dict[str, Any]) -> None:
+    def _hear(self, worker: RestoreProcess, event: dict[str, Any]) -> None:
         if event.get("event") == "mounted":
             self._set_up()
             if worker.is_new:
@@ -255,7 +255,7 @@ class Cloned(Filling):
             self.news.all_is_well()
             self._gave_up = self._one_by_one = False
 
-    def _give_orders(self, worker: Worker) -> None:
+    def _give_orders(self, worker: RestoreProcess) -> None:
         """The process fetches what is read, and nothing else."""
 
     def _set_up(self) -> None:

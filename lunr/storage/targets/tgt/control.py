@@ -191,7 +191,7 @@ class Unit:
 
 
 @dataclass
-class Shown:
+class TargetListing:
     """A target as tgtd shows it."""
 
     tid: int
@@ -209,14 +209,14 @@ _TARGET = re.compile(r"Target (\d+): (.*)")
 _SECTION = re.compile(r" {4}(System|I_T nexus|LUN|Account|ACL) information:")
 
 
-def parse_targets(text: str) -> list[Shown]:
+def parse_targets(text: str) -> list[TargetListing]:
     """What ``show target`` answers for all targets (tgt_target_show_all in usr/target.c)."""
-    targets: list[Shown] = []
+    targets: list[TargetListing] = []
     section = ""
     for line in text.splitlines():
         word = line.strip()
         if match := _TARGET.fullmatch(line):
-            targets.append(Shown(int(match[1]), match[2]))
+            targets.append(TargetListing(int(match[1]), match[2]))
         elif match := _SECTION.fullmatch(line):
             section = match[1]
         elif targets and section == "Account":
@@ -228,7 +228,7 @@ def parse_targets(text: str) -> list[Shown]:
     return targets
 
 
-def _parse_field(target: Shown, key: str, value: str) -> None:
+def _parse_field(target: TargetListing, key: str, value: str) -> None:
     """Take one ``KEY: VALUE`` of a target's system, nexus or LUN information."""
     match key:
         case "State":

@@ -52,7 +52,7 @@ from lunr.storage.targets.tgt.control import (
     Mode,
     Op,
     Refused,
-    Shown,
+    TargetListing,
     Unit,
     daemon,
     parse_targets,
@@ -123,7 +123,7 @@ class TgtTarget(Target):
             with self._changing(export.volume_id):
                 self._ensure(target or self._create(export.iqn), export)
 
-    def _ensure(self, target: Shown, export: Export) -> None:
+    def _ensure(self, target: TargetListing, export: Export) -> None:
         tid = target.tid
         self._set_state(tid, "offline")
         self._set_account(target, export)
@@ -164,7 +164,7 @@ class TgtTarget(Target):
 
     # --- parts of ensure ---------------------------------------------------------
 
-    def _create(self, iqn: str) -> Shown:
+    def _create(self, iqn: str) -> TargetListing:
         taken = {target.tid for target in self._targets()}
         tid = 1
         while True:
@@ -177,9 +177,9 @@ class TgtTarget(Target):
                     raise
                 taken.add(tid)  # by another user of this tgtd, just now
             else:
-                return Shown(tid, iqn)
+                return TargetListing(tid, iqn)
 
-    def _is_as_asked(self, target: Shown, export: Export) -> bool:
+    def _is_as_asked(self, target: TargetListing, export: Export) -> bool:
         return (
             target.state == "ready"
             and _volume(target) == {export.lun: str(export.path)}
@@ -191,7 +191,7 @@ class TgtTarget(Target):
             and self._redirect(target.tid) == _redirect(export)
         )
 
-    def _set_account(self, target: Shown, export: Export) -> None:
+    def _set_account(self, target: TargetListing, export: Export) -> None:
         # Deleting an account takes it off every target; one of the same name
         # may have another secret.
         for name in {*target.accounts, export.username}:
@@ -199,7 +199,7 @@ class TgtTarget(Target):
         self._request(Mode.ACCOUNT, Op.NEW, f"user={export.username},password={export.password}")
         self._request(Mode.ACCOUNT, Op.BIND, f"user={export.username}", tid=target.tid)
 
-    def _set_lun(self, target: Shown, export: Export) -> None:
+    def _set_lun(self, target: TargetListing, export: Export) -> None:
         there = _volume(target)
         for lun, path in there.items():
             if (lun, path) != (export.lun, str(export.path)):
@@ -224,7 +224,7 @@ class TgtTarget(Target):
             lun=lun,
         )
 
-    def _set_access(self, target: Shown, export: Export) -> None:
+    def _set_access(self, target: TargetListing, export: Export) -> None:
         wanted = _acls(export)
         for acl in target.acls:
             if acl not in wanted:
@@ -247,7 +247,7 @@ class TgtTarget(Target):
     # --- parts of resize ---------------------------------------------------------
 
     def _reopen(
-        self, target: Shown, volume_id: str, deadline: float, export: Export | None = None
+        self, target: TargetListing, volume_id: str, deadline: float, export: Export | None = None
     ) -> None:
         for lun, unit in target.luns.items():
             if not lun:  # the controller
@@ -266,7 +266,7 @@ class TgtTarget(Target):
                 self._identify(target.tid, lun, unit)
                 self._set_state(target.tid, "ready")
 
-    def _close(self, target: Shown, lun: int, volume_id: str, deadline: float) -> None:
+    def _close(self, target: TargetListing, lun: int, volume_id: str, deadline: float) -> None:
         pause = 0.02
         while True:
             self._disconnect_all(target.iqn)
@@ -289,7 +289,7 @@ class TgtTarget(Target):
 
     # --- parts of remove ---------------------------------------------------------
 
-    def _remove(self, target: Shown, volume_id: str, force: bool, deadline: float) -> None:
+    def _remove(self, target: TargetListing, volume_id: str, force: bool, deadline: float) -> None:
         self._set_state(target.tid, "offline")
         # Looked at again: who logged in before the target was offline is in now.
         now = self._find(target.iqn)
@@ -347,13 +347,13 @@ class TgtTarget(Target):
     def _set_state(self, tid: int, state: str) -> None:
         self._request(Mode.TARGET, Op.UPDATE, f"state={state}", tid=tid)
 
-    def _targets(self) -> list[Shown]:
+    def _targets(self) -> list[TargetListing]:
         return parse_targets(self._request(Mode.TARGET, Op.SHOW, tid=-1))
 
-    def _find(self, iqn: str) -> Shown | None:
+    def _find(self, iqn: str) -> TargetListing | None:
         return next((target for target in self._targets() if target.iqn == iqn), None)
 
-    def _is_ours(self, target: Shown) -> bool:
+    def _is_ours(self, target: TargetListing) -> bool:
         """Whether it exports a file of the pool, or its maker was killed before it got that far."""
         paths = [Path(path) for path in _volume(target).values()]
         if not paths:
@@ -361,7 +361,7 @@ class TgtTarget(Target):
         return all(any(map(path.is_relative_to, self._folders)) for path in paths)
 
 
-def _volume(target: Shown) -> dict[int, str]:
+def _volume(target: TargetListing) -> dict[int, str]:
     """The paths behind its logical units but 0, the controller."""
     return {lun: unit.path for lun, unit in target.luns.items() if lun}
 

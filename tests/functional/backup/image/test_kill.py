@@ -17,7 +17,7 @@ from typing import NoReturn
 
 import pytest
 
-from lunr.backup.lazy_image.background_fill import Fill
+from lunr.backup.lazy_image.background_fill import BackgroundFill
 from lunr.backup.lazy_image.presence import UNIT
 from lunr.backup.stores.files import FileStore
 from tests.support.thorough import examples
@@ -77,7 +77,7 @@ def victim(world: World, pipe: int, seed: int) -> NoReturn:
     try:
         world.weather.delay, world.weather.fails = 0.003, 0.1
         volume = world.open()
-        fill = Fill(volume, world.report, concurrency=2)
+        fill = BackgroundFill(volume, world.report, concurrency=2)
         threading.Thread(target=fill.run, daemon=True).start()
         guests = [
             threading.Thread(target=guest, args=(world, pipe, seed, number), daemon=True)

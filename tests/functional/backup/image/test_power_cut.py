@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pytest
 
-from lunr.backup.lazy_image.backing_file import Local
+from lunr.backup.lazy_image.backing_file import BackingFile
 from lunr.backup.lazy_image.presence import UNIT
 from tests.support.thorough import examples
 from tests.unit.backup.image.support import CHUNK, World, content
@@ -47,10 +47,10 @@ class Recorder:
         with self.lock:
             self.log.append(Entry(*entry))  # type: ignore[arg-type]
 
-    def local(self, path: Path) -> Local:
+    def local(self, path: Path) -> BackingFile:
         recorder = self
 
-        class Recording(Local):
+        class Recording(BackingFile):
             def write(self, offset: int, data: memoryview, keep: bool = True) -> None:
                 with recorder.lock:  # the order of the log is the order of the disk
                     recorder.log.append(Entry(path, "write", offset, bytes(data)))
@@ -197,7 +197,7 @@ def test_a_power_cut_anywhere(tmp_path: Path, seed: int, is_zero: bool) -> None:
         for path, image in before.items():
             path.write_bytes(recorder.after_cut(path, image, cut, rng))
         world.live.unlink(missing_ok=True)
-        world._local = Local
+        world._local = BackingFile
         world.open()
         found = world.all()
         allowed = guest.allowed(cut)
@@ -232,7 +232,7 @@ def test_the_replay_finds_a_map_that_claims_too_early(tmp_path: Path) -> None:
         for path, image in before.items():
             path.write_bytes(recorder.after_cut(path, image, cut, rng))
         world.live.unlink(missing_ok=True)
-        world._local = Local
+        world._local = BackingFile
         world.open()
         found, allowed = world.all(), guest.allowed(cut)
         bad += any(found[at * SECTOR :][:SECTOR] not in one for at, one in enumerate(allowed))

@@ -12,9 +12,9 @@ from pathlib import Path
 from lunr.backup import errors
 from lunr.backup.format.names import Geometry
 from lunr.backup.lazy_image import presence_file
-from lunr.backup.lazy_image.backing_file import Local
-from lunr.backup.lazy_image.presence import UNIT, Shape, area_with
-from lunr.backup.lazy_image.restored_volume import FillingVolume
+from lunr.backup.lazy_image.backing_file import BackingFile
+from lunr.backup.lazy_image.presence import UNIT, ChunkLayout, area_with
+from lunr.backup.lazy_image.restored_volume import RestoredVolume
 from lunr.backup.read.backup_reader import Source, kept_root
 from lunr.backup.stores.base import Store
 from lunr.backup.stores.memory import MemoryStore
@@ -71,7 +71,7 @@ class World:
         size: int | None = None,
         is_zero: bool = True,
         store: Store | None = None,
-        local: Callable[[Path], Local] = Local,
+        local: Callable[[Path], BackingFile] = BackingFile,
     ) -> None:
         self.data = data
         self.size = size or len(data)
@@ -85,7 +85,7 @@ class World:
         self._local = local
         self.make()
         self.source: Source
-        self.volume: FillingVolume
+        self.volume: RestoredVolume
         self._open: list[Callable[[], None]] = []
 
     def make(self) -> None:
@@ -99,19 +99,19 @@ class World:
         self.root = self.map.with_name("map.root")
         self.root.unlink(missing_ok=True)
         zeros = source.zero_ranges(self.size) if self.is_zero else []
-        shape = Shape(self.size, CHUNK)
+        shape = ChunkLayout(self.size, CHUNK)
         presence_file.create(self.map, shape, "b1", area_with(shape, zeros))
         self.live.unlink(missing_ok=True)
 
     def report(self, event: str, **fields: object) -> None:
         self.events.append((event, fields))
 
-    def open(self) -> FillingVolume:
+    def open(self) -> RestoredVolume:
         root = kept_root(self.repository, "b1", self.root)
         self.source = Source(self.repository, root, self.report)
         data, file = self._local(self.target), self._local(self.map)
         opened = presence_file.Maps(file, self.live)
-        self.volume = FillingVolume(self.source, data, opened, self.is_zero)
+        self.volume = RestoredVolume(self.source, data, opened, self.is_zero)
         self._open = [self.source.close, opened.close, data.close, file.close]
         return self.volume
 
@@ -121,7 +121,7 @@ class World:
             close()
         self._open = []
 
-    def reopen(self) -> FillingVolume:
+    def reopen(self) -> RestoredVolume:
         self.close()
         return self.open()
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from lunr.backup.lazy_image.background_fill import Fill, Mode
+from lunr.backup.lazy_image.background_fill import BackgroundFill, Mode
 from lunr.backup.lazy_image.presence import UNIT
 from tests.support.waiting import PATIENCE, wait_until
 from tests.unit.backup.image.support import CHUNK, World
@@ -28,11 +28,11 @@ class Running:
     """A fill in a thread."""
 
     def __init__(self, world: World, mode: Mode, **options: int) -> None:
-        self.fill = Fill(world.volume, world.report, mode, **options)
+        self.fill = BackgroundFill(world.volume, world.report, mode, **options)
         self.result: list[bool] = []
         self.thread = threading.Thread(target=lambda: self.result.append(self.fill.run()))
 
-    def __enter__(self) -> Fill:
+    def __enter__(self) -> BackgroundFill:
         self.thread.start()
         return self.fill
 

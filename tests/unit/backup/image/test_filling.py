@@ -19,7 +19,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from lunr.backup.format.segments import objects_of
-from lunr.backup.lazy_image.backing_file import Local
+from lunr.backup.lazy_image.backing_file import BackingFile
 from lunr.backup.lazy_image.fuse_protocol import Contended
 from lunr.backup.lazy_image.fuse_wire import Op
 from lunr.backup.lazy_image.presence import UNIT
@@ -353,7 +353,7 @@ def test_no_request_is_begun_when_patience_is_over(world: World) -> None:
     assert world.weather.names == []
 
 
-class Gated(Local):
+class Gated(BackingFile):
     """Local storage whose writes of `size` bytes, once told to, wait for `gate`."""
 
     size_of_interest = 0

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from lunr.backup.lazy_image.backing_file import Local
+from lunr.backup.lazy_image.backing_file import BackingFile
 
 
 @pytest.mark.parametrize("keep", [True, False])
@@ -21,7 +21,7 @@ def test_reads_what_was_written(tmp_path: Path, place: str, keep: bool) -> None:
     data = memoryview(random.Random(1).randbytes(3 * 4096))
     with tempfile.NamedTemporaryFile(dir=tmp_path if place == "disk" else shm) as file:
         file.truncate(1 << 20)
-        with contextlib.closing(Local(Path(file.name))) as local:
+        with contextlib.closing(BackingFile(Path(file.name))) as local:
             for offset in (8192, 65536):
                 local.write(offset, data, keep)
             for offset in (8192, 65536):

@@ -13,16 +13,16 @@ import pytest
 from hypothesis import given, settings
 
 from lunr.backup.lazy_image import presence_file
-from lunr.backup.lazy_image.backing_file import Local
-from lunr.backup.lazy_image.presence import PRESENT, UNIT, Shape, area_with, area_without
+from lunr.backup.lazy_image.backing_file import BackingFile
+from lunr.backup.lazy_image.presence import PRESENT, UNIT, ChunkLayout, area_with, area_without
 from tests.support.thorough import examples
 
 #: 1250 chunks, 8 sectors.
-SHAPE = Shape(20000 * UNIT - 100, 16 * UNIT)
+SHAPE = ChunkLayout(20000 * UNIT - 100, 16 * UNIT)
 
 
 class Files:
-    def __init__(self, folder: Path, shape: Shape = SHAPE) -> None:
+    def __init__(self, folder: Path, shape: ChunkLayout = SHAPE) -> None:
         self.map, self.live = folder / "map", folder / "live"
         self.shape = shape
 
@@ -31,7 +31,7 @@ class Files:
 
     @contextlib.contextmanager
     def open(self) -> Iterator[presence_file.Maps]:
-        with contextlib.closing(Local(self.map)) as file:
+        with contextlib.closing(BackingFile(self.map)) as file:
             opened = presence_file.Maps(file, self.live)
             try:
                 yield opened
@@ -229,7 +229,7 @@ def test_a_map_without_some_extents_lacks_just_these(
         for first, end in zip(edges[::2], edges[1::2], strict=False)
         if first * UNIT < SHAPE.size
     ]
-    files = Files(tmp_path_factory.mktemp("gaps"), Shape(SHAPE.size + more, SHAPE.chunk))
+    files = Files(tmp_path_factory.mktemp("gaps"), ChunkLayout(SHAPE.size + more, SHAPE.chunk))
     presence_file.create(files.map, files.shape, "b1", area_without(files.shape, absent))
     with files.open() as opened:
         wanted = {unit for start, end in absent for unit in range(start // UNIT, -(-end // UNIT))}
@@ -239,7 +239,7 @@ def test_a_map_without_some_extents_lacks_just_these(
 
 
 def test_ten_tebibytes_cost_little(tmp_path: Path) -> None:
-    files = Files(tmp_path, Shape(10 << 40, 4 << 20))
+    files = Files(tmp_path, ChunkLayout(10 << 40, 4 << 20))
     files.create((1000, 2_000_000))
     with files.open() as opened:
         assert opened.presence.present == 1_999_000

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from lunr.backup.read.single_flight import Once
+from lunr.backup.read.single_flight import SingleFlight
 from tests.support.waiting import PATIENCE, wait_until
 
 
@@ -26,7 +26,7 @@ class Impatient:
 
 def test_who_has_more_patience_than_the_other_one_does_it_itself() -> None:
     """A guest's read has more than the fill in the background that began with the same chunk."""
-    once: Once[str, str] = Once()
+    once: SingleFlight[str, str] = SingleFlight()
     impatient = Impatient()
     with ThreadPoolExecutor(2) as threads:
         first = threads.submit(once.do, "chunk", impatient, time.monotonic())
@@ -41,7 +41,7 @@ def test_who_has_more_patience_than_the_other_one_does_it_itself() -> None:
 
 
 def test_who_has_no_patience_left_waits_no_longer() -> None:
-    once: Once[str, str] = Once()
+    once: SingleFlight[str, str] = SingleFlight()
     impatient = Impatient()
     with ThreadPoolExecutor(1) as threads:
         first = threads.submit(once.do, "chunk", impatient, time.monotonic() + PATIENCE)

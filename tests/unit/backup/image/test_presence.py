@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from lunr.backup.lazy_image.presence import ABSENT, PARTIAL, PRESENT, UNIT, Presence, Shape
+from lunr.backup.lazy_image.presence import ABSENT, PARTIAL, PRESENT, UNIT, ChunkLayout, Presence
 from tests.support.thorough import examples
 
 
@@ -18,7 +18,7 @@ class Map(RuleBasedStateMachine):
         base=st.integers(0, 9),
     )
     def start(self, size: int, chunk: int, base: int) -> None:
-        self.shape = Shape(size, chunk)
+        self.shape = ChunkLayout(size, chunk)
         self.base = base
         self.area = bytearray(base + self.shape.area)
         self.told = set[int]()
@@ -113,7 +113,7 @@ TestMap = Map.TestCase
 
 @given(st.integers(1, 1 << 44), st.sampled_from([UNIT, 32 * UNIT, 1024 * UNIT]))
 def test_pieces_are_the_range(size: int, chunk: int) -> None:
-    shape = Shape(size, chunk)
+    shape = ChunkLayout(size, chunk)
     offset = size // 3
     end = min(offset + 5 * chunk + 17, size)
     at = offset // UNIT * UNIT
@@ -128,7 +128,7 @@ def test_what_can_not_be_noted_is_not() -> None:
     def full(_start: int, _end: int) -> None:
         raise OSError(28, "full")
 
-    shape = Shape(64 * UNIT, 32 * UNIT)
+    shape = ChunkLayout(64 * UNIT, 32 * UNIT)
     presence = Presence(shape, bytearray(shape.area), 0, full)
     with pytest.raises(OSError, match="full"):
         presence.add(0, 3, 4)
@@ -140,10 +140,10 @@ def test_what_can_not_be_noted_is_not() -> None:
 @pytest.mark.parametrize(("size", "chunk"), [(0, UNIT), (-1, UNIT), (5, 0), (5, UNIT + 1)])
 def test_a_shape_makes_sense(size: int, chunk: int) -> None:
     with pytest.raises(ValueError, match="can't be cut"):
-        Shape(size, chunk)
+        ChunkLayout(size, chunk)
 
 
 def test_ten_tebibytes_are_small() -> None:
-    shape = Shape(10 << 40, 4 << 20)
+    shape = ChunkLayout(10 << 40, 4 << 20)
     assert shape.chunks == 2621440
     assert shape.bits == 128

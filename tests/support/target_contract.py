@@ -195,7 +195,6 @@ class TargetContract:
         target.ensure(export)
         with iscsi.session(portal, export) as qemu:
             target.ensure(export)
-            target.ensure(dataclasses.replace(export, password="another-secret"))
             assert len(target.exports()["v1"]) == 1
             target.ensure(dataclasses.replace(export, initiator=OTHER))
             assert qemu.poll() is None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import subprocess
+import threading
 from collections.abc import Iterator
 
 from lunr.storage.targets.base import Export as Export
@@ -67,12 +68,28 @@ def session(
 
 def read(process: subprocess.Popen[str]) -> None:
     """Have a session read; return when it has."""
+    begin_read(process)
+    wait_read(process)
+
+
+def begin_read(process: subprocess.Popen[str]) -> None:
+    """Have a session read; see :func:`wait_read`."""
     assert process.stdin is not None
-    assert process.stdout is not None
     process.stdin.write("read 0 512\n")
     process.stdin.flush()
-    line = process.stdout.readline()
-    while "read 512/512" not in line:
-        assert line, "qemu-io ended"
-        assert "failed" not in line, line
+
+
+def wait_read(process: subprocess.Popen[str]) -> None:
+    """Return when a read that was begun has been answered."""
+    assert process.stdout is not None
+    # A session that gets no answer says nothing, and would be waited for without end.
+    watchdog = threading.Timer(PATIENCE, process.kill)
+    watchdog.start()
+    try:
         line = process.stdout.readline()
+        while "read 512/512" not in line:
+            assert line, "qemu-io ended, or had no answer"
+            assert "failed" not in line, line
+            line = process.stdout.readline()
+    finally:
+        watchdog.cancel()

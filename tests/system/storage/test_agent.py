@@ -294,7 +294,7 @@ def test_a_defect_ends_no_thread(
     once_broken(agent._api, "heartbeat")
     once_broken(agent.supervisor, "do")
     api.add("volume.create", "v1", "v1", size_bytes=SIZE)
-    all_on = {"FilesPool.watch", "References.look", "Exports.watch", "ApiClient.heartbeat"}
+    all_on = {"FilesPool.watch", "Baselines.look", "Exports.watch", "ApiClient.heartbeat"}
     wait_until(lambda: worked >= all_on, what="all go on")
     for name in (*all_on, "JobRunner.do"):
         assert f"ValueError: a defect of {name}" in caplog.text

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from lunr.common import errors
 from lunr.storage.targets.base import Export, LimitsUnavailable, TargetFailed, TargetUnavailable
 from lunr.storage.targets.tgt.control import Mode, Op, parse_targets, request
 from lunr.storage.targets.tgt.target import TgtTarget
@@ -93,6 +94,27 @@ class _Mortal(TgtTarget):
         if not self._left:
             raise _Killed
         return answer
+
+
+class _Late(TgtTarget):
+    """Its connections are not seen before `late` has sent a command to the offline target.
+
+    So it is for one whose login is under way when the target goes offline.
+    """
+
+    late: subprocess.Popen[str] | None = None
+    is_offline = False
+
+    def _set_state(self, tid: int, state: str) -> None:
+        super()._set_state(tid, state)
+        self.is_offline = state == "offline"
+        if self.is_offline and self.late is not None:
+            iscsi.begin_read(self.late)
+            time.sleep(0.3)  # no answer will come that could be waited for
+
+    def _disconnect_all(self, iqn: str) -> None:
+        if self.late is None or not self.is_offline:
+            super()._disconnect_all(iqn)
 
 
 class TestTgt(TargetContract):
@@ -209,6 +231,32 @@ class TestTgt(TargetContract):
         target.ensure(export)
         assert target.exports() == {"v1": []}
         assert iscsi.admits(tgtd.portal, export)
+
+    @pytest.mark.parametrize("work", ["resize", "reopen", "ensure"])
+    def test_a_command_that_came_while_the_target_was_offline_is_answered(
+        self, tgtd: Tgtd, export: Export, make_volume: MakeVolume, work: str
+    ) -> None:
+        target = _Late(tgtd.socket, export.path.parent)
+        target.ensure(export)
+        with iscsi.session(tgtd.portal, export) as qemu:
+            target.late = qemu
+            if work == "resize":
+                target.resize("v1")
+            elif work == "reopen":
+                target.reopen(export)
+            else:
+                target.ensure(dataclasses.replace(export, path=make_volume("other", 16 << 20)))
+            iscsi.wait_read(qemu)
+
+    def test_a_refused_remove_takes_nothing_offline(self, tgtd: Tgtd, export: Export) -> None:
+        target = _Late(tgtd.socket, export.path.parent)
+        target.ensure(export)
+        with iscsi.session(tgtd.portal, export) as qemu:
+            target.late = qemu
+            with pytest.raises(errors.InUse, match=iscsi.INITIATOR):
+                target.remove("v1")
+            assert not target.is_offline
+            iscsi.read(qemu)
 
     def test_a_file_has_no_limits(self, target: TgtTarget, tgtd: Tgtd, export: Export) -> None:
         target.ensure(export)

@@ -96,6 +96,14 @@ def who_may_enter() -> set[tuple[str, str, str]]:
     return found
 
 
+def test_a_session_outlives_its_secret(lio: LioTarget, lio_portal: str, export: Export) -> None:
+    lio.ensure(export)
+    with iscsi.session(lio_portal, export) as qemu:
+        lio.ensure(dataclasses.replace(export, password="another-secret"))
+        assert len(lio.exports()["v1"]) == 1
+        iscsi.read(qemu)
+
+
 @pytest.mark.parametrize("work", ["make", "change", "remove"])
 def test_killed_between_any_two_steps_it_is_never_open(
     lio: LioTarget, lio_portal: str, export: Export, monkeypatch: pytest.MonkeyPatch, work: str

@@ -15,9 +15,14 @@ Who may log in is tgtd's to decide, at the login itself. Two things of tgt
 tgtd ignores signals and keeps nothing: after a restart all has to be put back.
 
 It asks for a volume's size when it opens it, and never again; and it opens it
-anew only as another logical unit. Commands that come meanwhile would fail, or
-be swallowed while the target is offline. So to show a new size, connections are
-cut first: initiators keep their commands, log in again, and send them then.
+anew only as another logical unit. Commands that come meanwhile would fail. So to
+show a new size, connections are cut first: initiators keep their commands, log in
+again, and send them then.
+
+A command that comes while the target is offline gets no answer, ever, and QEMU waits
+for it without a limit. A login that was under way when the target went offline ends
+all the same, and its first command is lost. So whoever is logged in when a target is
+ready again is cut off, and sends again what it had no answer to.
 
 Block devices are opened with O_DIRECT: no write waits in the node's memory
 unseen by snapshots, and all I/O is that of tgtd's own threads, as its limits
@@ -129,10 +134,7 @@ class TgtTarget(Target):
         self._set_account(target, export)
         self._set_lun(target, export)
         self._set_access(target, export)
-        for sid, cid, who in target.connections:
-            if not export.admits(who):
-                self._disconnect(tid, sid, cid)
-        self._set_state(tid, "ready")
+        self._set_ready(target)
         self._secrets[export.iqn] = _fingerprint(export)
 
     def resize(self, volume_id: str) -> None:
@@ -256,7 +258,7 @@ class TgtTarget(Target):
             try:
                 self._close(target, lun, volume_id, deadline)
             except errors.LunrError:
-                self._set_state(target.tid, "ready")
+                self._set_ready(target)
                 raise
             with self._changing(volume_id):
                 if export is not None:
@@ -264,7 +266,7 @@ class TgtTarget(Target):
                     self._limits.set(export)
                 self._open(target.tid, lun, unit)
                 self._identify(target.tid, lun, unit)
-                self._set_state(target.tid, "ready")
+                self._set_ready(target)
 
     def _close(self, target: TargetListing, lun: int, volume_id: str, deadline: float) -> None:
         pause = 0.02
@@ -290,21 +292,21 @@ class TgtTarget(Target):
     # --- parts of remove ---------------------------------------------------------
 
     def _remove(self, target: TargetListing, volume_id: str, force: bool, deadline: float) -> None:
+        if not force:
+            self._refuse_if_used(target, volume_id)
         self._set_state(target.tid, "offline")
         # Looked at again: who logged in before the target was offline is in now.
         now = self._find(target.iqn)
         if now is None:
             return
-        if now.connections and not force:
-            # Without an account it is the rest of a remove that was killed.
-            if now.accounts:
-                self._set_state(target.tid, "ready")
-            who = now.connections[0][2]
-            raise errors.InUse(
-                kind="export of volume",
-                id=volume_id,
-                reason=f"{who['initiator']} ({who['ip']}) is logged in; log it out, or force",
-            )
+        if not force:
+            try:
+                self._refuse_if_used(now, volume_id)
+            except errors.InUse:
+                # Without an account it is the rest of a remove that was killed.
+                if now.accounts:
+                    self._set_ready(now)
+                raise
         for name in now.accounts:
             self._delete_account(name)
         self._secrets.pop(now.iqn, None)
@@ -323,6 +325,15 @@ class TgtTarget(Target):
             now = self._find(target.iqn)
         for path in _volume(target).values():
             self._limits.clear(volume_id, Path(path))
+
+    @staticmethod
+    def _refuse_if_used(target: TargetListing, volume_id: str) -> None:
+        for _, _, who in target.connections:
+            raise errors.InUse(
+                kind="export of volume",
+                id=volume_id,
+                reason=f"{who['initiator']} ({who['ip']}) is logged in; log it out, or force",
+            )
 
     def _delete_account(self, name: str) -> None:
         try:
@@ -343,6 +354,11 @@ class TgtTarget(Target):
 
     def _request(self, mode: Mode, op: Op, params: str = "", **numbers: int) -> str:
         return request(self._socket, mode, op, params, **numbers)  # type: ignore[arg-type]
+
+    def _set_ready(self, target: TargetListing) -> None:
+        """Let initiators in, and have those send again what came while it was offline."""
+        self._set_state(target.tid, "ready")
+        self._disconnect_all(target.iqn)
 
     def _set_state(self, tid: int, state: str) -> None:
         self._request(Mode.TARGET, Op.UPDATE, f"state={state}", tid=tid)

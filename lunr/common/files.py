@@ -1,4 +1,4 @@
-"""Files that hold secrets."""
+"""Files that are on the disk when they are said to be, and files that hold secrets."""
 
 from __future__ import annotations
 
@@ -6,7 +6,20 @@ import os
 import stat
 from pathlib import Path
 
-from lunr.common import errors
+from lunr.common import concurrency, errors
+
+
+def fsync(path: Path) -> None:
+    """Make what was written to a file, or the names in a folder, survive a power cut.
+
+    Raises:
+        OSError: it does not.
+    """
+    file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        concurrency.blocking(os.fsync, file)
+    finally:
+        os.close(file)
 
 
 def write(path: Path, text: str) -> None:

@@ -97,7 +97,7 @@ _WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC
 _LOOKS = {"lvs", "vgs", "pvs", "modprobe", "thin_check", "thin_dump", "findmnt", "losetup"}
 _DM_LOOKS = {"info", "status", "table", "targets", "ls"}
 #: What only reads, or has on the disk what all can read already, and may take long.
-_IDLE = {"fsync", "sync", "read", "absent", "<lambda>"}
+_IDLE = {"fsync", "read", "absent", "<lambda>"}
 #: Bytes of every COW area that grows, of nodes which can be doomed: their volumes are small.
 _LEAST_AREA = 64 * units.MIB
 

@@ -40,6 +40,7 @@ from blake3 import blake3
 
 from lunr.backup.lazy_image.backing_file import BackingFile
 from lunr.backup.lazy_image.presence import PARTIAL, PRESENT, ChunkLayout, Pieces, Presence
+from lunr.common import files
 from lunr.common.errors import LunrError
 
 SECTOR = 512
@@ -188,7 +189,7 @@ def create(path: Path, shape: ChunkLayout, backup_id: str, area: Pieces) -> None
         disk.write(_in_sectors(area))
         disk.sync()
     new.replace(path)
-    _sync_folder(path.parent)
+    files.fsync(path.parent)
 
 
 def _in_sectors(area: Pieces) -> Iterator[tuple[int, bytes]]:
@@ -384,11 +385,3 @@ def _data(fd: int, start: int) -> Iterator[tuple[int, int]]:
         end = os.lseek(fd, start, os.SEEK_HOLE)
         yield start, end
         start = end
-
-
-def _sync_folder(path: Path) -> None:
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)

@@ -12,6 +12,7 @@ from pathlib import Path
 from lunr.backup import errors
 from lunr.backup.format.names import Buffer, is_name
 from lunr.backup.stores.base import AT_ONCE, Slot, Store
+from lunr.common import files
 from lunr.common.linux import UncachedWriter, syncfs
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -98,11 +99,7 @@ class FileStore(Store):
 
     def _sync_folders(self, folder: Path) -> None:
         while True:
-            fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-            try:
-                os.fsync(fd)
-            finally:
-                os.close(fd)
+            files.fsync(folder)
             if folder == self._folder:
                 return
             folder = folder.parent

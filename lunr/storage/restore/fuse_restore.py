@@ -15,12 +15,12 @@ from typing import Any
 
 from lunr.backup.lazy_image import mount
 from lunr.backup.lazy_image.missing_extents import MissingExtents
-from lunr.common import concurrency, errors, ids
+from lunr.common import concurrency, errors, files, ids
 from lunr.storage.agent.backoff import Backoff
 from lunr.storage.engine import Engine
 from lunr.storage.pools.base import Extent
 from lunr.storage.restore.process import RestoreProcess, adopt, reach, take_lock
-from lunr.storage.restore.spec import RestoreSpec, sync
+from lunr.storage.restore.spec import RestoreSpec
 from lunr.storage.restore.status import RestoreStatus
 
 _log = logging.getLogger(__name__)
@@ -197,7 +197,7 @@ class FuseRestore:
         if gaps is not None:
             concurrency.blocking(gaps.write, self._gaps_file)
         task.write(self._task_file)
-        concurrency.blocking(sync, self._state.parent)
+        files.fsync(self._state.parent)
         self.task = task
 
     def start(self) -> None:

@@ -10,9 +10,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from lunr.backup.lazy_image.missing_extents import MissingExtents
-from lunr.common import concurrency, errors, ids
+from lunr.common import concurrency, errors, files, ids
 from lunr.storage.pools.base import Snapshot
-from lunr.storage.restore.spec import sync
 
 
 class SnapshotStateLost(errors.LunrError):
@@ -35,8 +34,8 @@ class SnapshotGaps:
         """Keep what it lacks; that is on the disk when it returns."""
         self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         concurrency.blocking(gaps.write, self._path(snapshot))
-        concurrency.blocking(sync, self._folder)
-        concurrency.blocking(sync, self._folder.parent)
+        files.fsync(self._folder)
+        files.fsync(self._folder.parent)
 
     def of(self, snapshot: Snapshot, backup_id: str) -> MissingExtents:
         """What it lacks and that backup has.

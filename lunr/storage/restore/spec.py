@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -28,7 +27,7 @@ class RestoreSpec:
     def write(self, path: Path) -> None:
         """Keep it at `path`, so that a power cut does not lose it."""
         concurrency.blocking(files.write, path, json.dumps(asdict(self)))
-        concurrency.blocking(sync, path.parent)
+        files.fsync(path.parent)
 
     @classmethod
     def read(cls, path: Path) -> RestoreSpec:
@@ -58,12 +57,3 @@ class Progress:
     remaining: int | None = None
     damaged: int = 0
     missing: int = 1
-
-
-def sync(folder: Path) -> None:
-    """Have the names in `folder` survive a power cut."""
-    file = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        os.fsync(file)
-    finally:
-        os.close(file)

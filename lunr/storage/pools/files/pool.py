@@ -30,7 +30,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from lunr.common import concurrency, errors, ids, units
+from lunr.common import concurrency, errors, files, ids, units
 from lunr.storage import system
 from lunr.storage.pools import extent_maps
 from lunr.storage.pools.base import (
@@ -135,9 +135,9 @@ class FilesPool(Pool):
                 os.fchmod(file.fileno(), 0o600)
                 file.truncate(self._image_bytes)
             system.run(["mkfs.xfs", "-q", "-f", "-m", "reflink=1", new], timeout=_TOOL_TIMEOUT)
-            _sync(new)
+            files.fsync(new)
             new.rename(self.image)
-            _sync(self.folder)
+            files.fsync(self.folder)
         # discard: what is deleted inside goes back to the disk that the image is on.
         options = "loop,discard,nodev,nosuid,noexec"
         system.run(
@@ -259,8 +259,8 @@ class FilesPool(Pool):
                 raise _not_found(snapshot) from error
         except OSError as error:
             raise self._translate(error) from error
-        _sync(new.parent)
-        _sync(old.parent)
+        files.fsync(new.parent)
+        files.fsync(old.parent)
 
     # --- which bytes ---------------------------------------------------------------
 
@@ -275,13 +275,13 @@ class FilesPool(Pool):
 
     def _differences(self, old: Path, new: Path) -> Iterator[Extent]:
         with contextlib.ExitStack() as opened:
-            files = []
+            descriptors: list[int] = []
             try:
                 for path in (old, new):
-                    files.append(os.open(path, os.O_RDONLY | os.O_CLOEXEC))
-                    opened.callback(os.close, files[-1])
-                sizes = [os.fstat(file).st_size for file in files]
-                runs = [fiemap.runs(file) for file in files]
+                    descriptors.append(os.open(path, os.O_RDONLY | os.O_CLOEXEC))
+                    opened.callback(os.close, descriptors[-1])
+                sizes = [os.fstat(file).st_size for file in descriptors]
+                runs = [fiemap.runs(file) for file in descriptors]
                 yield from extent_maps.changed(runs[0], sizes[0], runs[1], sizes[1])
             except OSError as error:
                 raise self._translate(error) from error
@@ -329,7 +329,7 @@ class FilesPool(Pool):
             raise self._translate(error) from error
         finally:
             new.unlink(missing_ok=True)
-        _sync(path.parent)
+        files.fsync(path.parent)
 
     def _remove(self, path: Path) -> None:
         try:
@@ -337,7 +337,7 @@ class FilesPool(Pool):
             concurrency.blocking(os.unlink, path)
         except FileNotFoundError:
             return
-        _sync(path.parent)
+        files.fsync(path.parent)
 
     @contextlib.contextmanager
     def _open(self, volume_id: str) -> Iterator[int]:
@@ -410,12 +410,3 @@ def _loop_file(mountpoint: Path) -> Path | None:
         return Path(backing.read_text().strip())
     except FileNotFoundError:  # not a loop device
         return None
-
-
-def _sync(path: Path) -> None:
-    """Make what was written to a file, or the names in a folder, survive a power cut."""
-    file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        concurrency.blocking(os.fsync, file)
-    finally:
-        os.close(file)

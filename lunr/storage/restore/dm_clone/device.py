@@ -17,7 +17,7 @@ import struct
 from dataclasses import dataclass
 from pathlib import Path
 
-from lunr.common import concurrency, errors, ids, units
+from lunr.common import errors, files, ids, units
 from lunr.storage import system
 
 SECTOR = 512
@@ -150,11 +150,7 @@ class CloneDevice:
         Raises:
             OSError: it is not.
         """
-        file = os.open(self.path, os.O_RDWR | os.O_CLOEXEC)
-        try:
-            concurrency.blocking(os.fsync, file)
-        finally:
-            os.close(file)
+        files.fsync(self.path)
 
     def suspend(self) -> None:
         """Have new I/O wait, when all that was under way is over; its metadata are on the disk.

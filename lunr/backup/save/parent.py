@@ -74,12 +74,14 @@ class Parent:
     def changes(self, changed: Extents, size: int) -> Extents:
         """Outside of which ranges a source of `size` bytes is as this backup.
 
-        That is `changed`, and all from the block on in which one of the two has ended.
+        That is `changed`, and all from the block on in which one of the two has ended. A source
+        that has ended within a chunk has another chunk there, be it that no block of it changed.
         """
-        ends = sorted([self.root.size_bytes, size])
-        end = ends[0]
-        if ends[0] != ends[1]:
-            end -= end % self.root.geometry.block
+        end, geometry = min(self.root.size_bytes, size), self.root.geometry
+        if size < self.root.size_bytes and size % geometry.chunk:
+            end -= 1
+        if size != self.root.size_bytes:
+            end -= end % geometry.block
         rest = [(end, size)] if end < size else []
         return Extents(itertools.chain(changed.within(0, end), rest))
 

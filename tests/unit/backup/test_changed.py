@@ -46,7 +46,7 @@ def test_too_wide_a_range_stores_no_more() -> None:
     assert did.bytes_read == len(volume.data)
 
 
-@pytest.mark.parametrize("size", [100, 1023, 1024, 1090, 5000, CHUNKS * 1024 + 3000])
+@pytest.mark.parametrize("size", [100, 512, 1023, 1024, 1090, 4608, 5000, CHUNKS * 1024 + 3000])
 def test_a_volume_that_had_another_size(size: int) -> None:
     volume = Volume()
     volume.write(0, 1)

@@ -443,7 +443,7 @@ def up(root: Path, **given: Any) -> None:
 
 
 def _serve(service: Service) -> None:
-    signals.when_told(service.stopping.set, (*signals.TO_END, signal.SIGHUP))
+    signals.on_signal(service.stopping.set, (*signals.TO_END, signal.SIGHUP))
     console = service.console
     service.prepare()
     try:

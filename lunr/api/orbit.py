@@ -150,7 +150,7 @@ def main(files: Sequence[str], once: bool) -> None:
         housekeeper.round()
         return
     stopping = threading.Event()
-    signals.when_told(stopping.set)
+    signals.on_signal(stopping.set)
     logger.info("The housekeeper is at work")
     housekeeper.run(stopping)
 

@@ -1,4 +1,4 @@
-"""What to do when the process is told to end."""
+"""Actions of a process on signals."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ logger = logging.getLogger(__name__)
 TO_END = (signal.SIGTERM, signal.SIGINT)
 
 
-def when_told(action: Callable[[], object], numbers: Iterable[signal.Signals] = TO_END) -> None:
+def on_signal(action: Callable[[], object], numbers: Iterable[signal.Signals] = TO_END) -> None:
     """Call `action`, in a thread of its own, each time a signal of `numbers` comes.
 
-    Not in the handler: that runs in the main thread between any two steps of it, also while it
-    holds the lock that `action` takes, and both would wait for ever. An `Event` has such a lock.
+    A signal handler can't call it: a handler interrupts the main thread anywhere, also while
+    that thread holds the lock that `action` takes, such as the lock of an `Event`.
     """
-    told: queue.SimpleQueue[int] = queue.SimpleQueue()  # its put() may be interrupted by itself
+    received: queue.SimpleQueue[int] = queue.SimpleQueue()  # put() may interrupt itself
 
-    def wait() -> None:
-        while told.get():
+    def run_actions() -> None:
+        while received.get():
             try:
                 action()
-            except Exception:  # the next signal is to be heeded as well
-                logger.exception("What the signal asked for could not be done.")
+            except Exception:  # the next signal calls the action again
+                logger.exception("The action of a signal failed.")
 
-    threading.Thread(target=wait, name="signals", daemon=True).start()
+    threading.Thread(target=run_actions, name="signals", daemon=True).start()
     for number in numbers:
-        signal.signal(number, lambda number, _: told.put(number))
+        signal.signal(number, lambda number, _: received.put(number))

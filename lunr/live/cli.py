@@ -283,7 +283,7 @@ def start(place: GroupStore, group_id: str, folder: Path, qmp: Path | None) -> N
     group = groups.load(place.repository, ids.check(group_id, "GROUP"))
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     stop = threading.Event()
-    signals.when_told(stop.set)
+    signals.on_signal(stop.set)
     with contextlib.ExitStack() as stack:
         stack.enter_context(instant_start.protected(place.service, group, folder))
         disks = [

@@ -91,7 +91,7 @@ def _mount(
     serving = threading.Thread(target=session.serve)
     serving.start()
     click.echo(f"{folder / NAME} is backup {backup_id}. Ctrl-C ends it.", err=True)
-    signals.when_told(lambda: _leave(folder))
+    signals.on_signal(lambda: _leave(folder))
     while serving.is_alive():
         serving.join(1.0)
     cancel.set()

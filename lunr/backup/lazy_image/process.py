@@ -363,7 +363,7 @@ def _run(line: str, control: Control) -> dict[str, Any]:
     if not isinstance(task, dict):
         raise errors.BadRequest(reason="the task is not a JSON object.")
     worker = Worker(task, control)
-    signals.when_told(worker.detach)
+    signals.on_signal(worker.detach)
     return worker.run()
 
 

@@ -186,7 +186,7 @@ def main() -> int:
     options = parser.parse_args()
     log.setup()
     stop = threading.Event()
-    signals.when_told(stop.set)
+    signals.on_signal(stop.set)
     try:
         serve(load(options.config), stop)
     except LunrError as error:

@@ -1,4 +1,4 @@
-"""A process that is told to end does so, whatever it is just doing."""
+"""A signal ends a process, whatever the process is just doing."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ import threading
 from lunr.common import signals
 
 stop = threading.Event()
-signals.when_told(stop.set)
+signals.on_signal(stop.set)
 print("waiting", flush=True)
 while not stop.wait(0):  # nearly always with the event's lock held
     pass
@@ -40,20 +40,20 @@ def test_an_event_is_set_while_it_is_waited_for(number: signal.Signals) -> None:
                 waiting.kill()
 
 
-def test_it_is_told_again_though_it_failed() -> None:
+def test_an_action_is_called_again_though_it_failed() -> None:
     script = """
 import os, signal, threading
 from lunr.common import signals
 
-told = threading.Semaphore(0)
+called = threading.Semaphore(0)
 
 def fail():
-    told.release()
+    called.release()
     raise ValueError("in vain")
 
-signals.when_told(fail, (signal.SIGHUP,))
+signals.on_signal(fail, (signal.SIGHUP,))
 for _ in range(2):
     os.kill(os.getpid(), signal.SIGHUP)
-    assert told.acquire(timeout=10)
+    assert called.acquire(timeout=10)
 """
     subprocess.run([sys.executable, "-c", script], check=True, timeout=PATIENCE)

@@ -1,7 +1,8 @@
-"""What calls to lunr raise: the server's errors, and those on the way to it.
+"""The errors that calls to lunr raise: those of the service, and those on the way to it.
 
-All are :class:`lunr.common.errors.LunrError`; programs go by the class, or by
-``code`` (docs/api.md).
+The service's errors are the classes that it declares itself. All are
+:class:`lunr.common.errors.LunrError`; programs go by the class, or by ``code``
+(docs/api.md).
 """
 
 from __future__ import annotations
@@ -10,84 +11,33 @@ from typing import Any
 
 from lunr.common import errors
 
-
-class ApiError(errors.RemoteError):
-    """{reason}"""
-
-    # The server's answer: `code`, `status` (HTTP), `reason`, and `request_id`,
-    # by which the server's log tells more.
-
-    def __init__(self, code: str, reason: str, status: int, request_id: str | None = None) -> None:
-        super().__init__(code, reason, retry=status in (503, 507))
-        self.reason = reason
-        self.status = status  # type: ignore[misc]
-        self.request_id = request_id
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (self.code, self.reason, self.status, self.request_id)
-
-
-class BadRequest(ApiError):
-    """{reason}"""
-
-
-class Unauthorized(ApiError):
-    """{reason}"""
-
-
-class Forbidden(ApiError):
-    """{reason}"""
-
-
-class NotFound(ApiError):
-    """{reason}"""
-
-
-class Conflict(ApiError):
-    """{reason}"""
-
-
-class WrongState(Conflict):
-    """{reason}"""
-
-
-class InUse(Conflict):
-    """{reason}"""
-
-
-class IdInUse(Conflict):
-    """{reason}"""
-
-
-class QuotaExceeded(ApiError):
-    """{reason}"""
-
-
-class Unavailable(ApiError):
-    """{reason}"""
-
-
-class NoRoom(ApiError):
-    """{reason}"""
-
+# What the service refuses with, for programs that import it from here.
+ApiError = errors.ApiError
+BadRequest = errors.BadRequest
+Conflict = errors.Conflict
+Forbidden = errors.Forbidden
+IdInUse = errors.IdInUse
+InUse = errors.InUse
+NoRoom = errors.NoRoom
+NotFound = errors.NotFound
+QuotaExceeded = errors.QuotaExceeded
+Unauthorized = errors.Unauthorized
+Unavailable = errors.Unavailable
+WrongState = errors.WrongState
 
 _BY_CODE: dict[str, type[ApiError]] = {
-    errors.WrongState.code: WrongState,
-    errors.InUse.code: InUse,
-    errors.IdInUse.code: IdInUse,
-    errors.QuotaExceeded.code: QuotaExceeded,
-    errors.NoRoom.code: NoRoom,
+    kind.code: kind
+    for kind in vars(errors).values()
+    if isinstance(kind, type) and issubclass(kind, ApiError)
 }
+#: The classes for codes that :mod:`lunr.common.errors` does not declare.
 _BY_STATUS: dict[int, type[ApiError]] = {
-    400: BadRequest,
-    401: Unauthorized,
-    403: Forbidden,
-    404: NotFound,
     405: BadRequest,
-    409: Conflict,
     413: BadRequest,
-    503: Unavailable,
-    507: NoRoom,
+    **{
+        kind.status: kind
+        for kind in (BadRequest, Unauthorized, Forbidden, NotFound, Conflict, NoRoom, Unavailable)
+    },
 }
 
 
@@ -98,7 +48,8 @@ def from_answer(status: int, body: dict[str, Any], request_id: str | None) -> Ap
     """
     code = str(body["code"])
     kind = _BY_CODE.get(code) or _BY_STATUS.get(status, ApiError)
-    return kind(code, str(body.get("reason")), status, body.get("request_id") or request_id)
+    reason = str(body.get("reason"))
+    return kind.from_answer(code, reason, status, body.get("request_id") or request_id)
 
 
 class Unreachable(errors.LunrError):
@@ -117,11 +68,11 @@ class BadAnswer(errors.LunrError):
 
 
 class WaitEnded(errors.LunrError):
-    """The {kind} {id} did not become what was waited for."""
+    """The {kind} {id} did not reach the state that was waited for."""
 
     @property
     def record(self) -> Any:
-        """The volume, backup, job, …, as it was last seen."""
+        """The volume, backup, job, …, as the last answer had it."""
         return self.fields["record"]
 
 

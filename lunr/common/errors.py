@@ -13,7 +13,7 @@ lunr.common.errors.NotFound: There is no volume v1.
 from __future__ import annotations
 
 import inspect
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 
 class LunrError(Exception):
@@ -29,15 +29,16 @@ class LunrError(Exception):
         super().__init__(inspect.cleandoc(type(self).__doc__ or "").format(**fields))
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _rebuild, (type(self), self.fields)
+        # The message and the attributes travel as they are: an instance may have its own.
+        return _rebuild, (type(self), str(self)), self.__dict__
 
     def as_dict(self) -> dict[str, Any]:
         """``{"code", "reason", "retry"}``: how an error travels between lunr's processes."""
         return {"code": self.code, "reason": str(self), "retry": self.retry}
 
 
-def _rebuild(kind: type[LunrError], fields: dict[str, Any]) -> LunrError:
-    return kind(**fields)
+def _rebuild(kind: type[LunrError], message: str) -> LunrError:
+    return kind.__new__(kind, message)
 
 
 class RemoteError(LunrError):
@@ -51,14 +52,37 @@ class RemoteError(LunrError):
         self.code = code  # type: ignore[misc]
         self.retry = retry  # type: ignore[misc]
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        return RemoteError, (self.code, self.fields["reason"], self.retry)
+
+class ApiError(LunrError):
+    """{reason}"""
+
+    # The base of what the API answers instead of what was asked for. A client raises the
+    # class of the answer's code, with the service's sentence as the message.
+
+    #: The request in the service's log; None where no answer of the service is behind the error.
+    request_id: str | None = None
+
+    @classmethod
+    def from_answer(cls, code: str, reason: str, status: int, request_id: str | None) -> Self:
+        """The error of this class that an answer reports; its code may be a narrower one."""
+        error = cls.__new__(cls, reason)
+        error.fields = {"reason": reason}
+        error.code = code  # type: ignore[misc]
+        error.status = status  # type: ignore[misc]
+        error.retry = status in (503, 507)  # type: ignore[misc]
+        error.request_id = request_id
+        return error
+
+    @property
+    def reason(self) -> str:
+        """The message."""
+        return str(self)
 
 
 # --- what the caller got wrong -------------------------------------------------
 
 
-class BadRequest(LunrError):
+class BadRequest(ApiError):
     """The request can't be understood: {reason}"""
 
     code = "bad_request"
@@ -84,35 +108,35 @@ class BodyTooLarge(BadRequest):
     status = 413
 
 
-class Unauthorized(LunrError):
+class Unauthorized(ApiError):
     """A valid X-Auth-Token is needed."""
 
     code = "unauthorized"
     status = 401
 
 
-class Forbidden(LunrError):
+class Forbidden(ApiError):
     """This needs the role {role}."""
 
     code = "forbidden"
     status = 403
 
 
-class NotFound(LunrError):
+class NotFound(ApiError):
     """There is no {kind} {id}."""
 
     code = "not_found"
     status = 404
 
 
-class NoSuchRoute(LunrError):
+class NoSuchRoute(NotFound):
     """There is nothing at {path}."""
 
     code = "no_such_route"
     status = 404
 
 
-class MethodNotAllowed(LunrError):
+class MethodNotAllowed(BadRequest):
     """{path} takes {allowed}, not {method}."""
 
     code = "method_not_allowed"
@@ -122,7 +146,7 @@ class MethodNotAllowed(LunrError):
 # --- what can't be done now ----------------------------------------------------
 
 
-class Conflict(LunrError):
+class Conflict(ApiError):
     """{reason}"""
 
     code = "conflict"
@@ -153,14 +177,14 @@ class StaleLease(Conflict):
     code = "stale_lease"
 
 
-class QuotaExceeded(LunrError):
+class QuotaExceeded(ApiError):
     """The account's quota of {quota} is {limit}; {used} are used and {asked} more were asked for."""
 
     code = "quota_exceeded"
     status = 413
 
 
-class NoRoom(LunrError):
+class NoRoom(ApiError):
     """No storage node has room: {reason}"""
 
     code = "no_room"
@@ -168,7 +192,7 @@ class NoRoom(LunrError):
     retry = True
 
 
-class Unavailable(LunrError):
+class Unavailable(ApiError):
     """{what} can't be reached: {reason}"""
 
     code = "unavailable"

@@ -15,7 +15,14 @@ from hypothesis import strategies as st
 
 from lunr.client import Client, errors
 from lunr.common import ids
-from lunr.common.errors import ConfigError, InvalidField, LunrError
+from lunr.common.errors import (
+    BodyTooLarge,
+    ConfigError,
+    InvalidField,
+    LunrError,
+    MethodNotAllowed,
+    NoSuchRoute,
+)
 from tests.support.scripted import Reply, ScriptedServer, Seen, error
 from tests.support.waiting import free_port
 from tests.unit.client.conftest import TOKEN
@@ -97,21 +104,29 @@ def test_a_silent_server_is_not_waited_for_forever(server: ScriptedServer) -> No
 @pytest.mark.parametrize(
     ("status", "code", "kind"),
     [
-        (400, "invalid_field", errors.BadRequest),
+        (400, "bad_request", errors.BadRequest),
+        (400, "invalid_field", InvalidField),
+        (400, "of_a_newer_server", errors.BadRequest),
         (401, "unauthorized", errors.Unauthorized),
         (403, "forbidden", errors.Forbidden),
         (404, "not_found", errors.NotFound),
-        (404, "no_such_route", errors.NotFound),
-        (405, "method_not_allowed", errors.BadRequest),
+        (404, "no_such_route", NoSuchRoute),
+        (405, "method_not_allowed", MethodNotAllowed),
+        (405, "of_a_newer_server", errors.BadRequest),
         (409, "conflict", errors.Conflict),
         (409, "wrong_state", errors.WrongState),
         (409, "in_use", errors.InUse),
         (409, "id_in_use", errors.IdInUse),
         (409, "of_a_newer_server", errors.Conflict),
         (413, "quota_exceeded", errors.QuotaExceeded),
-        (413, "body_too_large", errors.BadRequest),
+        (413, "body_too_large", BodyTooLarge),
+        (413, "of_a_newer_server", errors.BadRequest),
+        (418, "of_a_newer_server", errors.ApiError),
         (500, "internal_error", errors.ApiError),
+        (503, "unavailable", errors.Unavailable),
+        (503, "store_unavailable", errors.Unavailable),
         (507, "no_room", errors.NoRoom),
+        (507, "of_a_newer_server", errors.NoRoom),
     ],
 )
 def test_an_error_is_an_exception_of_its_own(
@@ -121,6 +136,7 @@ def test_an_error_is_an_exception_of_its_own(
     with pytest.raises(errors.ApiError) as caught:
         client.volumes.update("v1", name="x")
     assert type(caught.value) is kind
+    assert caught.value.reason == "So it is."
     assert caught.value.as_dict() == {
         "code": code,
         "reason": "So it is.",
@@ -128,6 +144,27 @@ def test_an_error_is_an_exception_of_its_own(
     }
     again = pickle.loads(pickle.dumps(caught.value))
     assert (type(again), again.status, again.request_id) == (kind, status, "req-1")
+    assert again.as_dict() == caught.value.as_dict()
+
+
+def test_a_class_that_programs_catch_covers_the_narrower_ones() -> None:
+    assert issubclass(NoSuchRoute, errors.NotFound)
+    for kind in (InvalidField, BodyTooLarge, MethodNotAllowed):
+        assert issubclass(kind, errors.BadRequest)
+    for kind in (errors.WrongState, errors.InUse, errors.IdInUse):
+        assert issubclass(kind, errors.Conflict)
+
+
+def test_an_error_keeps_what_only_it_has_when_it_travels() -> None:
+    failure = errors.JobFailed(kind="job", id="j1", record=None, outcome="failed", reason="o7")
+    failure.code = "corrupt"  # type: ignore[misc]
+    again = pickle.loads(pickle.dumps(failure))
+    assert (type(again), str(again), again.code, again.record) == (
+        errors.JobFailed,
+        str(failure),
+        "corrupt",
+        None,
+    )
 
 
 @pytest.mark.parametrize(

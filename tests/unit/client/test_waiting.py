@@ -97,7 +97,7 @@ def test_a_wait_outlives_a_restart_of_the_api() -> None:
     answers: list[Volume | Exception] = [
         Volume(id="v1", status="BUILDING"),
         errors.Unreachable(url="http://x", cause="Connection refused"),
-        errors.Unavailable("unavailable", "The database is away.", 503),
+        errors.Unavailable(what="The API", reason="it restarts"),
         Volume(id="v1", status="ACTIVE"),
     ]
 

@@ -8,6 +8,7 @@ import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -24,6 +25,7 @@ from tests.support.target_contract import (
     export_of,
 )
 from tests.system.storage import iscsi
+from tests.system.storage.raw_initiator import RawInitiator
 
 
 @pytest.fixture
@@ -247,6 +249,35 @@ class TestTgt(TargetContract):
             else:
                 target.ensure(dataclasses.replace(export, path=make_volume("other", 16 << 20)))
             iscsi.wait_read(qemu)
+
+    @pytest.mark.parametrize("work", ["resize", "reopen", "ensure"])
+    def test_a_login_under_way_while_it_is_offline_waits_for_no_answer_that_never_comes(
+        self, target: TgtTarget, tgtd: Tgtd, export: Export, make_volume: MakeVolume, work: str
+    ) -> None:
+        """tgtd asks at a login's first step whether the target is offline, and never again."""
+        target.ensure(export)
+        other = dataclasses.replace(export, path=make_volume("other", 8 << 20))
+        initiator = RawInitiator(tgtd.portal, export)
+        initiator.begin_login()
+        open_unit = target._open
+
+        def open_later(*args: Any) -> None:
+            initiator.finish_login()
+            initiator.send_read()  # tgtd swallows it
+            open_unit(*args)
+
+        target._open = open_later  # type: ignore[method-assign]
+        try:
+            if work == "resize":
+                target.resize("v1")
+            elif work == "reopen":
+                target.reopen(other)
+            else:
+                target.ensure(other)
+            assert initiator.is_cut_off()
+        finally:
+            initiator.close()
+        assert iscsi.admits(tgtd.portal, export)
 
     def test_a_refused_remove_takes_nothing_offline(self, tgtd: Tgtd, export: Export) -> None:
         target = _Late(tgtd.socket, export.path.parent)

@@ -120,12 +120,22 @@ def test_no_line_of_the_table_is_overlooked() -> None:
     ("file", "class_name", "name", "exists"),
     [
         ("unit/test_promises.py", "", "test_every_promise_that_is_built_has_tests", True),
-        ("unit/backup/test_chains.py", "", "TestChain", True),
-        ("unit/backup/test_stores.py", "TestFiles", "test_a_failed_put_leaves_nothing", True),
-        ("unit/backup/test_stores.py", "TestFiles", "test_what_is_put_is_got", True),  # inherited
-        ("unit/backup/test_stores.py", "TestFiles", "test_nothing", False),
-        ("unit/backup/test_stores.py", "TestNothing", "test_what_is_put_is_got", False),
-        ("unit/backup/test_stores.py", "", "test_what_is_put_is_got", False),
+        ("unit/backup/save/test_chains.py", "", "TestChain", True),
+        (
+            "unit/backup/stores/test_stores.py",
+            "TestFiles",
+            "test_a_failed_put_leaves_nothing",
+            True,
+        ),
+        (
+            "unit/backup/stores/test_stores.py",
+            "TestFiles",
+            "test_what_is_put_is_got",
+            True,
+        ),  # inherited
+        ("unit/backup/stores/test_stores.py", "TestFiles", "test_nothing", False),
+        ("unit/backup/stores/test_stores.py", "TestNothing", "test_what_is_put_is_got", False),
+        ("unit/backup/stores/test_stores.py", "", "test_what_is_put_is_got", False),
         ("unit/test_nothing.py", "", "test_nothing", False),
         ("unit/test_promises.py", "", "TITLE", False),
     ],

@@ -19,7 +19,7 @@ A_VM = 20.0
 #: A test at hand of a higher level counts like one of a lower level so many steps further off.
 FAR = {"unit": 0, "functional": 1, "system": 2, "vm": 2, "crash": 3}
 #: These read all sources or all pages.
-ALWAYS = ("tests/unit/test_house.py", "tests/unit/test_documents.py")
+ALWAYS = ("tests/unit/test_architecture.py", "tests/unit/test_documents.py")
 _TEST = re.compile(r"tests/.*/test_\w+\.py")
 
 

@@ -84,8 +84,8 @@ class Writer:
 def parse(line: str) -> Record:
     """The record in a line.
 
-    >>> parse('{"kind": "Started", "id": "tests/unit/test_house.py::test_no_shell"}')
-    Started(id='tests/unit/test_house.py::test_no_shell')
+    >>> parse('{"kind": "Started", "id": "tests/unit/test_architecture.py::test_no_shell"}')
+    Started(id='tests/unit/test_architecture.py::test_no_shell')
     """
     fields: dict[str, Any] = json.loads(line)
     return _KINDS[fields.pop("kind")](**fields)
@@ -178,7 +178,7 @@ class Result:
 def level_of(id: str) -> str:
     """The level of a test, or of a file with tests.
 
-    >>> level_of("tests/unit/test_house.py::test_no_shell")
+    >>> level_of("tests/unit/test_architecture.py::test_no_shell")
     'unit'
     """
     parts = id.split("::")[0].split("/")

@@ -14,7 +14,7 @@ from lunr.backup.repository import pending_deletion, quarantine, sessions
 from lunr.backup.save import save
 from lunr.backup.stores.memory import MemoryStore
 from lunr.common.errors import LunrError
-from tests.functional.backup.lives import LAG, go
+from tests.functional.backup.random_histories import LAG, go
 from tests.support.thorough import examples
 from tests.unit.backup.support import Faulty, load_bytes, repository, save_bytes
 

@@ -19,7 +19,7 @@ from lunr.backup.stores.base import Store
 from tests.support.relay import MortalSwift
 from tests.support.services import SwiftAccess
 from tests.support.waiting import PATIENCE
-from tests.unit.backup.contract import StoreContract
+from tests.unit.backup.stores.contract import StoreContract
 from tests.unit.backup.support import MemorySource, load_bytes, repository, save_bytes
 
 GEOMETRY = Geometry(block=4096, chunk=65536, segment_chunks=16)

@@ -18,7 +18,7 @@ from lunr.backup.format.names import Geometry
 from lunr.backup.stores import open_store
 from lunr.backup.stores.base import Store
 from tests.functional.backup.test_worker import KEY, Worker
-from tests.unit.backup.contract import StoreContract
+from tests.unit.backup.stores.contract import StoreContract
 from tests.unit.backup.support import load_bytes, repository, save_bytes
 
 LUNR = Path(sys.executable).with_name("lunr")

@@ -31,7 +31,7 @@ from lunr.storage.targets.base import Session as Who
 from lunr.storage.targets.tgt.target import TgtTarget
 from tests.support.services import Tgtd, need_fuse
 from tests.support.waiting import PATIENCE, wait_until
-from tests.system.backup.image.mounted import KEY, MIB
+from tests.system.backup.lazy_image.mounted import KEY, MIB
 from tests.system.storage import iscsi
 from tests.system.storage.nodes import Place, end_fillings, make_fillings, own_folder
 from tests.system.storage.test_agent import export_payload

@@ -20,7 +20,7 @@ from lunr.storage.jobs import volumes
 from lunr.storage.restore import fuse_restore
 from tests.support.services import Tgtd, need_fuse
 from tests.support.waiting import wait_until
-from tests.system.backup.image.mounted import MIB
+from tests.system.backup.lazy_image.mounted import MIB
 from tests.system.storage.contract_api import ContractApi
 from tests.system.storage.nodes import Place
 from tests.system.storage.test_crashes import SAVE, STORED

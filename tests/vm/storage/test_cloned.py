@@ -32,7 +32,7 @@ from tests.support.initiator import Initiator, sh
 from tests.support.target_contract import export_of
 from tests.support.volume_groups import volume_group
 from tests.support.waiting import PATIENCE, wait_until
-from tests.system.backup.image.mounted import KEY, Place, away
+from tests.system.backup.lazy_image.mounted import KEY, Place, away
 from tests.vm.conftest import SMALL_DISK
 from tests.vm.service.running import stray_mappings
 from tests.vm.storage.conftest import lio_session, logged_in, offered

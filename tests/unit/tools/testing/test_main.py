@@ -32,8 +32,12 @@ def test_a_seed_may_be_given() -> None:
 def test_only_files_of_the_chosen_levels_run() -> None:
     choice = parse(["unit", "vm"])
     assert choice.paths("unit", "functional") == ["tests/unit"]
-    choice.files = ["tests/unit/test_house.py", "tests/crash/test_kill.py", "tests/vm/test_a.py"]
-    assert choice.paths("unit", "functional", "crash") == ["tests/unit/test_house.py"]
+    choice.files = [
+        "tests/unit/test_architecture.py",
+        "tests/crash/test_kill.py",
+        "tests/vm/test_a.py",
+    ]
+    assert choice.paths("unit", "functional", "crash") == ["tests/unit/test_architecture.py"]
     assert choice.paths("vm") == ["tests/vm/test_a.py"]
 
 

@@ -21,7 +21,7 @@ import pytest
 from lunr.backup.lazy_image.backing_file import BackingFile
 from lunr.backup.lazy_image.presence import UNIT
 from tests.support.thorough import examples
-from tests.unit.backup.image.support import CHUNK, World, content
+from tests.unit.backup.lazy_image.support import CHUNK, World, content
 
 SECTOR = 512
 #: Cuts tried in each run of a workload; LUNR_POWER_CUTS=1000 tries many.

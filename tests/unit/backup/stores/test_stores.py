@@ -16,7 +16,7 @@ from lunr.backup.stores.files import FileStore
 from lunr.backup.stores.memory import MemoryStore
 from lunr.common.errors import Cancelled, InvalidField
 from tests.support.waiting import SOON
-from tests.unit.backup.contract import StoreContract
+from tests.unit.backup.stores.contract import StoreContract
 from tests.unit.backup.support import FailAfter, Faulty
 
 

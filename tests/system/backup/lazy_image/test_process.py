@@ -18,7 +18,7 @@ import pytest
 
 from tests.support.services import need_fuse
 from tests.support.waiting import PATIENCE, wait_until
-from tests.system.backup.image.mounted import MIB, Place, Worker, opened
+from tests.system.backup.lazy_image.mounted import MIB, Place, Worker, opened
 
 CHUNK = 4 * MIB
 

@@ -21,7 +21,7 @@ from lunr.backup.lazy_image.background_fill import BackgroundFill
 from lunr.backup.lazy_image.presence import UNIT
 from lunr.backup.stores.files import FileStore
 from tests.support.thorough import examples
-from tests.unit.backup.image.support import CHUNK, World, content
+from tests.unit.backup.lazy_image.support import CHUNK, World, content
 
 SECTOR = 512
 #: LUNR_KILLS=5000 tries many.

@@ -13,7 +13,7 @@ import pytest
 from lunr.storage.targets.base import Export
 from lunr.storage.targets.tgt.target import TgtTarget
 from tests.support.services import Tgtd, need_command, need_fuse
-from tests.system.backup.image.mounted import MIB, Place
+from tests.system.backup.lazy_image.mounted import MIB, Place
 from tests.system.storage import iscsi
 
 

@@ -20,7 +20,7 @@ from lunr.live.daemon import main
 from lunr.live.daemon.main import BackupDaemon
 from lunr.live.daemon.settings import Machine
 from tests.unit.backup.support import Faulty
-from tests.unit.live.test_groups import made
+from tests.unit.live.backup.test_groups import made
 
 NOW = datetime.now(UTC).replace(microsecond=0)
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from lunr.backup.lazy_image.readonly_image import Image
-from tests.unit.backup.image.support import CHUNK, World
-from tests.unit.backup.image.test_filling import damage
+from tests.unit.backup.lazy_image.support import CHUNK, World
+from tests.unit.backup.lazy_image.test_restored_volume import damage
 
 TAIL = 1000
 

@@ -26,8 +26,8 @@ from lunr.backup.lazy_image.presence import UNIT
 from lunr.backup.lazy_image.restored_volume import SyncLost
 from tests.support.thorough import examples
 from tests.support.waiting import PATIENCE, SOON, wait_until
-from tests.unit.backup.image.support import CHUNK, World, content
-from tests.unit.backup.image.test_protocol import Kernel, read_in, write_in
+from tests.unit.backup.lazy_image.support import CHUNK, World, content
+from tests.unit.backup.lazy_image.test_fuse_protocol import Kernel, read_in, write_in
 
 
 class Volume(RuleBasedStateMachine):

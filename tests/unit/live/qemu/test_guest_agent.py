@@ -15,7 +15,7 @@ from lunr.live import errors
 from lunr.live.qemu import guest_agent as module
 from lunr.live.qemu.guest_agent import Agent
 from tests.support.waiting import wait_until
-from tests.unit.live.test_qmp import line, pair
+from tests.unit.live.qemu.test_qmp import line, pair
 
 OK = [line(**{"return": 3})]
 THAWED = [line(**{"return": "thawed"})]

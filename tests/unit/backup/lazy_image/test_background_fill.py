@@ -13,7 +13,7 @@ import pytest
 from lunr.backup.lazy_image.background_fill import BackgroundFill, Mode
 from lunr.backup.lazy_image.presence import UNIT
 from tests.support.waiting import PATIENCE, wait_until
-from tests.unit.backup.image.support import CHUNK, World
+from tests.unit.backup.lazy_image.support import CHUNK, World
 
 
 @pytest.fixture

@@ -185,14 +185,14 @@ def run_all(choice: Choice) -> int:
     except SystemExit as error:
         report.say(f"ended by a signal ({error.code})")
         report.say_running()
-        print(summary(report.results), flush=True)
+        print(summary(report.results, reasons=report.reasons), flush=True)
         raise
     if not choice.arguments and choice.files is None:  # whole files
         durations.remember(levels.DURATIONS, report.results.values())
     if choice.files is None:
         report.require(choice.levels)
     ordered = {level: report.results[level] for level in LEVELS if level in report.results}
-    print(summary(ordered | report.results, choice.left_out), flush=True)
+    print(summary(ordered | report.results, choice.left_out, report.reasons), flush=True)
     return 1 if report.has_failed else 0
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import textwrap
 import time
 from collections.abc import Iterable, Mapping
@@ -14,6 +15,10 @@ from tools.testing.records import Collected, Ended, Failed, Record, Result, Star
 PACE = 30.0
 #: How many of the slowest tests are named.
 SLOWEST = 10
+#: Characters of what the summary says of a failure; all of it was told when it happened.
+LONGEST_REASON = 400
+#: How pytest begins the line that names the place.
+_PLACE = re.compile(r"\S+\.py:\d+:")
 
 
 def clock(seconds: float) -> str:
@@ -35,6 +40,8 @@ class Report:
     results: dict[str, Result] = field(default_factory=dict)
     expected: int = 0
     running: dict[str, None] = field(default_factory=dict)
+    #: Why a test failed, in a few words.
+    reasons: dict[str, str] = field(default_factory=dict)
     _told: float = 0.0
     _done: int = 0
 
@@ -53,6 +60,7 @@ class Report:
             case Started(id):
                 self.running[id] = None
             case Failed(id, when, text):
+                self.reasons.setdefault(id, reason_of(text))
                 self.say(f"FAILED {id} ({source}, {when})")
                 print(indented(text), flush=True)
             case Ended(id):
@@ -105,12 +113,30 @@ def indented(text: str) -> str:
     return "\n".join(f"        {line}".rstrip() for line in text.splitlines())
 
 
-def summary(results: Mapping[str, Result], left_out: Mapping[str, float] | None = None) -> str:
+def reason_of(text: str) -> str:
+    """Where a test failed, and the first line that pytest marks as the error.
+
+    >>> reason_of(">       assert a == b\\nE       assert 1 == 2\\n\\na.py:7: AssertionError")
+    'a.py:7: assert 1 == 2'
+    """
+    lines = text.splitlines()
+    marked = [line[1:].strip() for line in lines if line.startswith("E  ")]
+    place = next((found[0] for line in lines if (found := _PLACE.match(line))), "")
+    said = next(iter(marked or filter(None, map(str.strip, lines))), "")
+    return f"{place} {said}".strip()[:LONGEST_REASON]
+
+
+def summary(
+    results: Mapping[str, Result],
+    left_out: Mapping[str, float] | None = None,
+    reasons: Mapping[str, str] | None = None,
+) -> str:
     """The table of levels, the slowest tests, what was skipped or failed, and the line that counts.
 
     Args:
         results: by level.
         left_out: files with tests that there was no time for, and what they may take.
+        reasons: why tests failed, in a few words.
 
     The seconds are those of all tests of a level together, and those from the begin of its first
     test to the end of its last: levels run side by side.
@@ -121,7 +147,10 @@ def summary(results: Mapping[str, Result], left_out: Mapping[str, float] | None 
         lines.append(f"{level:<12}{counts}{one.seconds:>9.1f}{one.wall:>8.1f}")
     lines += ["", *slowest(results), *skips(results)]
     lines += omissions(left_out or {})
-    lines += [f"FAILED  {name}" for one in results.values() for name in one.failed]
+    for name in (name for one in results.values() for name in one.failed):
+        lines.append(f"FAILED  {name}")
+        if reason := (reasons or {}).get(name):
+            lines.append(f"        {reason}")
     passed = sum(one.passed for one in results.values())
     failed = sum(len(one.failed) for one in results.values())
     skipped = sum(len(one.skipped) for one in results.values())

@@ -227,7 +227,7 @@ def run_thoroughly(choice: Choice, insist: bool) -> int:
         raise
     finally:
         results = sum_up(state, works, report)
-        print(summary(results), flush=True)
+        print(summary(results, reasons=report.reasons), flush=True)
     if all(work.name in state.done for work in works):
         state.forget()
     return 1 if any(result.failed for result in results.values()) else 0

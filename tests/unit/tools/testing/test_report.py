@@ -10,7 +10,11 @@ from tools.testing.report import Report, summary
 TOLD: list[Record] = [
     Collected({"tests/unit/test_a.py": 3, "tests/vm/test_b.py": 1}),
     Ended("tests/unit/test_a.py::good", "passed", 2.5, 103.0),
-    Failed("tests/unit/test_a.py::bad", "call", "assert 0\n--- the end of a log ---\nwhy"),
+    Failed(
+        "tests/unit/test_a.py::bad",
+        "call",
+        ">       assert 0\nE       assert 0\n\ntests/unit/test_a.py:7: AssertionError",
+    ),
     Ended("tests/unit/test_a.py::bad", "failed", 4.0, 107.0),
     Ended("tests/unit/test_a.py::poor", "skipped", 0.0, 107.0, "needs tgtd"),
     Ended("tests/vm/test_b.py::poor", "skipped", 0.0, 109.0, "needs tgtd"),
@@ -29,11 +33,13 @@ def test_a_failure_is_told_at_once_with_its_evidence(capsys: pytest.CaptureFixtu
     heard(TOLD[:3])
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].endswith("FAILED tests/unit/test_a.py::bad (host, call)")
-    assert lines[1:] == ["        assert 0", "        --- the end of a log ---", "        why"]
+    assert lines[1] == "        >       assert 0"
+    assert lines[-1] == "        tests/unit/test_a.py:7: AssertionError"
 
 
 def test_the_summary_tells_all() -> None:
-    lines = summary(heard(TOLD).results).splitlines()
+    report = heard(TOLD)
+    lines = summary(report.results, reasons=report.reasons).splitlines()
     assert [line.split() for line in lines[2:4]] == [
         ["unit", "1", "1", "1", "6.5", "6.5"],
         ["vm", "1", "0", "1", "1.0", "10.0"],
@@ -45,7 +51,11 @@ def test_the_summary_tells_all() -> None:
         "tests/unit/test_a.py::poor",
         "tests/vm/test_b.py::poor",
     ]
-    assert lines[-2:] == ["FAILED  tests/unit/test_a.py::bad", "2 passed, 1 failed, 2 skipped"]
+    assert lines[-3:] == [
+        "FAILED  tests/unit/test_a.py::bad",
+        "        tests/unit/test_a.py:7: assert 0",
+        "2 passed, 1 failed, 2 skipped",
+    ]
 
 
 def test_what_is_no_test_fails_the_run_too(capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,0 +1,89 @@
+"""The first line of a commit message is an area and an imperative."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tools.commit_message import faults, main
+
+TOP = Path(__file__).resolve().parents[3]
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        "storage: wipe COW areas\n",
+        "api, client: add a route for groups\n\nThe body says why. It has full stops.\n",
+        "tests/vm: let a small area forget what another could not do\n",
+        "docs: bring the page of restores up to date",
+        "backup: compress what is sent",
+        "backup: " + "p" * 64,
+        "\n# a comment\nlive: thaw file systems\n",
+        "Merge branch 'main' of elsewhere\n",
+        'Revert "Storage: Wiped the areas, in a first line that is longer than one may be."\n',
+        "fixup! storage: wipe COW areas",
+        "",
+    ],
+)
+def test_a_good_first_line(message: str) -> None:
+    assert list(faults(message)) == []
+
+
+@pytest.mark.parametrize(
+    ("message", "fault"),
+    [
+        ("Wipe COW areas", "area"),
+        ("Storage: wipe COW areas", "area"),
+        ("storage wipe: COW areas", "area"),
+        ("storage:wipe COW areas", "area"),
+        ("storage: wipe COW areas.", "full stop"),
+        ("storage: Wipe COW areas", "imperative"),
+        ("storage: wiped COW areas", "imperative"),
+        ("storage: wipes COW areas", "imperative"),
+        ("storage: wiping COW areas", "imperative"),
+        ("backup: " + "p" * 65, "73 characters"),
+        ("# a comment\nstorage: wipe COW areas.\n\nbody", "full stop"),
+    ],
+)
+def test_a_bad_first_line(message: str, fault: str) -> None:
+    (found,) = faults(message)
+    assert fault in found
+
+
+def test_a_bad_message_is_refused_and_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "COMMIT_EDITMSG"
+    path.write_text("Fixed it.\n")
+    assert main(path) == 1
+    told = capsys.readouterr().err
+    assert "full stop" in told
+    assert "area" in told
+    path.write_text("api: mend it\n")
+    assert main(path) == 0
+
+
+@pytest.mark.starts("git")
+def test_git_asks_the_hook(tmp_path: Path) -> None:
+    environment = {**os.environ, "GIT_CONFIG_GLOBAL": os.devnull, "GIT_CONFIG_NOSYSTEM": "1"}
+    for kind in ("AUTHOR", "COMMITTER"):
+        environment |= {f"GIT_{kind}_NAME": "somebody", f"GIT_{kind}_EMAIL": "nobody@example.org"}
+
+    def git(*words: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            ["git", *words], cwd=tmp_path, env=environment, capture_output=True, text=True
+        )
+
+    assert git("init", "-q").returncode == 0
+    (tmp_path / "tools").symlink_to(TOP / "tools")
+    hook = tmp_path / ".git/hooks/commit-msg"  # as tools/setup makes it
+    hook.parent.mkdir(exist_ok=True)
+    hook.symlink_to(TOP / "tools/hooks/commit-msg")
+    refused = git("commit", "-q", "--allow-empty", "-m", "Fixed it")
+    assert (refused.returncode, "area" in refused.stderr) == (1, True), refused
+    made = git("commit", "-q", "--allow-empty", "-m", "api: mend it")
+    assert made.returncode == 0, made

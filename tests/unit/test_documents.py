@@ -1,10 +1,13 @@
-"""What is written down is true: the sample configuration, and the links between pages."""
+"""What is written down is true: the sample configuration, links, names of files and functions."""
 
 from __future__ import annotations
 
+import ast
+import functools
 import io
 import os
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,6 +16,7 @@ from oslo_config import cfg, generator
 from lunr.common import config
 
 TOP = Path(__file__).resolve().parents[2]
+NAMING = sorted([*(TOP / "docs").rglob("*.md"), TOP / "README.rst"])
 PAGES = sorted([*(TOP / "docs").rglob("*.md"), *TOP.glob("*.rst"), *TOP.glob("*.md")])
 
 
@@ -64,6 +68,68 @@ def test_a_broken_link_is_seen(tmp_path: Path) -> None:
         "```\n[e](in-code.md)\n```\n"
     )
     assert broken_links(page) == ["other.md", "#no-title"]
+
+
+#: A path of this checkout, with the names in it that may follow: `lunr/up.py: up, Settings.save`.
+_PATH = re.compile(
+    r"(?<![\w/.~$}-])"
+    r"((?:(?:tests|tools|etc|bin|docs)/[\w./-]*\w)|(?:lunr/[\w/-]+\.py\b)|(?:(?<=`)lunr/[\w/-]*(?=`)))"
+    r"(?:: ([\w., ]+)(?=`))?"
+)
+
+
+@functools.cache
+def names_of(path: Path) -> frozenset[str]:
+    """What the module at `path` defines: functions, classes, constants, and `Class.method`."""
+    return frozenset(_names(ast.parse(path.read_text()).body))
+
+
+def _names(body: list[ast.stmt], prefix: str = "") -> Iterator[str]:
+    for node in body:
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            yield prefix + node.name
+        if isinstance(node, ast.ClassDef):
+            yield from _names(node.body, f"{node.name}.")
+        if isinstance(node, ast.Assign | ast.AnnAssign):
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            yield from (prefix + target.id for target in targets if isinstance(target, ast.Name))
+
+
+def missing(page: Path) -> list[str]:
+    """The files, folders and functions that `page` names and this checkout has not."""
+    wrong = []
+    for path, names in _PATH.findall(page.read_text()):
+        if not (TOP / path).exists():
+            wrong.append(path)
+        elif names:
+            known = names_of(TOP / path)
+            listed = [name.strip() for name in names.split(",")]
+            wrong += [f"{path}: {name}" for name in listed if name not in known]
+    return wrong
+
+
+@pytest.mark.parametrize("page", NAMING, ids=lambda page: str(page.relative_to(TOP)))
+def test_every_file_and_function_that_is_named_is_there(page: Path) -> None:
+    assert missing(page) == []
+
+
+def test_a_name_of_nothing_is_seen(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text(
+        "`lunr/up.py`, `lunr/common/`, /etc/lunr/nothing.py, `lvs lunr/pool`, `bin/lunr x`,\n"
+        "`lunr/common/ids.py: is_valid, nothing`, `tests/unit/test_documents.py: TOP, PAGES.x`,\n"
+        "`lunr/db/session.py: Database.read, Database.nothing`,\n"
+        "`lunr/nothing/`, `lunr/api/nothing.py: f`. (`tests/nothing.py`) tools/nothing --now\n"
+    )
+    assert missing(page) == [
+        "lunr/common/ids.py: nothing",
+        "tests/unit/test_documents.py: PAGES.x",
+        "lunr/db/session.py: Database.nothing",
+        "lunr/nothing/",
+        "lunr/api/nothing.py",
+        "tests/nothing.py",
+        "tools/nothing",
+    ]
 
 
 def test_the_commands_of_a_checkout_can_be_run() -> None:

@@ -2,7 +2,7 @@
 
 Patches make a save cheap and a restore dear: a chunk's blocks lie in ever more
 objects, and an object that was overwritten but for a few blocks must be kept,
-and read, for those. Two rules hold this down. docs/decisions.md tells how their
+and read, for those. Two rules hold this down. docs/decisions/engine.md tells how their
 numbers were found.
 
 A chunk is written whole when more than 9/16 of its blocks would come from

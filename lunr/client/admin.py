@@ -1,10 +1,11 @@
-"""What an admin's token can do besides: accounts, tokens, nodes, types, everyone's things."""
+"""What only an admin's token may: accounts, tokens, nodes, types, records of all accounts."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Generic, TypeVar
+from typing import Any, TypeVar
 
+from lunr.client.collection import Collection
 from lunr.client.records import (
     Account,
     Backup,
@@ -17,49 +18,49 @@ from lunr.client.records import (
     Volume,
     VolumeType,
 )
-from lunr.client.resources import Jobs
+from lunr.client.resources import (
+    Backups,
+    Exports,
+    Jobs,
+    Snapshots,
+    Volumes,
+    metadata_filters,
+)
 from lunr.client.schedules import AllSchedules
 from lunr.client.transport import Transport
 
 R = TypeVar("R", bound=Record)
 
 
-class _Records(Generic[R]):
-    """Administered records of one kind under ``/v1.0/admin/{key}``."""
+class _AdminCollection(Collection[R]):
+    """Records under ``/v1.0/admin`` that no job works on."""
 
-    def __init__(self, transport: Transport, key: str, record: type[R]) -> None:
-        self._http = transport
-        self._key = key
-        self._record = record
+    def __init__(self, transport: Transport) -> None:
+        super().__init__(transport, "admin")
 
     def list(self) -> Iterator[R]:
-        """All of them, newest first."""
-        return map(self._record.parse, self._http.pages(self._key, "admin", self._key))
-
-    def get(self, id: str) -> R:
-        """One of them."""
-        return self._record.parse(self._http.request("GET", "admin", self._key, id))
+        """All records, newest first."""
+        return self._list()
 
     def delete(self, id: str) -> None:
-        """Delete one.
+        """Delete a record.
 
         Raises:
             Conflict: something still needs it.
         """
-        self._http.request("DELETE", "admin", self._key, id)
+        self._http.request("DELETE", *self._path(id))
 
-    def _create(self, body: Mapping[str, Any]) -> R:
-        return self._record.parse(self._http.request("POST", "admin", self._key, body=body))
+    def _create(self, **fields: Any) -> R:
+        return self._request("POST", self._owner, self.key, body=fields)
 
-    def _update(self, id: str, body: Mapping[str, Any]) -> R:
-        return self._record.parse(self._http.request("POST", "admin", self._key, id, body=body))
+    def _update(self, id: str, **fields: Any) -> R:
+        return self._request("POST", *self._path(id), body=fields)
 
 
-class Accounts(_Records[Account]):
+class Accounts(_AdminCollection[Account]):
     """The accounts. Quotas: ``volumes``, ``gigabytes``, ``snapshots``, ``backups``."""
 
-    def __init__(self, transport: Transport) -> None:
-        super().__init__(transport, "accounts", Account)
+    key, record = "accounts", Account
 
     def create(self, id: str, *, quotas: Mapping[str, int | None] | None = None) -> Account:
         """Make an account; a quota left out or None is the configured default.
@@ -67,11 +68,11 @@ class Accounts(_Records[Account]):
         Raises:
             IdInUse: there is, or was, an account of that id.
         """
-        return self._create({"id": id, "quotas": quotas})
+        return self._create(id=id, quotas=quotas)
 
     def update(self, id: str, *, quotas: Mapping[str, int | None]) -> Account:
         """Change the quotas that are named; None goes back to the configured default."""
-        return self._update(id, {"quotas": quotas})
+        return self._update(id, quotas=quotas)
 
 
 class Tokens:
@@ -97,11 +98,10 @@ class Tokens:
         return "admin", "accounts", account_id, "tokens"
 
 
-class Nodes(_Records[Node]):
+class Nodes(_AdminCollection[Node]):
     """The storage nodes."""
 
-    def __init__(self, transport: Transport) -> None:
-        super().__init__(transport, "nodes", Node)
+    key, record = "nodes", Node
 
     def create(
         self,
@@ -112,8 +112,7 @@ class Nodes(_Records[Node]):
         volume_types: Sequence[str] | None = None,
     ) -> Node:
         """Make a node known; the answer's ``token`` is for that node, and told only now."""
-        body = {"id": id, "weight": weight, "group": group, "volume_types": volume_types}
-        return self._create(body)
+        return self._create(id=id, weight=weight, group=group, volume_types=volume_types)
 
     def update(
         self,
@@ -125,8 +124,9 @@ class Nodes(_Records[Node]):
         status: str | None = None,
     ) -> Node:
         """Change a node; `status` is ACTIVE or MAINTENANCE (no new volumes)."""
-        body = {"weight": weight, "group": group, "volume_types": volume_types, "status": status}
-        return self._update(id, body)
+        return self._update(
+            id, weight=weight, group=group, volume_types=volume_types, status=status
+        )
 
     def delete(self, id: str, *, force: bool = False) -> None:
         """Forget a node; its token opens nothing from then on.
@@ -137,16 +137,14 @@ class Nodes(_Records[Node]):
         Raises:
             InUse: it has volumes, and `force` was not given.
         """
-        self._http.request(
-            "DELETE", "admin", "nodes", id, params={"force": "true"} if force else {}
-        )
+        params = {"force": "true"} if force else {}
+        self._http.request("DELETE", *self._path(id), params=params)
 
 
-class VolumeTypes(_Records[VolumeType]):
+class VolumeTypes(_AdminCollection[VolumeType]):
     """The types that volumes are of."""
 
-    def __init__(self, transport: Transport) -> None:
-        super().__init__(transport, "volume_types", VolumeType)
+    key, record = "volume_types", VolumeType
 
     def create(
         self,
@@ -163,8 +161,14 @@ class VolumeTypes(_Records[VolumeType]):
         Args:
             retention: the rules for its volumes that have none of their own, all at once.
         """
-        limits = _limits(min_size, max_size, read_iops, write_iops)
-        return self._create({"name": name, **limits, "retention": retention})
+        return self._create(
+            name=name,
+            min_size=min_size,
+            max_size=max_size,
+            read_iops=read_iops,
+            write_iops=write_iops,
+            retention=retention,
+        )
 
     def update(
         self,
@@ -177,19 +181,14 @@ class VolumeTypes(_Records[VolumeType]):
         retention: Mapping[str, int] | None = None,
     ) -> VolumeType:
         """Change a type; volumes that are there keep their size."""
-        limits = _limits(min_size, max_size, read_iops, write_iops)
-        return self._update(name, {**limits, "retention": retention})
-
-
-def _limits(
-    min_size: int | None, max_size: int | None, read_iops: int | None, write_iops: int | None
-) -> dict[str, int | None]:
-    return {
-        "min_size": min_size,
-        "max_size": max_size,
-        "read_iops": read_iops,
-        "write_iops": write_iops,
-    }
+        return self._update(
+            name,
+            min_size=min_size,
+            max_size=max_size,
+            read_iops=read_iops,
+            write_iops=write_iops,
+            retention=retention,
+        )
 
 
 class Admin:
@@ -213,11 +212,11 @@ class Admin:
     ) -> Job:
         """Begin to collect an account's garbage, and return the job.
 
-        Collecting has two steps: what no backup needs is condemned, and then swept, that is
-        really deleted, once all who might still use it are through.
+        Garbage collection has two steps: a mark lists what no backup needs as pending
+        deletion, and a later sweep deletes it, once no running work can use it any more.
 
         Args:
-            wait: return when all that is condemned is swept, with the job that ran last.
+            wait: return when all pending deletions are swept, with the job that ran last.
             timeout: seconds for each of the jobs.
 
         Raises:
@@ -229,7 +228,7 @@ class Admin:
             return job
         jobs = Jobs(self._http, account_id)
         last = jobs.wait(job.id, timeout=timeout, progress=progress)
-        # The sweep is there as soon as the collection is done; one that failed before may be
+        # The sweep is queued as soon as the mark is done; an earlier one that failed may be
         # tried again beside it.
         sweeps = [
             sweep
@@ -242,36 +241,42 @@ class Admin:
         return last
 
     def volumes(
-        self, *, account_id: str | None = None, limit: int | None = None, **filters: str
+        self,
+        *,
+        account_id: str | None = None,
+        limit: int | None = None,
+        metadata: Mapping[str, str] | None = None,
+        **filters: str,
     ) -> Iterator[Volume]:
-        """Every account's volumes, or one's; filters as in ``volumes.list``."""
-        return self._everyones("volumes", Volume, limit, account_id=account_id, **filters)
+        """The volumes of all accounts, or of one; filters as in ``volumes.list``."""
+        filters |= metadata_filters(metadata)
+        return self._list(Volumes, limit, account_id=account_id, **filters)
 
     def snapshots(
         self, *, account_id: str | None = None, limit: int | None = None, **filters: str
     ) -> Iterator[Snapshot]:
-        """Every account's snapshots, or one's; filters as in ``snapshots.list``."""
-        return self._everyones("snapshots", Snapshot, limit, account_id=account_id, **filters)
+        """The snapshots of all accounts, or of one; filters as in ``snapshots.list``."""
+        return self._list(Snapshots, limit, account_id=account_id, **filters)
 
     def backups(
         self, *, account_id: str | None = None, limit: int | None = None, **filters: str
     ) -> Iterator[Backup]:
-        """Every account's backups, or one's; filters as in ``backups.list``."""
-        return self._everyones("backups", Backup, limit, account_id=account_id, **filters)
+        """The backups of all accounts, or of one; filters as in ``backups.list``."""
+        return self._list(Backups, limit, account_id=account_id, **filters)
 
     def exports(
         self, *, account_id: str | None = None, limit: int | None = None, status: str | None = None
     ) -> Iterator[Export]:
-        """Every account's exports, or one's, without their passwords."""
-        return self._everyones("exports", Export, limit, account_id=account_id, status=status)
+        """The exports of all accounts, or of one, without their passwords."""
+        return self._list(Exports, limit, account_id=account_id, status=status)
 
     def jobs(
         self, *, account_id: str | None = None, limit: int | None = None, **filters: str
     ) -> Iterator[Job]:
-        """Every account's jobs, or one's; filters as in ``jobs.list``."""
-        return self._everyones("jobs", Job, limit, account_id=account_id, **filters)
+        """The jobs of all accounts, or of one; filters as in ``jobs.list``."""
+        return self._list(Jobs, limit, account_id=account_id, **filters)
 
-    def _everyones(
-        self, key: str, record: type[R], limit: int | None, **filters: str | None
+    def _list(
+        self, collection: type[Collection[R]], limit: int | None, **filters: str | None
     ) -> Iterator[R]:
-        return map(record.parse, self._http.pages(key, "admin", key, params=filters, limit=limit))
+        return collection(self._http, "admin")._list(limit, **filters)

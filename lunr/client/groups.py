@@ -3,22 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from functools import partial
 from typing import Any
 
-from lunr.client import waiting
+from lunr.client.collection import JobRecordCollection
 from lunr.client.records import Group
-from lunr.client.resources import _Things
-from lunr.client.transport import Transport
 
 
-class Groups(_Things[Group]):
+class Groups(JobRecordCollection[Group]):
     """An account's groups. Deleting one deletes its backups, all of them or none."""
 
-    def __init__(self, transport: Transport, account: str) -> None:
-        super().__init__(
-            transport, account, "groups", Group, partial(waiting.is_ready, status="AVAILABLE")
-        )
+    key, record = "groups", Group
 
     def put(
         self,
@@ -59,4 +53,4 @@ class Groups(_Things[Group]):
         self, *, status: str | None = None, machine: str | None = None, limit: int | None = None
     ) -> Iterator[Group]:
         """Groups, newest first; `limit`: at most so many."""
-        return self._list({"status": status, "machine": machine}, limit)
+        return self._list(limit, status=status, machine=machine)

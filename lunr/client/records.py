@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 from lunr.client.errors import BadAnswer
 
@@ -18,6 +18,9 @@ from lunr.client.errors import BadAnswer
 @dataclass(frozen=True, kw_only=True)
 class Record:
     """What all records have in common."""
+
+    #: The fields that a list for people shows. Their names say how (`cli/output.py`).
+    columns: ClassVar[tuple[str, ...]] = ()
 
     #: Fields of the answer that this version of the client doesn't know.
     extra: Mapping[str, Any] = field(default_factory=dict, repr=False)
@@ -37,9 +40,9 @@ class Record:
         return cls(**{n: v for n, v in data.items() if n in known}, extra=extra)
 
     def as_dict(self) -> dict[str, Any]:
-        """All that the server told, with the unknown fields, as for JSON. Includes secrets."""
-        told = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "extra"}
-        return {**told, **self.extra}
+        """All fields of the answer, also the unknown ones, as for JSON. Includes secrets."""
+        known = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "extra"}
+        return {**known, **self.extra}
 
 
 def _is_needed(f: Any) -> bool:
@@ -47,7 +50,7 @@ def _is_needed(f: Any) -> bool:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Work(Record):
+class JobRecord(Record):
     """A record that a job works on: what waiting for it needs."""
 
     id: str
@@ -60,8 +63,10 @@ class Work(Record):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Volume(Work):
+class Volume(JobRecord):
     """A volume."""
+
+    columns = ("id", "name", "size", "status", "export_status", "created_at")
 
     name: str = ""
     size: int = 0
@@ -88,8 +93,10 @@ class Volume(Work):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Snapshot(Work):
+class Snapshot(JobRecord):
     """A snapshot of a volume."""
+
+    columns = ("id", "name", "volume_id", "size", "status", "created_at")
 
     volume_id: str = ""
     name: str = ""
@@ -103,8 +110,10 @@ class Snapshot(Work):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Backup(Work):
+class Backup(JobRecord):
     """A backup of a volume; complete by itself, whatever its parent."""
+
+    columns = ("id", "name", "volume_id", "size", "status", "bytes_stored", "created_at")
 
     volume_id: str = ""
     #: The snapshot that was saved; None: the volume as it was.
@@ -132,8 +141,10 @@ class Backup(Work):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Group(Work):
+class Group(JobRecord):
     """The backups of a running machine's disks at one instant."""
+
+    columns = ("id", "machine", "status", "progress", "created_at", "reason")
 
     machine: str = ""
     progress: int = 0
@@ -152,8 +163,10 @@ class Group(Work):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Export(Work):
+class Export(JobRecord):
     """A volume's export, with all that its initiator needs."""
+
+    columns = ("account_id", "volume_id", "status", "initiator", "ip", "target_portal", "sessions")
 
     volume_id: str
     initiator: str | None = None
@@ -177,6 +190,8 @@ class Export(Work):
 class Job(Record):
     """A piece of work for a node."""
 
+    columns = ("id", "kind", "subject_id", "status", "progress", "node_id", "created_at", "reason")
+
     id: str
     kind: str
     status: str
@@ -198,6 +213,8 @@ class Job(Record):
 class Account(Record):
     """An account and its quotas (``volumes``, ``gigabytes``, ``snapshots``, ``backups``)."""
 
+    columns = ("id", "quotas", "created_at")
+
     id: str
     quotas: Mapping[str, int | None] = field(default_factory=dict)
     created_at: str | None = None
@@ -207,6 +224,8 @@ class Account(Record):
 @dataclass(frozen=True, kw_only=True)
 class Token(Record):
     """A token; `token` is the secret itself, told once, when it is made."""
+
+    columns = ("id", "role", "created_at")
 
     id: str
     role: str = "member"
@@ -218,6 +237,20 @@ class Token(Record):
 @dataclass(frozen=True, kw_only=True)
 class Node(Record):
     """A storage node; `token` is its secret, told once, when the node is made."""
+
+    columns = (
+        "id",
+        "status",
+        "portal",
+        "group",
+        "weight",
+        "volume_types",
+        "capacity_bytes",
+        "free_bytes",
+        "allocated_bytes",
+        "full",
+        "last_seen",
+    )
 
     id: str
     status: str = ""
@@ -245,6 +278,8 @@ class Node(Record):
 class VolumeType(Record):
     """What volumes of a type may be like: sizes in GiB, IOPS of 0 have no limit."""
 
+    columns = ("name", "min_size", "max_size", "read_iops", "write_iops")
+
     name: str
     min_size: int = 1
     max_size: int = 0
@@ -258,6 +293,18 @@ class VolumeType(Record):
 @dataclass(frozen=True, kw_only=True)
 class Schedule(Record):
     """When a volume, or each volume of a type, is backed up. Times are UTC, `spread` is minutes."""
+
+    columns = (
+        "id",
+        "name",
+        "volume_id",
+        "every",
+        "at",
+        "spread",
+        "last_run",
+        "next_run",
+        "last_error",
+    )
 
     id: str
     every: str
@@ -282,6 +329,8 @@ class Schedule(Record):
 @dataclass(frozen=True, kw_only=True)
 class Verdict(Record):
     """Whether the rules keep a backup, and which of them."""
+
+    columns = ("id", "name", "created_at", "status", "keep", "reasons")
 
     id: str
     keep: bool

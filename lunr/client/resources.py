@@ -1,105 +1,25 @@
 """What an account has: volumes, snapshots, backups, exports, jobs.
 
-Methods that start work return the record at once; ``wait`` and
-``wait_deleted`` return when the work is over. Lists are iterators that fetch
-the next page when it is needed. All raise
-:class:`lunr.client.errors.ApiError`, ``Unreachable`` and ``BadAnswer``; the
-waits also ``JobFailed`` and ``WaitTimeout``.
+What their methods raise, :mod:`lunr.client.collection` says.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from functools import partial
-from typing import Any, Generic, TypeVar
 
 from lunr.client import waiting
-from lunr.client.errors import NotFound
-from lunr.client.records import Backup, Export, Job, Snapshot, Volume, Work
-from lunr.client.transport import Transport
+from lunr.client.collection import JobRecordCollection, WaitableCollection
+from lunr.client.records import Backup, Export, Job, Snapshot, Volume
 from lunr.common import ids
 
-W = TypeVar("W", bound=Work)
 
-
-class _Things(Generic[W]):
-    """An account's things of one kind: what can be done with all kinds alike."""
-
-    def __init__(
-        self,
-        transport: Transport,
-        account: str,
-        key: str,
-        record: type[W],
-        is_ready: Callable[[W], bool],
-    ) -> None:
-        self._http = transport
-        self._account = account
-        self._key = key
-        self._record = record
-        self._is_ready = is_ready
-
-    def get(self, id: str) -> W:
-        """One of them."""
-        return self._request("GET", *self._path(id))
-
-    def delete(self, id: str) -> W:
-        """Begin to delete one.
-
-        Raises:
-            InUse, Conflict: something needs it (docs/api.md says what).
-        """
-        return self._request("DELETE", *self._path(id))
-
-    def wait(
-        self,
-        id: str,
-        *,
-        timeout: float | None = None,
-        progress: Callable[[W], object] | None = None,
-    ) -> W:
-        """Wait until one can be used, or the work on it failed; see :func:`waiting.until`.
-
-        A volume can be used when it is ACTIVE and no job works on it any more, a snapshot
-        and a backup when it is AVAILABLE, an export when it is ATTACHED.
-        """
-        return waiting.until(
-            lambda: self.get(id), self._is_ready, timeout=timeout, progress=progress
-        )
-
-    def wait_deleted(
-        self,
-        id: str,
-        *,
-        timeout: float | None = None,
-        progress: Callable[[W], object] | None = None,
-    ) -> None:
-        """Wait until one that is being deleted is gone.
-
-        Raises:
-            JobFailed: it could not be deleted, or nobody asked for it.
-        """
-        try:
-            waiting.until(lambda: self.get(id), waiting.is_gone, timeout=timeout, progress=progress)
-        except NotFound:
-            return  # not even its record is left
-
-    def _path(self, id: str) -> tuple[str, ...]:
-        return self._account, self._key, id
-
-    def _request(self, method: str, *path: str, **options: Any) -> W:
-        return self._record.parse(self._http.request(method, *path, **options))
-
-    def _list(self, params: Mapping[str, Any], limit: int | None) -> Iterator[W]:
-        pages = self._http.pages(self._key, self._account, self._key, params=params, limit=limit)
-        return map(self._record.parse, pages)
-
-
-class Volumes(_Things[Volume]):
+class Volumes(JobRecordCollection[Volume]):
     """An account's volumes."""
 
-    def __init__(self, transport: Transport, account: str) -> None:
-        super().__init__(transport, account, "volumes", Volume, waiting.is_settled)
+    key, record = "volumes", Volume
+
+    def _is_ready(self, record: Volume) -> bool:
+        return waiting.is_settled(record)
 
     def create(
         self,
@@ -167,14 +87,14 @@ class Volumes(_Things[Volume]):
         Args:
             metadata: pairs that the volumes must have.
         """
-        params = {
-            "status": status,
-            "name": name,
-            "volume_type_name": volume_type_name,
-            "node_id": node_id,
-            **{f"metadata.{key}": value for key, value in (metadata or {}).items()},
-        }
-        return self._list(params, limit)
+        return self._list(
+            limit,
+            status=status,
+            name=name,
+            volume_type_name=volume_type_name,
+            node_id=node_id,
+            **metadata_filters(metadata),
+        )
 
     def update(
         self,
@@ -197,7 +117,7 @@ class Volumes(_Things[Volume]):
         progress: Callable[[Volume], object] | None = None,
     ) -> Volume:
         """Wait until a volume can be exported and written, though it may still be filled."""
-        return waiting.until(
+        return waiting.poll(
             lambda: self.get(id), waiting.is_usable, timeout=timeout, progress=progress
         )
 
@@ -207,13 +127,10 @@ class Volumes(_Things[Volume]):
         return self._request("POST", *path, body={"size": size})
 
 
-class Snapshots(_Things[Snapshot]):
+class Snapshots(JobRecordCollection[Snapshot]):
     """An account's snapshots."""
 
-    def __init__(self, transport: Transport, account: str) -> None:
-        super().__init__(
-            transport, account, "snapshots", Snapshot, partial(waiting.is_ready, status="AVAILABLE")
-        )
+    key, record = "snapshots", Snapshot
 
     def create(
         self,
@@ -223,7 +140,7 @@ class Snapshots(_Things[Snapshot]):
         metadata: Mapping[str, str] | None = None,
     ) -> Snapshot:
         """Begin to take a snapshot of a volume."""
-        path = (self._account, "volumes", volume_id, "snapshots")
+        path = (self._owner, "volumes", volume_id, "snapshots")
         body = {"name": name, "metadata": metadata}
         return self._request("POST", *path, body=body)
 
@@ -236,17 +153,13 @@ class Snapshots(_Things[Snapshot]):
         limit: int | None = None,
     ) -> Iterator[Snapshot]:
         """Snapshots, newest first; `limit`: at most so many."""
-        params = {"status": status, "name": name, "volume_id": volume_id}
-        return self._list(params, limit)
+        return self._list(limit, status=status, name=name, volume_id=volume_id)
 
 
-class Backups(_Things[Backup]):
+class Backups(JobRecordCollection[Backup]):
     """An account's backups."""
 
-    def __init__(self, transport: Transport, account: str) -> None:
-        super().__init__(
-            transport, account, "backups", Backup, partial(waiting.is_ready, status="AVAILABLE")
-        )
+    key, record = "backups", Backup
 
     def create(
         self,
@@ -274,7 +187,7 @@ class Backups(_Things[Backup]):
             "full": full,
             "snapshot": snapshot,
         }
-        path = (self._account, "volumes", volume_id, "backups", ids.new() if id is None else id)
+        path = (self._owner, "volumes", volume_id, "backups", ids.new() if id is None else id)
         return self._request("PUT", *path, body=body)
 
     def list(
@@ -286,8 +199,7 @@ class Backups(_Things[Backup]):
         limit: int | None = None,
     ) -> Iterator[Backup]:
         """Backups, newest first; `limit`: at most so many."""
-        params = {"status": status, "name": name, "volume_id": volume_id}
-        return self._list(params, limit)
+        return self._list(limit, status=status, name=name, volume_id=volume_id)
 
     def update(
         self,
@@ -310,13 +222,10 @@ class Backups(_Things[Backup]):
         return map(Volume.parse, self._http.pages("restores", *self._path(id), "restores"))
 
 
-class Exports(_Things[Export]):
+class Exports(JobRecordCollection[Export]):
     """The exports of an account's volumes; a volume has at most one, named by the volume's id."""
 
-    def __init__(self, transport: Transport, account: str) -> None:
-        super().__init__(
-            transport, account, "exports", Export, partial(waiting.is_ready, status="ATTACHED")
-        )
+    key, record, ready_status = "exports", Export, "ATTACHED"
 
     def create(
         self, volume_id: str, *, initiator: str | None = None, ip: str | None = None
@@ -341,19 +250,13 @@ class Exports(_Things[Export]):
         return self._request("DELETE", *self._path(volume_id), params=params)
 
     def _path(self, id: str) -> tuple[str, ...]:
-        return self._account, "volumes", id, "export"
+        return self._owner, "volumes", id, "export"
 
 
-class Jobs:
-    """The jobs that work, or worked, on an account's things."""
+class Jobs(WaitableCollection[Job]):
+    """The jobs that work, or worked, for an account."""
 
-    def __init__(self, transport: Transport, account: str) -> None:
-        self._http = transport
-        self._account = account
-
-    def get(self, id: str) -> Job:
-        """One job."""
-        return Job.parse(self._http.request("GET", self._account, "jobs", id))
+    key, record = "jobs", Job
 
     def list(
         self,
@@ -364,9 +267,7 @@ class Jobs:
         limit: int | None = None,
     ) -> Iterator[Job]:
         """Jobs, newest first; `limit`: at most so many."""
-        params = {"status": status, "kind": kind, "volume_id": volume_id}
-        pages = self._http.pages("jobs", self._account, "jobs", params=params, limit=limit)
-        return map(Job.parse, pages)
+        return self._list(limit, status=status, kind=kind, volume_id=volume_id)
 
     def cancel(self, id: str) -> None:
         """Cancel a job; one that runs is told to stop and ends a little later.
@@ -374,20 +275,12 @@ class Jobs:
         Raises:
             Conflict: it is over.
         """
-        self._http.request("DELETE", self._account, "jobs", id)
+        self._http.request("DELETE", *self._path(id))
 
-    def wait(
-        self,
-        id: str,
-        *,
-        timeout: float | None = None,
-        progress: Callable[[Job], object] | None = None,
-    ) -> Job:
-        """Wait until a job is DONE; see :func:`waiting.until`.
+    def _is_ready(self, record: Job) -> bool:
+        return waiting.is_done(record)
 
-        Raises:
-            JobFailed: it failed or was cancelled; ``code`` is the job's.
-        """
-        return waiting.until(
-            lambda: self.get(id), waiting.is_over, timeout=timeout, progress=progress
-        )
+
+def metadata_filters(metadata: Mapping[str, str] | None) -> dict[str, str]:
+    """The filters of a list of volumes for pairs that the volumes must have."""
+    return {f"metadata.{key}": value for key, value in (metadata or {}).items()}

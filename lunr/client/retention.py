@@ -1,4 +1,4 @@
-"""Which backups of a volume are kept. Errors are those of :mod:`lunr.client.resources`."""
+"""Which backups are kept. What methods raise, :mod:`lunr.client.collection` says."""
 
 from __future__ import annotations
 

@@ -1,23 +1,18 @@
-"""When volumes are backed up. Errors are those of :mod:`lunr.client.resources`."""
+"""When volumes are backed up. What methods raise, :mod:`lunr.client.collection` says."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
+from lunr.client.collection import Collection
 from lunr.client.records import Schedule
 from lunr.client.transport import Transport
 
 
-class _Schedules:
-    """The schedules below one path."""
+class _Schedules(Collection[Schedule]):
+    """What the schedules of an account and those of all accounts have in common."""
 
-    def __init__(self, transport: Transport, owner: str) -> None:
-        self._http = transport
-        self._path = (owner, "schedules")
-
-    def get(self, id: str) -> Schedule:
-        """One of them."""
-        return Schedule.parse(self._http.request("GET", *self._path, id))
+    key, record = "schedules", Schedule
 
     def update(
         self,
@@ -30,18 +25,14 @@ class _Schedules:
     ) -> Schedule:
         """Change a schedule; with another `every`, what is not given has its default again."""
         body = {"every": every, "at": at, "spread": spread, "name": name}
-        return Schedule.parse(self._http.request("POST", *self._path, id, body=body))
+        return self._request("POST", *self._path(id), body=body)
 
     def delete(self, id: str) -> None:
         """Delete a schedule. The backups that it made stay."""
-        self._http.request("DELETE", *self._path, id)
+        self._http.request("DELETE", *self._path(id))
 
     def _create(self, **body: str | int | None) -> Schedule:
-        return Schedule.parse(self._http.request("POST", *self._path, body=body))
-
-    def _list(self, limit: int | None, **filters: str | None) -> Iterator[Schedule]:
-        pages = self._http.pages("schedules", *self._path, params=filters, limit=limit)
-        return map(Schedule.parse, pages)
+        return self._request("POST", self._owner, self.key, body=body)
 
 
 class Schedules(_Schedules):
@@ -86,9 +77,7 @@ class Schedules(_Schedules):
         Raises:
             NotFound: there is none.
         """
-        account, _ = self._path
-        answer = self._http.request("GET", account, "volumes", volume_id, "schedule")
-        return Schedule.parse(answer)
+        return self._request("GET", self._owner, "volumes", volume_id, "schedule")
 
 
 class AllSchedules(_Schedules):

@@ -1,4 +1,4 @@
-"""Waiting until a record is what was asked for, by asking again and again."""
+"""Waiting for a state of a record, by fetching it again and again."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 from lunr.client import errors
-from lunr.client.records import Export, Job, Volume, Work
+from lunr.client.records import Export, Job, JobRecord, Volume
 
-R = TypeVar("R", bound=Work | Job)
+R = TypeVar("R", bound=JobRecord | Job)
 F = TypeVar("F", bound=errors.WaitEnded)
 
 _FIRST_PAUSE = 0.05
@@ -18,25 +18,25 @@ _LONGEST_PAUSE = 2.0
 PATIENCE = 60.0
 
 
-def until(
+def poll(
     fetch: Callable[[], R],
-    is_done: Callable[[R], bool],
+    is_ready: Callable[[R], bool],
     *,
     timeout: float | None = None,
     progress: Callable[[R], object] | None = None,
 ) -> R:
-    """Fetch a record until `is_done` says so, and return it.
+    """Fetch a record until `is_ready` is true of it, and return it.
 
     Args:
         fetch: gets the record.
-        is_done: whether the wait is over; raises JobFailed when it can't end well.
-        timeout: seconds to wait at most; None: as long as it takes.
+        is_ready: whether the wait is over; raises JobFailed when it can't end well.
+        timeout: seconds to wait at most; None: no limit.
         progress: called with every record that is fetched.
 
     Raises:
-        WaitTimeout: `timeout` went by; its ``record`` is the last one fetched.
+        WaitTimeout: `timeout` is over; its ``record`` is the last one fetched.
         Unreachable, Unavailable: the API was away for `PATIENCE` seconds, or at the deadline.
-        JobFailed: as `is_done` says.
+        JobFailed: as `is_ready` raises.
         ApiError: as `fetch` raises.
     """
     begun = last_answer = time.monotonic()
@@ -54,7 +54,7 @@ def until(
         else:
             if progress is not None:
                 progress(record)
-            if is_done(record):
+            if is_ready(record):
                 return record
             if deadline is not None and time.monotonic() >= deadline:
                 raise _failure(errors.WaitTimeout, record, timeout=timeout, state=record.status)
@@ -63,11 +63,11 @@ def until(
         pause = min(pause * 1.5, _LONGEST_PAUSE)
 
 
-def is_ready(record: Work, status: str) -> bool:
+def is_ready(record: JobRecord | Job, status: str) -> bool:
     """Whether a record has reached `status`.
 
     Raises:
-        JobFailed: it is in ERROR, or deleted, or a volume that lives elsewhere.
+        JobFailed: it is in ERROR, or deleted, or an external volume.
     """
     if record.status in ("ERROR", "DELETED", "EXTERNAL"):
         raise _failure(
@@ -119,7 +119,7 @@ def is_usable(volume: Volume) -> bool:
     return is_ready(volume, "ACTIVE") or volume.usable
 
 
-def is_gone(record: Work) -> bool:
+def is_gone(record: JobRecord) -> bool:
     """Whether a record is deleted.
 
     Raises:
@@ -137,7 +137,7 @@ def is_gone(record: Work) -> bool:
     return False
 
 
-def is_over(job: Job) -> bool:
+def is_done(job: Job) -> bool:
     """Whether a job is done.
 
     Raises:
@@ -155,10 +155,6 @@ def is_over(job: Job) -> bool:
     return job.status == "DONE"
 
 
-def kind_of(record: Work | Job) -> str:
-    """What to call a record in a sentence."""
-    return "export of volume" if isinstance(record, Export) else type(record).__name__.lower()
-
-
-def _failure(kind: type[F], record: Work | Job, **fields: Any) -> F:
-    return kind(kind=kind_of(record), id=record.id, record=record, **fields)
+def _failure(error: type[F], record: JobRecord | Job, **fields: Any) -> F:
+    noun = "export of volume" if isinstance(record, Export) else type(record).__name__.lower()
+    return error(kind=noun, id=record.id, record=record, **fields)

@@ -16,7 +16,7 @@ KINDS = [
     for kind in vars(records).values()
     if isinstance(kind, type)
     and issubclass(kind, records.Record)
-    and kind not in (records.Record, records.Work)
+    and kind not in (records.Record, records.JobRecord)
 ]
 NEEDED = {
     **dict.fromkeys(("id", "volume_id", "name"), "x1"),

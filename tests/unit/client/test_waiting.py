@@ -107,7 +107,7 @@ def test_a_wait_outlives_a_restart_of_the_api() -> None:
             raise answer
         return answer
 
-    assert waiting.until(fetch, waiting.is_settled, timeout=PATIENCE).status == "ACTIVE"
+    assert waiting.poll(fetch, waiting.is_settled, timeout=PATIENCE).status == "ACTIVE"
 
 
 @pytest.mark.parametrize(("patience", "timeout"), [(0.2, None), (60.0, 0.2)])
@@ -120,7 +120,7 @@ def test_an_api_that_stays_away_is_given_up(
         raise errors.Unreachable(url="http://x", cause="Connection refused")
 
     with pytest.raises(errors.Unreachable):
-        waiting.until(fetch, waiting.is_settled, timeout=timeout)
+        waiting.poll(fetch, waiting.is_settled, timeout=timeout)
 
 
 def test_other_errors_end_a_wait(server: ScriptedServer, client: Client) -> None:
@@ -151,7 +151,7 @@ def test_a_wait_can_end_in_every_state_that_nothing_follows(
 @given(st.sampled_from(list(states.Job)))
 def test_a_job_is_waited_for_until_nothing_can_follow(status: states.Job) -> None:
     try:
-        over = waiting.is_over(Job(id="j", kind="k", status=status))
+        over = waiting.is_done(Job(id="j", kind="k", status=status))
     except errors.JobFailed:
         over = True
     assert over is states.is_final(status)

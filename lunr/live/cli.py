@@ -18,7 +18,7 @@ from lunr.backup.keys import derive, master_keys
 from lunr.backup.read.restore import restore as restore_backup
 from lunr.backup.repository.repository import Repository
 from lunr.backup.stores import open_store
-from lunr.client.cli.context import Session
+from lunr.client.cli.context import ClientContext
 from lunr.client.cli.options import PAIR, as_dict
 from lunr.common import ids, log, signals, units
 from lunr.common.errors import LunrError
@@ -100,12 +100,12 @@ def _command(function: Callable[..., None]) -> Callable[..., None]:
 
 def _service() -> Service | None:
     """The service that `lunr` was told of, by its options, an openrc file or the environment."""
-    context = click.get_current_context()
-    session = context.find_object(Session)
-    if session is None:  # not below `lunr`
-        session = Session(None, None, None)
-        context.call_on_close(session.close)
-    return Service(session.client) if session.has_service else None
+    ctx = click.get_current_context()
+    context = ctx.find_object(ClientContext)
+    if context is None:  # not below `lunr`
+        context = ClientContext(None, None, None)
+        ctx.call_on_close(context.close)
+    return Service(context.client) if context.has_service else None
 
 
 _as_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")

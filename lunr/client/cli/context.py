@@ -1,4 +1,4 @@
-"""Who the `lunr` command acts as: its global options, the environment, an openrc file."""
+"""What makes the client of the `lunr` command: its options, the environment, an openrc file."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from lunr.common.errors import ConfigError
 _RETRIES = 3
 
 
-class Session:
+class ClientContext:
     """The options that come before the command, and the client that they make when it is needed.
 
     Each of URL, account and token is taken from the option, else from the openrc file,

@@ -14,8 +14,8 @@ import click
 
 from lunr import __version__
 from lunr.client.cli import commands, plugins
-from lunr.client.cli.context import Session
-from lunr.client.cli.output import clean
+from lunr.client.cli.context import ClientContext
+from lunr.client.cli.output import escape
 from lunr.client.errors import ApiError
 from lunr.common.errors import LunrError
 from lunr.common.help import HELP
@@ -30,14 +30,14 @@ class Failure(click.ClickException):
     def __init__(self, error: LunrError) -> None:
         request = error.request_id if isinstance(error, ApiError) else None
         note = error.code if request is None else f"{error.code}, request {request}"
-        super().__init__(f"{clean(str(error))} ({clean(note)})")
+        super().__init__(f"{escape(str(error))} ({escape(note)})")
 
     def show(self, file: Any = None) -> None:
         """Print it."""
         click.echo(f"error: {self.message}", file=file, err=file is None)
 
 
-class Lunr(plugins.Extended):
+class Lunr(plugins.PluginGroup):
     """All commands; their errors become one line and an exit code."""
 
     def invoke(self, ctx: click.Context) -> Any:
@@ -75,8 +75,8 @@ def cli(ctx: click.Context, url: str | None, account: str | None, openrc: Path |
       lunr backup create VOLUME
       lunr backup restore BACKUP --name data-again
     """
-    ctx.obj = session = Session(url, account, openrc)
-    ctx.call_on_close(session.close)
+    ctx.obj = context = ClientContext(url, account, openrc)
+    ctx.call_on_close(context.close)
 
 
 for command in commands.ALL:

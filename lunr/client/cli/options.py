@@ -81,6 +81,8 @@ timeout_option = click.option(
     metavar="SECONDS",
     help="Wait no longer than this; the work goes on.  [no limit]",
 )
+name_filter = click.option("--name", help="Only with this name.")
+volume_filter = click.option("--volume", "volume_id", type=ID, help="Only of this volume.")
 all_accounts_option = click.option(
     "--all-accounts", is_flag=True, help="Every account's (needs the role admin)."
 )

@@ -21,7 +21,9 @@ def print_list(records: Iterable[Record], columns: Sequence[str], as_json: bool)
     if as_json:
         print_json([record.as_dict() for record in records])
         return
-    rows = [[shown(column, getattr(record, column)) for column in columns] for record in records]
+    rows = [
+        [format_value(column, getattr(record, column)) for column in columns] for record in records
+    ]
     _print_rows([_heading(column) for column in columns], rows)
 
 
@@ -36,7 +38,7 @@ def print_record(record: Record, as_json: bool, hide: Sequence[str] = ()) -> Non
         print_json(data)
         return
     rows = [
-        [name, HIDDEN if name in hide and value is not None else shown(name, value)]
+        [name, HIDDEN if name in hide and value is not None else format_value(name, value)]
         for name, value in data.items()
     ]
     _print_rows(("field", "value"), rows)
@@ -55,21 +57,21 @@ def print_json(data: object) -> None:
     click.echo(json.dumps(data, indent=2))
 
 
-def shown(name: str, value: Any) -> str:
+def format_value(name: str, value: Any) -> str:
     """A field's value for a person.
 
-    >>> shown("size", 10), shown("free_bytes", 1536), shown("node_id", None)
+    >>> format_value("size", 10), format_value("free_bytes", 1536), format_value("node_id", None)
     ('10 GiB', '1.5 KiB', '-')
-    >>> shown("metadata", {"os": "debian", "tier": "1"})
+    >>> format_value("metadata", {"os": "debian", "tier": "1"})
     'os=debian, tier=1'
     """
     if value is None or value == "":
         return "-"
     if isinstance(value, Mapping):
         pairs = (f"{key}={'-' if item is None else item}" for key, item in value.items())
-        return clean(", ".join(pairs)) or "-"
+        return escape(", ".join(pairs)) or "-"
     if isinstance(value, list | tuple):
-        return clean(", ".join(shown("", item) for item in value)) or "-"
+        return escape(", ".join(format_value("", item) for item in value)) or "-"
     if isinstance(value, int) and not isinstance(value, bool):
         if name == "size" or name.endswith("_size"):
             return f"{value} GiB"
@@ -78,14 +80,14 @@ def shown(name: str, value: Any) -> str:
         if name == "progress":
             return f"{value} %"
     if name.endswith(("_at", "_run", "last_seen")) and isinstance(value, str):
-        return clean(value.partition(".")[0].removesuffix("Z").replace("T", " "))
-    return clean(str(value))
+        return escape(value.partition(".")[0].removesuffix("Z").replace("T", " "))
+    return escape(str(value))
 
 
-def clean(text: str) -> str:
+def escape(text: str) -> str:
     """`text` with escapes for what a terminal would act on: names are other people's input.
 
-    >>> print(clean("a\\x1b[31mb"))
+    >>> print(escape("a\\x1b[31mb"))
     a\\x1b[31mb
     """
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

@@ -54,7 +54,7 @@ class Plugin(click.Command):
         return super().get_short_help_str(limit)
 
 
-class Extended(click.Group):
+class PluginGroup(click.Group):
     """The commands of this package, then those that others bring."""
 
     #: What the names of its entry points begin with.
@@ -69,8 +69,8 @@ class Extended(click.Group):
         return super().get_command(ctx, cmd_name) or self._find(cmd_name)
 
     def _names(self) -> set[str]:
-        found = {entry.name for entry in entry_points(group=GROUP)}
-        own = {name.removeprefix(self.prefix) for name in found if name.startswith(self.prefix)}
+        names = {entry.name for entry in entry_points(group=GROUP)}
+        own = {name.removeprefix(self.prefix) for name in names if name.startswith(self.prefix)}
         return {name for name in own if "." not in name}
 
     def _find(self, name: str) -> Plugin | None:

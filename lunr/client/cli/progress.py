@@ -5,26 +5,26 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from datetime import timedelta
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import click
 
-from lunr.client.records import Backup, Export, Job, Snapshot, Volume
+from lunr.client.collection import J, JobRecordCollection, W, WaitableCollection
+from lunr.client.records import Backup, Export, Group, Job, Snapshot, Volume
 from lunr.client.resources import Volumes
 from lunr.common import units
 
 T = TypeVar("T")
-R_co = TypeVar("R_co", covariant=True)
-Waited = Volume | Snapshot | Backup | Export | Job
+WaitedRecord = Volume | Snapshot | Backup | Group | Export | Job
 
 
-def follow(what: str, wait: Callable[[Callable[[Any], object]], T], again: str) -> T:
-    """Run `wait`, showing on standard error, if that is a terminal, how far the work is.
+def show_progress(what: str, wait: Callable[[Callable[[Any], object]], T], again: str) -> T:
+    """Run `wait` with a progress bar on standard error, if that is a terminal.
 
     Args:
-        what: is waited for, such as ``backup b1``.
-        wait: gets a function to call with each record that it fetches.
-        again: the command that goes on waiting; a person who presses Ctrl-C is told it.
+        what: the subject of the wait, such as ``backup b1``.
+        wait: takes a function to call with each record that it fetches.
+        again: the command that goes on waiting; Ctrl-C prints it.
     """
     try:
         if not sys.stderr.isatty():
@@ -35,32 +35,29 @@ def follow(what: str, wait: Callable[[Callable[[Any], object]], T], again: str) 
         raise
 
 
-class Waitable(Protocol[R_co]):
-    """What of the client's things can be waited for."""
-
-    def wait(
-        self,
-        id: str,
-        /,
-        *,
-        timeout: float | None = None,
-        progress: Callable[[Any], object] | None = None,
-    ) -> R_co:
-        """Wait until the one with this id is ready."""
-
-
-def finished(things: Waitable[T], kind: str, id: str, timeout: float | None) -> T:
-    """Wait, with a bar, until one of the client's `things` is ready, and return it."""
-    return follow(
-        f"{kind} {id}",
-        lambda progress: things.wait(id, timeout=timeout, progress=progress),
-        f"lunr {kind} wait {id}",
+def wait_ready(collection: WaitableCollection[W], noun: str, id: str, timeout: float | None) -> W:
+    """Wait, with a bar, until a record of `collection` is ready, and return it."""
+    return show_progress(
+        f"{noun} {id}",
+        lambda progress: collection.wait(id, timeout=timeout, progress=progress),
+        f"lunr {noun} wait {id}",
     )
 
 
-def usable_volume(volumes: Volumes, id: str, timeout: float | None) -> Volume:
+def wait_deleted(
+    collection: JobRecordCollection[J], noun: str, id: str, timeout: float | None
+) -> None:
+    """Wait, with a bar, until a record of `collection` that is being deleted is gone."""
+    show_progress(
+        f"{noun} {id}",
+        lambda progress: collection.wait_deleted(id, timeout=timeout, progress=progress),
+        f"lunr {noun} show {id}",
+    )
+
+
+def wait_usable(volumes: Volumes, id: str, timeout: float | None) -> Volume:
     """Wait, with a bar, until a volume can be used, and return it; it may still be filled then."""
-    return follow(
+    return show_progress(
         f"volume {id}",
         lambda progress: volumes.wait_usable(id, timeout=timeout, progress=progress),
         f"lunr volume wait --usable {id}",
@@ -82,7 +79,7 @@ def _with_bar(what: str, wait: Callable[[Callable[[Any], object]], T]) -> T:
     with Progress(*columns, console=console, transient=True) as bar:
         task = bar.add_task(what, total=None, status="", amount="")
 
-        def show(record: Waited) -> None:
+        def show(record: WaitedRecord) -> None:
             percent = getattr(record, "progress", None)
             bar.update(
                 task,
@@ -90,26 +87,26 @@ def _with_bar(what: str, wait: Callable[[Callable[[Any], object]], T]) -> T:
                 total=100 if percent or _is_filling(record) else None,
                 completed=percent or 0,
                 status=record.status,
-                amount=amount(record),
+                amount=format_amount(record),
             )
 
         return wait(show)
 
 
-def amount(record: Waited) -> str:
+def format_amount(record: WaitedRecord) -> str:
     """How much of a record's work is done, in percent and, where it has a size, in bytes.
 
-    >>> amount(Backup(id="b", status="SAVING", size=10, progress=25))
+    >>> format_amount(Backup(id="b", status="SAVING", size=10, progress=25))
     '25 %, 2.5 GiB of 10.0 GiB'
     >>> filling = {"progress": 25, "fill_rate": 100 << 20, "fill_remaining": 77}
-    >>> amount(Volume(id="v", status="RESTORING", size=10, **filling))
+    >>> format_amount(Volume(id="v", status="RESTORING", size=10, **filling))
     '25 %, 2.5 GiB of 10.0 GiB, 100.0 MiB/s, 0:01:17 left'
-    >>> amount(Volume(id="v", status="RESTORING", size=10240, fill_rate=100 << 20))
+    >>> format_amount(Volume(id="v", status="RESTORING", size=10240, fill_rate=100 << 20))
     'below 1 % of 10.0 TiB, 100.0 MiB/s'
     """
     if isinstance(record, Export) or not (record.progress or _is_filling(record)):
         return ""
-    if isinstance(record, Job) or not record.size:
+    if isinstance(record, Job | Group) or not record.size:
         return f"{record.progress} %"
     size = record.size * units.GIB
     text = f"below 1 % of {units.human(size)}"
@@ -123,6 +120,6 @@ def amount(record: Waited) -> str:
     return text
 
 
-def _is_filling(record: Waited) -> bool:
+def _is_filling(record: WaitedRecord) -> bool:
     """Whether it is a volume that comes from a backup just now, however little of it is there."""
     return isinstance(record, Volume) and bool(record.fill_rate)

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lunr.client.cli.context import Session, read_openrc
+from lunr.client.cli.context import ClientContext, read_openrc
 from lunr.client.cli.options import PAIR, SIZE
 from lunr.common.errors import ConfigError
 
@@ -90,6 +90,6 @@ def test_an_option_beats_the_file_and_the_file_the_environment(
     for name in ("LUNR_URL", "LUNR_ACCOUNT", "LUNR_TOKEN"):
         monkeypatch.setitem(os.environ, name, "http://env" if name == "LUNR_URL" else "env")
     path = write(tmp_path / "openrc", "LUNR_URL=http://file\nLUNR_ACCOUNT=file")
-    session = Session(None, "option", path)
-    assert (session.client.url, session.client.account) == ("http://file", "option")
-    session.close()
+    context = ClientContext(None, "option", path)
+    assert (context.client.url, context.client.account) == ("http://file", "option")
+    context.close()

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lunr.client.cli import output, progress
-from lunr.client.records import Backup, Export, Job, Volume
+from lunr.client.records import Backup, Export, Group, Job, Volume
 
 
 class Terminal(io.StringIO):
@@ -22,7 +22,7 @@ class Terminal(io.StringIO):
 
 @given(st.text())
 def test_cleaned_text_has_nothing_a_terminal_acts_on(text: str) -> None:
-    clean = output.clean(text)
+    clean = output.escape(text)
     assert clean.isprintable()
     if text.isprintable():
         assert clean == text
@@ -65,7 +65,7 @@ def test_an_id_is_never_cut_off(monkeypatch: pytest.MonkeyPatch, terminal: bool)
     ],
 )
 def test_values_are_shown_for_people(name: str, value: object, text: str) -> None:
-    assert output.shown(name, value) == text
+    assert output.format_value(name, value) == text
 
 
 @pytest.mark.parametrize(
@@ -74,8 +74,9 @@ def test_values_are_shown_for_people(name: str, value: object, text: str) -> Non
         (Backup(id="b", status="SAVING", size=10, progress=25), "25 %, 2.5 GiB of 10.0 GiB"),
         (Backup(id="b", status="SAVING", size=10), ""),
         (Job(id="j", kind="k", status="RUNNING", progress=7), "7 %"),
+        (Group(id="g", status="DELETING", progress=100), "100 %"),
         (Export(id="v", volume_id="v", status="ATTACHING"), ""),
     ],
 )
-def test_the_bar_says_how_much(record: progress.Waited, text: str) -> None:
-    assert progress.amount(record) == text
+def test_the_bar_says_how_much(record: progress.WaitedRecord, text: str) -> None:
+    assert progress.format_amount(record) == text

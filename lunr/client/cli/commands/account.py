@@ -6,10 +6,12 @@ from typing import Any
 
 import click
 
-from lunr.client.cli.context import Session
+from lunr.client.cli.context import ClientContext
+from lunr.client.cli.nouns import Noun
 from lunr.client.cli.options import ID, as_dict, confirm, json_option, timeout_option, yes_option
 from lunr.client.cli.output import print_gone, print_list, print_record
-from lunr.client.cli.progress import follow
+from lunr.client.cli.progress import show_progress
+from lunr.client.records import Account, Token
 
 
 class _Quota(click.ParamType[tuple[str, int | None]]):
@@ -52,21 +54,9 @@ def account() -> None:
     """
 
 
-@account.command("list")
-@json_option
-@click.pass_obj
-def list_(session: Session, as_json: bool) -> None:
-    """List accounts."""
-    print_list(session.client.admin.accounts.list(), ("id", "quotas", "created_at"), as_json)
-
-
-@account.command()
-@click.argument("account_id", metavar="ACCOUNT", type=ID)
-@json_option
-@click.pass_obj
-def show(session: Session, account_id: str, as_json: bool) -> None:
-    """Show an account and its quotas; - stands for the configured default."""
-    print_record(session.client.admin.accounts.get(account_id), as_json)
+_noun = Noun(account, Account, lambda client: client.admin.accounts)
+_noun.add_list("List accounts.", lambda client: client.admin.accounts.list)
+_noun.add_show("Show an account and its quotas; - stands for the configured default.")
 
 
 @account.command()
@@ -75,10 +65,10 @@ def show(session: Session, account_id: str, as_json: bool) -> None:
 @json_option
 @click.pass_obj
 def create(
-    session: Session, account_id: str, quotas: dict[str, int | None] | None, as_json: bool
+    context: ClientContext, account_id: str, quotas: dict[str, int | None] | None, as_json: bool
 ) -> None:
     """Make an account; to use it somebody needs a token of it."""
-    print_record(session.client.admin.accounts.create(account_id, quotas=quotas), as_json)
+    print_record(context.client.admin.accounts.create(account_id, quotas=quotas), as_json)
 
 
 @account.command()
@@ -87,12 +77,12 @@ def create(
 @json_option
 @click.pass_obj
 def update(
-    session: Session, account_id: str, quotas: dict[str, int | None] | None, as_json: bool
+    context: ClientContext, account_id: str, quotas: dict[str, int | None] | None, as_json: bool
 ) -> None:
     """Change an account's quotas."""
     if quotas is None:
         raise click.UsageError("Nothing to change: give --quota.")
-    print_record(session.client.admin.accounts.update(account_id, quotas=quotas), as_json)
+    print_record(context.client.admin.accounts.update(account_id, quotas=quotas), as_json)
 
 
 @account.command()
@@ -100,10 +90,10 @@ def update(
 @yes_option
 @json_option
 @click.pass_obj
-def delete(session: Session, account_id: str, yes: bool, as_json: bool) -> None:
+def delete(context: ClientContext, account_id: str, yes: bool, as_json: bool) -> None:
     """Delete an account that has nothing any more, with its tokens."""
     confirm(f"Delete account {account_id}?", yes)
-    session.client.admin.accounts.delete(account_id)
+    context.client.admin.accounts.delete(account_id)
     print_gone("account", account_id, as_json)
 
 
@@ -116,14 +106,14 @@ def delete(session: Session, account_id: str, yes: bool, as_json: bool) -> None:
 @json_option
 @click.pass_obj
 def collect(
-    session: Session, account_id: str, wait: bool, timeout: float | None, as_json: bool
+    context: ClientContext, account_id: str, wait: bool, timeout: float | None, as_json: bool
 ) -> None:
     """Remove from the store what no backup of an account needs any more, now."""
-    admin = session.client.admin
+    admin = context.client.admin
     if not wait:
         print_record(admin.collect(account_id), as_json)
         return
-    job = follow(
+    job = show_progress(
         f"collection of {account_id}",
         lambda progress: admin.collect(account_id, wait=True, timeout=timeout, progress=progress),
         "lunr job list --all-accounts",
@@ -147,10 +137,9 @@ def token() -> None:
 @click.argument("account_id", metavar="ACCOUNT", type=ID)
 @json_option
 @click.pass_obj
-def token_list(session: Session, account_id: str, as_json: bool) -> None:
+def token_list(context: ClientContext, account_id: str, as_json: bool) -> None:
     """List an account's tokens, without their secrets."""
-    found = session.client.admin.tokens.list(account_id)
-    print_list(found, ("id", "role", "created_at"), as_json)
+    print_list(context.client.admin.tokens.list(account_id), Token.columns, as_json)
 
 
 @token.command("create")
@@ -163,9 +152,9 @@ def token_list(session: Session, account_id: str, as_json: bool) -> None:
 )
 @json_option
 @click.pass_obj
-def token_create(session: Session, account_id: str, role: str, as_json: bool) -> None:
+def token_create(context: ClientContext, account_id: str, role: str, as_json: bool) -> None:
     """Make a token. Its secret, `token`, is shown only now."""
-    print_record(session.client.admin.tokens.create(account_id, role=role), as_json)
+    print_record(context.client.admin.tokens.create(account_id, role=role), as_json)
 
 
 @token.command("delete")
@@ -175,9 +164,9 @@ def token_create(session: Session, account_id: str, role: str, as_json: bool) ->
 @json_option
 @click.pass_obj
 def token_delete(
-    session: Session, account_id: str, token_id: str, yes: bool, as_json: bool
+    context: ClientContext, account_id: str, token_id: str, yes: bool, as_json: bool
 ) -> None:
     """Delete a token by its id (not its secret): from now on it opens nothing."""
     confirm(f"Delete token {token_id}?", yes)
-    session.client.admin.tokens.delete(account_id, token_id)
+    context.client.admin.tokens.delete(account_id, token_id)
     print_gone("token", token_id, as_json)

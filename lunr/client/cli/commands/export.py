@@ -6,7 +6,8 @@ import shlex
 
 import click
 
-from lunr.client.cli.context import Session
+from lunr.client.cli.context import ClientContext
+from lunr.client.cli.nouns import Noun
 from lunr.client.cli.options import (
     ID,
     confirm,
@@ -16,8 +17,8 @@ from lunr.client.cli.options import (
     wait_options,
     yes_option,
 )
-from lunr.client.cli.output import clean, print_list, print_record
-from lunr.client.cli.progress import finished, follow
+from lunr.client.cli.output import escape, print_record
+from lunr.client.cli.progress import show_progress, wait_ready
 from lunr.client.records import Export
 
 _SECRET = ("auth_password",)
@@ -35,16 +36,12 @@ def export() -> None:
     """
 
 
-@export.command("list")
-@click.option("--status", help="Only in this state, such as ATTACHED.")
-@limit_option
-@json_option
-@click.pass_obj
-def list_(session: Session, status: str | None, limit: int | None, as_json: bool) -> None:
-    """List every account's exports (needs the role admin)."""
-    columns = ("account_id", "volume_id", "status", "initiator", "ip", "target_portal", "sessions")
-    found = session.client.admin.exports(status=status, limit=limit)
-    print_list(found, columns, as_json)
+Noun(export, Export, lambda client: client.exports).add_list(
+    "List every account's exports (needs the role admin).",
+    lambda client: client.admin.exports,
+    click.option("--status", help="Only in this state, such as ATTACHED."),
+    limit_option,
+)
 
 
 @export.command()
@@ -52,20 +49,20 @@ def list_(session: Session, status: str | None, limit: int | None, as_json: bool
 @click.option("--show-secret", is_flag=True, help="Show the CHAP password too.")
 @json_option
 @click.pass_obj
-def show(session: Session, volume_id: str, show_secret: bool, as_json: bool) -> None:
+def show(context: ClientContext, volume_id: str, show_secret: bool, as_json: bool) -> None:
     """Show a volume's export, who is logged in, and how to log in.
 
     JSON holds the CHAP password.
     """
-    _print(session.client.exports.get(volume_id), show_secret, as_json)
+    _print(context.client.exports.get(volume_id), show_secret, as_json)
 
 
 @export.command()
 @click.argument("volume_id", metavar="VOLUME", type=ID)
 @click.pass_obj
-def password(session: Session, volume_id: str) -> None:
+def password(context: ClientContext, volume_id: str) -> None:
     """Print the CHAP password of a volume's export, and nothing else."""
-    click.echo(session.client.exports.get(volume_id).auth_password or "")
+    click.echo(context.client.exports.get(volume_id).auth_password or "")
 
 
 @export.command()
@@ -77,7 +74,7 @@ def password(session: Session, volume_id: str) -> None:
 @json_option
 @click.pass_obj
 def create(
-    session: Session,
+    context: ClientContext,
     volume_id: str,
     initiator: str | None,
     ip: str | None,
@@ -92,10 +89,10 @@ def create(
     """
     if initiator is None and ip is None:
         raise click.UsageError("Give --initiator, --ip or both: who may log in?")
-    exports = session.client.exports
+    exports = context.client.exports
     record = exports.create(volume_id, initiator=initiator, ip=ip)
     if wait:
-        record = finished(exports, "export", volume_id, timeout)
+        record = wait_ready(exports, "export", volume_id, timeout)
     _print(record, show_secret, as_json)
 
 
@@ -107,7 +104,7 @@ def create(
 @json_option
 @click.pass_obj
 def delete(
-    session: Session,
+    context: ClientContext,
     volume_id: str,
     force: bool,
     yes: bool,
@@ -120,10 +117,10 @@ def delete(
         confirm(f"Take volume {volume_id} away from an initiator that is logged in?", yes)
     else:
         confirm(f"End the export of volume {volume_id}?", yes)
-    exports = session.client.exports
+    exports = context.client.exports
     record = exports.delete(volume_id, force=force)
     if wait:
-        follow(
+        show_progress(
             f"export of {volume_id}",
             lambda progress: exports.wait_deleted(volume_id, timeout=timeout, progress=progress),
             f"lunr export show {volume_id}",
@@ -139,21 +136,21 @@ def delete(
 @timeout_option
 @json_option
 @click.pass_obj
-def wait_(session: Session, volume_id: str, timeout: float | None, as_json: bool) -> None:
+def wait_(context: ClientContext, volume_id: str, timeout: float | None, as_json: bool) -> None:
     """Wait until a volume's export is ATTACHED."""
-    _print(finished(session.client.exports, "export", volume_id, timeout), False, as_json)
+    _print(wait_ready(context.client.exports, "export", volume_id, timeout), False, as_json)
 
 
 def _print(record: Export, show_secret: bool, as_json: bool) -> None:
     print_record(record, as_json, hide=() if show_secret else _SECRET)
     if not as_json and record.status == "ATTACHED":
-        click.echo(f"\n{how_to_log_in(record)}")
+        click.echo(f"\n{format_login(record)}")
 
 
-def how_to_log_in(record: Export) -> str:
+def format_login(record: Export) -> str:
     """Lines for bash that log in to an export; they fetch the password, and don't hold it."""
     iqn, portal, user, volume = (
-        shlex.quote(clean(text))
+        shlex.quote(escape(text))
         for text in (
             record.target_iqn,
             record.target_portal,
@@ -170,12 +167,12 @@ def how_to_log_in(record: Export) -> str:
         f"lun={record.target_lun}",
     ]
     if record.initiator:
-        options.append(f"initiator-name={shlex.quote(clean(record.initiator))}")
+        options.append(f"initiator-name={shlex.quote(escape(record.initiator))}")
     secret = ""
     steps = [f"{node} -o new"]
     if record.auth_method:
         settings = {
-            "authmethod": clean(record.auth_method),
+            "authmethod": escape(record.auth_method),
             "username": user,
             "password": f'"$(lunr export password {volume})"',
         }

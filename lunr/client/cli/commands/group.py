@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import click
 
-from lunr.client.cli.commands import deleting
-from lunr.client.cli.context import Session
-from lunr.client.cli.options import ID, confirm, json_option, limit_option, wait_options, yes_option
-from lunr.client.cli.output import clean, print_list, print_record
+from lunr.client.cli.context import ClientContext
+from lunr.client.cli.nouns import Noun
+from lunr.client.cli.options import ID, json_option, limit_option
+from lunr.client.cli.output import escape, print_list, print_record
+from lunr.client.records import Group
 
-_COLUMNS: tuple[str, ...] = ("id", "machine", "status", "progress", "created_at", "reason")
 _MEMBERS: tuple[str, ...] = ("id", "name", "volume_id", "size", "status", "bytes_stored", "damaged")
 
 
@@ -30,46 +28,30 @@ def group() -> None:
     """
 
 
-@group.command("list")
-@click.option("--status", help="Only in this state: SAVING, AVAILABLE, ERROR, DELETED.")
-@click.option("--machine", type=ID, help="Only of this machine.")
-@limit_option
-@json_option
-@click.pass_obj
-def list_(session: Session, /, as_json: bool, **filters: Any) -> None:
-    """List groups, newest first."""
-    print_list(session.client.groups.list(**filters), _COLUMNS, as_json)
+_noun = Noun(group, Group, lambda client: client.groups)
+_noun.add_list(
+    "List groups, newest first.",
+    lambda client: client.groups.list,
+    click.option("--status", help="Only in this state: SAVING, AVAILABLE, ERROR, DELETED."),
+    click.option("--machine", type=ID, help="Only of this machine."),
+    limit_option,
+)
+_noun.add_delete(
+    "Delete groups with their backups. One that is being saved is given up.",
+    "Delete {ids} and all of their backups?",
+)
 
 
 @group.command()
 @click.argument("group_id", metavar="GROUP", type=ID)
 @json_option
 @click.pass_obj
-def show(session: Session, group_id: str, as_json: bool) -> None:
+def show(context: ClientContext, group_id: str, as_json: bool) -> None:
     """Show a group, and the backups of its disks."""
-    found = session.client.groups.get(group_id)
+    record = context.client.groups.get(group_id)
     if as_json:
-        print_record(found, as_json)
+        print_record(record, as_json)
         return
-    head = (f"machine {found.machine}", found.status, found.created_at, found.reason)
-    click.echo(", ".join(clean(part) for part in head if part))
-    print_list(found.members, _MEMBERS, as_json)
-
-
-@group.command()
-@click.argument("group_ids", metavar="GROUP...", type=ID, nargs=-1, required=True)
-@yes_option
-@wait_options
-@json_option
-@click.pass_obj
-def delete(
-    session: Session,
-    group_ids: tuple[str, ...],
-    yes: bool,
-    wait: bool,
-    timeout: float | None,
-    as_json: bool,
-) -> None:
-    """Delete groups with their backups. One that is being saved is given up."""
-    confirm(f"Delete {', '.join(group_ids)} and all of their backups?", yes)
-    deleting.run(session.client.groups, "group", group_ids, wait, timeout, as_json)
+    head = (f"machine {record.machine}", record.status, record.created_at, record.reason)
+    click.echo(", ".join(escape(part) for part in head if part))
+    print_list(record.members, _MEMBERS, as_json)

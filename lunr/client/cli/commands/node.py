@@ -4,23 +4,11 @@ from __future__ import annotations
 
 import click
 
-from lunr.client.cli.context import Session
+from lunr.client.cli.context import ClientContext
+from lunr.client.cli.nouns import Noun
 from lunr.client.cli.options import ID, confirm, json_option, yes_option
-from lunr.client.cli.output import print_gone, print_list, print_record
-
-_COLUMNS: tuple[str, ...] = (
-    "id",
-    "status",
-    "portal",
-    "group",
-    "weight",
-    "volume_types",
-    "capacity_bytes",
-    "free_bytes",
-    "allocated_bytes",
-    "full",
-    "last_seen",
-)
+from lunr.client.cli.output import print_gone, print_record
+from lunr.client.records import Node
 
 _weight = click.option("--weight", type=click.IntRange(min=0), help="More: gets more volumes.")
 _group = click.option("--group", help="Nodes that may fail together, such as those of a rack.")
@@ -40,21 +28,9 @@ def node() -> None:
     """
 
 
-@node.command("list")
-@json_option
-@click.pass_obj
-def list_(session: Session, as_json: bool) -> None:
-    """List storage nodes."""
-    print_list(session.client.admin.nodes.list(), _COLUMNS, as_json)
-
-
-@node.command()
-@click.argument("node_id", metavar="NODE", type=ID)
-@json_option
-@click.pass_obj
-def show(session: Session, node_id: str, as_json: bool) -> None:
-    """Show a storage node."""
-    print_record(session.client.admin.nodes.get(node_id), as_json)
+_noun = Noun(node, Node, lambda client: client.admin.nodes)
+_noun.add_list("List storage nodes.", lambda client: client.admin.nodes.list)
+_noun.add_show("Show a storage node.")
 
 
 @node.command()
@@ -65,7 +41,7 @@ def show(session: Session, node_id: str, as_json: bool) -> None:
 @json_option
 @click.pass_obj
 def create(
-    session: Session,
+    context: ClientContext,
     node_id: str,
     weight: int | None,
     group: str | None,
@@ -73,7 +49,7 @@ def create(
     as_json: bool,
 ) -> None:
     """Make a node known. Its token is shown only now: put it in the node's token_file."""
-    nodes = session.client.admin.nodes
+    nodes = context.client.admin.nodes
     record = nodes.create(
         node_id, weight=weight, group=group, volume_types=list(volume_types) or None
     )
@@ -93,7 +69,7 @@ def create(
 @json_option
 @click.pass_obj
 def update(
-    session: Session,
+    context: ClientContext,
     node_id: str,
     weight: int | None,
     group: str | None,
@@ -104,7 +80,7 @@ def update(
     """Change a node; --type replaces all its types."""
     if weight is None and group is None and not volume_types and status is None:
         raise click.UsageError("Nothing to change: give --weight, --group, --type or --status.")
-    nodes = session.client.admin.nodes
+    nodes = context.client.admin.nodes
     record = nodes.update(
         node_id,
         weight=weight,
@@ -123,9 +99,9 @@ def update(
 @yes_option
 @json_option
 @click.pass_obj
-def delete(session: Session, node_id: str, force: bool, yes: bool, as_json: bool) -> None:
+def delete(context: ClientContext, node_id: str, force: bool, yes: bool, as_json: bool) -> None:
     """Forget a node that has no volumes any more; its token opens nothing from then on."""
     also = " and all volumes and snapshots on it" if force else ""
     confirm(f"Delete node {node_id}{also}?", yes)
-    session.client.admin.nodes.delete(node_id, force=force)
+    context.client.admin.nodes.delete(node_id, force=force)
     print_gone("node", node_id, as_json)

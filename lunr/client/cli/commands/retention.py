@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import click
 
-from lunr.client.cli.context import Session
+from lunr.client.cli.context import ClientContext
 from lunr.client.cli.options import ID, confirm, json_option, rules_options, yes_option
-from lunr.client.cli.output import print_json, print_list, shown
-from lunr.client.records import Retention
+from lunr.client.cli.output import format_value, print_json, print_list
+from lunr.client.records import Retention, Verdict
 
-_COLUMNS = ("id", "name", "created_at", "status", "keep", "reasons")
 _WHOSE = {
     "volume": "its own rules",
     "volume_type": "the rules of its type",
@@ -36,9 +35,9 @@ def retention() -> None:
 @click.argument("volume_id", metavar="VOLUME", type=ID)
 @json_option
 @click.pass_obj
-def show(session: Session, volume_id: str, as_json: bool) -> None:
+def show(context: ClientContext, volume_id: str, as_json: bool) -> None:
     """Show the rules of a volume, and which backups they keep."""
-    _print(session.client.retention.get(volume_id), as_json)
+    _print(context.client.retention.get(volume_id), as_json)
 
 
 @retention.command("set")
@@ -48,7 +47,11 @@ def show(session: Session, volume_id: str, as_json: bool) -> None:
 @json_option
 @click.pass_obj
 def set_(
-    session: Session, volume_id: str, rules: dict[str, int] | None, keep_all: bool, as_json: bool
+    context: ClientContext,
+    volume_id: str,
+    rules: dict[str, int] | None,
+    keep_all: bool,
+    as_json: bool,
 ) -> None:
     """Give a volume rules of its own; those that are not given are none.
 
@@ -57,16 +60,16 @@ def set_(
     """
     if keep_all == (rules is not None):
         raise click.UsageError("Give rules, or --keep-all.")
-    _print(session.client.retention.set(volume_id, rules or {}), as_json)
+    _print(context.client.retention.set(volume_id, rules or {}), as_json)
 
 
 @retention.command()
 @click.argument("volume_id", metavar="VOLUME", type=ID)
 @json_option
 @click.pass_obj
-def reset(session: Session, volume_id: str, as_json: bool) -> None:
+def reset(context: ClientContext, volume_id: str, as_json: bool) -> None:
     """Take a volume's own rules away: those of its type are good for it again."""
-    _print(session.client.retention.reset(volume_id), as_json)
+    _print(context.client.retention.reset(volume_id), as_json)
 
 
 @click.command()
@@ -78,7 +81,7 @@ def reset(session: Session, volume_id: str, as_json: bool) -> None:
 @json_option
 @click.pass_obj
 def prune(
-    session: Session,
+    context: ClientContext,
     volume_id: str,
     rules: dict[str, int] | None,
     all_: bool,
@@ -95,19 +98,23 @@ def prune(
       lunr backup prune VOLUME --dry-run
       lunr backup prune VOLUME --all --keep-last 3
     """
-    retentions = session.client.retention
-    told = retentions.prune(volume_id, rules, all=all_, dry_run=True)
-    doomed = sum(not verdict.keep for verdict in told.verdicts)
+    retentions = context.client.retention
+    plan = retentions.prune(volume_id, rules, all=all_, dry_run=True)
+    doomed = sum(not verdict.keep for verdict in plan.verdicts)
     if doomed and not dry_run:
-        confirm(f"Delete {doomed} of {len(told.backups)} backups of {volume_id}?", yes)
-        told = retentions.prune(volume_id, rules, all=all_)
-    _print(told, as_json)
+        confirm(f"Delete {doomed} of {len(plan.backups)} backups of {volume_id}?", yes)
+        plan = retentions.prune(volume_id, rules, all=all_)
+    _print(plan, as_json)
 
 
-def _print(told: Retention, as_json: bool) -> None:
+def _print(record: Retention, as_json: bool) -> None:
     if as_json:
-        print_json(told.as_dict())
+        print_json(record.as_dict())
         return
-    whose = _WHOSE.get(told.rules_of or "", "there are no rules")
-    click.echo(f"{whose}: {shown('rules', told.rules)}" if told.rules else f"{whose}: all is kept")
-    print_list(told.verdicts, _COLUMNS, as_json)
+    whose = _WHOSE.get(record.rules_of or "", "there are no rules")
+    click.echo(
+        f"{whose}: {format_value('rules', record.rules)}"
+        if record.rules
+        else f"{whose}: all is kept"
+    )
+    print_list(record.verdicts, Verdict.columns, as_json)

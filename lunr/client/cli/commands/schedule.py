@@ -6,29 +6,22 @@ from typing import Any
 
 import click
 
-from lunr.client.cli.context import Session
+from lunr.client.cli.context import ClientContext
+from lunr.client.cli.nouns import Noun
 from lunr.client.cli.options import (
     ID,
     all_accounts_option,
     confirm,
     json_option,
     limit_option,
+    name_filter,
     name_option,
+    volume_filter,
     yes_option,
 )
-from lunr.client.cli.output import print_gone, print_list, print_record
+from lunr.client.cli.output import print_gone, print_record
+from lunr.client.records import Schedule
 
-_COLUMNS: tuple[str, ...] = (
-    "id",
-    "name",
-    "volume_id",
-    "every",
-    "at",
-    "spread",
-    "last_run",
-    "next_run",
-    "last_error",
-)
 _EVERY = ("15m", "30m", "1h", "2h", "3h", "4h", "6h", "8h", "12h", "1d", "1w", "none")
 _HELP = "How often; none: never, whatever the schedule of its type says."
 
@@ -58,22 +51,15 @@ def schedule() -> None:
     """
 
 
-@schedule.command("list")
-@click.option("--name", help="Only with this name.")
-@click.option("--volume", "volume_id", type=ID, help="Only of this volume.")
-@limit_option
-@all_accounts_option
-@json_option
-@click.pass_obj
-def list_(session: Session, /, all_accounts: bool, as_json: bool, **filters: Any) -> None:
-    """List schedules; those of volume types only with --all-accounts."""
-    client = session.client
-    if all_accounts:
-        found = client.admin.schedules.list(**filters)
-        columns = ("account_id", "volume_type_name", *_COLUMNS)
-    else:
-        found, columns = client.schedules.list(**filters), _COLUMNS
-    print_list(found, columns, as_json)
+Noun(schedule, Schedule, lambda client: client.schedules).add_list(
+    "List schedules; those of volume types only with --all-accounts.",
+    lambda client: client.schedules.list,
+    name_filter,
+    volume_filter,
+    limit_option,
+    all_accounts=lambda client: client.admin.schedules.list,
+    all_columns=("account_id", "volume_type_name", *Schedule.columns),
+)
 
 
 @schedule.command()
@@ -83,20 +69,20 @@ def list_(session: Session, /, all_accounts: bool, as_json: bool, **filters: Any
 @json_option
 @click.pass_obj
 def show(
-    session: Session,
+    context: ClientContext,
     schedule_id: str | None,
     volume_id: str | None,
     all_accounts: bool,
     as_json: bool,
 ) -> None:
     """Show a schedule, or the one that is good for a volume: its own, or its type's."""
-    client = session.client
+    client = context.client
     if (schedule_id is None) == (volume_id is None):
         raise click.UsageError("Name a schedule, or give --volume.")
     if volume_id is not None:
         print_record(client.schedules.of_volume(volume_id), as_json)
     elif schedule_id is not None:
-        print_record(_schedules(session, all_accounts).get(schedule_id), as_json)
+        print_record(_schedules(context, all_accounts).get(schedule_id), as_json)
 
 
 @schedule.command()
@@ -109,7 +95,7 @@ def show(
 @json_option
 @click.pass_obj
 def create(
-    session: Session,
+    context: ClientContext,
     /,
     volume_id: str | None,
     volume_type_name: str | None,
@@ -119,7 +105,7 @@ def create(
     """Have a volume, or the volumes of a type, backed up regularly."""
     if (volume_id is None) == (volume_type_name is None):
         raise click.UsageError("Give --volume or --type.")
-    client = session.client
+    client = context.client
     if volume_id is not None:
         print_record(client.schedules.create(volume_id, **given), as_json)
     elif volume_type_name is not None:
@@ -136,12 +122,12 @@ def create(
 @json_option
 @click.pass_obj
 def update(
-    session: Session, /, schedule_id: str, all_accounts: bool, as_json: bool, **given: Any
+    context: ClientContext, /, schedule_id: str, all_accounts: bool, as_json: bool, **given: Any
 ) -> None:
     """Change a schedule. With another --every, what is not given has its default again."""
     if all(value is None for value in given.values()):
         raise click.UsageError("Nothing to change: give --every, --at, --spread or --name.")
-    print_record(_schedules(session, all_accounts).update(schedule_id, **given), as_json)
+    print_record(_schedules(context, all_accounts).update(schedule_id, **given), as_json)
 
 
 @schedule.command()
@@ -151,14 +137,14 @@ def update(
 @json_option
 @click.pass_obj
 def delete(
-    session: Session, schedule_id: str, all_accounts: bool, yes: bool, as_json: bool
+    context: ClientContext, schedule_id: str, all_accounts: bool, yes: bool, as_json: bool
 ) -> None:
     """Delete a schedule. The backups that it made stay."""
     confirm(f"Delete schedule {schedule_id}?", yes)
-    _schedules(session, all_accounts).delete(schedule_id)
+    _schedules(context, all_accounts).delete(schedule_id)
     print_gone("schedule", schedule_id, as_json)
 
 
-def _schedules(session: Session, all_accounts: bool) -> Any:
-    client = session.client
+def _schedules(context: ClientContext, all_accounts: bool) -> Any:
+    client = context.client
     return client.admin.schedules if all_accounts else client.schedules

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import click
 
-from lunr.client.cli.context import Session
+from lunr.client.cli.context import ClientContext
+from lunr.client.cli.nouns import Noun
 from lunr.client.cli.options import ID, SIZE, confirm, json_option, rules_options, yes_option
-from lunr.client.cli.output import print_gone, print_list, print_record
-
-_COLUMNS: tuple[str, ...] = ("name", "min_size", "max_size", "read_iops", "write_iops")
+from lunr.client.cli.output import print_gone, print_record
+from lunr.client.records import VolumeType
 
 _min_size = click.option("--min-size", type=SIZE, help="Smallest volume in GiB.")
 _max_size = click.option("--max-size", type=SIZE, help="Largest volume in GiB.")
@@ -28,21 +28,11 @@ def type_() -> None:
     """
 
 
-@type_.command("list")
-@json_option
-@click.pass_obj
-def list_(session: Session, as_json: bool) -> None:
-    """List the types that volumes can be of."""
-    print_list(session.client.volume_types(), _COLUMNS, as_json)
-
-
-@type_.command()
-@click.argument("name", type=ID)
-@json_option
-@click.pass_obj
-def show(session: Session, name: str, as_json: bool) -> None:
-    """Show a volume type (needs the role admin; `lunr type list` does not)."""
-    print_record(session.client.admin.volume_types.get(name), as_json)
+_noun = Noun(type_, VolumeType, lambda client: client.admin.volume_types)
+_noun.add_list("List the types that volumes can be of.", lambda client: client.volume_types)
+_noun.add_show(
+    "Show a volume type (needs the role admin; `lunr type list` does not).", metavar="NAME"
+)
 
 
 @type_.command()
@@ -55,7 +45,7 @@ def show(session: Session, name: str, as_json: bool) -> None:
 @json_option
 @click.pass_obj
 def create(
-    session: Session,
+    context: ClientContext,
     /,
     name: str,
     rules: dict[str, int] | None,
@@ -63,7 +53,7 @@ def create(
     **limits: int | None,
 ) -> None:
     """Make a volume type. The rules are for volumes that have none of their own."""
-    types = session.client.admin.volume_types
+    types = context.client.admin.volume_types
     print_record(types.create(name, **limits, retention=rules), as_json)
 
 
@@ -78,7 +68,7 @@ def create(
 @json_option
 @click.pass_obj
 def update(
-    session: Session,
+    context: ClientContext,
     /,
     name: str,
     rules: dict[str, int] | None,
@@ -96,7 +86,7 @@ def update(
     retention = {} if keep_all else rules
     if retention is None and all(limit is None for limit in limits.values()):
         raise click.UsageError("Nothing to change: give a size, a number of IOPS or rules.")
-    types = session.client.admin.volume_types
+    types = context.client.admin.volume_types
     print_record(types.update(name, **limits, retention=retention), as_json)
 
 
@@ -105,8 +95,8 @@ def update(
 @yes_option
 @json_option
 @click.pass_obj
-def delete(session: Session, name: str, yes: bool, as_json: bool) -> None:
+def delete(context: ClientContext, name: str, yes: bool, as_json: bool) -> None:
     """Delete a volume type that no volume has."""
     confirm(f"Delete volume type {name}?", yes)
-    session.client.admin.volume_types.delete(name)
+    context.client.admin.volume_types.delete(name)
     print_gone("volume type", name, as_json)

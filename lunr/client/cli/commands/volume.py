@@ -6,27 +6,24 @@ from typing import Any
 
 import click
 
-from lunr.client.cli.commands import deleting
 from lunr.client.cli.commands.retention import retention
-from lunr.client.cli.context import Session
+from lunr.client.cli.context import ClientContext
+from lunr.client.cli.nouns import Noun
 from lunr.client.cli.options import (
     ID,
     SIZE,
-    all_accounts_option,
-    confirm,
     fill_options,
     json_option,
     limit_option,
     metadata_option,
+    name_filter,
     name_option,
     timeout_option,
     wait_options,
-    yes_option,
 )
-from lunr.client.cli.output import print_list, print_record
-from lunr.client.cli.progress import finished, usable_volume
-
-_COLUMNS: tuple[str, ...] = ("id", "name", "size", "status", "export_status", "created_at")
+from lunr.client.cli.output import print_record
+from lunr.client.cli.progress import wait_ready, wait_usable
+from lunr.client.records import Volume
 
 
 @click.group()
@@ -42,43 +39,27 @@ def volume() -> None:
     """
 
 
-@volume.command("list")
-@click.option("--status", help="Only in this state, such as ACTIVE or DELETED.")
-@click.option("--name", help="Only with this name.")
-@click.option("--type", "volume_type_name", help="Only of this volume type.")
-@click.option("--node", "node_id", type=ID, help="Only on this node.")
-@metadata_option
-@limit_option
-@all_accounts_option
-@json_option
-@click.pass_obj
-def list_(
-    session: Session,
-    /,
-    all_accounts: bool,
-    as_json: bool,
-    metadata: dict[str, str] | None,
-    **filters: Any,
-) -> None:
-    """List volumes, newest first; deleted ones only with --status DELETED."""
-    client = session.client
-    if all_accounts:
-        filters.update({f"metadata.{key}": value for key, value in (metadata or {}).items()})
-        found = client.admin.volumes(**filters)
-        columns = ("account_id", *_COLUMNS, "node_id")
-    else:
-        found = client.volumes.list(metadata=metadata, **filters)
-        columns = _COLUMNS
-    print_list(found, columns, as_json)
+_noun = Noun(volume, Volume, lambda client: client.volumes)
+_noun.add_list(
+    "List volumes, newest first; deleted ones only with --status DELETED.",
+    lambda client: client.volumes.list,
+    click.option("--status", help="Only in this state, such as ACTIVE or DELETED."),
+    name_filter,
+    click.option("--type", "volume_type_name", help="Only of this volume type."),
+    click.option("--node", "node_id", type=ID, help="Only on this node."),
+    metadata_option,
+    limit_option,
+    all_accounts=lambda client: client.admin.volumes,
+    all_columns=("account_id", *Volume.columns, "node_id"),
+)
+_noun.add_show("Show a volume, how far the work on it is, and what went wrong.")
+_noun.add_delete(
+    """Delete volumes and all that is on them. Their backups stay.
 
-
-@volume.command()
-@click.argument("volume_id", metavar="VOLUME", type=ID)
-@json_option
-@click.pass_obj
-def show(session: Session, volume_id: str, as_json: bool) -> None:
-    """Show a volume, how far the work on it is, and what went wrong."""
-    print_record(session.client.volumes.get(volume_id), as_json)
+    On some nodes all of a volume is overwritten first, which takes its time.
+    """,
+    "Delete {ids} and all data on it?",
+)
 
 
 @volume.command()
@@ -101,7 +82,7 @@ def show(session: Session, volume_id: str, as_json: bool) -> None:
 @json_option
 @click.pass_obj
 def create(
-    session: Session, /, wait: bool, timeout: float | None, as_json: bool, **given: Any
+    context: ClientContext, /, wait: bool, timeout: float | None, as_json: bool, **given: Any
 ) -> None:
     """Create a volume: empty, or from a backup, a snapshot or another volume.
 
@@ -123,12 +104,12 @@ def create(
         raise click.UsageError("--size is needed, unless the volume is made from something.")
     if given["backup"] is None and (given["fill"] or given["fill_limit"] is not None):
         raise click.UsageError("Only a volume from a backup is filled.")
-    volumes = session.client.volumes
+    volumes = context.client.volumes
     record = volumes.create(**given)
     if wait and chosen:
-        record = usable_volume(volumes, record.id, timeout)
+        record = wait_usable(volumes, record.id, timeout)
     elif wait:
-        record = finished(volumes, "volume", record.id, timeout)
+        record = wait_ready(volumes, "volume", record.id, timeout)
     print_record(record, as_json)
 
 
@@ -141,7 +122,7 @@ def create(
 @json_option
 @click.pass_obj
 def update(
-    session: Session, /, volume_id: str, clear_metadata: bool, as_json: bool, **changes: Any
+    context: ClientContext, /, volume_id: str, clear_metadata: bool, as_json: bool, **changes: Any
 ) -> None:
     """Change a volume's name, replace all its metadata, or fill it otherwise.
 
@@ -151,7 +132,7 @@ def update(
         changes["metadata"] = changes["metadata"] or {}
     if all(change is None for change in changes.values()):
         raise click.UsageError("Nothing to change: give --name, -m, --clear-metadata or --fill.")
-    print_record(session.client.volumes.update(volume_id, **changes), as_json)
+    print_record(context.client.volumes.update(volume_id, **changes), as_json)
 
 
 @volume.command()
@@ -161,39 +142,22 @@ def update(
 @json_option
 @click.pass_obj
 def extend(
-    session: Session, volume_id: str, size: int, wait: bool, timeout: float | None, as_json: bool
+    context: ClientContext,
+    volume_id: str,
+    size: int,
+    wait: bool,
+    timeout: float | None,
+    as_json: bool,
 ) -> None:
     """Make a volume larger, also while it is exported; SIZE is its new size in GiB.
 
     Its initiator sees the new size after a rescan: `iscsiadm -m session --rescan`.
     """
-    volumes = session.client.volumes
+    volumes = context.client.volumes
     record = volumes.extend(volume_id, size)
     if wait:
-        record = finished(volumes, "volume", volume_id, timeout)
+        record = wait_ready(volumes, "volume", volume_id, timeout)
     print_record(record, as_json)
-
-
-@volume.command()
-@click.argument("volume_ids", metavar="VOLUME...", type=ID, nargs=-1, required=True)
-@yes_option
-@wait_options
-@json_option
-@click.pass_obj
-def delete(
-    session: Session,
-    volume_ids: tuple[str, ...],
-    yes: bool,
-    wait: bool,
-    timeout: float | None,
-    as_json: bool,
-) -> None:
-    """Delete volumes and all that is on them. Their backups stay.
-
-    On some nodes all of a volume is overwritten first, which takes its time.
-    """
-    confirm(f"Delete {', '.join(volume_ids)} and all data on it?", yes)
-    deleting.run(session.client.volumes, "volume", volume_ids, wait, timeout, as_json)
 
 
 @volume.command("wait")
@@ -203,17 +167,17 @@ def delete(
 @json_option
 @click.pass_obj
 def wait_(
-    session: Session, volume_id: str, usable: bool, timeout: float | None, as_json: bool
+    context: ClientContext, volume_id: str, usable: bool, timeout: float | None, as_json: bool
 ) -> None:
     """Wait until a volume is ACTIVE and nothing works on it any more.
 
     While it is filled from a backup, the bar tells how fast, and how long it will take.
     """
-    volumes = session.client.volumes
+    volumes = context.client.volumes
     if usable:
-        print_record(usable_volume(volumes, volume_id, timeout), as_json)
+        print_record(wait_usable(volumes, volume_id, timeout), as_json)
     else:
-        print_record(finished(volumes, "volume", volume_id, timeout), as_json)
+        print_record(wait_ready(volumes, "volume", volume_id, timeout), as_json)
 
 
 volume.add_command(retention)

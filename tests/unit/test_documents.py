@@ -132,6 +132,15 @@ def test_a_name_of_nothing_is_seen(tmp_path: Path) -> None:
     ]
 
 
+def test_every_package_is_in_the_table_of_where_things_are() -> None:
+    page = (TOP / "docs/architecture.md").read_text()
+    rows = re.findall(r"^\| (`lunr/.*?) \|", page.split("## Where things are", 1)[1], re.MULTILINE)
+    named = {path for row in rows for path in re.findall(r"`(lunr/[\w/]*)/`", row)}
+    folders = {init.parent for init in (TOP / "lunr").rglob("__init__.py")}
+    packages = {folder.relative_to(TOP).as_posix() for folder in folders} - {"lunr"}
+    assert packages - named == set(), "packages that the table lacks"
+
+
 def test_the_commands_of_a_checkout_can_be_run() -> None:
     commands = [path for folder in ("tools", "bin", ".ci") for path in (TOP / folder).iterdir()]
     scripts = [path for path in commands if path.is_file() and path.read_bytes().startswith(b"#!")]

@@ -107,7 +107,7 @@ def _save(job: Job) -> dict[str, Any]:
                 created_at=job["created_at"],
                 parent_id=task.get("parent_id"),
                 like=tuple(ids.check(one, "like") for one in task.get("like", ())),
-                condemned=tuple(task.get("condemned", ())),
+                pending_deletion=tuple(task.get("condemned", ())),
                 changed=task.get("changed"),
                 internal=bool(task.get("internal", False)),
             ),

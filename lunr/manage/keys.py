@@ -74,7 +74,7 @@ def list_(context: Context) -> None:
 
     Keys that no node has any more, but backups need, are told by the id in their roots.
     """
-    found = from_config.open_masters(context.conf)
+    found = from_config.open_master_keys(context.conf)
     uses = _uses(context, found)
     show(
         {

@@ -64,9 +64,9 @@ def _roots(
     context: Context, account: str | None
 ) -> Iterator[tuple[str, str, Root | errors.LunrError]]:
     conf = context.conf
-    masters = from_config.open_masters(conf)
+    master_keys = from_config.open_master_keys(conf)
     options = from_config.store_options(conf)
-    return catalog.backups(conf.store.url, options, masters, account)
+    return catalog.backups(conf.store.url, options, master_keys, account)
 
 
 def _stored(account_id: str, root: Root, **told: Any) -> StoredBackup:
@@ -109,9 +109,9 @@ def import_(context: Context, file: TextIO) -> None:
     """Make the record that FILE (-: standard input) holds. Its backup must be in the store."""
     told = _parse(file)
     conf = context.conf
-    masters = from_config.open_masters(conf)
+    master_keys = from_config.open_master_keys(conf)
     options = from_config.store_options(conf)
-    with catalog.opened(conf.store.url, options, told["account_id"], masters) as repository:
+    with catalog.opened(conf.store.url, options, told["account_id"], master_keys) as repository:
         root = repository.load_root(told.pop("id"))
     context.services.accounts.ensure(told["account_id"])
     stored = _stored(told.pop("account_id"), root, **told)

@@ -1,7 +1,7 @@
 """The snapshots that are kept so that a volume's next backup need not read all of it.
 
 When a backup is done, the snapshot that it was read from is its volume's
-*reference*, with the backup's id: what has changed since then is what has
+*baseline*, with the backup's id: what has changed since then is what has
 changed since that backup. Nobody asked for it, and nothing but time is lost
 without it. So there is one for each volume at most, it goes with its volume,
 and it is the first thing that is given up: when the pool gets full, when it is old,
@@ -30,7 +30,7 @@ _LOOK_TIME = 5.0
 
 
 class Baselines:
-    """The references in `pool`; any thread may use them.
+    """The baselines in `pool`; any thread may use them.
 
     Args:
         pool: where they are.
@@ -48,8 +48,8 @@ class Baselines:
 
     @contextlib.contextmanager
     def using(self, volume_id: str, backup_id: str) -> Iterator[Snapshot | None]:
-        """The reference of that backup, if it is there; it stays while the ``with`` lasts."""
-        wanted = Snapshot(volume_id, backup_id, Purpose.REFERENCE)
+        """The baseline of that backup, if it is there; it stays while the ``with`` lasts."""
+        wanted = Snapshot(volume_id, backup_id, Purpose.BASELINE)
         with self._lock:
             self._in_use.add(wanted)
         try:
@@ -59,7 +59,7 @@ class Baselines:
                 self._in_use.discard(wanted)
 
     def keep(self, snapshot: Snapshot) -> None:
-        """Make the `snapshot` of a backup that is done the only reference of its volume.
+        """Make the `snapshot` of a backup that is done the only baseline of its volume.
 
         If that can't be, there is just no such snapshot any more.
 
@@ -69,7 +69,7 @@ class Baselines:
         try:
             kept = self._keep and not self._pool.capacity().tight
             if kept:
-                self._pool.repurpose(snapshot, Purpose.REFERENCE)
+                self._pool.repurpose(snapshot, Purpose.BASELINE)
         except errors.LunrError as error:
             _log.warning("the snapshot of backup %s can't be kept: %s", snapshot.id, error)
             kept = False
@@ -83,16 +83,16 @@ class Baselines:
             _log.warning("older references stay: %s", error)
 
     def give_up(self, volume_id: str, backup_id: str) -> None:
-        """See that the reference of that backup is gone.
+        """See that the baseline of that backup is gone.
 
         Raises:
             errors.InUse: somebody has it open.
         """
-        self._pool.delete_snapshot(Snapshot(volume_id, backup_id, Purpose.REFERENCE))
+        self._pool.delete_snapshot(Snapshot(volume_id, backup_id, Purpose.BASELINE))
 
-    def may_stay(self, reference: Snapshot, volumes: Collection[str]) -> bool:
-        """Whether a reference that was there at the start may stay, beside those `volumes`."""
-        return self._keep and reference.volume_id in volumes
+    def is_valid(self, baseline: Snapshot, volumes: Collection[str]) -> bool:
+        """Whether a baseline that was there at the start may stay, beside those `volumes`."""
+        return self._keep and baseline.volume_id in volumes
 
     def look(self, tight: bool) -> bool:
         """Now and then, give up what is old or lost, and all, the oldest first, in a `tight` pool.
@@ -108,14 +108,14 @@ class Baselines:
         self._looked = began
         lost = self._pool.lost_snapshots()
         found = False
-        by_age = sorted(self._pool.references().items(), key=lambda one: one[1])
-        for reference, made_at in by_age:
+        by_age = sorted(self._pool.baselines().items(), key=lambda one: one[1])
+        for baseline, made_at in by_age:
             if time.monotonic() - began > _LOOK_TIME:
                 break
             with self._lock:
-                if reference in self._in_use:
+                if baseline in self._in_use:
                     continue
-            if reference in lost:
+            if baseline in lost:
                 why = "it is lost"
             elif time.time() - made_at > self._max_age:
                 why = "it is too old"
@@ -123,20 +123,20 @@ class Baselines:
                 why = "the pool gets full"
             else:
                 continue
-            found |= self._try_to_give_up(reference, why)
+            found |= self._try_to_give_up(baseline, why)
         return found
 
     def _of(self, volume_id: str) -> list[Snapshot]:
-        """The references of a volume: one, or more where a process was killed."""
-        return [one for one in self._pool.references() if one.volume_id == volume_id]
+        """The baselines of a volume: one, or more where a process was killed."""
+        return [one for one in self._pool.baselines() if one.volume_id == volume_id]
 
-    def _try_to_give_up(self, reference: Snapshot, why: str) -> bool:
+    def _try_to_give_up(self, baseline: Snapshot, why: str) -> bool:
         _log.info(
             "giving up the snapshot of backup %s of volume %s: %s",
-            *(reference.id, reference.volume_id, why),
+            *(baseline.id, baseline.volume_id, why),
         )
         try:
-            self._pool.delete_snapshot(reference)
+            self._pool.delete_snapshot(baseline)
         except errors.LunrError as error:
             _log.warning("%s It will be tried again.", error)
             return False

@@ -121,7 +121,7 @@ def _agent(conf: config.ConfigOpts, metrics: Metrics, problems: _Problems) -> Ag
     ask = problems.ask
     node_id = ask(ids.check, conf.node.id, "[node] id")
     token = ask(private.read, conf.node.token_file, "[node] token_file")
-    key = ask(from_config.open_masters, conf)
+    key = ask(from_config.open_master_keys, conf)
     store = ask(from_config.store_options, conf)
     for program in PROGRAMS:
         ask(system.need, program)
@@ -152,7 +152,7 @@ def _agent(conf: config.ConfigOpts, metrics: Metrics, problems: _Problems) -> Ag
         dm_clone=by_clone and device.available(),
     )
     return Agent(
-        NodeContext(pool, Exports(fillings, target), engine, fillings, _references(conf, pool)),
+        NodeContext(pool, Exports(fillings, target), engine, fillings, _baselines(conf, pool)),
         target,
         ApiClient(conf.node.api_url, node_id, token),
         conf[conf.node.target].portal,
@@ -192,7 +192,7 @@ def _pool(conf: config.ConfigOpts) -> Pool:
             return FilesPool(Path(conf.files.path), conf.files.image_gib, conf.node.overcommit)
 
 
-def _references(conf: config.ConfigOpts, pool: Pool) -> Baselines:
+def _baselines(conf: config.ConfigOpts, pool: Pool) -> Baselines:
     keep = {"auto": pool.light_snapshots, "on": True, "off": False}[conf.node.keep_reference]
     return Baselines(pool, keep=keep, days=conf.node.reference_days)
 

@@ -70,7 +70,7 @@ class NodeApi:
     def status(self) -> dict[str, Any]:
         """The node, its room, and what is at work."""
         pool = self._agent.node.pool
-        capacity = self._agent.pool_watch.capacity()
+        capacity = self._agent.pool_monitor.capacity()
         return {
             "id": self._node_id,
             "version": __version__,
@@ -79,11 +79,11 @@ class NodeApi:
             "free_bytes": capacity.free_bytes,
             "full": capacity.full,
             "used": capacity.used,
-            "lost_snapshots": sorted(self._agent.pool_watch.lost_snapshots()),
+            "lost_snapshots": sorted(self._agent.pool_monitor.lost_snapshots()),
             "volumes": len(pool.volumes()),
             "sessions": sum(len(who) for who in self._agent.node.exports.sessions().values()),
             "jobs": [_shown(job) for job in self._agent.supervisor.running()],
-            "removing": self._agent.removals.progress(),
+            "removing": self._agent.pending_deletes.progress(),
         }
 
     def volumes(self) -> dict[str, Any]:
@@ -94,7 +94,7 @@ class NodeApi:
         """One volume: where it is, its snapshots, who is logged in, and what is done to it."""
         ids.check(volume_id)
         agent = self._agent
-        pool, removing = agent.node.pool, agent.removals.progress().get(volume_id)
+        pool, removing = agent.node.pool, agent.pending_deletes.progress().get(volume_id)
         jobs = [_shown(job) for job in agent.supervisor.running() if job.about == volume_id]
         path, size = None, None
         try:
@@ -109,7 +109,7 @@ class NodeApi:
             "path": path,
             "size_bytes": size,
             "snapshots": sorted(snap.id for snap in mine if snap.purpose is Purpose.USER),
-            "references": sorted(snap.id for snap in mine if snap.purpose is Purpose.REFERENCE),
+            "references": sorted(snap.id for snap in mine if snap.purpose is Purpose.BASELINE),
             "backups_running": sorted(snap.id for snap in mine if snap.purpose is Purpose.BACKUP),
             "sessions": agent.node.exports.sessions().get(volume_id, []),
             "jobs": jobs,

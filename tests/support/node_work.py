@@ -19,7 +19,7 @@ from tests.system.storage.nodes import KEY, make_fillings
 
 
 class Work:
-    """A node on `pool` that keeps references, with a store and all else in `folder`.
+    """A node on `pool` that keeps baselines, with a store and all else in `folder`.
 
     Args:
         pool: was checked.
@@ -33,8 +33,8 @@ class Work:
         self._folder = folder
         fillings = make_fillings(pool, self.engine)
         exports = Exports(fillings, TgtTarget(folder / "no-socket", folder))
-        references = Baselines(pool, keep=True, days=1)
-        self._node = NodeContext(pool, exports, self.engine, fillings, references)
+        baselines = Baselines(pool, keep=True, days=1)
+        self._node = NodeContext(pool, exports, self.engine, fillings, baselines)
 
     def do(self, kind: str, volume_id: str, **payload: Any) -> Any:
         """Do a job; returns its result."""

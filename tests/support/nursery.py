@@ -27,7 +27,7 @@ step. Steps are counted in each *piece of work* by itself:
 - ``cloning``: what has dm-clone fill it
 - ``leaving``: its export is moved to the pool's device when it is full
 - ``growing``: of a COW area that fills up
-- ``tidying``: a reference is given up
+- ``tidying``: a baseline is given up
 
 A line ``WORK STEP`` of FOLDER/doom kills the node with SIGKILL just before that step of that
 work, once: the line is gone then. FOLDER/killed gets what the step would have been. When a piece

@@ -37,7 +37,7 @@ class PoolContract:
     unit: ClassVar[int] = 4096
     #: Whether a volume can be deleted while it has snapshots.
     snapshots_outlive: ClassVar[bool] = True
-    #: Whether a volume can be extended while it has references.
+    #: Whether a volume can be extended while it has baselines.
     references_outlive_extend: ClassVar[bool] = True
     #: How many volumes are written full to see whether their bytes come back.
     crowd: ClassVar[int] = 8
@@ -130,24 +130,24 @@ class PoolContract:
         self, pool: Pool
     ) -> None:
         backup = Snapshot("v1", "b1", Purpose.BACKUP)
-        reference = Snapshot("v1", "b1", Purpose.REFERENCE)
+        baseline = Snapshot("v1", "b1", Purpose.BASELINE)
         pool.create("v1", self.size)
         write(pool.path("v1"), 0, b"old")
         pool.snapshot(backup)
         for _ in range(2):
-            pool.repurpose(backup, Purpose.REFERENCE)
-        assert pool.snapshots() == {reference}
-        assert pool.references().keys() == {reference}
-        assert time.time() - 3600 < pool.references()[reference] < time.time() + 2
+            pool.repurpose(backup, Purpose.BASELINE)
+        assert pool.snapshots() == {baseline}
+        assert pool.baselines().keys() == {baseline}
+        assert time.time() - 3600 < pool.baselines()[baseline] < time.time() + 2
         write(pool.path("v1"), 0, b"new")
         with pytest.raises(errors.NotFound, match="b2"):
-            pool.repurpose(Snapshot("v1", "b2", Purpose.BACKUP), Purpose.REFERENCE)
-        assert pool.path(reference).read_bytes()[:3] == b"old"
+            pool.repurpose(Snapshot("v1", "b2", Purpose.BACKUP), Purpose.BASELINE)
+        assert pool.path(baseline).read_bytes()[:3] == b"old"
         pool.create("v10", self.size)
-        other = Snapshot("v10", "b3", Purpose.REFERENCE)
+        other = Snapshot("v10", "b3", Purpose.BASELINE)
         pool.snapshot(other)
         pool.extend("v1", 2 * self.size)
-        assert pool.snapshots() - {reference} == {other}
+        assert pool.snapshots() - {baseline} == {other}
         pool.delete("v1")
         assert pool.snapshots() == {other}
         assert pool.volumes() == {"v10"}
@@ -390,23 +390,23 @@ class _Machine(RuleBasedStateMachine):
 
     def forget_references(self, name: str) -> None:
         for snapshot in list(self.kept):
-            if snapshot.volume_id == name and snapshot.purpose is Purpose.REFERENCE:
+            if snapshot.volume_id == name and snapshot.purpose is Purpose.BASELINE:
                 del self.kept[snapshot]
 
     @rule(name=_names, id_=_names)
     def repurpose(self, name: str, id_: str) -> None:
         backup = Snapshot(name, id_, Purpose.BACKUP)
-        reference = Snapshot(name, id_, Purpose.REFERENCE)
-        if reference in self.kept or backup not in self.kept:
+        baseline = Snapshot(name, id_, Purpose.BASELINE)
+        if baseline in self.kept or backup not in self.kept:
             return
-        if any(_same(other, reference) for other in self.kept):
+        if any(_same(other, baseline) for other in self.kept):
             return
-        self.pool.repurpose(backup, Purpose.REFERENCE)
-        self.kept[reference] = self.kept.pop(backup)
+        self.pool.repurpose(backup, Purpose.BASELINE)
+        self.kept[baseline] = self.kept.pop(backup)
 
     @rule(name=_names)
     def delete(self, name: str) -> None:
-        users = (one for one in self.kept if one.purpose is not Purpose.REFERENCE)
+        users = (one for one in self.kept if one.purpose is not Purpose.BASELINE)
         refused = not self.outlive and any(one.volume_id == name for one in users)
         with pytest.raises(errors.InUse) if refused else contextlib.nullcontext():
             self.pool.delete(name)

@@ -131,10 +131,10 @@ class Walk:
     # --- what must be ---------------------------------------------------------------
 
     def _check_changed(self) -> None:
-        reference = Snapshot("v1", self._last, Purpose.REFERENCE)
-        if reference not in self._pool.snapshots():
+        baseline = Snapshot("v1", self._last, Purpose.BASELINE)
+        if baseline not in self._pool.snapshots():
             return
-        extents = self._pool.changed(reference, "v1")
+        extents = self._pool.changed(baseline, "v1")
         if extents is not None:
             self.told += 1
             before = self._backups[self._last].ljust(len(self._now), b"\0")

@@ -69,8 +69,8 @@ class Bench:
         engine = Engine(url=f"files:{folder / 'store'}", options={}, key="5a" * 32)
         fillings = RestoreRegistry(self.pool, engine, folder / "state", folder / "run")
         exports = Exports(fillings, TgtTarget(folder / "tgtd", self.pool.folder))
-        references = Baselines(self.pool, keep=True, days=1)
-        self.node = NodeContext(self.pool, exports, engine, fillings, references)
+        baselines = Baselines(self.pool, keep=True, days=1)
+        self.node = NodeContext(self.pool, exports, engine, fillings, baselines)
         self._folder = folder
 
     def close(self) -> None:
@@ -121,7 +121,7 @@ class Volume:
         """A backup, on top of the last one; `known`: what has changed since."""
         parent = f"b{self._serial}" if self._serial else None
         if parent is not None and not known:
-            self._node.references.give_up(self._id, parent)
+            self._node.baselines.give_up(self._id, parent)
         self._serial += 1
         payload = {
             "backup_id": f"b{self._serial}",

@@ -27,7 +27,7 @@ def store_options(conf: ConfigOpts) -> dict[str, Any]:
     return {**options, "key": files.read(conf.swift.key_file, "[swift] key_file")}
 
 
-def open_masters(conf: ConfigOpts) -> Masters:
+def open_master_keys(conf: ConfigOpts) -> Masters:
     """The master keys at ``[store] key``. Barbican is asked once; nothing is written or logged.
 
     Raises:
@@ -44,4 +44,4 @@ def open_masters(conf: ConfigOpts) -> Masters:
             ) from error
         return Barbican(conf).fetch(secret_id)
 
-    return master_keys.open_masters(conf.store.key, fetch)
+    return master_keys.open_master_keys(conf.store.key, fetch)

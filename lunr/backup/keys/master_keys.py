@@ -27,7 +27,7 @@ Fetch = Callable[[str], bytes]
 _LARGEST_FILE = 1 << 16
 
 
-def open_masters(source: str, fetch: Fetch) -> Masters:
+def open_master_keys(source: str, fetch: Fetch) -> Masters:
     """The master keys at `source`: ``file:/PATH``, or ``barbican:ID`` or ``barbican:ID,ID``.
 
     Args:
@@ -74,16 +74,16 @@ def parse(lines: Iterable[str], source: str) -> Masters:
     return _distinct((_key(line, source) for line in lines if line.strip()), source)
 
 
-def text(masters: Iterable[bytes]) -> str:
+def text(master_keys: Iterable[bytes]) -> str:
     """What a key file with these keys holds."""
-    return "".join(f"{master.hex()}\n" for master in masters)
+    return "".join(f"{master.hex()}\n" for master in master_keys)
 
 
 def keyring(
-    masters: Masters, repository: str, writes: derive.Cipher = derive.Cipher.AES_256_GCM
+    master_keys: Masters, repository: str, writes: derive.Cipher = derive.Cipher.AES_256_GCM
 ) -> tuple[derive.Keys, ...]:
     """The keys of `repository` under each of the master keys, the one that writes first."""
-    return tuple(derive.derive(master, repository, writes) for master in masters)
+    return tuple(derive.derive(master, repository, writes) for master in master_keys)
 
 
 def _secret(payload: bytes, source: str) -> Masters:
@@ -103,9 +103,9 @@ def _key(line: str, source: str) -> bytes:
 
 
 def _distinct(found: Iterable[bytes], source: str) -> Masters:
-    masters = tuple(found)
-    if not masters:
+    master_keys = tuple(found)
+    if not master_keys:
         raise errors.BadKey(source=source, reason="there is none: a key is 64 hexadecimal digits.")
-    if len(set(masters)) < len(masters):
+    if len(set(master_keys)) < len(master_keys):
         raise errors.BadKey(source=source, reason="the same key is there twice.")
-    return masters
+    return master_keys

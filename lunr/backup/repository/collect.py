@@ -12,10 +12,10 @@ backup (its parent, or one like it) refers to. A writer registers its session,
 then reads the lists, then these roots. So a writer either knows a list or was
 registered before the list could be swept, and the sweep waits for it. Whether
 the other backup is deleted meanwhile makes no difference: what the writer found
-there stays until the writer is over, or was condemned before and is not used.
-After that wait no new reference to a condemned name can appear, and the sweep
+there stays until the writer is over, or was listed before and is not used.
+After that wait no new reference to a listed name can appear, and the sweep
 looks through all roots once more. What it finds to be needed after all stays
-condemned, in a list that says that it was swept: another sweep of the same list
+listed, in a list that says that it was swept: another sweep of the same list
 may be asleep with it in memory.
 
 What a listing shows may be old. A root is therefore also asked for by name:
@@ -50,8 +50,8 @@ class MarkResult:
     """What a collection found.
 
     Attributes:
-        collection: its id, or None when there was nothing to condemn.
-        condemned: how many objects it condemned.
+        collection: its id, or None when there was nothing to list.
+        condemned: how many objects it listed; the public name of what is pending deletion.
         unswept: other collections whose lists are there and wait for their sweep: nobody may
             know of them, as who stored one may have been killed before it could tell.
     """
@@ -116,7 +116,7 @@ def collect(
     else:
         _forget_lists(repository, old, lambda name: name not in listed)
     # What was saved since the roots were looked at is no garbage. It would not be lost (see
-    # above), but stay condemned, and no later backup could build upon it.
+    # above), but stay listed, and no later backup could build upon it.
     since = set(sessions.tokens(repository)) - writers.over
     found = {name: size for name, size in found.items() if token_of(name) not in since}
     if not found:
@@ -140,36 +140,38 @@ def sweep(
     *,
     required: Collection[str] = (),
 ) -> SweepResult:
-    """Delete what `collection` condemned and still no backup needs. Can be done again.
+    """Delete what `collection` lists and still no backup needs. Can be done again.
 
     Raises:
         errors.SavesRunning: a writer must end first, or the list is not old enough.
         errors.RootMissing, errors.CorruptObject and others: as :func:`collect`.
     """
     try:
-        condemned = lists.load(repository, collection)
+        pending_deletion = lists.load(repository, collection)
     except errors.CorruptObject as error:
         # Nothing in it can be trusted; what it named is found again.
         logger.warning("Dropped without sweeping it: %s", error)
         repository.store.delete(condemned_name(collection))
         return SweepResult(0, 0)
-    if condemned is None:
+    if pending_deletion is None:
         return SweepResult(0, 0)
-    age = repository.clock() - condemned.created
+    age = repository.clock() - pending_deletion.created
     if age < grace:
         raise errors.SavesRunning(
             id=collection, reason=f"it is {age:.0f} s old, {grace:.0f} s are needed."
         )
     writers = _look_at_sessions(repository, grace, collection)
-    # Only now, when nothing can refer to a condemned name any more:
-    saves = [*keep, *writers.saves, *condemned.saves]
+    # Only now, when nothing can refer to a listed name any more:
+    saves = [*keep, *writers.saves, *pending_deletion.saves]
     needed = _needed(repository, saves, required, threads, cancel)
-    doomed = {n: size for n, size in condemned.objects.items() if hash(subject_of(n)) not in needed}
+    doomed = {
+        n: size for n, size in pending_deletion.objects.items() if hash(subject_of(n)) not in needed
+    }
     parallel.each(doomed, repository.store.delete, threads, cancel)
     repository.store.sync()
-    rescued = {name: size for name, size in condemned.objects.items() if name not in doomed}
+    rescued = {name: size for name, size in pending_deletion.objects.items() if name not in doomed}
     if rescued:
-        rest = replace(condemned, objects=rescued, swept=True)
+        rest = replace(pending_deletion, objects=rescued, swept=True)
         lists.store(repository, collection, rest)
     else:
         repository.store.delete(condemned_name(collection))

@@ -38,14 +38,14 @@ class PendingDeletion:
     swept: bool = False
 
 
-def store(repository: Repository, collection: str, condemned: PendingDeletion) -> None:
+def store(repository: Repository, collection: str, listed_objects: PendingDeletion) -> None:
     """Write the list of `collection`."""
     record = {
         "format": VERSION,
-        "created": condemned.created,
-        "objects": condemned.objects,
-        "saves": condemned.saves,
-        "swept": condemned.swept,
+        "created": listed_objects.created,
+        "objects": listed_objects.objects,
+        "saves": listed_objects.saves,
+        "swept": listed_objects.swept,
     }
     compressor = zstandard.ZstdCompressor(level=1, write_checksum=True)
     raw = compressor.compress(json.dumps(record).encode())
@@ -87,7 +87,7 @@ def listed(repository: Repository) -> list[str]:
 def load_names(
     repository: Repository, collections: Iterable[str]
 ) -> tuple[frozenset[str], tuple[str, ...]]:
-    """The names that a writer must not refer to, and the collections that condemn them.
+    """The names that a writer must not refer to, and the collections that list them.
 
     These are `collections` and those that the store lists; objects that are set aside come
     to their names.
@@ -95,8 +95,8 @@ def load_names(
     names: set[str] = set(quarantine.names(repository))
     known = []
     for collection in dict.fromkeys([*collections, *listed(repository)]):
-        condemned = load(repository, collection)
-        if condemned is not None:
-            names.update(condemned.objects)
+        listed_objects = load(repository, collection)
+        if listed_objects is not None:
+            names.update(listed_objects.objects)
             known.append(collection)
     return frozenset(names), tuple(known)

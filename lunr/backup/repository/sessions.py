@@ -1,7 +1,7 @@
 """Who writes to a repository now: what the collector must wait for.
 
 A writer registers a session before it looks at anything, then reads which
-names are condemned and never refers to one of those. Its session says which
+names are listed and never refers to one of those. Its session says which
 lists it has read. A list may be swept when every writer that might not know it
 is over: see lunr/backup/repository/collect.py.
 """
@@ -43,7 +43,7 @@ class Session:
     Attributes:
         backup_id: what it writes.
         expires: when it is over unless refreshed.
-        knows: the collections whose condemned names it avoids.
+        knows: the collections whose listed names it avoids.
         owner: the process, so that its death shows at once on the same machine.
         ended: when it was over, or None.
     """
@@ -146,7 +146,7 @@ class Writer:
             self._good_until = good_until
 
     def declare(self, collections: Iterable[str]) -> None:
-        """Let collectors know that no name condemned by `collections` will be used."""
+        """Let collectors know that no name listed by `collections` will be used."""
         self.check()
         self._put(collections)
 

@@ -44,12 +44,14 @@ class ParentSegment:
 
 
 class Parent:
-    """A backup to build upon, but not upon condemned names."""
+    """A backup to build upon, but not upon listed names."""
 
-    def __init__(self, repository: Repository, root: Root, condemned: frozenset[str]) -> None:
+    def __init__(
+        self, repository: Repository, root: Root, pending_deletion: frozenset[str]
+    ) -> None:
         self.root = root
         self._repository = repository
-        self._condemned = condemned
+        self._pending_deletion = pending_deletion
         self._segments = dict(enumerate(repository.segments_of(root)))
 
     def segments(self) -> Iterator[tuple[Ref, int]]:
@@ -69,7 +71,7 @@ class Parent:
         return [one for one in found if one is not None and self._may_use(one)]
 
     def _may_use(self, *entries: Entry) -> bool:
-        return not self._condemned or self._condemned.isdisjoint(objects_of(*entries))
+        return not self._pending_deletion or self._pending_deletion.isdisjoint(objects_of(*entries))
 
     def changes(self, changed: Extents, size: int) -> Extents:
         """Outside of which ranges a source of `size` bytes is as this backup.
@@ -93,7 +95,7 @@ class Parent:
     ) -> set[int]:
         """Which of `segments` (number and chunks), unread, can be those of the new backup, too.
 
-        Nothing that they need is condemned: only where anything is condemned at all, it takes
+        Nothing that they need is listed: only where anything is listed at all, it takes
         reading them to tell.
         """
         found = {
@@ -101,7 +103,7 @@ class Parent:
             for number, chunks in segments
             if number in self._segments and len(self._segments[number][0]) == len(chunks)
         }
-        if not self._condemned:
+        if not self._pending_deletion:
             return found
         barred: set[int] = set()
 
@@ -113,11 +115,11 @@ class Parent:
         return found - barred
 
     def _is_free(self, number: int) -> bool:
-        """Whether a segment can be read and nothing that it needs is condemned."""
+        """Whether a segment can be read and nothing that it needs is listed."""
         chunks, ref = self._segments[number]
         if ref is None:
             return True
-        if ref.name(Kind.SEGMENT) in self._condemned:
+        if ref.name(Kind.SEGMENT) in self._pending_deletion:
             return False
         try:
             return self._may_use(*self._repository.load_segment(ref, len(chunks)))
@@ -140,7 +142,7 @@ class Parent:
 
 
 def load_parent(
-    repository: Repository, backup_id: str, geometry: Geometry, condemned: frozenset[str]
+    repository: Repository, backup_id: str, geometry: Geometry, pending_deletion: frozenset[str]
 ) -> Parent | None:
     """The backup `backup_id`, if it can be built upon; else the log tells why it can't."""
     try:
@@ -154,4 +156,4 @@ def load_parent(
     if root.key_id != repository.keys.id:
         logger.warning("Backup %s can't be built upon: it has another master key.", backup_id)
         return None
-    return Parent(repository, root, condemned)
+    return Parent(repository, root, pending_deletion)

@@ -61,7 +61,7 @@ class Backup:
         parent_id: a backup to compare with, likely of the same volume; or None.
         like: other backups of the account, the likeliest first: a chunk that one of them has
             is not stored again. One that can't be used is passed over.
-        condemned: collections that may not be listed yet.
+        pending_deletion: collections that may not be listed yet.
         changed: the ranges (first byte, end), in order and apart, outside of which the source
             reads as the parent; None: nobody knows. Without a parent that can be used, it is
             not heeded.
@@ -75,7 +75,7 @@ class Backup:
     created_at: str
     parent_id: str | None = None
     like: tuple[str, ...] = ()
-    condemned: tuple[str, ...] = ()
+    pending_deletion: tuple[str, ...] = ()
     changed: Extents | Sequence[Sequence[int]] | None = None
     consistency_group: str | None = None
     geometry: Geometry = field(default_factory=Geometry)
@@ -122,10 +122,10 @@ def save(
             )
         return there
     with Writer(repository, backup.backup_id) as writer:
-        condemned, known = load_names(repository, backup.condemned)
+        pending_deletion, known = load_names(repository, backup.pending_deletion)
         writer.declare(known)
         output = Output(repository, backup.geometry, writer.token, compression, concurrency)
-        run = _Save(repository, source, backup, output, condemned, concurrency)
+        run = _Save(repository, source, backup, output, pending_deletion, concurrency)
         root = run.run(progress, cancel)
         repository.store.sync()
         writer.renew()
@@ -140,7 +140,7 @@ class _Save:
         source: Source,
         backup: Backup,
         output: Output,
-        condemned: frozenset[str],
+        pending_deletion: frozenset[str],
         concurrency: int,
     ) -> None:
         self._repository = repository
@@ -149,7 +149,7 @@ class _Save:
         self._input = Input(repository, source, backup.geometry)
         self._geometry = backup.geometry
         self._output = output
-        self._condemned = condemned
+        self._pending_deletion = pending_deletion
         self._concurrency = concurrency
         self._threads = parallel.threads_for(concurrency)
         self._lock = threading.Lock()
@@ -199,7 +199,7 @@ class _Save:
         )
 
     def _load(self, backup_id: str) -> Parent | None:
-        return load_parent(self._repository, backup_id, self._geometry, self._condemned)
+        return load_parent(self._repository, backup_id, self._geometry, self._pending_deletion)
 
     def _others(self, parent: Parent | None) -> Iterator[Parent]:
         """The backups whose chunks may be referred to."""
@@ -416,7 +416,7 @@ class _Save:
     def _store_segment(self, draft: SegmentBuilder) -> None:
         if draft.is_unchanged and draft.before.ref is not None:
             name = draft.before.ref.name(Kind.SEGMENT)
-            if name not in self._condemned:
+            if name not in self._pending_deletion:
                 self._segments[draft.number] = draft.before.ref
                 return
         entries = draft.finish(self._most, self._input.block)

@@ -374,7 +374,7 @@ class _Run:
                 created_at=self._created_at,
                 parent_id=one.parent_id,
                 like=like,
-                condemned=() if announced is None else announced.condemned,
+                pending_deletion=() if announced is None else announced.condemned,
                 changed=given.changed,
                 consistency_group=self.group_id,
             ),

@@ -73,14 +73,14 @@ class Agent:
         self._beat_now = threading.Event()
         self._removing: threading.Thread | None = None
         #: Volumes that are exported though nobody asked for it, and in use.
-        self._strays: set[str] = set()
+        self._unknown_volumes: set[str] = set()
         #: Whether the target was restarted: then the API is asked what ought to be there,
         #: for a detach that was refused after the agent's own start left an export unknown here.
         self._target_restarted = False
         self.supervisor = JobRunner(node, api, HANDLERS, metrics, self._stopping)
-        self.pool_watch = PoolWatch(node.pool, node.references)
-        self.removals = PendingDeletes(node, (), self._stopping)
-        metrics.watch(self.pool_watch, node.exports, node.fillings)
+        self.pool_monitor = PoolWatch(node.pool, node.baselines)
+        self.pending_deletes = PendingDeletes(node, (), self._stopping)
+        metrics.watch(self.pool_monitor, node.exports, node.fillings)
         node.fillings.remounted = node.exports.remount
 
     def start(self) -> None:
@@ -95,13 +95,13 @@ class Agent:
         pool.clean()
         self._persist(self._target.check)
         self._reconcile()
-        self.pool_watch.look()
+        self.pool_monitor.look()
         self._beat()
         self._start("pool", self._watch, self._look_at_pool)
-        self._start("tidying", self._watch, self.pool_watch.tidy)
+        self._start("tidying", self._watch, self.pool_monitor.tidy)
         self._start("exports", self._watch, self._look_at_exports)
         self._start("heartbeat", self._beats)
-        self._removing = self._start("removals", self.removals.run)
+        self._removing = self._start("removals", self.pending_deletes.run)
         for name, (count, kinds) in self._workers.items():
             for number in range(count):
                 self._start(f"{name}-{number}", self._claims, kinds)
@@ -154,11 +154,11 @@ class Agent:
             Purpose.BACKUP: lambda snap: (
                 ("backup.save", snap.id) not in queued or snap.volume_id in filling
             ),
-            Purpose.REFERENCE: lambda snap: not self.node.references.may_stay(snap, volumes),
+            Purpose.BASELINE: lambda snap: not self.node.baselines.is_valid(snap, volumes),
         }
         doomed = {snap for snap in snapshots if is_doomed[snap.purpose](snap)}
         deleted = {ids.check(volume_id) for volume_id in truth["delete"]["volumes"]}
-        self.removals = PendingDeletes(
+        self.pending_deletes = PendingDeletes(
             self.node, [*self._remove_snapshots(doomed), *sorted(deleted)], self._stopping
         )
         for kind, unknown in truth["unknown"].items():
@@ -174,7 +174,7 @@ class Agent:
         exports.restore(lambda: truth["exports"])
         wanted = {export["volume_id"] for export in truth["exports"]}
         coming = {subject for kind, subject in queued if kind in ("export.create", "export.delete")}
-        self._strays = present.keys() - wanted - deleted - coming
+        self._unknown_volumes = present.keys() - wanted - deleted - coming
         self._remove_strays()
 
     def _remove_snapshots(self, doomed: Iterable[Snapshot]) -> list[Snapshot]:
@@ -191,17 +191,17 @@ class Agent:
 
     def _remove_strays(self) -> None:
         """Remove the exports that nobody asked for, but those that somebody is known to use."""
-        for volume_id in self._strays - self.node.exports.sessions().keys():
+        for volume_id in self._unknown_volumes - self.node.exports.sessions().keys():
             _log.warning("removing the export of volume %s: nobody asked for it", volume_id)
             try:
                 self.node.exports.drop_stray(volume_id)
             except errors.LunrError as error:
                 _log.error("%s", error)
             else:
-                self._strays.discard(volume_id)
+                self._unknown_volumes.discard(volume_id)
 
     def _report(self) -> dict[str, Any]:
-        capacity = self.pool_watch.capacity()
+        capacity = self.pool_monitor.capacity()
         return {
             "hostname": socket.gethostname(),
             "portal": self._portal,
@@ -211,7 +211,7 @@ class Agent:
             "free_bytes": capacity.free_bytes,
             "full": capacity.full,
             "limits_io": self._target.limits_io(),
-            "lost_snapshots": sorted(self.pool_watch.lost_snapshots()),
+            "lost_snapshots": sorted(self.pool_monitor.lost_snapshots()),
             "filled": self.node.fillings.full(),
             "troubles": self.node.fillings.troubles(),
             "version": __version__,
@@ -254,7 +254,7 @@ class Agent:
             backoff.attempt(look)
 
     def _look_at_pool(self) -> None:
-        if self.pool_watch.look():
+        if self.pool_monitor.look():
             self._beat_now.set()
 
     def _look_at_exports(self) -> None:

@@ -19,9 +19,9 @@ _OVERDUE = 30.0
 class PoolWatch:
     """What `pool` was like when it was looked at last; any thread may ask."""
 
-    def __init__(self, pool: Pool, references: Baselines) -> None:
+    def __init__(self, pool: Pool, baselines: Baselines) -> None:
         self._pool = pool
-        self._references = references
+        self._baselines = baselines
         self._capacity = Capacity(0, 0, full="the pool was not looked at yet")
         self._lost: frozenset[str] = frozenset()
         self._trouble = ""
@@ -50,12 +50,12 @@ class PoolWatch:
         return before != (self._capacity.full, self._lost)
 
     def tidy(self) -> None:
-        """Give up references that are old, or in the way.
+        """Give up baselines that are old, or in the way.
 
         Raises:
             errors.LunrError: the pool does not tell what is there.
         """
-        self._references.look(self._capacity.tight)
+        self._baselines.look(self._capacity.tight)
 
     def capacity(self) -> Capacity:
         """The room there was; a pool that is in trouble, or does not answer, is full."""

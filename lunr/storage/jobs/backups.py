@@ -27,7 +27,7 @@ def save(node: NodeContext, job: ClaimedJob) -> dict[str, Any]:
     """
     volume_id, backup_id = job.volume_id, job.id_of("backup_id")
     if job.payload.get("snapshot_id") is not None:
-        # Which may be older than the reference.
+        # Which may be older than the baseline.
         snapshot = Snapshot(volume_id, job.id_of("snapshot_id"))
         gaps = None
         if job.payload.get("base_id") is not None:
@@ -38,7 +38,7 @@ def save(node: NodeContext, job: ClaimedJob) -> dict[str, Any]:
     snapshot = Snapshot(volume_id, backup_id, Purpose.BACKUP)
     with _gone_on_failure(node.pool, job, snapshot):
         # There is one if an attempt was killed after all was done.
-        node.references.give_up(volume_id, backup_id)
+        node.baselines.give_up(volume_id, backup_id)
         if node.fillings.get(volume_id) is not None:
             # What one of an earlier attempt lacks, nobody knows any more.
             node.pool.delete_snapshot(snapshot)
@@ -50,7 +50,7 @@ def save(node: NodeContext, job: ClaimedJob) -> dict[str, Any]:
     # will be deleted at once is nobody's parent. What a snapshot lacked tells nothing of changes.
     was_written = result.pop("written")
     if was_written and job.payload.get("internal") is not True and gaps is None:
-        node.references.keep(snapshot)
+        node.baselines.keep(snapshot)
     else:
         node.pool.delete_snapshot(snapshot)
     return result
@@ -146,14 +146,14 @@ def _changed(
     if gaps is not None:
         return _there(job, gaps, size)
     why = "no snapshot of it is kept"
-    with node.references.using(volume_id, parent_id) as reference:
-        if reference is not None:
+    with node.baselines.using(volume_id, parent_id) as baseline:
+        if baseline is not None:
             try:
-                extents = node.pool.changed(reference, snapshot)
+                extents = node.pool.changed(baseline, snapshot)
                 if extents is not None:
                     short = coalesce(_heeding_stops(job, extents), size, BLOCK, MOST_CHANGED)
                     # What was overwritten after it was lost is in no table.
-                    node.pool.check_snapshot(reference)
+                    node.pool.check_snapshot(baseline)
                     told = units.human(sum(end - start for start, end in short))
                     _log.info("at most %s have changed since backup %s", told, parent_id)
                     return short

@@ -22,7 +22,7 @@ class NodeContext:
     exports: Exports
     engine: Engine
     fillings: RestoreRegistry
-    references: Baselines
+    baselines: Baselines
 
 
 Handler = Callable[[NodeContext, ClaimedJob], dict[str, Any] | None]

@@ -54,7 +54,7 @@ class Purpose(StrEnum):
     BACKUP = "backups"
     #: What the volume's next backup is compared with: the moment of its last one, whose id it
     #: has. Nobody asked for it: it never keeps a volume from being deleted or extended.
-    REFERENCE = "references"
+    BASELINE = "references"
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ class Capacity:
         free_bytes: what is really free now.
         full: why no new volume is to be placed here, whatever is promised; mostly "".
         used: shares (0 to 1) of what can run out, by its name: "data", "metadata", …
-        tight: whether what is there only to be quick, the references, is to be given up.
+        tight: whether what is there only to be quick, the baselines, is to be given up.
     """
 
     capacity_bytes: int
@@ -138,8 +138,8 @@ class Pool(abc.ABC):
         """The snapshots that are there, of every purpose."""
 
     @abc.abstractmethod
-    def references(self) -> Mapping[Snapshot, float]:
-        """The snapshots that are references, and when each was taken, in seconds since 1970."""
+    def baselines(self) -> Mapping[Snapshot, float]:
+        """The snapshots that are baselines, and when each was taken, in seconds since 1970."""
 
     @abc.abstractmethod
     def create(self, volume_id: str, size: int) -> None:
@@ -181,7 +181,7 @@ class Pool(abc.ABC):
     def delete(self, volume_id: str, tick: Tick = no_tick) -> None:
         """Remove the volume; its bytes can't be read by anyone after.
 
-        Its references go with it. Its other snapshots stay where the pool can keep
+        Its baselines go with it. Its other snapshots stay where the pool can keep
         them without it.
 
         Args:
@@ -271,7 +271,7 @@ class DevicePool(Pool):
     """
 
     @abc.abstractmethod
-    def make_filling(self, volume_id: str, size: int) -> Path:
+    def make_clone_metadata(self, volume_id: str, size: int) -> Path:
         """A device of at least `size` bytes for a volume that fills, all zeros when it is new.
 
         Raises:
@@ -279,7 +279,7 @@ class DevicePool(Pool):
         """
 
     @abc.abstractmethod
-    def remove_filling(self, volume_id: str) -> None:
+    def remove_clone_metadata(self, volume_id: str) -> None:
         """Remove that device, if there is one. With its volume it goes as well."""
 
     @abc.abstractmethod

@@ -86,8 +86,8 @@ class Simulation:
         for id, node in NODES.items():
             services.volumes.create("acme", {"size": 1, "force_node": node}, id)
         self.work(frozenset())
-        for id, timing in SCHEDULES.items():
-            request = {"every": timing.every, "at": timing.at, "spread": timing.spread}
+        for id, recurrence in SCHEDULES.items():
+            request = {"every": recurrence.every, "at": recurrence.at, "spread": recurrence.spread}
             if id == "v3":
                 services.schedules.create_for_type("default", request)
             else:

@@ -82,7 +82,13 @@ class Life:
 
         def work(repository: Repository) -> None:
             save_bytes(
-                repository, data, backup_id, parent, condemned=known, like=like, changed=changed
+                repository,
+                data,
+                backup_id,
+                parent,
+                pending_deletion=known,
+                like=like,
+                changed=changed,
             )
             self.saved[backup_id] = data
 
@@ -341,7 +347,7 @@ class Life:
             data = self.content[backup_id] = self.bytes_of(volume)
             known = tuple(self.collections)
             like = tuple(self.backups())
-            save_bytes(self.direct, data, backup_id, parent, condemned=known, like=like)
+            save_bytes(self.direct, data, backup_id, parent, pending_deletion=known, like=like)
             self.saved[backup_id] = data
             assert load_bytes(self.direct, backup_id) == data
             assert not self.is_damaged(backup_id)

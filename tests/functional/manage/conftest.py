@@ -52,8 +52,8 @@ class Manage:
     def repository(self, account: str) -> Iterator[Repository]:
         """An account's repository, as a node that starts now would open it."""
         conf = config.load(["--config-file", str(self.file)])
-        masters = from_config.open_masters(conf)
-        with catalog.opened(conf.store.url, {}, account, masters) as repository:
+        master_keys = from_config.open_master_keys(conf)
+        with catalog.opened(conf.store.url, {}, account, master_keys) as repository:
             yield repository
 
 

@@ -24,7 +24,7 @@ def load(file: Path, key: str, **changes: str) -> Masters:
         assert old in text
         text = text.replace(old, new)
     file.write_text(f"{text}[store]\nkey = {key}\n")
-    return from_config.open_masters(config.load(["--config-file", str(file)]))
+    return from_config.open_master_keys(config.load(["--config-file", str(file)]))
 
 
 def test_keys_are_fetched_by_id(barbican: Barbican, config_file: Path) -> None:

@@ -90,10 +90,10 @@ def make_agent(
 ) -> Agent:
     fillings = make_fillings(pool, engine)
     exports = Exports(fillings, target)
-    references = Baselines(pool, keep=options.pop("keep", True), days=1)
+    baselines = Baselines(pool, keep=options.pop("keep", True), days=1)
     metrics = Metrics()
     return Agent(
-        NodeContext(pool, exports, engine, fillings, references),
+        NodeContext(pool, exports, engine, fillings, baselines),
         target,
         ApiClient(url, NODE, options.pop("token", TOKEN)),
         portal,

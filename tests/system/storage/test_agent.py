@@ -110,8 +110,8 @@ def test_a_volume_from_its_making_to_its_end(
     assert result["parent_id"] == "b1"
     api.do("backup.verify", "v1", "b1", backup_id="b1", repository=REPOSITORY)
     # Of the backups' there is only the last one's, for the next.
-    reference = Snapshot("v1", "b2", Purpose.REFERENCE)
-    assert pool.snapshots() == {Snapshot("v1", "s1"), reference}
+    baseline = Snapshot("v1", "b2", Purpose.BASELINE)
+    assert pool.snapshots() == {Snapshot("v1", "s1"), baseline}
 
     stored = {"repository": REPOSITORY, "backup_id": "b1"}
     api.restore("v4", size_bytes=2 * SIZE, **stored)
@@ -220,7 +220,7 @@ def test_a_start_makes_the_node_what_the_records_say(
     assert found["volumes"] == ["gone", "kept", "stray", "unknown"]
     assert found["snapshots"] == ["s1", "s2"]
     assert found["exports"] == ["gone", "stray"]
-    wait_until(lambda: not second.removals.progress(), what="what was deleted is removed")
+    wait_until(lambda: not second.pending_deletes.progress(), what="what was deleted is removed")
     assert second.node.pool.volumes() == {"kept", "stray", "unknown"}
     assert second.node.pool.snapshots() == {
         Snapshot("kept", "s1"),
@@ -289,7 +289,7 @@ def test_a_defect_ends_no_thread(
         monkeypatch.setattr(thing, name, method)
 
     once_broken(agent.node.pool, "watch")
-    once_broken(agent.node.references, "look")
+    once_broken(agent.node.baselines, "look")
     once_broken(agent.node.exports, "watch")
     once_broken(agent._api, "heartbeat")
     once_broken(agent.supervisor, "do")

@@ -28,7 +28,7 @@ MIB = 1 << 20
 SIZE = 8 * MIB
 STORED = {"repository": "account1", "backup_id": "b1"}
 SAVE = {**STORED, "parent_id": None, "condemned": [], "created_at": "2026-11-23T12:00:00Z"}
-REFERENCE = Snapshot("v1", "b1", Purpose.REFERENCE)
+BASELINE = Snapshot("v1", "b1", Purpose.BASELINE)
 SNAPSHOT = {"kind": "snapshot", "id": "s1", "volume_id": "v1"}
 #: The job that is killed, on a node as `_Ground` makes it.
 CASES: dict[str, dict[str, Any]] = {
@@ -67,7 +67,7 @@ class _Ground:
                 file.write(self.data)
             self.work(api, "snapshot.create", "v1", snapshot_id="s1")
             if any(self.place.store.iterdir()):
-                pool.snapshot(REFERENCE)
+                pool.snapshot(BASELINE)
             else:
                 self.work(api, "backup.save", "v1", **SAVE)
             if kind == "backup.save":
@@ -167,16 +167,16 @@ def _check_backups(ground: _Ground, api: ContractApi, pool: Any, backup_id: str)
     ground.work(
         api, "backup.save", "v1", **{**SAVE, "backup_id": following, "parent_id": backup_id}
     )
-    assert pool.snapshots() == {Snapshot("v1", "s1"), replace(REFERENCE, id=following)}
+    assert pool.snapshots() == {Snapshot("v1", "s1"), replace(BASELINE, id=following)}
     api.restore("v3", **{**STORED, "backup_id": following}, size_bytes=SIZE)
     assert pool.path("v3").read_bytes() == pool.path("v1").read_bytes(), backup_id
     api.do("volume.delete", "v3", "v3")
-    pool.delete_snapshot(replace(REFERENCE, id=following))
+    pool.delete_snapshot(replace(BASELINE, id=following))
 
 
 def _check(ground: _Ground, kind: str, pool: Any, where: str) -> None:
     """What is there is what `kind` makes of the ground, and nothing else."""
-    volumes, snapshots, exported = {"v1"}, {Snapshot("v1", "s1"), REFERENCE}, False
+    volumes, snapshots, exported = {"v1"}, {Snapshot("v1", "s1"), BASELINE}, False
     match kind:
         case "volume.create" | "volume.clone" | "volume.restore":
             volumes.add("v2")
@@ -186,7 +186,7 @@ def _check(ground: _Ground, kind: str, pool: Any, where: str) -> None:
             assert pool.path("v1").read_bytes() == ground.data + bytes(SIZE + SIZE // 2), where
         case "volume.delete":
             volumes.clear()
-            snapshots.remove(REFERENCE)
+            snapshots.remove(BASELINE)
         case "snapshot.create":
             snapshots.add(Snapshot("v1", "s2"))
         case "snapshot.delete":
@@ -194,7 +194,7 @@ def _check(ground: _Ground, kind: str, pool: Any, where: str) -> None:
         case "export.create":
             exported = True
         case "backup.save":
-            snapshots.remove(REFERENCE)
+            snapshots.remove(BASELINE)
     assert pool.volumes() == volumes, where
     assert pool.snapshots() == snapshots, where
     left = [str(path) for path in ground.place.pool.rglob("*.tmp")]

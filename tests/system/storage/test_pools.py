@@ -170,7 +170,7 @@ class TestFilesPool(PoolContract):
         blocks = random.Random(4).sample(range(1, SIZE // 4096, 2), 100)
         pool.create("v1", SIZE)
         pool.path("v1").write_bytes(random.Random(5).randbytes(SIZE))
-        pool.snapshot(old := Snapshot("v1", "b1", Purpose.REFERENCE))
+        pool.snapshot(old := Snapshot("v1", "b1", Purpose.BASELINE))
         assert list(pool.changed(old, "v1") or [Extent(0, 1)]) == []
         for block in blocks:
             write(pool.path("v1"), block * 4096, b"!")
@@ -178,7 +178,7 @@ class TestFilesPool(PoolContract):
         assert list(pool.changed(old, new) or ()) == [
             Extent(block * 4096, (block + 1) * 4096) for block in sorted(blocks)
         ]
-        assert pool.changed(Snapshot("v1", "none", Purpose.REFERENCE), new) is None
+        assert pool.changed(Snapshot("v1", "none", Purpose.BASELINE), new) is None
 
     def test_the_folder_is_private(self, pool: FilesPool) -> None:
         pool.create("v1", SIZE)
@@ -194,7 +194,7 @@ def test_what_is_compressed_counts_as_changed(btrfs_mount: Path) -> None:
     subprocess.run(["btrfs", "property", "set", folder, "compression", "zstd"], check=True)
     pool.create("v1", SIZE)
     write(pool.path("v1"), MIB, bytes(range(256)) * 1024)
-    pool.snapshot(old := Snapshot("v1", "b1", Purpose.REFERENCE))
+    pool.snapshot(old := Snapshot("v1", "b1", Purpose.BASELINE))
     write(pool.path("v1"), 4 * MIB, random.Random(1).randbytes(8192))  # does not shrink
     pool.snapshot(new := Snapshot("v1", "b2", Purpose.BACKUP))
     extents = list(pool.changed(old, new) or ())

@@ -31,7 +31,7 @@ SIZE = 16 * MIB
 
 
 class OddPool(FilesPool):
-    """A pool of files that does to references what LVM's may do."""
+    """A pool of files that does to baselines what LVM's may do."""
 
     def __init__(self, path: Path) -> None:
         super().__init__(path, image_gib=1)
@@ -119,22 +119,22 @@ def ground(xfs_mount: Path, tgtd: Tgtd, run_folder: Path) -> Iterator[Ground]:
     api.stop()
 
 
-def reference(backup_id: str) -> Snapshot:
-    return Snapshot("v1", backup_id, Purpose.REFERENCE)
+def baseline(backup_id: str) -> Snapshot:
+    return Snapshot("v1", backup_id, Purpose.BASELINE)
 
 
 def test_only_what_has_changed_is_read(ground: Ground) -> None:
     assert ground.save("b1")["bytes_read"] == SIZE
-    assert ground.snapshots() == {reference("b1")}
+    assert ground.snapshots() == {baseline("b1")}
     for number in (3, 4, 200, 511):
         ground.write(number * BLOCK + 5, b"changed")
     result = ground.save("b2", "b1")
     assert result["bytes_read"] == 4 * BLOCK
     assert "written" not in result
-    assert ground.snapshots() == {reference("b2")}
+    assert ground.snapshots() == {baseline("b2")}
     assert ground.save("b3", "b2")["bytes_read"] == 0
     assert ground.save("b4", None)["bytes_read"] == SIZE  # as if it were the first
-    assert ground.snapshots() == {reference("b4")}
+    assert ground.snapshots() == {baseline("b4")}
     for backup_id in ("b2", "b3", "b4"):
         assert ground.restored(backup_id) == ground.data
 
@@ -179,10 +179,10 @@ def test_without_it_all_is_read_and_the_log_says_why(
     parent, why = "b1", ""
     match how:
         case "gone":
-            ground.pool.delete_snapshot(reference("b1"))
+            ground.pool.delete_snapshot(baseline("b1"))
             why = "no snapshot of it is kept"
         case "lost":
-            ground.pool.lost.add(reference("b1"))
+            ground.pool.lost.add(baseline("b1"))
             why = "it overflowed"
         case "unknown":
             ground.pool.tell = _tells_nothing
@@ -190,7 +190,7 @@ def test_without_it_all_is_read_and_the_log_says_why(
         case "fails":
             ground.pool.tell = _fails
             why = "bad checksum"
-        case "another":  # b2 was deleted meanwhile, of which the reference is
+        case "another":  # b2 was deleted meanwhile, of which the baseline is
             ground.save("b2", "b1")
             why = "no snapshot of it is kept"
     ground.write(7 * BLOCK, b"changed")
@@ -198,7 +198,7 @@ def test_without_it_all_is_read_and_the_log_says_why(
     with caplog.at_level(logging.INFO):
         assert ground.save("b3", parent)["bytes_read"] == SIZE
     assert why in caplog.text
-    assert ground.snapshots() == {reference("b3")}
+    assert ground.snapshots() == {baseline("b3")}
     assert ground.restored("b3") == ground.data
 
 
@@ -214,7 +214,7 @@ def test_a_parent_that_the_store_has_not_is_not_built_upon(ground: Ground) -> No
 def test_a_backup_that_was_there_already_is_no_reference(ground: Ground) -> None:
     ground.save("b1")
     old = bytes(ground.data)
-    ground.pool.delete_snapshot(reference("b1"))  # as when the worker died at its very end
+    ground.pool.delete_snapshot(baseline("b1"))  # as when the worker died at its very end
     ground.write(9 * BLOCK, b"after its moment")
     ground.save("b1")
     assert ground.restored("b1") == old
@@ -227,21 +227,21 @@ def test_what_is_saved_for_a_copy_or_by_a_user_leaves_it_alone(ground: Ground) -
     ground.save("b1")
     ground.write(2 * BLOCK, b"changed")
     assert ground.save("copy", "b1", internal=True)["bytes_read"] == BLOCK
-    assert ground.snapshots() == {reference("b1")}
+    assert ground.snapshots() == {baseline("b1")}
     ground.api.do("snapshot.create", "v1", "s1", snapshot_id="s1")
     old = bytes(ground.data)
     ground.write(4 * BLOCK, b"later")
     assert ground.save("b2", "b1", snapshot_id="s1")["bytes_read"] == SIZE
-    assert ground.snapshots() == {reference("b1"), Snapshot("v1", "s1")}
+    assert ground.snapshots() == {baseline("b1"), Snapshot("v1", "s1")}
     assert ground.restored("b2") == old
     ground.save("b3", "b2")
-    assert ground.snapshots() == {reference("b3"), Snapshot("v1", "s1")}
+    assert ground.snapshots() == {baseline("b3"), Snapshot("v1", "s1")}
     assert ground.restored("b3") == ground.data
 
 
 def test_it_goes_with_its_volume(ground: Ground) -> None:
     ground.save("b1")
-    assert ground.snapshots() == {reference("b1")}
+    assert ground.snapshots() == {baseline("b1")}
     ground.api.do("volume.delete", "v1", "v1")
     assert ground.snapshots() == set()
 
@@ -251,7 +251,7 @@ def test_a_start_leaves_it_but_of_what_is_gone(ground: Ground) -> None:
     ground.agent.stop()
     (ground.place.pool / "references" / "lost-volume.b7").write_bytes(b"")
     ground.start()
-    assert ground.snapshots() == {reference("b1")}
+    assert ground.snapshots() == {baseline("b1")}
     ground.agent.stop()
     ground.start(keep=False)
     assert ground.snapshots() == set()
@@ -268,7 +268,7 @@ def test_a_failed_backup_leaves_the_last_ones(ground: Ground) -> None:
         "backup.save", "v1", "full", backup_id="full", repository=REPOSITORY, parent_id="b1"
     )
     assert ground.api.wait(job)["status"] == "FAILED"
-    assert ground.snapshots() == {reference("b1")}
+    assert ground.snapshots() == {baseline("b1")}
 
 
 def test_a_backup_whose_snapshot_can_not_be_kept_is_done_all_the_same(ground: Ground) -> None:
@@ -295,14 +295,14 @@ def test_old_and_lost_ones_are_given_up(ground: Ground) -> None:
     ground.save("b1")
     kept = baselines.Baselines(ground.pool, keep=True, days=1)
     assert not kept.look(tight=False)
-    assert ground.snapshots() == {reference("b1")}
+    assert ground.snapshots() == {baseline("b1")}
     ages = {"v2": 2, "v3": 0.5, "v4": 0}
     for volume_id, days in ages.items():
         ground.pool.create(volume_id, BLOCK)
-        ground.pool.snapshot(made := Snapshot(volume_id, "b", Purpose.REFERENCE))
+        ground.pool.snapshot(made := Snapshot(volume_id, "b", Purpose.BASELINE))
         then = time.time() - days * 86400
         os.utime(ground.pool.path(made), (then, then))
-    ground.pool.lost.add(Snapshot("v4", "b", Purpose.REFERENCE))
+    ground.pool.lost.add(Snapshot("v4", "b", Purpose.BASELINE))
     assert not kept.look(tight=False)  # it was looked just now
     kept = baselines.Baselines(ground.pool, keep=True, days=1)
     with kept.using("v2", "b") as used:

@@ -203,14 +203,14 @@ def test_deleted_volumes_are_removed_one_at_a_time_while_the_node_works(
     again = SlowPool(place.pool)
     second = start(again)
     api.do("snapshot.create", "v3", "s1", snapshot_id="s1")
-    wait_until(lambda: second.removals.progress().get("v1", 0) > 0, what="it is under way")
-    assert second.removals.progress()["v2"] == 0
+    wait_until(lambda: second.pending_deletes.progress().get("v1", 0) > 0, what="it is under way")
+    assert second.pending_deletes.progress()["v2"] == 0
     second.stop()  # does not wait for the end
     assert again.ended == ["delete v1"]
     last = SlowPool(place.pool)
     third = start(last)
     last.gate.set()
-    wait_until(lambda: not third.removals.progress(), what="all are removed")
+    wait_until(lambda: not third.pending_deletes.progress(), what="all are removed")
     assert last.volumes() == {"v3"}
 
 

@@ -60,8 +60,8 @@ def main() -> None:
     parts: list[Any] = [Doomed(part) for part in (pool, target, engine)]
     fillings = make_fillings(pool, engine)
     fillings.load(pool.volumes(), fillings.known(), [])
-    references = Baselines(parts[0], keep=True, days=1)
-    node = NodeContext(parts[0], Exports(fillings, parts[1]), parts[2], fillings, references)
+    baselines = Baselines(parts[0], keep=True, days=1)
+    node = NodeContext(parts[0], Exports(fillings, parts[1]), parts[2], fillings, baselines)
     concurrency.blocking = lambda function, *args: doomed(function)(*args)
     Doomed.left = int(sys.argv[3])
     try:

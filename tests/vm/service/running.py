@@ -306,7 +306,7 @@ class World:
             wait_until(lambda: roles() == expected and self._is_clear(), interval=0.25)
         found = roles()
         assert found == expected, f"{where}: {found - expected} too much, no {expected - found}"
-        of = references()
+        of = baselines()
         assert len(of) == len(set(of)), f"{where}: {of}"
         assert set(of) <= {v.id for v in volumes}, f"{where}: {of}"
         assert stray_mappings() == [], where
@@ -370,11 +370,11 @@ def told() -> list[dict[str, str]]:
 
 
 def roles() -> set[str]:
-    """All but the references, as ``ROLE ID``."""
+    """All but the baselines, as ``ROLE ID``."""
     return {f"{one['role']} {one['id']}" for one in told() if one["role"] != "reference"}
 
 
-def references() -> list[str]:
+def baselines() -> list[str]:
     """The volumes of which the last backup's snapshot is kept."""
     return [one["volume"] for one in told() if one["role"] == "reference"]
 

@@ -40,7 +40,7 @@ def test_a_reference_tells_all_that_changed_and_hinders_nobody(pool: LvmPool) ->
     size = 4 * MIB
     pool.create("v1", size)
     shadow = bytearray(size)
-    pool.snapshot(Snapshot("v1", "b0", Purpose.REFERENCE))
+    pool.snapshot(Snapshot("v1", "b0", Purpose.BASELINE))
     for number in (1, 2):
         before = bytes(shadow)
         for _ in range(chance.randrange(1, 12)):
@@ -48,7 +48,7 @@ def test_a_reference_tells_all_that_changed_and_hinders_nobody(pool: LvmPool) ->
             start = chance.randrange(size - len(data))
             write(pool.path("v1"), start, data)
             shadow[start : start + len(data)] = data
-        old = Snapshot("v1", f"b{number - 1}", Purpose.REFERENCE)
+        old = Snapshot("v1", f"b{number - 1}", Purpose.BASELINE)
         new = Snapshot("v1", f"b{number}", Purpose.BACKUP)
         pool.snapshot(new)
         write(pool.path("v1"), 0, bytes(shadow[:1]))  # the old table knows of this too
@@ -56,9 +56,9 @@ def test_a_reference_tells_all_that_changed_and_hinders_nobody(pool: LvmPool) ->
         assert extents is not None
         check_covers(extents, before, bytes(shadow))
         pool.check_snapshot(old)
-        pool.repurpose(new, Purpose.REFERENCE)
+        pool.repurpose(new, Purpose.BASELINE)
         pool.delete_snapshot(old)
-    assert pool.snapshots() == {Snapshot("v1", "b2", Purpose.REFERENCE)}
+    assert pool.snapshots() == {Snapshot("v1", "b2", Purpose.BASELINE)}
     with pool.path("v1").open("rb"):  # attached
         pool.extend("v1", 2 * size)
     assert not pool.snapshots()

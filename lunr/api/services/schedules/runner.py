@@ -111,7 +111,7 @@ class ScheduleRunner:
             run.last_error = f"A backup was skipped. {error}"
         else:
             run.last_run, run.last_backup_id, run.last_error = now, backup_id, None
-        run.next_run = timing(schedule).after(now, run.volume_id)
+        run.next_run = recurrence(schedule).after(now, run.volume_id)
         run.not_before = None
         return RunResult(
             run.volume_id, run.last_backup_id if not run.last_error else None, run.last_error
@@ -139,7 +139,7 @@ class BackupInProgress(errors.Conflict):
     code = "on_its_way"
 
 
-def timing(schedule: Schedule) -> Recurrence:
+def recurrence(schedule: Schedule) -> Recurrence:
     """When the schedule runs."""
     return Recurrence(schedule.every, schedule.at, schedule.spread)
 
@@ -151,7 +151,7 @@ def plan(session: Session, volume_id: str, schedule: Schedule, now: datetime) ->
         run = ScheduleRun(volume_id=volume_id)
         session.add(run)
     run.schedule_id = schedule.id
-    run.next_run = timing(schedule).after(now, volume_id)
+    run.next_run = recurrence(schedule).after(now, volume_id)
     run.not_before = run.last_error = None
     session.flush()
 

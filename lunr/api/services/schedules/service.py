@@ -173,7 +173,7 @@ class Schedules:
     ) -> None:
         schedule = _lock(session, account_id, id)
         schedule.name = changes.get("name", schedule.name)
-        before = runner.timing(schedule)
+        before = runner.recurrence(schedule)
         every = changes.get("every", before.every)
         # With another period the old time and spread may make no sense: the defaults do.
         kept = before if every == before.every else None
@@ -208,13 +208,13 @@ class Schedules:
 
 
 def _new(request: dict[str, Any], **owner: str) -> Schedule:
-    timing = Recurrence.of(request["every"], request.get("at"), request.get("spread"))
+    recurrence = Recurrence.of(request["every"], request.get("at"), request.get("spread"))
     return Schedule(
         id=ids.new(),
         name=request.get("name", ""),
-        every=timing.every,
-        at=timing.at,
-        spread=timing.spread,
+        every=recurrence.every,
+        at=recurrence.at,
+        spread=recurrence.spread,
         **owner,
     )
 

@@ -7,7 +7,7 @@ folder is::
     volumes/VOLUME            one sparse file a volume
     snapshots/VOLUME.ID       a user's snapshot
     backups/VOLUME.ID         the snapshot that a running backup reads
-    references/VOLUME.ID      the snapshot that the next one is compared with
+    baselines/VOLUME.ID      the snapshot that the next one is compared with
     */*.RANDOM.tmp            half done; it gets its name by link(2), in one step
 
 (ids have no dots). Where the folder's file system has no reflink, all this is
@@ -53,7 +53,7 @@ FICLONE = 0x40049409
 
 _TEMPORARY = ".tmp"
 
-#: Share of the room; with less of it free, references are given up.
+#: Share of the room; with less of it free, baselines are given up.
 _TIGHT = 0.1
 
 #: mkfs.xfs and mount are done in a second; a slow disk is given time.
@@ -181,10 +181,10 @@ class FilesPool(Pool):
             if ids.is_valid(volume_id) and ids.is_valid(snapshot_id):
                 yield Snapshot(volume_id, snapshot_id, purpose)
 
-    def references(self) -> Mapping[Snapshot, float]:
+    def baselines(self) -> Mapping[Snapshot, float]:
         """The files in ``references``, and when they were written to: by the clone."""
         found = {}
-        for snapshot in self._snapshots(Purpose.REFERENCE):
+        for snapshot in self._snapshots(Purpose.BASELINE):
             with contextlib.suppress(FileNotFoundError):  # it went meanwhile
                 found[snapshot] = self._path(snapshot).stat().st_mtime
         return found
@@ -236,8 +236,8 @@ class FilesPool(Pool):
     def delete(self, volume_id: str, tick: Tick = no_tick) -> None:
         """Unlink the file; whoever has it open keeps its blocks until it lets go."""
         path = self._path(volume_id)
-        for reference in self._folder(Purpose.REFERENCE).glob(f"{volume_id}.*"):
-            self._remove(reference)
+        for baseline in self._folder(Purpose.BASELINE).glob(f"{volume_id}.*"):
+            self._remove(baseline)
         self._remove(path)
 
     def snapshot(self, snapshot: Snapshot) -> None:

@@ -34,9 +34,9 @@ class Role(StrEnum):
     #: The snapshot that a running backup reads.
     BACKUP = "backup"
     #: The snapshot that the volume's next backup is compared with.
-    REFERENCE = "reference"
+    BASELINE = "reference"
     #: What of a volume is there that is being restored: dm-clone's metadata.
-    FILLING = "filling"
+    CLONE_METADATA = "filling"
     #: Half made: nothing yet, and garbage if nobody is at it.
     BUILDING = "building"
     #: To be overwritten and then removed.
@@ -49,7 +49,7 @@ class Role(StrEnum):
 ROLES = {
     Purpose.USER: Role.SNAPSHOT,
     Purpose.BACKUP: Role.BACKUP,
-    Purpose.REFERENCE: Role.REFERENCE,
+    Purpose.BASELINE: Role.BASELINE,
 }
 
 

@@ -175,9 +175,9 @@ class LvmPool(DevicePool):
         """Those whose tags say so, and that dm-snapshot knows."""
         return frozenset(lv.snapshot for lv in self._lvs() if lv.snapshot and lv.origin)
 
-    def references(self) -> Mapping[Snapshot, float]:
+    def baselines(self) -> Mapping[Snapshot, float]:
         """As tags say, and as LVM noted when it made them."""
-        found = (lv for lv in self._lvs() if lv.role is Role.REFERENCE and lv.origin)
+        found = (lv for lv in self._lvs() if lv.role is Role.BASELINE and lv.origin)
         return {lv.snapshot: lv.made_at for lv in found if lv.snapshot}
 
     def size(self, subject: str | Snapshot) -> int:
@@ -237,7 +237,7 @@ class LvmPool(DevicePool):
                     _log.error("%s stays for now: %s", name, error)
 
     def extend(self, volume_id: str, size: int) -> None:
-        """Add extents; while it is open only if it has no snapshots other than references."""
+        """Add extents; while it is open only if it has no snapshots other than baselines."""
         lvs = self._lvs()
         lv = self._find(volume_id, lvs)
         if lv.size > size:
@@ -280,7 +280,7 @@ class LvmPool(DevicePool):
             if lv.open and self._stays_open(lv):
                 raise errors.InUse(kind="volume", id=volume_id, reason="its device is open")
             doomed.append((self.wiper.retire(lv), lv.size))
-        self._drop_filling(lvs, volume_id)
+        self._drop_clone_metadata(lvs, volume_id)
         for lv in lvs:  # what an earlier attempt left
             ours = lv.role in WIPING and lv.id == lv.volume_id == volume_id
             if ours and (name := self.wiper.set_apart(lv)):
@@ -292,19 +292,19 @@ class LvmPool(DevicePool):
 
     # --- for dm-clone --------------------------------------------------------------
 
-    def make_filling(self, volume_id: str, size: int) -> Path:
+    def make_clone_metadata(self, volume_id: str, size: int) -> Path:
         """Make a logical volume of extents that are zeros already."""
         lvs = self._lvs()
-        there = _filling(lvs, ids.check(volume_id))
+        there = _clone_metadata(lvs, ids.check(volume_id))
         if there is not None:
             self.group.finish(there)
             return self.group.path(there.name)
         size = self.group.rounded(size)
-        return self.group.path(self._make(lvs, Role.FILLING, volume_id, size))
+        return self.group.path(self._make(lvs, Role.CLONE_METADATA, volume_id, size))
 
-    def remove_filling(self, volume_id: str) -> None:
+    def remove_clone_metadata(self, volume_id: str) -> None:
         """Have it wiped in the background: the next one is to find zeros."""
-        self._drop_filling(self._lvs(), ids.check(volume_id))
+        self._drop_clone_metadata(self._lvs(), ids.check(volume_id))
 
     def clone_name(self, volume_id: str) -> str:
         """The volume's, and a word."""
@@ -472,14 +472,14 @@ class LvmPool(DevicePool):
         return [lv for lv in children if lv.role not in WIPING]
 
     def _without_references(self, lvs: list[LogicalVolume], volume_id: str) -> list[LogicalVolume]:
-        """What is there after the references of a volume have been removed."""
+        """What is there after the baselines of a volume have been removed."""
         doomed = [
-            Snapshot(volume_id, lv.id, Purpose.REFERENCE)
+            Snapshot(volume_id, lv.id, Purpose.BASELINE)
             for lv in lvs
-            if lv.role is Role.REFERENCE and lv.origin and lv.volume_id == volume_id
+            if lv.role is Role.BASELINE and lv.origin and lv.volume_id == volume_id
         ]
-        for reference in doomed:
-            self.delete_snapshot(reference)
+        for baseline in doomed:
+            self.delete_snapshot(baseline)
         return self._lvs() if doomed else lvs
 
     def _is_there(self, lvs: list[LogicalVolume], volume_id: str, size: int) -> bool:
@@ -540,8 +540,8 @@ class LvmPool(DevicePool):
             self.areas.changed()
             self.wiper.wake()
 
-    def _drop_filling(self, lvs: list[LogicalVolume], volume_id: str) -> None:
-        lv = _filling(lvs, volume_id)
+    def _drop_clone_metadata(self, lvs: list[LogicalVolume], volume_id: str) -> None:
+        lv = _clone_metadata(lvs, volume_id)
         if lv is not None:
             self._drop(lv)
 
@@ -558,8 +558,8 @@ class LvmPool(DevicePool):
             raise SnapshotLost(id=shown[0], volume_id=shown[1], reason=lost)
 
 
-def _filling(lvs: list[LogicalVolume], volume_id: str) -> LogicalVolume | None:
-    return next((lv for lv in lvs if lv.role is Role.FILLING and lv.id == volume_id), None)
+def _clone_metadata(lvs: list[LogicalVolume], volume_id: str) -> LogicalVolume | None:
+    return next((lv for lv in lvs if lv.role is Role.CLONE_METADATA and lv.id == volume_id), None)
 
 
 def _shifted(tick: Tick, before: int, total: int, done: int, _total: int) -> None:

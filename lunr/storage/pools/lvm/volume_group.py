@@ -59,8 +59,8 @@ _PREFIXES = {
     Role.VOLUME: "volume",
     Role.SNAPSHOT: "snap",
     Role.BACKUP: "backup",
-    Role.REFERENCE: "reference",
-    Role.FILLING: "filling",
+    Role.BASELINE: "reference",
+    Role.CLONE_METADATA: "filling",
     Role.BUILDING: "building",
 }
 

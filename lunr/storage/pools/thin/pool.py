@@ -46,7 +46,7 @@ _log = logging.getLogger(__name__)
 #: Role, id, volume's id.
 _Key = tuple[Role, str, str]
 
-#: How near to what makes the pool full references are given up.
+#: How near to what makes the pool full baselines are given up.
 _TIGHT = 0.9
 
 #: Seconds that `watch`'s look at the pool is good for.
@@ -194,9 +194,9 @@ class ThinPool(DevicePool):
         """The thin volumes that are tagged as a snapshot of lunr's."""
         return frozenset(lv.snapshot for lv in self._ours() if lv.snapshot is not None)
 
-    def references(self) -> Mapping[Snapshot, float]:
+    def baselines(self) -> Mapping[Snapshot, float]:
         """As tags say, and as LVM noted when it made them."""
-        found = (lv for lv in self._ours() if lv.role is Role.REFERENCE)
+        found = (lv for lv in self._ours() if lv.role is Role.BASELINE)
         return {lv.snapshot: lv.made_at for lv in found if lv.snapshot}
 
     def size(self, subject: str | Snapshot) -> int:
@@ -264,10 +264,10 @@ class ThinPool(DevicePool):
         """Give the volume's blocks back, but for those that it shares."""
         key = _key(volume_id)
         lvs = self._ours()
-        for reference in lvs:
-            goes_along = reference.role in (Role.REFERENCE, Role.FILLING)
-            if goes_along and reference.volume_id == volume_id:
-                self._group.remove(reference.name)
+        for baseline in lvs:
+            goes_along = baseline.role in (Role.BASELINE, Role.CLONE_METADATA)
+            if goes_along and baseline.volume_id == volume_id:
+                self._group.remove(baseline.name)
         if (lv := _pick(lvs, key)) is not None:
             with translated("volume", volume_id):
                 self._group.remove(lv.name)
@@ -298,19 +298,21 @@ class ThinPool(DevicePool):
 
     # --- for dm-clone --------------------------------------------------------------
 
-    def make_filling(self, volume_id: str, size: int) -> Path:
+    def make_clone_metadata(self, volume_id: str, size: int) -> Path:
         """Make a thin volume."""
-        key = (Role.FILLING, ids.check(volume_id), volume_id)
+        key = (Role.CLONE_METADATA, ids.check(volume_id), volume_id)
         if (lv := _pick(self._ours(), key)) is not None:
             self._group.finish(lv)
         else:
             size = self._group.rounded(size)
-            self._make(Role.FILLING, volume_id, volume_id, "-V", f"{size}b", "-T", self._pool)
-        return self._group.path(self._group.name_for(Role.FILLING, volume_id))
+            self._make(
+                Role.CLONE_METADATA, volume_id, volume_id, "-V", f"{size}b", "-T", self._pool
+            )
+        return self._group.path(self._group.name_for(Role.CLONE_METADATA, volume_id))
 
-    def remove_filling(self, volume_id: str) -> None:
+    def remove_clone_metadata(self, volume_id: str) -> None:
         """Give its blocks back."""
-        key = (Role.FILLING, ids.check(volume_id), volume_id)
+        key = (Role.CLONE_METADATA, ids.check(volume_id), volume_id)
         if (lv := _pick(self._ours(), key)) is not None:
             self._group.remove(lv.name)
 

@@ -191,7 +191,7 @@ class DmCloneRestore(FuseRestore):
         """See :meth:`FuseRestore.remove`."""
         self.close()
         if self.task is not None:
-            self._pool.remove_filling(self.volume_id)
+            self._pool.remove_clone_metadata(self.volume_id)
         super().remove()
 
     def quiet(self) -> float:
@@ -285,7 +285,7 @@ class DmCloneRestore(FuseRestore):
     def _filling(self) -> Path:
         """The device with what is there."""
         assert self.task is not None
-        return self._pool.make_filling(self.volume_id, metadata_size(self.task.size_bytes))
+        return self._pool.make_clone_metadata(self.volume_id, metadata_size(self.task.size_bytes))
 
     def _link(self) -> None:
         self._run.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -463,7 +463,7 @@ class DmCloneRestore(FuseRestore):
             elif seen is not None and seen.suspended:
                 self._device.resume()
             super().close()
-            self._pool.remove_filling(self.volume_id)
+            self._pool.remove_clone_metadata(self.volume_id)
             (self._state / "map.root").unlink(missing_ok=True)
             with self._changed:
                 self._filled = True

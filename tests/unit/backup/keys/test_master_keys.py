@@ -33,7 +33,7 @@ def test_keys_are_read_from_a_file(tmp_path: Path) -> None:
     path.chmod(0o600)
     assert master_keys.load(path) == (OLD,)
     path.write_text(master_keys.text((NEW, OLD)) + "\n")
-    assert master_keys.open_masters(f"file:{path}", nobody) == (NEW, OLD)
+    assert master_keys.open_master_keys(f"file:{path}", nobody) == (NEW, OLD)
 
 
 @pytest.mark.parametrize("text", ["", "ab" * 31, "xy" * 32, "ab" * 33, "é" * 64, "ab" * 32 + "\nx"])
@@ -55,14 +55,14 @@ def test_a_key_that_is_there_twice_is_told(tmp_path: Path) -> None:
 
 def test_secrets_are_asked_for_by_id() -> None:
     secrets = {"one": NEW, "two": master_keys.text((OLD, bytes(32))).encode()}
-    assert master_keys.open_masters("barbican:one", secrets.__getitem__) == (NEW,)
-    assert master_keys.open_masters("barbican:one,two", secrets.__getitem__) == (
+    assert master_keys.open_master_keys("barbican:one", secrets.__getitem__) == (NEW,)
+    assert master_keys.open_master_keys("barbican:one,two", secrets.__getitem__) == (
         NEW,
         OLD,
         bytes(32),
     )
     with pytest.raises(errors.BadKey, match="secret one"):
-        master_keys.open_masters("barbican:one", lambda _: b"password")
+        master_keys.open_master_keys("barbican:one", lambda _: b"password")
 
 
 @pytest.mark.parametrize(
@@ -70,7 +70,7 @@ def test_secrets_are_asked_for_by_id() -> None:
 )
 def test_what_is_no_place_for_keys_is_told(source: str) -> None:
     with pytest.raises(errors.BadKey, match="use file:/PATH or barbican:SECRET_ID"):
-        master_keys.open_masters(source, nobody)
+        master_keys.open_master_keys(source, nobody)
 
 
 def test_a_master_key_has_a_name_that_does_not_tell_it() -> None:

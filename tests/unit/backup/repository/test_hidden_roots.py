@@ -23,10 +23,10 @@ def test_what_the_service_knows_of_is_neither_condemned_nor_swept() -> None:
     save_bytes(repo, DATA, "b")
     garbage.collect(repo, keep=["b"])  # takes away the note that the writer left
     assert garbage.collect(repo, keep=["b", "gone"]).collection is None
-    condemned = garbage.collect(repo)
-    assert condemned.collection is not None
-    assert condemned.condemned > 3
-    assert garbage.sweep(repo, condemned.collection, keep=["b"]).deleted == 0
+    pending_deletion = garbage.collect(repo)
+    assert pending_deletion.collection is not None
+    assert pending_deletion.condemned > 3
+    assert garbage.sweep(repo, pending_deletion.collection, keep=["b"]).deleted == 0
     assert load_bytes(repo, "b") == DATA
 
 

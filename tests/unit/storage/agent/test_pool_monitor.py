@@ -31,7 +31,7 @@ class Told(Pool):
             raise self.said
         return self.said
 
-    def references(self) -> dict[Snapshot, float]:
+    def baselines(self) -> dict[Snapshot, float]:
         return {}
 
     def lost_snapshots(self) -> frozenset[Snapshot]:

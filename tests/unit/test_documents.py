@@ -7,12 +7,16 @@ import functools
 import io
 import os
 import re
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 
+import click
 import pytest
 from oslo_config import cfg, generator
 
+from lunr.client.cli.main import cli
+from lunr.client.cli.plugins import Plugin
 from lunr.common import config
 
 TOP = Path(__file__).resolve().parents[2]
@@ -130,6 +134,46 @@ def test_a_name_of_nothing_is_seen(tmp_path: Path) -> None:
         "tests/nothing.py",
         "tools/nothing",
     ]
+
+
+def unknown(command: str) -> list[str]:
+    """What of a `command` line that starts with bin/lunr or tools/… there is not."""
+    program, *words = shlex.split(command, comments=True)
+    if program != "bin/lunr":
+        return [] if os.access(TOP / program, os.X_OK) else [program]
+    at: click.Command = cli
+    for word in words:
+        if isinstance(at, click.Group) and not word.startswith("-"):
+            child = at.get_command(click.Context(at), word)
+            if child is None:
+                return [word]
+            at = child.load() if isinstance(child, Plugin) else child
+    options = {name for param in at.params for name in param.opts} | {"--help"}
+    return [word for word in words if word.startswith("--") and word not in options]
+
+
+def commands_of_the_readme() -> list[str]:
+    text = (TOP / "README.rst").read_text()
+    return re.findall(r"^    ((?:bin|tools)/[^&\n]*)", text, re.MULTILINE)
+
+
+def test_the_commands_of_the_readme_are_there() -> None:
+    commands = commands_of_the_readme()
+    assert len(commands) >= 10
+    assert [(command, gone) for command in commands if (gone := unknown(command))] == []
+
+
+@pytest.mark.parametrize(
+    ("command", "gone"),
+    [
+        ("tools/nothing", ["tools/nothing"]),
+        ("bin/lunr volume make --size 10", ["make"]),
+        ("bin/lunr volume create --size 10 --bigger", ["--bigger"]),
+        ("bin/lunr engine save disk.img --id monday  # --more", []),
+    ],
+)
+def test_a_command_that_is_not_there_is_seen(command: str, gone: list[str]) -> None:
+    assert unknown(command) == gone
 
 
 def test_every_package_is_in_the_table_of_where_things_are() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.syncfs.argtypes = [ctypes.c_int]
@@ -55,6 +55,20 @@ def punch_hole(fd: int, offset: int, length: int) -> None:
         OSError: EOPNOTSUPP where the file system or device can't; see fallocate(2).
     """
     _check(_libc.fallocate(fd, _PUNCH_HOLE | _KEEP_SIZE, offset, length))
+
+
+def data_ranges(fd: int, start: int = 0) -> Iterator[tuple[int, int]]:
+    """The ranges (first byte, end) of a file from `start` on that are not holes."""
+    while True:
+        try:
+            start = os.lseek(fd, start, os.SEEK_DATA)
+        except OSError as error:
+            if error.errno == errno.ENXIO:  # there is no data any more
+                return
+            raise
+        end = os.lseek(fd, start, os.SEEK_HOLE)
+        yield start, end
+        start = end
 
 
 def begin_writing(fd: int, offset: int = 0, length: int = 0) -> None:

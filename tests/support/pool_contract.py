@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
 
 from lunr.common import errors
-from lunr.storage.pools.base import Extent, Pool, Purpose, Snapshot
+from lunr.common.extents import Extent
+from lunr.storage.pools.base import Pool, Purpose, Snapshot
 
 
 def write(path: Path, offset: int, data: bytes) -> None:

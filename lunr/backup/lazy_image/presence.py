@@ -18,6 +18,8 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
+from lunr.common.extents import Extent, merge, ones
+
 UNIT = 4096
 ABSENT, PARTIAL, PRESENT = range(3)
 
@@ -166,12 +168,12 @@ class Presence:
             for number, first, last in self.shape.pieces(offset, end)
         )
 
-    def absent(self, chunk: int, first: int, end: int) -> list[tuple[int, int]]:
+    def absent(self, chunk: int, first: int, end: int) -> list[Extent]:
         """The runs (first unit, end) of absent units of a chunk, from `first` to `end`."""
         state = self.state(chunk)
         if state == PRESENT:
             return []
-        return list(_runs(self._missing(chunk, first, end), first))
+        return list(ones(self._missing(chunk, first, end), first))
 
     def _missing(self, chunk: int, first: int, end: int) -> int:
         """The absent units from `first` to `end` as the bits of a number, the first the lowest."""
@@ -235,33 +237,15 @@ class Presence:
         partial = self.find(PARTIAL, chunk, absent)
         return absent if partial is None else partial
 
-    def absent_extents(self) -> Iterator[tuple[int, int]]:
-        """The ranges of bytes (offset, length) that are absent, in order, joined."""
+    def absent_extents(self) -> Iterator[Extent]:
+        """What is absent, in order, joined."""
+        return merge(self._absent_pieces())
+
+    def _absent_pieces(self) -> Iterator[tuple[int, int]]:
         shape = self.shape
-        start = end = 0
         chunk = self.find_incomplete(0)
         while chunk is not None:
             offset = chunk * shape.chunk
             for first, last in self.absent(chunk, 0, shape.units(chunk)):
-                low, high = offset + first * UNIT, min(offset + last * UNIT, shape.size)
-                if low == end:
-                    end = high
-                    continue
-                if end > start:
-                    yield start, end - start
-                start, end = low, high
+                yield offset + first * UNIT, min(offset + last * UNIT, shape.size)
             chunk = self.find_incomplete(chunk + 1)
-        if end > start:
-            yield start, end - start
-
-
-def _runs(bits: int, at: int) -> Iterator[tuple[int, int]]:
-    """The runs of ones in a number, as (first, end), counted from `at`."""
-    while bits:
-        zeros = (bits & -bits).bit_length() - 1
-        bits >>= zeros
-        at += zeros
-        ones = (~bits & (bits + 1)).bit_length() - 1
-        yield at, at + ones
-        bits >>= ones
-        at += ones

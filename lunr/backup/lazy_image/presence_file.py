@@ -26,7 +26,6 @@ A chunk is PRESENT when its byte says so; else its bits alone tell what is there
 from __future__ import annotations
 
 import contextlib
-import errno
 import fcntl
 import mmap
 import os
@@ -42,6 +41,7 @@ from lunr.backup.lazy_image.backing_file import BackingFile
 from lunr.backup.lazy_image.presence import PARTIAL, PRESENT, ChunkLayout, Pieces, Presence
 from lunr.common import files
 from lunr.common.errors import LunrError
+from lunr.common.linux import data_ranges
 
 SECTOR = 512
 CONTENT = 504
@@ -298,14 +298,14 @@ class Maps:
         shape = self._shape
         base = _PAGE + shape.chunks
         done = 0
-        for start, end in _data(fd, base):
+        for start, end in data_ranges(fd, base):
             first = max(done, (start - base) // shape.bits)
             done = min(-(-(end - base) // shape.bits), shape.chunks)
             for chunk in range(first, done):
                 yield chunk, os.pread(fd, shape.bits, base + chunk * shape.bits)
 
     def _used_sectors(self) -> Iterator[int]:
-        for start, end in _data(self._live, _PAGE):
+        for start, end in data_ranges(self._live, _PAGE):
             last = min(-(-(end - _PAGE) // CONTENT), _sectors(self._shape) - 1)
             yield from range(1 + (start - _PAGE) // CONTENT, 1 + last)
 
@@ -371,17 +371,3 @@ def _live_header(map_id: bytes) -> bytes:
     boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip().encode()
     packed = _LIVE_HEADER.pack(_LIVE_MAGIC, 1, map_id, boot)
     return packed + blake3(packed).digest()
-
-
-def _data(fd: int, start: int) -> Iterator[tuple[int, int]]:
-    """The ranges of a file from `start` on that are not holes."""
-    while True:
-        try:
-            start = os.lseek(fd, start, os.SEEK_DATA)
-        except OSError as error:
-            if error.errno == errno.ENXIO:
-                return
-            raise
-        end = os.lseek(fd, start, os.SEEK_HOLE)
-        yield start, end
-        start = end

@@ -294,7 +294,7 @@ class Worker:
 
         def hold() -> None:
             with volume.still() as extents:
-                answer("unfetched", extents=list(extents))
+                answer("unfetched", extents=[(start, end - start) for start, end in extents])
                 in_time = go.wait(_STILL_AT_MOST) and self._go is go
             answer("gone", in_time=in_time)
 

@@ -51,6 +51,7 @@ from lunr.backup.lazy_image.presence_file import Maps
 from lunr.backup.read.backup_reader import DAMAGE, Source
 from lunr.backup.read.single_flight import SingleFlight
 from lunr.common.errors import LunrError
+from lunr.common.extents import Extent
 
 logger = logging.getLogger(__name__)
 
@@ -354,17 +355,17 @@ class RestoredVolume:
         """Have it told which of the bytes that can't be had were written meanwhile."""
         self._source.mend(self._absent)
 
-    def _absent(self, offset: int, end: int) -> Iterator[tuple[int, int]]:
+    def _absent(self, offset: int, end: int) -> Iterator[Extent]:
         """What of a range (first byte, end) is absent."""
         end = min(end, self.size)
         for chunk, first, last in self.presence.shape.pieces(offset, end):
             base = chunk * self._chunk
             for low, high in self.presence.absent(chunk, first, last):
-                yield max(offset, base + low * UNIT), min(end, base + high * UNIT)
+                yield Extent(max(offset, base + low * UNIT), min(end, base + high * UNIT))
 
     @contextlib.contextmanager
-    def still(self) -> Iterator[Iterator[tuple[int, int]]]:
-        """The extents (offset, length) that are absent; they stay so inside.
+    def still(self) -> Iterator[Iterator[Extent]]:
+        """The extents that are absent; they stay so inside.
 
         For a snapshot of the local storage: it has all the rest. Writes to absent
         blocks wait meanwhile, and so does the fill; the others go on.

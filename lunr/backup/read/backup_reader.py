@@ -25,6 +25,7 @@ from lunr.backup.read.single_flight import SingleFlight
 from lunr.backup.repository.repository import Repository
 from lunr.common import files
 from lunr.common.errors import LunrError
+from lunr.common.extents import Extent, merge
 
 logger = logging.getLogger(__name__)
 
@@ -63,10 +64,10 @@ def kept_root(repository: Repository, backup_id: str, path: Path) -> Root:
 
 
 class _Damage(NamedTuple):
-    """What of a volume can't be had because of one object: ranges (first byte, end), in order."""
+    """What of a volume can't be had because of one object: in order."""
 
     reason: str
-    ranges: list[tuple[int, int]]
+    ranges: list[Extent]
 
 
 class Source:
@@ -217,7 +218,7 @@ class Source:
         name = str(error.fields["name"])
         with self._lock:
             known = self._damage.get(name, _Damage(str(error), []))
-            ranges = _merged([*known.ranges, (offset, offset + length)])
+            ranges = list(merge(sorted([*known.ranges, Extent(offset, offset + length)])))
             if ranges == known.ranges:
                 return
             self._damage[name] = _Damage(known.reason, ranges)
@@ -229,21 +230,10 @@ class Source:
         """Tell what of the damage is over; `absent` says what of a range nobody has written."""
         with self._lock:
             for name, known in list(self._damage.items()):
-                left = _merged(part for start, end in known.ranges for part in absent(start, end))
+                left = list(merge(part for extent in known.ranges for part in absent(*extent)))
                 if left == known.ranges:
                     continue
                 self._damage[name] = _Damage(known.reason, left)
                 self._report("damaged", object=name, reason=known.reason, ranges=left)
                 if not left:
                     del self._damage[name]
-
-
-def _merged(ranges: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
-    """Ranges (first, end) in order, and those as one that touch."""
-    found: list[tuple[int, int]] = []
-    for start, end in sorted(ranges):
-        if found and start <= found[-1][1]:
-            found[-1] = found[-1][0], max(end, found[-1][1])
-        else:
-            found.append((start, end))
-    return found

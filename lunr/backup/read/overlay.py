@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import heapq
 import mmap
 import time
 from collections.abc import Iterator
@@ -10,7 +9,7 @@ from collections.abc import Iterator
 from lunr.backup import errors
 from lunr.backup.read.backup_reader import Source as Stored
 from lunr.backup.save.block_source import Source
-from lunr.common.extents import Extents
+from lunr.common.extents import Extents, merge
 
 #: Seconds that the store may be away; then the save fails, and is tried again.
 _PATIENCE = 60.0
@@ -38,13 +37,7 @@ class Overlay:
 
     def data(self, start: int, end: int) -> Iterator[tuple[int, int]]:
         """See :meth:`lunr.backup.save.block_source.Source.data`: all that is absent may be data."""
-        at = start
-        for begin, stop in heapq.merge(
-            self._local.data(start, end), self._absent.within(start, end)
-        ):
-            if stop > at:
-                yield max(begin, at), stop
-                at = stop
+        return merge(self._local.data(start, end), self._absent.within(start, end))
 
     def read(self, buffer: mmap.mmap, offset: int, length: int) -> memoryview:
         """See :meth:`lunr.backup.save.block_source.Source.read`.

@@ -2,30 +2,26 @@
 
 from __future__ import annotations
 
-import heapq
 import logging
 import mmap
 import queue
 import socket
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
-from lunr.common.extents import Extents
+from lunr.common.extents import Extent, Extents, cover, merge
 from lunr.live import errors
 from lunr.live.qemu import nbd
 
 logger = logging.getLogger(__name__)
 
-#: The most ranges that a list of changes has. A bitmap of a large disk could have more
+#: The most extents that a list of changes has. A bitmap of a large disk could have more
 #: than there is memory for; more is read then, never less.
-MOST_RANGES = 1 << 18
+MOST_EXTENTS = 1 << 18
 
 #: Bytes at a disk's beginning, where it has a table of partitions, or a file system's own: what
 #: is not allocated, nobody may have to ask the disk for.
 _BEGINNING = 4096
-
-#: (first byte, end), in order and apart.
-Ranges = list[tuple[int, int]]
 
 
 class NbdSource:
@@ -79,7 +75,7 @@ class NbdSource:
         return view
 
 
-def ranges(name: str, connection: nbd.Connection, *, wanted: Callable[[int], bool]) -> Ranges:
+def ranges(name: str, connection: nbd.Connection, *, wanted: Callable[[int], bool]) -> list[Extent]:
     """The ranges whose flags in the map of `connection` are `wanted`.
 
     Raises:
@@ -87,7 +83,8 @@ def ranges(name: str, connection: nbd.Connection, *, wanted: Callable[[int], boo
     """
     extents = connection.extents(0, connection.size)
     try:
-        return bounded(((at, stop) for at, stop, flags in extents if wanted(flags)), MOST_RANGES)
+        asked_for = ((at, stop) for at, stop, flags in extents if wanted(flags))
+        return cover(asked_for, MOST_EXTENTS, connection.size)
     except OSError as error:
         raise errors.ExportLost(
             path=name, offset=0, reason=f"{error.strerror or error}."
@@ -113,35 +110,9 @@ def await_answers(name: str, connection: nbd.Connection) -> None:
             ) from error
 
 
-def union(one: Ranges, other: Ranges) -> Ranges:
-    """The ranges that are in `one` or in `other`."""
-    return bounded(heapq.merge(one, other), MOST_RANGES)
-
-
-def joined(ranges: Iterable[tuple[int, int]], gap: int = 0) -> Iterator[tuple[int, int]]:
-    """`ranges`, by their first byte, with those as one that are at most `gap` bytes apart."""
-    run: tuple[int, int] | None = None
-    for start, end in ranges:
-        if run is not None and start - run[1] <= gap:
-            run = run[0], max(run[1], end)
-            continue
-        if run is not None:
-            yield run
-        run = start, end
-    if run is not None:
-        yield run
-
-
-def bounded(ranges: Iterable[tuple[int, int]], most: int) -> Ranges:
-    """At most `most` ranges that cover `ranges`, which are in order; never twice that in memory."""
-    gap = 0
-    found: Ranges = []
-    for one in joined(ranges):
-        found.append(one)
-        while len(found) > most:
-            gap = 2 * gap or 1 << 15
-            found = list(joined(found, gap))
-    return found
+def union(one: list[Extent], other: list[Extent], size: int) -> list[Extent]:
+    """What is in `one` or in `other`, of a disk of `size` bytes."""
+    return cover(merge(one, other), MOST_EXTENTS, size)
 
 
 def negotiate(

@@ -15,6 +15,7 @@ import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from lunr.common.extents import Extent
 from lunr.live import errors
 from lunr.live.qemu import names
 from lunr.live.qemu.machine import Disk
@@ -97,6 +98,6 @@ def check(monitor: Monitor, disk: Disk, group: str) -> None:
     raise errors.DiskResized(disk=disk.name)
 
 
-def tail(size: int, granularity: int) -> tuple[int, int]:
-    """The range of a disk of `size` bytes that the mark stands for."""
-    return max(0, size - 1) // granularity * granularity, size
+def tail(size: int, granularity: int) -> Extent:
+    """The extent of a disk of `size` bytes that the mark stands for."""
+    return Extent(max(0, size - 1) // granularity * granularity, size)

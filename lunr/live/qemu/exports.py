@@ -13,9 +13,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+from lunr.common.extents import Extent
 from lunr.live import errors
 from lunr.live.backup import source
-from lunr.live.backup.source import NbdSource, Ranges
+from lunr.live.backup.source import NbdSource
 from lunr.live.qemu import bitmaps as sizes
 from lunr.live.qemu import cleanup, names, nbd
 from lunr.live.qemu.fleecing import GRANULARITY
@@ -39,10 +40,12 @@ class Exported:
     """
 
     source: NbdSource
-    changed: Ranges | None
+    changed: list[Extent] | None
 
 
-def survey(monitor: Monitor, disks: Sequence[Disk], wanted: Sequence[str]) -> dict[str, Ranges]:
+def survey(
+    monitor: Monitor, disks: Sequence[Disk], wanted: Sequence[str]
+) -> dict[str, list[Extent]]:
     """Outside of which ranges the disks of the names `wanted` have only zeros; all must answer.
 
     Before QEMU stops the guest it waits until each disk has done what it was told, and flushes
@@ -57,7 +60,7 @@ def survey(monitor: Monitor, disks: Sequence[Disk], wanted: Sequence[str]) -> di
         errors.CannotBackUp: the machine's NBD server is taken.
         errors.ExportLost, errors.CommandRefused: a disk does not answer, or there is no map.
     """
-    found: dict[str, Ranges] = {}
+    found: dict[str, list[Extent]] = {}
     with _served(monitor, len(disks)) as sockets:
         for number, disk in enumerate(disks):
             _export(monitor, number, disk.node, [])
@@ -78,7 +81,7 @@ def exported(
     monitor: Monitor,
     disks: Sequence[Disk],
     bases: Mapping[str, str],
-    allocated: Mapping[str, Ranges],
+    allocated: Mapping[str, list[Extent]],
 ) -> Iterator[list[Exported]]:
     """What the `disks` were at the cut, to be read.
 
@@ -114,10 +117,10 @@ def exported(
                 raise errors.DiskResized(disk=disk.name)
             written = source.ranges(disk.name, connections[0], wanted=bool)
             if disk.name in bases:
-                changed = source.union(written, [sizes.tail(disk.size, GRANULARITY)])
+                changed = source.union(written, [sizes.tail(disk.size, GRANULARITY)], disk.size)
                 found.append(Exported(NbdSource(disk.name, connections), changed))
             else:
-                data = source.union(allocated[disk.name], written)
+                data = source.union(allocated[disk.name], written, disk.size)
                 found.append(Exported(NbdSource(disk.name, connections, data), None))
         yield found
 

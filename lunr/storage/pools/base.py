@@ -12,9 +12,10 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
-from typing import ClassVar, NamedTuple
+from typing import ClassVar
 
 from lunr.common import errors
+from lunr.common.extents import Extent
 
 #: Told now and then how far long work is, in bytes: done, in all. It raises
 #: errors.Cancelled when the work is to end early.
@@ -83,13 +84,6 @@ class Capacity:
     full: str = ""
     used: dict[str, float] = field(default_factory=dict)
     tight: bool = False
-
-
-class Extent(NamedTuple):
-    """The bytes from `start` up to, not including, `end`."""
-
-    start: int
-    end: int
 
 
 class Pool(abc.ABC):

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
-from lunr.storage.pools.base import Extent
+from lunr.common.extents import Extent, clip, merge
 
 
 class Run(NamedTuple):
@@ -31,7 +31,7 @@ _NO_MORE = Run(sys.maxsize, sys.maxsize, 0)
 
 def allocated(runs: Iterable[Run], size: int) -> Iterator[Extent]:
     """The extents of a volume of `size` bytes that have a place; all else reads as zeros."""
-    return merged(_clipped((Extent(run.start, run.end) for run in runs), size))
+    return merge(clip(((run.start, run.end) for run in runs), size))
 
 
 def changed(
@@ -41,9 +41,14 @@ def changed(
 
     What is past the end of `old` counts as different.
     """
+    return within_both(_differences(old, new), old_size, new_size)
+
+
+def within_both(differ: Iterable[Extent], old_size: int, new_size: int) -> Iterator[Extent]:
+    """The extents `differ` of what both have, and all of the new one past the end of the old."""
     common = min(old_size, new_size)
     beyond = [Extent(common, new_size)] if common < new_size else []
-    return merged(itertools.chain(_clipped(_differences(old, new), common), beyond))
+    return merge(itertools.chain(clip(differ, common), beyond))
 
 
 def _differences(old: Iterator[Run], new: Iterator[Run]) -> Iterator[Extent]:
@@ -69,25 +74,3 @@ def _past(point: int, run: Run, rest: Iterator[Run]) -> Run:
         data = None if run.data is None else run.data + point - run.start
         return Run(point, run.end, data)
     return next(rest, _NO_MORE)
-
-
-def _clipped(extents: Iterable[Extent], size: int) -> Iterator[Extent]:
-    """`extents` up to `size`: a device may end in the middle of a block, or have been larger."""
-    for extent in extents:
-        if extent.start >= size:
-            return
-        yield Extent(extent.start, min(extent.end, size))
-
-
-def merged(extents: Iterable[Extent]) -> Iterator[Extent]:
-    """`extents`, which are in order, those that touch made one."""
-    last: Extent | None = None
-    for extent in extents:
-        if last is not None and last.end == extent.start:
-            last = Extent(last.start, extent.end)
-            continue
-        if last is not None:
-            yield last
-        last = extent
-    if last is not None:
-        yield last

@@ -16,9 +16,9 @@ from typing import Any
 from lunr.backup.lazy_image import mount
 from lunr.backup.lazy_image.missing_extents import MissingExtents
 from lunr.common import concurrency, errors, files, ids
+from lunr.common.extents import Extent
 from lunr.storage.agent.backoff import Backoff
 from lunr.storage.engine import Engine
-from lunr.storage.pools.base import Extent
 from lunr.storage.restore.process import RestoreProcess, adopt, reach, take_lock
 from lunr.storage.restore.spec import RestoreSpec
 from lunr.storage.restore.status import RestoreStatus

@@ -21,7 +21,7 @@ from lunr.backup.keys import derive
 from lunr.backup.repository.collect import collect, sweep
 from lunr.backup.repository.repository import Repository
 from lunr.backup.stores import open_store
-from lunr.storage.jobs.extents import MOST_CHANGED
+from lunr.storage.jobs.backups import MOST_CHANGED
 from tests.support.thorough import THOROUGH
 from tests.support.waiting import PATIENCE, SOON, wait_until
 from tests.unit.backup.support import load_bytes

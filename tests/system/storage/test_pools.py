@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 
 from lunr.common import errors
-from lunr.storage.pools.base import Extent, PoolFull, PoolUnusable, Purpose, Snapshot
+from lunr.common.extents import Extent
+from lunr.storage.pools.base import PoolFull, PoolUnusable, Purpose, Snapshot
 from lunr.storage.pools.files.pool import FilesPool
 from tests.support.pool_contract import PoolContract, check_covers, write
 from tests.support.services import XFS_MINIMUM, need_command, need_root

@@ -14,9 +14,10 @@ from typing import Any
 
 import pytest
 
+from lunr.common.extents import Extent
 from lunr.storage import baselines
 from lunr.storage.agent.agent import Agent
-from lunr.storage.pools.base import Capacity, Extent, PoolUnusable, Purpose, Snapshot, SnapshotLost
+from lunr.storage.pools.base import Capacity, PoolUnusable, Purpose, Snapshot, SnapshotLost
 from lunr.storage.pools.files.pool import FilesPool
 from lunr.storage.targets.tgt.target import TgtTarget
 from tests.support.services import Tgtd

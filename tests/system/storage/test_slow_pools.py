@@ -16,8 +16,9 @@ from typing import Any
 
 import pytest
 
+from lunr.common.extents import Extent
 from lunr.storage.agent.agent import Agent
-from lunr.storage.pools.base import Extent, Purpose, Snapshot, SnapshotLost, Tick, no_tick
+from lunr.storage.pools.base import Purpose, Snapshot, SnapshotLost, Tick, no_tick
 from lunr.storage.pools.files.pool import FilesPool
 from lunr.storage.system import CommandFailed
 from lunr.storage.targets.tgt.target import TgtTarget

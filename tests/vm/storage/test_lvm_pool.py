@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 
 from lunr.common import errors
+from lunr.common.extents import Extent
 from lunr.storage import system
-from lunr.storage.pools.base import Extent, PoolFull, PoolUnusable, Purpose, Snapshot
+from lunr.storage.pools.base import PoolFull, PoolUnusable, Purpose, Snapshot
 from lunr.storage.pools.lvm import cow
 from lunr.storage.pools.lvm.logical_volumes import LogicalVolume, Role
 from lunr.storage.pools.lvm.pool import LvmPool

@@ -20,8 +20,9 @@ from typing import ClassVar
 import pytest
 
 from lunr.common import errors
+from lunr.common.extents import Extent
 from lunr.storage import system
-from lunr.storage.pools.base import Capacity, Extent, PoolFull, PoolUnusable, Purpose, Snapshot
+from lunr.storage.pools.base import Capacity, PoolFull, PoolUnusable, Purpose, Snapshot
 from lunr.storage.pools.lvm.logical_volumes import Role, tags_for
 from lunr.storage.pools.thin import status as thin_status
 from lunr.storage.pools.thin.pool import ThinPool

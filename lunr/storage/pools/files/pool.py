@@ -31,11 +31,11 @@ from dataclasses import replace
 from pathlib import Path
 
 from lunr.common import concurrency, errors, files, ids, units
+from lunr.common.extents import Extent
 from lunr.storage import system
 from lunr.storage.pools import extent_maps
 from lunr.storage.pools.base import (
     Capacity,
-    Extent,
     Pool,
     PoolFull,
     PoolUnusable,

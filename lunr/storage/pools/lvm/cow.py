@@ -24,8 +24,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lunr.common import units
-from lunr.storage.pools.base import Extent
-from lunr.storage.pools.extent_maps import merged
+from lunr.common.extents import Extent, ones_in
+from lunr.storage.pools.extent_maps import within_both
 
 #: Bytes of a chunk in the snapshots that lunr makes: the block of backups, so that what has
 #: changed is told just as fine. Measured, a writer pays about a third for sequential writes of
@@ -116,21 +116,9 @@ def changed(table: Exceptions, old_size: int, new_size: int) -> Iterator[Extent]
         if old * table.chunk < common:
             bits[old >> 3] |= 1 << (old & 7)
 
-    def pieces() -> Iterator[Extent]:
-        for chunk in _ones(bits):
-            yield Extent(chunk * table.chunk, min((chunk + 1) * table.chunk, common))
-        if new_size > common:
-            yield Extent(common, new_size)
-
-    return merged(pieces())
-
-
-def _ones(bits: bytearray) -> Iterator[int]:
-    """The numbers of the bits that are set."""
-    for run in re.finditer(rb"[^\0]+", bits):
-        for place in range(run.start(), run.end()):
-            value = bits[place]
-            yield from (place * 8 + bit for bit in range(8) if value >> bit & 1)
+    unit = table.chunk
+    chunks = (Extent(first * unit, end * unit) for first, end in ones_in(bits))
+    return within_both(chunks, old_size, new_size)
 
 
 def end_of_use(table: Exceptions) -> int:

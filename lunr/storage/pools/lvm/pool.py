@@ -23,10 +23,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 from lunr.common import concurrency, errors, ids, units
+from lunr.common.extents import Extent
 from lunr.storage.pools.base import (
     Capacity,
     DevicePool,
-    Extent,
     Purpose,
     Snapshot,
     SnapshotLost,

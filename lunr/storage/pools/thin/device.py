@@ -9,8 +9,9 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import BinaryIO
 
+from lunr.common.extents import Extent
 from lunr.storage import system
-from lunr.storage.pools.base import Extent, PoolUnusable
+from lunr.storage.pools.base import PoolUnusable
 from lunr.storage.pools.extent_maps import Run
 from lunr.storage.pools.lvm.volume_group import VolumeGroup, statuses
 from lunr.storage.pools.thin import maps as thin_maps

@@ -22,12 +22,12 @@ from dataclasses import replace
 from pathlib import Path
 
 from lunr.common import errors, ids, units
+from lunr.common.extents import Extent
 from lunr.storage import system
 from lunr.storage.pools import extent_maps
 from lunr.storage.pools.base import (
     Capacity,
     DevicePool,
-    Extent,
     PoolFull,
     Purpose,
     Snapshot,

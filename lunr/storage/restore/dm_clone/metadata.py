@@ -10,13 +10,12 @@ from __future__ import annotations
 
 import mmap
 import os
-import re
 import struct
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from lunr.common import errors
-from lunr.storage.pools.base import Extent
+from lunr.common.extents import Extent, clip, merge, ones_in
 from lunr.storage.restore.dm_clone.device import REGION, SECTOR
 
 BLOCK = 4096
@@ -34,8 +33,8 @@ _WORDS = struct.Struct("<IIIIQ")
 #: A B-tree of this depth would hold more than any disk.
 _DEEPEST = 8
 
-#: Regions absent, there, or a byte's worth of both.
-_RUNS = re.compile(rb"\x00+|\xff+|[^\x00\xff]", re.DOTALL)
+#: For each byte the one with all bits turned over.
+_INVERTED = bytes(range(255, -1, -1))
 
 #: Reads the block of this number.
 Read = Callable[[int], bytes]
@@ -84,15 +83,8 @@ def absent_in(read: Read) -> Iterator[Extent]:
     bits = b"".join(_words(read, root, _DEEPEST))
     if len(bits) * 8 * REGION < size:
         raise ValueError(f"{len(bits)} bytes for {size}")
-    start = None
-    for at, is_there in _runs(bits):
-        if is_there and start is not None:
-            yield Extent(start, min(at * REGION, size))
-            start = None
-        elif not is_there and start is None and at * REGION < size:
-            start = at * REGION
-    if start is not None:
-        yield Extent(start, size)
+    absent = ones_in(bits.translate(_INVERTED))
+    return clip(merge(Extent(first * REGION, end * REGION) for first, end in absent), size)
 
 
 def _words(read: Read, number: int, depth: int) -> Iterator[bytes]:
@@ -114,14 +106,3 @@ def _words(read: Read, number: int, depth: int) -> Iterator[bytes]:
             if itself != below or width != 8 or end > BLOCK:
                 raise ValueError(f"block {below} holds no words")
             yield block[_WORDS.size : end]
-
-
-def _runs(bits: bytes) -> Iterator[tuple[int, bool]]:
-    """(first region, whether these are there), in order; two that follow may be the same."""
-    for run in _RUNS.finditer(bits):
-        byte = bits[run.start()]
-        if byte in (0x00, 0xFF):
-            yield run.start() * 8, byte == 0xFF
-        else:
-            for bit in range(8):
-                yield run.start() * 8 + bit, bool(byte >> bit & 1)

@@ -16,7 +16,6 @@ device: the kernel does that without anybody having to open anything anew.
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
 import threading
 import time
@@ -27,10 +26,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from lunr.backup.lazy_image import mount
-from lunr.common import concurrency, errors, ids, units
+from lunr.common import concurrency, errors, ids, linux, units
+from lunr.common.extents import Extent, complement
 from lunr.storage import system
 from lunr.storage.agent.backoff import Backoff
-from lunr.storage.pools.base import DevicePool, Extent
+from lunr.storage.pools.base import DevicePool
 from lunr.storage.restore import loop_device
 from lunr.storage.restore.dm_clone import metadata as clone_map
 from lunr.storage.restore.dm_clone.device import AT_ONCE, REGION, CloneDevice, metadata_size
@@ -376,15 +376,13 @@ class DmCloneRestore(FuseRestore):
         It blocks; where the store is away, as long as a read does.
         """
         assert self.task is not None
-        size = self.task.size_bytes
         image = os.open(self._source, os.O_RDONLY | os.O_CLOEXEC)
         try:
-            at = os.lseek(image, 0, os.SEEK_HOLE)
-            while at < size and not self._over.is_set():
-                end = _next_data(image, at, size)
-                for start in range(at, end, _CLAIM):
-                    self._device.claim_zeros(start, min(start + _CLAIM, end))
-                at = size if end == size else os.lseek(image, end, os.SEEK_HOLE)
+            for zeros in complement(linux.data_ranges(image), self.task.size_bytes):
+                for start in range(*zeros, _CLAIM):
+                    if self._over.is_set():
+                        return True
+                    self._device.claim_zeros(start, min(start + _CLAIM, zeros.end))
         finally:
             os.close(image)
         return True
@@ -469,16 +467,6 @@ class DmCloneRestore(FuseRestore):
                 self._filled = True
                 self.news.all_is_well()
                 self._changed.notify_all()
-
-
-def _next_data(image: int, at: int, size: int) -> int:
-    """Where the hole that byte `at` is in ends."""
-    try:
-        return os.lseek(image, at, os.SEEK_DATA)
-    except OSError as error:
-        if error.errno == errno.ENXIO:  # there is no data any more
-            return size
-        raise
 
 
 class _Uses(NamedTuple):

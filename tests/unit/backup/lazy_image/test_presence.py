@@ -95,12 +95,10 @@ class Map(RuleBasedStateMachine):
         assert self.presence.complete == (len(self.model) == self.units)
         extents = list(self.presence.absent_extents())
         absent = {
-            unit
-            for offset, length in extents
-            for unit in range(offset // UNIT, -(-(offset + length) // UNIT))
+            unit for offset, end in extents for unit in range(offset // UNIT, -(-end // UNIT))
         }
         assert absent == set(range(self.units)) - self.model
-        ends = [offset + length for offset, length in extents]
+        ends = [end for _, end in extents]
         assert all(end < extent[0] for end, extent in zip(ends, extents[1:], strict=False))
         assert all(end <= self.shape.size for end in ends)
         again = Presence(self.shape, self.area, self.base)

@@ -60,7 +60,7 @@ def test_a_new_map_claims_what_it_was_told(files: Files) -> None:
         assert opened.header.shape == SHAPE
         assert opened.header.backup_id == "b1"
         assert not opened.survived
-        assert extents(opened) == [(10 * SHAPE.chunk, 50 * SHAPE.chunk)]
+        assert extents(opened) == [(10 * SHAPE.chunk, 60 * SHAPE.chunk)]
 
 
 def test_what_was_noted_survives_the_process_but_only_flushed_claims_a_reboot(files: Files) -> None:
@@ -209,11 +209,7 @@ def test_any_mix_of_old_and_new_sectors_claims_no_more_than_the_truth(
 
 
 def _units(found: list[tuple[int, int]]) -> set[int]:
-    return {
-        unit
-        for offset, length in found
-        for unit in range(offset // UNIT, -(-(offset + length) // UNIT))
-    }
+    return {unit for offset, end in found for unit in range(offset // UNIT, -(-end // UNIT))}
 
 
 @settings(max_examples=examples(30, 600))

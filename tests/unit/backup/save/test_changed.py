@@ -6,10 +6,7 @@ import os
 from collections import Counter
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from lunr.common.extents import Extents
 from tests.unit.backup.support import Faulty, load_bytes, save_bytes
 from tests.unit.backup.volume import CHUNKS, GEOMETRY, Volume
 
@@ -72,15 +69,3 @@ def test_changes_out_of_order_are_refused() -> None:
         with pytest.raises(ValueError, match="out of order"):
             volume.save(changed)
         volume.count -= 1
-
-
-@given(
-    st.sets(st.integers(0, 60), max_size=12).map(sorted),
-    st.integers(0, 60),
-    st.integers(0, 60),
-)
-def test_extents(edges: list[int], start: int, end: int) -> None:
-    ranges = list(zip(edges[::2], edges[1::2], strict=False))
-    inside = {n for one in ranges for n in range(*one) if start <= n < end}
-    got = [n for one in Extents(ranges).within(start, end) for n in range(*one)]
-    assert got == sorted(inside)

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lunr.storage.pools.base import Extent
+from lunr.common.extents import Extent
 from lunr.storage.pools.lvm import cow
 
 GOLDEN = Path(__file__).parent / "golden"

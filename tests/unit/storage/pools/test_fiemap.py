@@ -6,8 +6,8 @@ import struct
 
 import pytest
 
+from lunr.common.extents import Extent
 from lunr.storage.pools import extent_maps
-from lunr.storage.pools.base import Extent
 from lunr.storage.pools.extent_maps import Run
 from lunr.storage.pools.files import fiemap
 

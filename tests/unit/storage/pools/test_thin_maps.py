@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lunr.common.extents import Extent
 from lunr.storage.pools import extent_maps
-from lunr.storage.pools.base import Extent
 from lunr.storage.pools.extent_maps import Run
 from lunr.storage.pools.thin import maps as thin_maps
 from lunr.storage.pools.thin.maps import MapUnreadable

@@ -1,7 +1,8 @@
-"""The commands that nouns have alike: list, show, delete and wait."""
+"""How commands of nouns are made, and those that nouns have alike: list, show, delete, wait."""
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -30,13 +31,25 @@ Option = Callable[[Callable[..., Any]], Callable[..., Any]]
 Lister = Callable[[Client], Callable[..., Iterable[Record]]]
 
 
+def prints_record(command: Callable[..., Record]) -> Callable[..., None]:
+    """Add ``--json`` to a command that returns a record, and print the record."""
+
+    @json_option
+    @click.pass_obj
+    @functools.wraps(command)
+    def print_result(context: ClientContext, /, as_json: bool, **given: Any) -> None:
+        print_record(command(context, **given), as_json)
+
+    return print_result
+
+
 @dataclass(frozen=True)
 class Noun:
     """A noun of the command line.
 
     Attributes:
         group: has the commands of the noun; its name is the noun.
-        record: the class of the records; it says what a list shows.
+        record: the class of the records; it names the columns of a list.
         collection: gets the client's collection of them.
     """
 
@@ -54,40 +67,44 @@ class Noun:
         help: str,
         lister: Lister,
         *options: Option,
-        all_accounts: Lister | None = None,
-        all_columns: Sequence[str] = (),
+        admin_lister: Lister | None = None,
+        admin_columns: Sequence[str] = (),
     ) -> None:
         """Add ``list``.
 
         Args:
             lister: its method takes what the `options` give.
-            all_accounts: as `lister`, for ``--all-accounts``; None: there is no such option.
-            all_columns: what a list of all accounts shows, if it is not just `account_id`
-                and what the record says.
+            admin_lister: as `lister`, for ``--all-accounts``; None: the command has no such
+                option.
+            admin_columns: the columns for ``--all-accounts``; by default `account_id` and those
+                of the record.
         """
 
+        @json_option
+        @click.pass_obj
         def list_records(
             context: ClientContext, /, as_json: bool, all_accounts: bool = False, **filters: Any
         ) -> None:
             columns = self.record.columns
             if all_accounts:
-                columns = tuple(all_columns) or ("account_id", *columns)
+                columns = tuple(admin_columns) or ("account_id", *columns)
             method = listers[all_accounts](context.client)
             print_list(method(**filters), columns, as_json)
 
         listers = {False: lister}
-        if all_accounts is not None:
-            listers[True] = all_accounts
+        if admin_lister is not None:
+            listers[True] = admin_lister
             options = (*options, all_accounts_option)
-        self._add("list", help, list_records, *options, json_option)
+        self._add("list", help, list_records, *options)
 
     def add_show(self, help: str, metavar: str | None = None) -> None:
         """Add ``show``."""
 
-        def show(context: ClientContext, id: str, as_json: bool) -> None:
-            print_record(self.collection(context.client).get(id), as_json)
+        def show(context: ClientContext, id: str) -> Record:
+            record: Record = self.collection(context.client).get(id)
+            return record
 
-        self._add("show", help, show, self._id_argument(metavar), json_option)
+        self._add("show", help, prints_record(show), self._id_argument(metavar))
 
     def add_delete(self, help: str, question: str) -> None:
         """Add ``delete`` of several records by jobs.
@@ -96,6 +113,8 @@ class Noun:
             question: to a person, with ``{ids}``.
         """
 
+        @json_option
+        @click.pass_obj
         def delete(
             context: ClientContext,
             ids: tuple[str, ...],
@@ -110,22 +129,22 @@ class Noun:
 
         metavar = f"{self.name.upper()}..."
         argument = click.argument("ids", metavar=metavar, type=ID, nargs=-1, required=True)
-        self._add("delete", help, delete, argument, yes_option, wait_options, json_option)
+        self._add("delete", help, delete, argument, yes_option, wait_options)
 
     def add_wait(self, help: str) -> None:
         """Add ``wait``."""
 
-        def wait(context: ClientContext, id: str, timeout: float | None, as_json: bool) -> None:
-            collection = self.collection(context.client)
-            print_record(wait_ready(collection, self.name, id, timeout), as_json)
+        def wait(context: ClientContext, id: str, timeout: float | None) -> Record:
+            record: Record = wait_ready(self.collection(context.client), self.name, id, timeout)
+            return record
 
-        self._add("wait", help, wait, self._id_argument(), timeout_option, json_option)
+        self._add("wait", help, prints_record(wait), self._id_argument(), timeout_option)
 
     def _id_argument(self, metavar: str | None = None) -> Option:
         return click.argument("id", metavar=metavar or self.name.upper(), type=ID)
 
     def _add(self, name: str, help: str, action: Callable[..., None], *options: Option) -> None:
-        command: Any = click.pass_obj(action)
+        command: Any = action
         for option in reversed(options):
             command = option(command)
         self.group.command(name, help=help)(command)

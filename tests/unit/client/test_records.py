@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import FrozenInstanceError
+from dataclasses import FrozenInstanceError, fields
 
 import pytest
 from hypothesis import given
@@ -46,6 +46,14 @@ def test_what_the_server_told_is_told_on(others: dict[str, object]) -> None:
 def test_a_record_without_what_makes_it_one_is_refused(kind: type[records.Record]) -> None:
     with pytest.raises(BadAnswer, match=kind.__name__):
         kind.parse({})
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_columns_of_a_list_are_fields(kind: type[records.Record]) -> None:
+    names = {field.name for field in fields(kind)}
+    assert set(kind.columns) <= names
+    assert not names & {"columns"}
+    assert len(set(kind.columns)) == len(kind.columns)
 
 
 def test_records_do_not_change() -> None:

@@ -7,11 +7,11 @@ from typing import Any
 import click
 
 from lunr.client.cli.context import ClientContext
-from lunr.client.cli.nouns import Noun
+from lunr.client.cli.nouns import Noun, prints_record
 from lunr.client.cli.options import ID, as_dict, confirm, json_option, timeout_option, yes_option
-from lunr.client.cli.output import print_gone, print_list, print_record
+from lunr.client.cli.output import print_gone, print_list
 from lunr.client.cli.progress import show_progress
-from lunr.client.records import Account, Token
+from lunr.client.records import Account, Job, Token
 
 
 class _Quota(click.ParamType[tuple[str, int | None]]):
@@ -62,27 +62,25 @@ _noun.add_show("Show an account and its quotas; - stands for the configured defa
 @account.command()
 @click.argument("account_id", metavar="ACCOUNT", type=ID)
 @_quotas
-@json_option
-@click.pass_obj
+@prints_record
 def create(
-    context: ClientContext, account_id: str, quotas: dict[str, int | None] | None, as_json: bool
-) -> None:
+    context: ClientContext, account_id: str, quotas: dict[str, int | None] | None
+) -> Account:
     """Make an account; to use it somebody needs a token of it."""
-    print_record(context.client.admin.accounts.create(account_id, quotas=quotas), as_json)
+    return context.client.admin.accounts.create(account_id, quotas=quotas)
 
 
 @account.command()
 @click.argument("account_id", metavar="ACCOUNT", type=ID)
 @_quotas
-@json_option
-@click.pass_obj
+@prints_record
 def update(
-    context: ClientContext, account_id: str, quotas: dict[str, int | None] | None, as_json: bool
-) -> None:
+    context: ClientContext, account_id: str, quotas: dict[str, int | None] | None
+) -> Account:
     """Change an account's quotas."""
     if quotas is None:
         raise click.UsageError("Nothing to change: give --quota.")
-    print_record(context.client.admin.accounts.update(account_id, quotas=quotas), as_json)
+    return context.client.admin.accounts.update(account_id, quotas=quotas)
 
 
 @account.command()
@@ -103,22 +101,17 @@ def delete(context: ClientContext, account_id: str, yes: bool, as_json: bool) ->
     "--wait/--no-wait", default=True, help="Return when the work is over, or at once.  [wait]"
 )
 @timeout_option
-@json_option
-@click.pass_obj
-def collect(
-    context: ClientContext, account_id: str, wait: bool, timeout: float | None, as_json: bool
-) -> None:
+@prints_record
+def collect(context: ClientContext, account_id: str, wait: bool, timeout: float | None) -> Job:
     """Remove from the store what no backup of an account needs any more, now."""
     admin = context.client.admin
     if not wait:
-        print_record(admin.collect(account_id), as_json)
-        return
-    job = show_progress(
+        return admin.collect(account_id)
+    return show_progress(
         f"collection of {account_id}",
         lambda progress: admin.collect(account_id, wait=True, timeout=timeout, progress=progress),
         "lunr job list --all-accounts",
     )
-    print_record(job, as_json)
 
 
 @account.group()
@@ -150,11 +143,10 @@ def token_list(context: ClientContext, account_id: str, as_json: bool) -> None:
     default="member",
     help="admin: good in every account.  [member]",
 )
-@json_option
-@click.pass_obj
-def token_create(context: ClientContext, account_id: str, role: str, as_json: bool) -> None:
+@prints_record
+def token_create(context: ClientContext, account_id: str, role: str) -> Token:
     """Make a token. Its secret, `token`, is shown only now."""
-    print_record(context.client.admin.tokens.create(account_id, role=role), as_json)
+    return context.client.admin.tokens.create(account_id, role=role)
 
 
 @token.command("delete")

@@ -8,7 +8,7 @@ import click
 
 from lunr.client.cli.commands.retention import prune
 from lunr.client.cli.context import ClientContext
-from lunr.client.cli.nouns import Noun
+from lunr.client.cli.nouns import Noun, prints_record
 from lunr.client.cli.options import (
     ID,
     SIZE,
@@ -21,10 +21,10 @@ from lunr.client.cli.options import (
     volume_filter,
     wait_options,
 )
-from lunr.client.cli.output import print_list, print_record
+from lunr.client.cli.output import print_list
 from lunr.client.cli.plugins import PluginGroup
 from lunr.client.cli.progress import wait_ready, wait_usable
-from lunr.client.records import Backup
+from lunr.client.records import Backup, Job, Volume
 
 
 class _Backup(PluginGroup):
@@ -56,7 +56,7 @@ _noun.add_list(
     name_filter,
     volume_filter,
     limit_option,
-    all_accounts=lambda client: client.admin.backups,
+    admin_lister=lambda client: client.admin.backups,
 )
 _noun.add_show("Show a backup, how far it is, and what went wrong.")
 _noun.add_delete("Delete backups. No other backup is hurt by it.", "Delete {ids}?")
@@ -74,23 +74,16 @@ _noun.add_wait("Wait until a backup is AVAILABLE.")
 @click.option("--full", is_flag=True, default=None, help="Read and store all, not what changed.")
 @click.option("--id", "id", type=ID, help="The backup's id.  [a new one]")
 @wait_options
-@json_option
-@click.pass_obj
+@prints_record
 def create(
-    context: ClientContext,
-    /,
-    volume_id: str,
-    wait: bool,
-    timeout: float | None,
-    as_json: bool,
-    **given: Any,
-) -> None:
+    context: ClientContext, /, volume_id: str, wait: bool, timeout: float | None, **given: Any
+) -> Backup:
     """Back a volume up as it is now, or as a snapshot holds it; it may be in use."""
     backups = context.client.backups
     record = backups.create(volume_id, **given)
     if wait:
         record = wait_ready(backups, "backup", record.id, timeout)
-    print_record(record, as_json)
+    return record
 
 
 @backup.command()
@@ -98,29 +91,25 @@ def create(
 @name_option
 @metadata_option
 @click.option("--protect/--unprotect", "protected", default=None, help="Never delete or prune it.")
-@json_option
-@click.pass_obj
-def update(context: ClientContext, /, backup_id: str, as_json: bool, **given: Any) -> None:
+@prints_record
+def update(context: ClientContext, /, backup_id: str, **given: Any) -> Backup:
     """Change a backup's name, replace all its metadata, or protect it."""
     if all(value is None for value in given.values()):
         raise click.UsageError("Nothing to change: give --name, -m, --protect or --unprotect.")
-    print_record(context.client.backups.update(backup_id, **given), as_json)
+    return context.client.backups.update(backup_id, **given)
 
 
 @backup.command()
 @click.argument("backup_id", metavar="BACKUP", type=ID)
 @wait_options
-@json_option
-@click.pass_obj
-def verify(
-    context: ClientContext, backup_id: str, wait: bool, timeout: float | None, as_json: bool
-) -> None:
+@prints_record
+def verify(context: ClientContext, backup_id: str, wait: bool, timeout: float | None) -> Job:
     """Read all of a backup and check it against its hashes."""
     client = context.client
     job = client.backups.verify(backup_id)
     if wait:
         job = wait_ready(client.jobs, "job", job.id, timeout)
-    print_record(job, as_json)
+    return job
 
 
 @backup.command()
@@ -142,17 +131,10 @@ def restores(context: ClientContext, backup_id: str, as_json: bool) -> None:
 @click.option("--type", "volume_type_name", help="Volume type; `lunr type list` shows them.")
 @click.option("--id", "id", type=ID, help="The volume's id.  [a new one]")
 @wait_options
-@json_option
-@click.pass_obj
+@prints_record
 def restore(
-    context: ClientContext,
-    /,
-    backup_id: str,
-    wait: bool,
-    timeout: float | None,
-    as_json: bool,
-    **given: Any,
-) -> None:
+    context: ClientContext, /, backup_id: str, wait: bool, timeout: float | None, **given: Any
+) -> Volume:
     """Restore a backup to a new volume (as `lunr volume create --from-backup` does).
 
     It can be used at once, whatever its size, and is filled behind. `lunr volume wait` waits
@@ -162,7 +144,7 @@ def restore(
     record = volumes.create(backup=backup_id, **given)
     if wait:
         record = wait_usable(volumes, record.id, timeout)
-    print_record(record, as_json)
+    return record
 
 
 backup.add_command(prune)

@@ -5,9 +5,8 @@ from __future__ import annotations
 import click
 
 from lunr.client.cli.context import ClientContext
-from lunr.client.cli.nouns import Noun
-from lunr.client.cli.options import ID, confirm, json_option, limit_option, yes_option
-from lunr.client.cli.output import print_record
+from lunr.client.cli.nouns import Noun, prints_record
+from lunr.client.cli.options import ID, confirm, limit_option, yes_option
 from lunr.client.records import Job
 
 
@@ -33,7 +32,7 @@ _noun.add_list(
     click.option("--kind", help="Only of this kind, such as backup.save."),
     click.option("--volume", "volume_id", type=ID, help="Only on this volume."),
     limit_option,
-    all_accounts=lambda client: client.admin.jobs,
+    admin_lister=lambda client: client.admin.jobs,
 )
 _noun.add_show("Show a job, its result, and why it failed.")
 _noun.add_wait("Wait until a job is done; an error if it failed or was cancelled.")
@@ -42,11 +41,10 @@ _noun.add_wait("Wait until a job is done; an error if it failed or was cancelled
 @job.command()
 @click.argument("job_id", metavar="JOB", type=ID)
 @yes_option
-@json_option
-@click.pass_obj
-def cancel(context: ClientContext, job_id: str, yes: bool, as_json: bool) -> None:
+@prints_record
+def cancel(context: ClientContext, job_id: str, yes: bool) -> Job:
     """Cancel a job. One that runs is told to stop, and ends a little later."""
     confirm(f"Cancel job {job_id}?", yes)
     jobs = context.client.jobs
     jobs.cancel(job_id)
-    print_record(jobs.get(job_id), as_json)
+    return jobs.get(job_id)

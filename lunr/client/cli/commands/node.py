@@ -5,9 +5,9 @@ from __future__ import annotations
 import click
 
 from lunr.client.cli.context import ClientContext
-from lunr.client.cli.nouns import Noun
+from lunr.client.cli.nouns import Noun, prints_record
 from lunr.client.cli.options import ID, confirm, json_option, yes_option
-from lunr.client.cli.output import print_gone, print_record
+from lunr.client.cli.output import print_gone
 from lunr.client.records import Node
 
 _weight = click.option("--weight", type=click.IntRange(min=0), help="More: gets more volumes.")
@@ -38,22 +38,17 @@ _noun.add_show("Show a storage node.")
 @_weight
 @_group
 @_types
-@json_option
-@click.pass_obj
+@prints_record
 def create(
     context: ClientContext,
     node_id: str,
     weight: int | None,
     group: str | None,
     volume_types: tuple[str, ...],
-    as_json: bool,
-) -> None:
+) -> Node:
     """Make a node known. Its token is shown only now: put it in the node's token_file."""
-    nodes = context.client.admin.nodes
-    record = nodes.create(
-        node_id, weight=weight, group=group, volume_types=list(volume_types) or None
-    )
-    print_record(record, as_json)
+    nodes, types = context.client.admin.nodes, list(volume_types) or None
+    return nodes.create(node_id, weight=weight, group=group, volume_types=types)
 
 
 @node.command()
@@ -66,8 +61,7 @@ def create(
     type=click.Choice(["ACTIVE", "MAINTENANCE"]),
     help="MAINTENANCE: it gets no new volumes.",
 )
-@json_option
-@click.pass_obj
+@prints_record
 def update(
     context: ClientContext,
     node_id: str,
@@ -75,20 +69,12 @@ def update(
     group: str | None,
     volume_types: tuple[str, ...],
     status: str | None,
-    as_json: bool,
-) -> None:
+) -> Node:
     """Change a node; --type replaces all its types."""
     if weight is None and group is None and not volume_types and status is None:
         raise click.UsageError("Nothing to change: give --weight, --group, --type or --status.")
-    nodes = context.client.admin.nodes
-    record = nodes.update(
-        node_id,
-        weight=weight,
-        group=group,
-        volume_types=list(volume_types) or None,
-        status=status,
-    )
-    print_record(record, as_json)
+    nodes, types = context.client.admin.nodes, list(volume_types) or None
+    return nodes.update(node_id, weight=weight, group=group, volume_types=types, status=status)
 
 
 @node.command()

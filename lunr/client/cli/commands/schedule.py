@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from lunr.client.cli.context import ClientContext
-from lunr.client.cli.nouns import Noun
+from lunr.client.cli.nouns import Noun, prints_record
 from lunr.client.cli.options import (
     ID,
     all_accounts_option,
@@ -19,8 +19,9 @@ from lunr.client.cli.options import (
     volume_filter,
     yes_option,
 )
-from lunr.client.cli.output import print_gone, print_record
+from lunr.client.cli.output import print_gone
 from lunr.client.records import Schedule
+from lunr.client.schedules import AllSchedules, Schedules
 
 _EVERY = ("15m", "30m", "1h", "2h", "3h", "4h", "6h", "8h", "12h", "1d", "1w", "none")
 _HELP = "How often; none: never, whatever the schedule of its type says."
@@ -57,8 +58,8 @@ Noun(schedule, Schedule, lambda client: client.schedules).add_list(
     name_filter,
     volume_filter,
     limit_option,
-    all_accounts=lambda client: client.admin.schedules.list,
-    all_columns=("account_id", "volume_type_name", *Schedule.columns),
+    admin_lister=lambda client: client.admin.schedules.list,
+    admin_columns=("account_id", "volume_type_name", *Schedule.columns),
 )
 
 
@@ -66,23 +67,16 @@ Noun(schedule, Schedule, lambda client: client.schedules).add_list(
 @click.argument("schedule_id", metavar="[SCHEDULE]", type=ID, required=False)
 @click.option("--volume", "volume_id", type=ID, help="The one that is good for this volume.")
 @all_accounts_option
-@json_option
-@click.pass_obj
+@prints_record
 def show(
-    context: ClientContext,
-    schedule_id: str | None,
-    volume_id: str | None,
-    all_accounts: bool,
-    as_json: bool,
-) -> None:
+    context: ClientContext, schedule_id: str | None, volume_id: str | None, all_accounts: bool
+) -> Schedule:
     """Show a schedule, or the one that is good for a volume: its own, or its type's."""
-    client = context.client
-    if (schedule_id is None) == (volume_id is None):
-        raise click.UsageError("Name a schedule, or give --volume.")
-    if volume_id is not None:
-        print_record(client.schedules.of_volume(volume_id), as_json)
-    elif schedule_id is not None:
-        print_record(_schedules(context, all_accounts).get(schedule_id), as_json)
+    if volume_id is not None and schedule_id is None:
+        return context.client.schedules.of_volume(volume_id)
+    if schedule_id is not None and volume_id is None:
+        return _schedules(context, all_accounts).get(schedule_id)
+    raise click.UsageError("Name a schedule, or give --volume.")
 
 
 @schedule.command()
@@ -92,24 +86,16 @@ def show(
 @_at
 @_spread
 @name_option
-@json_option
-@click.pass_obj
+@prints_record
 def create(
-    context: ClientContext,
-    /,
-    volume_id: str | None,
-    volume_type_name: str | None,
-    as_json: bool,
-    **given: Any,
-) -> None:
+    context: ClientContext, /, volume_id: str | None, volume_type_name: str | None, **given: Any
+) -> Schedule:
     """Have a volume, or the volumes of a type, backed up regularly."""
-    if (volume_id is None) == (volume_type_name is None):
-        raise click.UsageError("Give --volume or --type.")
-    client = context.client
-    if volume_id is not None:
-        print_record(client.schedules.create(volume_id, **given), as_json)
-    elif volume_type_name is not None:
-        print_record(client.admin.schedules.create(volume_type_name, **given), as_json)
+    if volume_id is not None and volume_type_name is None:
+        return context.client.schedules.create(volume_id, **given)
+    if volume_type_name is not None and volume_id is None:
+        return context.client.admin.schedules.create(volume_type_name, **given)
+    raise click.UsageError("Give --volume or --type.")
 
 
 @schedule.command()
@@ -119,15 +105,14 @@ def create(
 @_spread
 @name_option
 @all_accounts_option
-@json_option
-@click.pass_obj
+@prints_record
 def update(
-    context: ClientContext, /, schedule_id: str, all_accounts: bool, as_json: bool, **given: Any
-) -> None:
+    context: ClientContext, /, schedule_id: str, all_accounts: bool, **given: Any
+) -> Schedule:
     """Change a schedule. With another --every, what is not given has its default again."""
     if all(value is None for value in given.values()):
         raise click.UsageError("Nothing to change: give --every, --at, --spread or --name.")
-    print_record(_schedules(context, all_accounts).update(schedule_id, **given), as_json)
+    return _schedules(context, all_accounts).update(schedule_id, **given)
 
 
 @schedule.command()
@@ -145,6 +130,6 @@ def delete(
     print_gone("schedule", schedule_id, as_json)
 
 
-def _schedules(context: ClientContext, all_accounts: bool) -> Any:
+def _schedules(context: ClientContext, all_accounts: bool) -> Schedules | AllSchedules:
     client = context.client
     return client.admin.schedules if all_accounts else client.schedules

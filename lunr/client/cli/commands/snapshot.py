@@ -5,10 +5,9 @@ from __future__ import annotations
 import click
 
 from lunr.client.cli.context import ClientContext
-from lunr.client.cli.nouns import Noun
+from lunr.client.cli.nouns import Noun, prints_record
 from lunr.client.cli.options import (
     ID,
-    json_option,
     limit_option,
     metadata_option,
     name_filter,
@@ -16,7 +15,6 @@ from lunr.client.cli.options import (
     volume_filter,
     wait_options,
 )
-from lunr.client.cli.output import print_record
 from lunr.client.cli.progress import wait_ready
 from lunr.client.records import Snapshot
 
@@ -40,7 +38,7 @@ _noun.add_list(
     name_filter,
     volume_filter,
     limit_option,
-    all_accounts=lambda client: client.admin.snapshots,
+    admin_lister=lambda client: client.admin.snapshots,
 )
 _noun.add_show("Show a snapshot.")
 _noun.add_delete("Delete snapshots. Volumes made from them stay.", "Delete {ids}?")
@@ -52,8 +50,7 @@ _noun.add_wait("Wait until a snapshot is AVAILABLE.")
 @name_option
 @metadata_option
 @wait_options
-@json_option
-@click.pass_obj
+@prints_record
 def create(
     context: ClientContext,
     volume_id: str,
@@ -61,8 +58,7 @@ def create(
     metadata: dict[str, str] | None,
     wait: bool,
     timeout: float | None,
-    as_json: bool,
-) -> None:
+) -> Snapshot:
     """Take a snapshot of a volume.
 
     If the volume is still being filled from a backup, the snapshot lacks what is not there
@@ -72,4 +68,4 @@ def create(
     record = snapshots.create(volume_id, name=name, metadata=metadata)
     if wait:
         record = wait_ready(snapshots, "snapshot", record.id, timeout)
-    print_record(record, as_json)
+    return record

@@ -5,9 +5,9 @@ from __future__ import annotations
 import click
 
 from lunr.client.cli.context import ClientContext
-from lunr.client.cli.nouns import Noun
+from lunr.client.cli.nouns import Noun, prints_record
 from lunr.client.cli.options import ID, SIZE, confirm, json_option, rules_options, yes_option
-from lunr.client.cli.output import print_gone, print_record
+from lunr.client.cli.output import print_gone
 from lunr.client.records import VolumeType
 
 _min_size = click.option("--min-size", type=SIZE, help="Smallest volume in GiB.")
@@ -42,19 +42,13 @@ _noun.add_show(
 @_read_iops
 @_write_iops
 @rules_options
-@json_option
-@click.pass_obj
+@prints_record
 def create(
-    context: ClientContext,
-    /,
-    name: str,
-    rules: dict[str, int] | None,
-    as_json: bool,
-    **limits: int | None,
-) -> None:
+    context: ClientContext, /, name: str, rules: dict[str, int] | None, **limits: int | None
+) -> VolumeType:
     """Make a volume type. The rules are for volumes that have none of their own."""
     types = context.client.admin.volume_types
-    print_record(types.create(name, **limits, retention=rules), as_json)
+    return types.create(name, **limits, retention=rules)
 
 
 @type_.command()
@@ -65,17 +59,15 @@ def create(
 @_write_iops
 @rules_options
 @click.option("--keep-all", is_flag=True, help="No rules: keep all backups.")
-@json_option
-@click.pass_obj
+@prints_record
 def update(
     context: ClientContext,
     /,
     name: str,
     rules: dict[str, int] | None,
     keep_all: bool,
-    as_json: bool,
     **limits: int | None,
-) -> None:
+) -> VolumeType:
     """Change a volume type; volumes that are there keep their size.
 
     If any rule is given, those that are not are none. They are for volumes that have
@@ -87,7 +79,7 @@ def update(
     if retention is None and all(limit is None for limit in limits.values()):
         raise click.UsageError("Nothing to change: give a size, a number of IOPS or rules.")
     types = context.client.admin.volume_types
-    print_record(types.update(name, **limits, retention=retention), as_json)
+    return types.update(name, **limits, retention=retention)
 
 
 @type_.command()

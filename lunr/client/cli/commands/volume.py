@@ -8,12 +8,11 @@ import click
 
 from lunr.client.cli.commands.retention import retention
 from lunr.client.cli.context import ClientContext
-from lunr.client.cli.nouns import Noun
+from lunr.client.cli.nouns import Noun, prints_record
 from lunr.client.cli.options import (
     ID,
     SIZE,
     fill_options,
-    json_option,
     limit_option,
     metadata_option,
     name_filter,
@@ -21,7 +20,6 @@ from lunr.client.cli.options import (
     timeout_option,
     wait_options,
 )
-from lunr.client.cli.output import print_record
 from lunr.client.cli.progress import wait_ready, wait_usable
 from lunr.client.records import Volume
 
@@ -49,8 +47,8 @@ _noun.add_list(
     click.option("--node", "node_id", type=ID, help="Only on this node."),
     metadata_option,
     limit_option,
-    all_accounts=lambda client: client.admin.volumes,
-    all_columns=("account_id", *Volume.columns, "node_id"),
+    admin_lister=lambda client: client.admin.volumes,
+    admin_columns=("account_id", *Volume.columns, "node_id"),
 )
 _noun.add_show("Show a volume, how far the work on it is, and what went wrong.")
 _noun.add_delete(
@@ -79,11 +77,8 @@ _noun.add_delete(
 @click.option("--force-node", type=ID, help="The node that shall have it (needs the role admin).")
 @click.option("--id", "id", type=ID, help="The volume's id.  [a new one]")
 @wait_options
-@json_option
-@click.pass_obj
-def create(
-    context: ClientContext, /, wait: bool, timeout: float | None, as_json: bool, **given: Any
-) -> None:
+@prints_record
+def create(context: ClientContext, /, wait: bool, timeout: float | None, **given: Any) -> Volume:
     """Create a volume: empty, or from a backup, a snapshot or another volume.
 
     One from a backup can be used at once, whatever its size, and is filled behind. So is one
@@ -110,7 +105,7 @@ def create(
         record = wait_usable(volumes, record.id, timeout)
     elif wait:
         record = wait_ready(volumes, "volume", record.id, timeout)
-    print_record(record, as_json)
+    return record
 
 
 @volume.command()
@@ -119,11 +114,10 @@ def create(
 @metadata_option
 @click.option("--clear-metadata", is_flag=True, help="Remove all metadata.")
 @fill_options
-@json_option
-@click.pass_obj
+@prints_record
 def update(
-    context: ClientContext, /, volume_id: str, clear_metadata: bool, as_json: bool, **changes: Any
-) -> None:
+    context: ClientContext, /, volume_id: str, clear_metadata: bool, **changes: Any
+) -> Volume:
     """Change a volume's name, replace all its metadata, or fill it otherwise.
 
     With --fill, what could not be restored so far is tried again.
@@ -132,23 +126,17 @@ def update(
         changes["metadata"] = changes["metadata"] or {}
     if all(change is None for change in changes.values()):
         raise click.UsageError("Nothing to change: give --name, -m, --clear-metadata or --fill.")
-    print_record(context.client.volumes.update(volume_id, **changes), as_json)
+    return context.client.volumes.update(volume_id, **changes)
 
 
 @volume.command()
 @click.argument("volume_id", metavar="VOLUME", type=ID)
 @click.argument("size", type=SIZE)
 @wait_options
-@json_option
-@click.pass_obj
+@prints_record
 def extend(
-    context: ClientContext,
-    volume_id: str,
-    size: int,
-    wait: bool,
-    timeout: float | None,
-    as_json: bool,
-) -> None:
+    context: ClientContext, volume_id: str, size: int, wait: bool, timeout: float | None
+) -> Volume:
     """Make a volume larger, also while it is exported; SIZE is its new size in GiB.
 
     Its initiator sees the new size after a rescan: `iscsiadm -m session --rescan`.
@@ -157,27 +145,23 @@ def extend(
     record = volumes.extend(volume_id, size)
     if wait:
         record = wait_ready(volumes, "volume", volume_id, timeout)
-    print_record(record, as_json)
+    return record
 
 
 @volume.command("wait")
 @click.argument("volume_id", metavar="VOLUME", type=ID)
 @click.option("--usable", is_flag=True, help="Only until it can be used, though it is not full.")
 @timeout_option
-@json_option
-@click.pass_obj
-def wait_(
-    context: ClientContext, volume_id: str, usable: bool, timeout: float | None, as_json: bool
-) -> None:
+@prints_record
+def wait_(context: ClientContext, volume_id: str, usable: bool, timeout: float | None) -> Volume:
     """Wait until a volume is ACTIVE and nothing works on it any more.
 
     While it is filled from a backup, the bar tells how fast, and how long it will take.
     """
     volumes = context.client.volumes
     if usable:
-        print_record(wait_usable(volumes, volume_id, timeout), as_json)
-    else:
-        print_record(wait_ready(volumes, "volume", volume_id, timeout), as_json)
+        return wait_usable(volumes, volume_id, timeout)
+    return wait_ready(volumes, "volume", volume_id, timeout)
 
 
 volume.add_command(retention)

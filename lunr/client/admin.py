@@ -66,7 +66,7 @@ class Accounts(_AdminCollection[Account]):
         """Make an account; a quota left out or None is the configured default.
 
         Raises:
-            IdInUse: there is, or was, an account of that id.
+            IdInUse: there is, or was, an account with that id.
         """
         return self._create(id=id, quotas=quotas)
 
@@ -86,12 +86,12 @@ class Tokens:
         return map(Token.parse, self._http.pages("tokens", *self._path(account_id)))
 
     def create(self, account_id: str, *, role: str = "member") -> Token:
-        """Make a token with the role ``member`` or ``admin``; its secret is told only now."""
+        """Make a token with the role ``member`` or ``admin``; only this answer has its secret."""
         path = self._path(account_id)
         return Token.parse(self._http.request("POST", *path, body={"role": role}))
 
     def delete(self, account_id: str, token_id: str) -> None:
-        """Delete a token: from now on it opens nothing."""
+        """Delete a token: it is no longer valid."""
         self._http.request("DELETE", *self._path(account_id), token_id)
 
     def _path(self, account_id: str) -> tuple[str, ...]:
@@ -111,7 +111,7 @@ class Nodes(_AdminCollection[Node]):
         group: str | None = None,
         volume_types: Sequence[str] | None = None,
     ) -> Node:
-        """Make a node known; the answer's ``token`` is for that node, and told only now."""
+        """Register a node; only this answer has its ``token``."""
         return self._create(id=id, weight=weight, group=group, volume_types=volume_types)
 
     def update(
@@ -129,13 +129,13 @@ class Nodes(_AdminCollection[Node]):
         )
 
     def delete(self, id: str, *, force: bool = False) -> None:
-        """Forget a node; its token opens nothing from then on.
+        """Remove a node; its token is no longer valid.
 
         Args:
-            force: it is lost with all that is on it: its volumes and snapshots are DELETED.
+            force: the node is lost; its volumes and snapshots become DELETED.
 
         Raises:
-            InUse: it has volumes, and `force` was not given.
+            InUse: the node has volumes, and `force` is not set.
         """
         params = {"force": "true"} if force else {}
         self._http.request("DELETE", *self._path(id), params=params)
@@ -180,7 +180,7 @@ class VolumeTypes(_AdminCollection[VolumeType]):
         write_iops: int | None = None,
         retention: Mapping[str, int] | None = None,
     ) -> VolumeType:
-        """Change a type; volumes that are there keep their size."""
+        """Change a type; existing volumes keep their size."""
         return self._update(
             name,
             min_size=min_size,

@@ -19,7 +19,7 @@ from lunr.common.errors import ConfigError
 
 
 class Client:
-    """One account's view of one lunr.
+    """The client of one account at one API.
 
     >>> client = Client.from_env()                                  # doctest: +SKIP
     >>> volume = client.volumes.create(size=10, name="data")        # doctest: +SKIP
@@ -30,7 +30,7 @@ class Client:
 
     Args:
         url: where the API is, such as ``http://127.0.0.1:8080``.
-        account: the account whose things this is about.
+        account: the account whose records the client works with.
         token: the secret of a token of that account, or of an admin.
         timeout: seconds to connect, and seconds in which the server may be silent.
         retries: how often a request that may be repeated is sent again when the API

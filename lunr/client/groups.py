@@ -25,12 +25,12 @@ class Groups(JobRecordCollection[Group]):
         progress: int | None = None,
         metadata: Mapping[str, str] | None = None,
     ) -> Group:
-        """Announce a group (`status` SAVING), say that it goes on, or that it is AVAILABLE.
+        """Announce an external save of a group, renew its lease, or report the group AVAILABLE.
 
-        For who saves it to the store. The same may be told again.
+        `status` is SAVING before the report. The same call may be repeated.
 
         Args:
-            machine: what the machine is called.
+            machine: the name of the machine.
             created_at: the instant, ISO 8601 with its zone.
             backups: ``id``, ``disk``, ``volume_id``, ``size_bytes``, and what docs/api.md names.
 

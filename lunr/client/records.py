@@ -1,4 +1,4 @@
-"""What the API answers, as frozen dataclasses.
+"""The records of the API's answers, as frozen dataclasses.
 
 Times are strings as the API gives them (ISO 8601, UTC, ending in ``Z``), so
 they sort; ``size`` is GiB, what ends in ``_bytes`` or begins with ``bytes_``
@@ -51,7 +51,7 @@ def _is_needed(f: Any) -> bool:
 
 @dataclass(frozen=True, kw_only=True)
 class JobRecord(Record):
-    """A record that a job works on: what waiting for it needs."""
+    """A record that jobs work on."""
 
     id: str
     status: str
@@ -84,10 +84,10 @@ class Volume(JobRecord):
     fill: str | None = None
     #: The most MiB a second that are fetched for that; 0: no limit.
     fill_limit: int = 0
-    #: Bytes a second, and the seconds that are left (None: nobody knows).
+    #: Bytes a second, and the seconds that are left (None: unknown).
     fill_rate: int = 0
     fill_remaining: int | None = None
-    #: The job that fills it; None: nobody does now.
+    #: The job that fills it; None: no job fills it now.
     fill_job_id: str | None = None
     deleted_at: str | None = None
 
@@ -103,7 +103,7 @@ class Snapshot(JobRecord):
     size: int = 0
     progress: int = 0
     node_id: str | None = None
-    #: The backup that has what the snapshot lacks; None: it lacks nothing.
+    #: The backing backup: it has the blocks that the snapshot lacks; None: it lacks none.
     backup: str | None = None
     metadata: Mapping[str, str] = field(default_factory=dict)
     deleted_at: str | None = None
@@ -118,11 +118,11 @@ class Backup(JobRecord):
     volume_id: str = ""
     #: The snapshot that was saved; None: the volume as it was.
     snapshot: str | None = None
-    #: Made and deleted by lunr itself, to copy a volume to another node; only admins see it.
+    #: A hidden backup, for a cross-node copy; only admins see it.
     internal: bool = False
     #: Neither deleted nor pruned until this is taken back.
     protected: bool = False
-    #: The id of the schedule that made it; None: somebody did.
+    #: The id of the schedule that made it; None: it was made by hand.
     schedule: str | None = None
     #: The group it belongs to: the backups of a machine's disks at one instant.
     group: str | None = None
@@ -135,7 +135,7 @@ class Backup(JobRecord):
     bytes_stored: int = 0
     objects_stored: int = 0
     verified_at: str | None = None
-    #: What of it is lost, as far as somebody looked; None: nothing.
+    #: The damage that a verification or a read found; None: none.
     damaged: str | None = None
     deleted_at: str | None = None
 
@@ -151,7 +151,7 @@ class Group(JobRecord):
     metadata: Mapping[str, str] = field(default_factory=dict)
     #: Records of backups, as :attr:`members` has them.
     backups: Sequence[Mapping[str, Any]] = ()
-    #: Told to who saves it: collections to heed, and whether to stop.
+    #: For the client that saves it: pending deletions, and whether it is to stop.
     condemned: Sequence[str] = ()
     cancel: bool = False
     deleted_at: str | None = None
@@ -223,7 +223,7 @@ class Account(Record):
 
 @dataclass(frozen=True, kw_only=True)
 class Token(Record):
-    """A token; `token` is the secret itself, told once, when it is made."""
+    """A token; `token` is the secret itself, in the answer to its creation only."""
 
     columns = ("id", "role", "created_at")
 
@@ -236,7 +236,7 @@ class Token(Record):
 
 @dataclass(frozen=True, kw_only=True)
 class Node(Record):
-    """A storage node; `token` is its secret, told once, when the node is made."""
+    """A storage node; `token` is its secret, in the answer to its creation only."""
 
     columns = (
         "id",
@@ -266,7 +266,7 @@ class Node(Record):
     allocated_bytes: int = 0
     #: Why it takes no new volumes whatever is promised; "" if it does.
     full: str = ""
-    #: Whether it can keep volumes to the IOPS of their types.
+    #: Whether it can limit volumes to the IOPS of their types.
     limits_io: bool = False
     version: str = ""
     last_seen: str | None = None
@@ -315,7 +315,7 @@ class Schedule(Record):
     account_id: str | None = None
     volume_id: str | None = None
     volume_type_name: str | None = None
-    #: How many volumes it is good for; what follows is about all of them.
+    #: How many volumes it applies to; what follows is about all of them.
     volumes: int = 0
     last_run: str | None = None
     next_run: str | None = None
@@ -328,7 +328,7 @@ class Schedule(Record):
 
 @dataclass(frozen=True, kw_only=True)
 class Verdict(Record):
-    """Whether the rules keep a backup, and which of them."""
+    """Whether the rules keep a backup, and which rules do."""
 
     columns = ("id", "name", "created_at", "status", "keep", "reasons")
 
@@ -342,7 +342,7 @@ class Verdict(Record):
 
 @dataclass(frozen=True, kw_only=True)
 class Retention(Record):
-    """The rules of a volume, and what they come to."""
+    """The rules of a volume, and what they decide of its backups."""
 
     volume_id: str
     #: ``keep_last``, ``keep_hourly``, … -> a number; empty: all backups are kept.

@@ -53,8 +53,9 @@ class Volumes(JobRecordCollection[Volume]):
             id: the caller's choice; by default a new one.
 
         Raises:
-            QuotaExceeded, NoRoom: there is no place for it.
-            IdInUse: `id` is another volume's, or was asked for with other parameters.
+            QuotaExceeded: the account may have no more volumes, or GiB.
+            NoRoom: no node has room for it.
+            IdInUse: `id` is another volume's, or this one was created with other parameters.
         """
         body = {
             "size": size,
@@ -214,7 +215,7 @@ class Backups(JobRecordCollection[Backup]):
         return self._request("POST", *self._path(id), body=body)
 
     def verify(self, id: str) -> Job:
-        """Begin to read and check all of a backup; the job tells how it went."""
+        """Begin to read and check all of a backup; the job has the outcome."""
         return Job.parse(self._http.request("POST", *self._path(id), "verify", body={}))
 
     def restores(self, id: str) -> Iterator[Volume]:
@@ -254,7 +255,7 @@ class Exports(JobRecordCollection[Export]):
 
 
 class Jobs(WaitableCollection[Job]):
-    """The jobs that work, or worked, for an account."""
+    """The jobs of an account."""
 
     key, record = "jobs", Job
 
@@ -270,7 +271,7 @@ class Jobs(WaitableCollection[Job]):
         return self._list(limit, status=status, kind=kind, volume_id=volume_id)
 
     def cancel(self, id: str) -> None:
-        """Cancel a job; one that runs is told to stop and ends a little later.
+        """Cancel a job; a job that runs ends a little later.
 
         Raises:
             Conflict: it is over.

@@ -13,7 +13,7 @@ class Retentions:
     """The rules of an account's volumes, by the volume's id.
 
     Rules are ``keep_last``, ``keep_hourly``, ``keep_daily``, ``keep_weekly``, ``keep_monthly`` and
-    ``keep_yearly``, each with a number; docs/api.md tells what they mean.
+    ``keep_yearly``, each with a number; docs/api.md says what they mean.
     """
 
     def __init__(self, transport: Transport, account: str) -> None:
@@ -21,15 +21,15 @@ class Retentions:
         self._account = account
 
     def get(self, volume_id: str) -> Retention:
-        """The rules of a volume, and what a prune would do now."""
+        """The rules of a volume, and what a prune would delete now."""
         return self._request("GET", volume_id, "retention")
 
     def set(self, volume_id: str, rules: Mapping[str, int]) -> Retention:
-        """Give a volume rules of its own, all at once; none: everything is kept."""
+        """Replace the rules of a volume; without any all backups are kept."""
         return self._request("PUT", volume_id, "retention", body=rules)
 
     def reset(self, volume_id: str) -> Retention:
-        """Take a volume's own rules away: those of its type are good for it again."""
+        """Take a volume's own rules away: those of its type apply again."""
         return self._request("DELETE", volume_id, "retention")
 
     def prune(
@@ -43,9 +43,9 @@ class Retentions:
         """Begin to delete the backups of a volume that no rule keeps.
 
         Args:
-            rules: these for once, not the volume's.
-            all: backups that no schedule made count too.
-            dry_run: only say what would be done.
+            rules: applied instead of the volume's, this time.
+            all: also backups that were made by hand.
+            dry_run: only answer what would be deleted.
         """
         body = {**(rules or {}), "all": all, "dry_run": dry_run}
         return self._request("POST", volume_id, "prune", body=body)

@@ -72,7 +72,7 @@ class Schedules(_Schedules):
         return self._list(limit, name=name, volume_id=volume_id)
 
     def of_volume(self, volume_id: str) -> Schedule:
-        """The schedule that is good for a volume, its own or its type's, and how far it is.
+        """The schedule that applies to a volume, its own or its type's, and its last run.
 
         Raises:
             NotFound: there is none.

@@ -17,9 +17,9 @@ from lunr.client import errors
 from lunr.common import ids
 from lunr.common.errors import ConfigError
 
-#: What a load balancer or a starting API says; the same request may do a moment later.
+#: Answers of a load balancer or a starting API; the same request may succeed a moment later.
 _PASSING = (502, 503, 504)
-#: A request of these kinds, sent twice, does what it does once.
+#: Methods whose requests do the same when they are sent twice.
 _IDEMPOTENT = ("GET", "PUT", "DELETE")
 _MAX_BACKOFF = 5.0
 _LARGEST_PAGE = 1000
@@ -45,8 +45,8 @@ class Transport:
             raise ConfigError(reason="the token is empty or holds characters that no token has")
         self.timeout = timeout
         self._session = requests.Session()
-        # requests promises nothing about threads because of the cookies that a
-        # session gathers; without them it is its connection pool, made for threads.
+        # A session of requests is not for threads because it gathers cookies. Without
+        # them only its connection pool is shared, which is made for threads.
         self._session.cookies.set_policy(http.cookiejar.DefaultCookiePolicy(allowed_domains=[]))
         self._session.headers.update(
             {
@@ -62,7 +62,7 @@ class Transport:
             backoff_factor=0.2,
             backoff_max=_MAX_BACKOFF,
             raise_on_status=False,
-            # A server that asks for an hour's pause would look like one that hangs.
+            # A pause of an hour, at the server's wish, would look like a hang.
             respect_retry_after_header=False,
         )
         for scheme in ("http://", "https://"):
@@ -94,7 +94,7 @@ class Transport:
             InvalidField: a part of the path can't be an id; nothing was sent.
             ApiError: the server refused or failed; see its subclasses.
             Unreachable: no answer came, after all retries.
-            BadAnswer: what answered is not lunr.
+            BadAnswer: the answer is not one of lunr.
         """
         url = "/".join([self.url, "v1.0", *(ids.check(part) for part in path)])
         try:
@@ -124,7 +124,7 @@ class Transport:
         """The records of a list, named `key` in the answer; the next page is fetched when needed.
 
         Args:
-            limit: the first so many; None: all.
+            limit: how many records at most; None: all.
 
         Raises:
             as :meth:`request`.
@@ -137,10 +137,10 @@ class Transport:
     ) -> Iterator[dict[str, Any]]:
         while True:
             answer = self.request("GET", *path, params=query)
-            things = answer.get(key)
-            if not isinstance(things, list):
+            records = answer.get(key)
+            if not isinstance(records, list):
                 raise errors.BadAnswer(url=self.url, what=f"a list without {key}")
-            yield from things
+            yield from records
             following = answer.get("next")
             if following is None:
                 return
@@ -166,7 +166,7 @@ def _checked_url(url: str) -> str:
 
 
 def _root_cause(error: BaseException) -> str:
-    """What the innermost of the wrapped errors says; the outer ones name Python objects."""
+    """The message of the innermost of the wrapped errors; the outer ones name Python objects."""
     seen = [error]
     while len(seen) < 10:
         outer = seen[-1]

@@ -14,7 +14,7 @@ F = TypeVar("F", bound=errors.WaitEnded)
 
 _FIRST_PAUSE = 0.05
 _LONGEST_PAUSE = 2.0
-#: Seconds that the API may be away during a wait: a restart is no reason to give up an hour's work.
+#: Seconds that the API may be away during a wait: the work goes on while the API restarts.
 PATIENCE = 60.0
 
 
@@ -84,7 +84,7 @@ def is_settled(volume: Volume) -> bool:
 
     Raises:
         JobFailed: it is in ERROR or deleted, its last job failed and left it as it was
-            (an extend that the node refused), or it is restored and nobody fills it.
+            (an extend that the node refused), or it is restored and no job fills it.
     """
     if _is_given_up(volume):
         raise _failure(
@@ -99,19 +99,19 @@ def is_settled(volume: Volume) -> bool:
         raise _failure(
             errors.JobFailed,
             volume,
-            outcome="is ACTIVE, but the last thing asked of it failed",
+            outcome="is ACTIVE, but its last job failed",
             reason=volume.reason,
         )
     return True
 
 
 def _is_given_up(volume: Volume) -> bool:
-    """Whether a volume can be used, and nobody fills it."""
+    """Whether a volume can be used, and no job fills it."""
     return volume.status == "RESTORING" and volume.usable and volume.fill_job_id is None
 
 
 def is_usable(volume: Volume) -> bool:
-    """Whether a volume can be used, though it may still be filled from its backup.
+    """Whether a volume can be used; its fill may still run.
 
     Raises:
         JobFailed: it is in ERROR or deleted.
@@ -123,7 +123,7 @@ def is_gone(record: JobRecord) -> bool:
     """Whether a record is deleted.
 
     Raises:
-        JobFailed: it is not being deleted (any more).
+        JobFailed: no delete of it runs (any more).
     """
     if record.status == "DELETED":
         return True
@@ -132,7 +132,7 @@ def is_gone(record: JobRecord) -> bool:
             errors.JobFailed,
             record,
             outcome=f"was not deleted, it is {record.status}",
-            reason=record.reason or "nobody asked for that",
+            reason=record.reason or "no delete was requested",
         )
     return False
 

@@ -12,12 +12,12 @@ from pathlib import Path
 from lunr.client.client import Client
 from lunr.common.errors import ConfigError
 
-#: 1.2 seconds in all: a person who mistyped the URL should not wait long to be told.
+#: 1.2 seconds in all: a mistyped URL should be an error soon.
 _RETRIES = 3
 
 
 class ClientContext:
-    """The options that come before the command, and the client that they make when it is needed.
+    """The options before the command, and the client made of them when a command needs it.
 
     Each of URL, account and token is taken from the option, else from the openrc file,
     else from the environment.
@@ -37,7 +37,7 @@ class ClientContext:
 
     @property
     def has_service(self) -> bool:
-        """Whether anybody said where a service is.
+        """Whether the URL of a service is set.
 
         Raises:
             ConfigError: the openrc file can't be read.
@@ -51,7 +51,7 @@ class ClientContext:
         Raises:
             ConfigError: something is missing or can't be read.
         """
-        # The errors that urllib3 would warn of come as an exception if they last.
+        # An error that lasts becomes an exception; urllib3 would warn of each attempt.
         logging.getLogger("urllib3").setLevel(logging.ERROR)
         return Client.from_env(self._env, retries=_RETRIES)
 
@@ -65,7 +65,7 @@ def read_openrc(path: Path) -> dict[str, str]:
     """The ``NAME=value`` lines of a shell file (``export`` before them is skipped).
 
     Raises:
-        ConfigError: it can't be read, is no such file, or others may read the token in it.
+        ConfigError: the file can't be read or parsed, or its mode lets others read the token.
     """
     try:
         with path.open() as file:

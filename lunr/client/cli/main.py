@@ -1,8 +1,8 @@
 """``lunr``, the command line.
 
-Groups of other packages join it by the entry point group ``lunr.commands``.
-They are imported when they are used, and only then: what is wrong with one of
-them, or slow in it, is no matter of the others.
+Other packages add commands by the entry point group ``lunr.commands``. A
+command of theirs is imported when it is used, so one that is broken or slow
+leaves the others alone.
 """
 
 from __future__ import annotations

@@ -134,32 +134,33 @@ def rules_options(command: F) -> F:
     @functools.wraps(command)
     def with_rules(*args: Any, **given: Any) -> Any:
         rules = {f"keep_{word}": given.pop(f"keep_{word}") for word in _RULES}
-        found = {rule: count for rule, count in rules.items() if count is not None}
-        return command(*args, rules=found or None, **given)
+        chosen = {rule: count for rule, count in rules.items() if count is not None}
+        return command(*args, rules=chosen or None, **given)
 
-    told: Any = with_rules
+    with_options: Any = with_rules
     count = click.IntRange(0, 10000)
-    for word, what in reversed(_RULES.items()):
-        told = click.option(f"--keep-{word}", type=count, metavar="N", help=what)(told)
-    return told  # type: ignore[no-any-return]
+    for word, help in reversed(_RULES.items()):
+        option = click.option(f"--keep-{word}", type=count, metavar="N", help=help)
+        with_options = option(with_options)
+    return with_options  # type: ignore[no-any-return]
 
 
 def as_dict(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any] | None:
-    """The pairs as a dict; None when there are none.
+    """The pairs as a dict; None without any.
 
     Raises:
         BadParameter: a key was given twice.
     """
-    found: dict[str, Any] = {}
+    values: dict[str, Any] = {}
     for key, value in pairs:
-        if key in found:
+        if key in values:
             raise click.BadParameter(f"{key} was given twice")
-        found[key] = value
-    return found or None
+        values[key] = value
+    return values or None
 
 
 def confirm(question: str, yes: bool) -> None:
-    """Ask the person at the terminal, if there is one and `yes` wasn't given.
+    """Ask the question at the terminal, unless `yes` is set or standard input is no terminal.
 
     Raises:
         ClickException: the answer was no.

@@ -44,12 +44,12 @@ def print_record(record: Record, as_json: bool, hide: Sequence[str] = ()) -> Non
     _print_rows(("field", "value"), rows)
 
 
-def print_gone(kind: str, id: str, as_json: bool) -> None:
-    """Say that something is deleted."""
+def print_gone(noun: str, id: str, as_json: bool) -> None:
+    """Print that a record is deleted."""
     if as_json:
         print_json({"id": id, "status": "DELETED"})
     else:
-        click.echo(f"{kind} {id} is gone")
+        click.echo(f"{noun} {id} is gone")
 
 
 def print_json(data: object) -> None:
@@ -85,7 +85,7 @@ def format_value(name: str, value: Any) -> str:
 
 
 def escape(text: str) -> str:
-    """`text` with escapes for what a terminal would act on: names are other people's input.
+    """`text` with escapes for what a terminal would act on: users choose names.
 
     >>> print(escape("a\\x1b[31mb"))
     a\\x1b[31mb

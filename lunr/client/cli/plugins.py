@@ -1,4 +1,4 @@
-"""Commands that other packages bring, by the entry point group ``lunr.commands``.
+"""Commands of other packages, by the entry point group ``lunr.commands``.
 
 The entry point ``backup.mount`` is the command ``lunr backup mount``.
 """
@@ -16,7 +16,7 @@ GROUP = "lunr.commands"
 
 
 class Plugin(click.Command):
-    """Stands for a command that is imported when it is run."""
+    """A command of another package, which is imported when it is run."""
 
     def __init__(self, entry: EntryPoint) -> None:
         super().__init__(entry.name.rpartition(".")[2])
@@ -45,7 +45,7 @@ class Plugin(click.Command):
         parent: click.Context | None = None,
         **extra: Any,
     ) -> click.Context:
-        """The context of the command itself, which so takes this one's place."""
+        """The context of the imported command, which takes this one's place."""
         return self.load().make_context(info_name, args, parent, **extra)
 
     def get_short_help_str(self, limit: int = 45) -> str:
@@ -55,7 +55,7 @@ class Plugin(click.Command):
 
 
 class PluginGroup(click.Group):
-    """The commands of this package, then those that others bring."""
+    """A group with the commands of this package, then those of other packages."""
 
     #: What the names of its entry points begin with.
     prefix = ""
@@ -65,7 +65,7 @@ class PluginGroup(click.Group):
         return [*super().list_commands(ctx), *sorted(self._names() - set(self.commands))]
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        """A command; one of another package is not imported by this."""
+        """A command; this does not import one of another package."""
         return super().get_command(ctx, cmd_name) or self._find(cmd_name)
 
     def _names(self) -> set[str]:
@@ -80,8 +80,7 @@ class PluginGroup(click.Group):
 
 
 def _docstring(entry: EntryPoint) -> str | None:
-    # Importing a module in order to list it would make every `lunr --help` wait
-    # for the slowest of them.
+    # An import of each module would make `lunr --help` wait for the slowest of them.
     try:
         spec = importlib.util.find_spec(entry.module)
         source = spec.loader.get_source(entry.module)  # type: ignore[union-attr]

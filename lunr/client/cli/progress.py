@@ -56,7 +56,7 @@ def wait_deleted(
 
 
 def wait_usable(volumes: Volumes, id: str, timeout: float | None) -> Volume:
-    """Wait, with a bar, until a volume can be used, and return it; it may still be filled then."""
+    """Wait, with a bar, until a volume can be used, and return it; its fill may still run then."""
     return show_progress(
         f"volume {id}",
         lambda progress: volumes.wait_usable(id, timeout=timeout, progress=progress),
@@ -83,7 +83,7 @@ def _with_bar(what: str, wait: Callable[[Callable[[Any], object]], T]) -> T:
             percent = getattr(record, "progress", None)
             bar.update(
                 task,
-                # Work that tells nothing of how far it is gets a bar that only moves.
+                # Without a percentage the bar only moves.
                 total=100 if percent or _is_filling(record) else None,
                 completed=percent or 0,
                 status=record.status,
@@ -98,8 +98,8 @@ def format_amount(record: WaitedRecord) -> str:
 
     >>> format_amount(Backup(id="b", status="SAVING", size=10, progress=25))
     '25 %, 2.5 GiB of 10.0 GiB'
-    >>> filling = {"progress": 25, "fill_rate": 100 << 20, "fill_remaining": 77}
-    >>> format_amount(Volume(id="v", status="RESTORING", size=10, **filling))
+    >>> fill = {"progress": 25, "fill_rate": 100 << 20, "fill_remaining": 77}
+    >>> format_amount(Volume(id="v", status="RESTORING", size=10, **fill))
     '25 %, 2.5 GiB of 10.0 GiB, 100.0 MiB/s, 0:01:17 left'
     >>> format_amount(Volume(id="v", status="RESTORING", size=10240, fill_rate=100 << 20))
     'below 1 % of 10.0 TiB, 100.0 MiB/s'
@@ -121,5 +121,5 @@ def format_amount(record: WaitedRecord) -> str:
 
 
 def _is_filling(record: WaitedRecord) -> bool:
-    """Whether it is a volume that comes from a backup just now, however little of it is there."""
+    """Whether the record is a volume whose fill runs now, even at 0 %."""
     return isinstance(record, Volume) and bool(record.fill_rate)

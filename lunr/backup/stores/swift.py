@@ -4,6 +4,10 @@ There is one login for all threads, also when the token runs out (which Keystone
 do after an hour, unless its operator says): the first thread that is refused logs
 in again, the others use what it got. Logging in to Keystone is keystoneauth's work,
 not swiftclient's, which can't tell a wrong password from a Keystone that is away.
+
+An answer counts only if it has what Swift's have: a load balancer, a firewall or a captive
+portal may answer any request with a page of its own, also with the status 200 or 404.
+Such an answer says nothing about the objects; the request is made again, as after a 503.
 """
 
 from __future__ import annotations
@@ -165,6 +169,8 @@ class SwiftStore(Store):
         except ClientException as error:
             status = error.http_status or 0
             reason = f"{error.http_reason or error.msg} ({status or 'no answer'})."
+            if not _is_from_swift(error):
+                raise self._foreign(reason) from error
             if status == 404 and name:
                 raise errors.ObjectMissing(name=name) from error
             if status in (507, 413):
@@ -179,6 +185,13 @@ class SwiftStore(Store):
             # for the next one.
             self._forget()
             raise errors.StoreUnavailable(store=store, reason=f"{error}.") from error
+        except ValueError as error:  # a listing that is no JSON
+            raise self._foreign(f"{error}.") from error
+
+    def _foreign(self, reason: str) -> errors.StoreUnavailable:
+        return errors.StoreUnavailable(
+            store=f"swift:{self._container}", reason=f"what answered is not Swift: {reason}"
+        )
 
     def _forget(self) -> None:
         connection = self._connections.get(threading.current_thread())
@@ -220,13 +233,21 @@ class SwiftStore(Store):
             last = "" if length is None else offset + length - 1
             headers["Range"] = f"bytes={offset}-{last}"
         connection = self._connection()
+        response: dict[str, Any] = {}
         with self._errors(name):
             try:
-                answer, data = connection.get_object(self._container, name, headers=headers)
+                answer, data = connection.get_object(
+                    self._container, name, headers=headers, response_dict=response
+                )
             except ClientException as error:
-                if error.http_status == 416:  # nothing there from `offset` on
+                # There is nothing from `offset` on.
+                if error.http_status == 416 and _is_from_swift(error):
                     return b""
                 raise
+        if "etag" not in answer or "x-timestamp" not in answer:
+            raise self._foreign(f"the answer for {name} has no ETag or X-Timestamp.")
+        if headers and response["status"] != 206:
+            raise self._foreign(f"all of {name} came where a part was asked for.")
         if len(data) != int(answer.get("content-length", len(data))):
             self._forget()
             raise errors.StoreUnavailable(
@@ -237,8 +258,11 @@ class SwiftStore(Store):
     def delete(self, name: str) -> None:
         """See :meth:`Store.delete`."""
         connection = self._connection()
+        response: dict[str, Any] = {}
         with contextlib.suppress(errors.ObjectMissing), self._errors(name):
-            connection.delete_object(self._container, name)
+            connection.delete_object(self._container, name, response_dict=response)
+            if response["status"] != 204:
+                raise self._foreign(f"the deletion of {name} was answered by {response['status']}.")
 
     def list(self, prefix: str = "") -> Iterator[tuple[str, int]]:
         """See :meth:`Store.list`, in order of name, as of some moments ago."""
@@ -247,16 +271,18 @@ class SwiftStore(Store):
         while True:
             try:
                 with self._errors(f"container {self._container}"):
-                    _, page = connection.get_container(
+                    _, entries = connection.get_container(
                         self._container, prefix=prefix, marker=marker, limit=_PAGE
                     )
+                    page = _read_page(entries)
             except errors.ObjectMissing:
                 return
-            for entry in page:
-                yield entry["name"], entry["bytes"]
+            yield from page
             if not page:
                 return
-            marker = page[-1]["name"]
+            if page[-1][0] <= marker:  # it would go on for ever
+                raise self._foreign("a page of the listing begins before the last one ended.")
+            marker = page[-1][0]
 
     def containers(self, prefix: str) -> tuple[str, ...]:
         """The names of the account's containers that begin with `prefix`."""
@@ -273,3 +299,38 @@ class SwiftStore(Store):
         with self._lock:
             for connection in self._connections.values():
                 connection.close()
+
+
+def _is_from_swift(error: ClientException) -> bool:
+    """Whether an answer that swiftclient makes an error of is Swift's own.
+
+    Its pages come with the id of the transaction; no answer at all, or one without a page, may
+    be its own.
+    """
+    status = error.http_status or 0
+    if 200 <= status < 300:  # such as a login without the URL of an account
+        return False
+    names = {name.lower() for name in error.http_response_headers or {}}
+    return (
+        status not in (404, 416)
+        or not error.http_response_content
+        or not names.isdisjoint(("x-trans-id", "x-openstack-request-id"))
+    )
+
+
+def _read_page(entries: Any) -> list[tuple[str, int]]:
+    """Name and size of each object in the answer to a listing.
+
+    Raises:
+        ValueError: it is no listing of Swift's.
+    """
+    if not isinstance(entries, list):
+        raise ValueError("a listing is no list")  # noqa: TRY004 - it is an answer's, not a caller's
+    page = []
+    for entry in entries:
+        match entry:
+            case {"name": str(name), "bytes": int(size)} if size >= 0:
+                page.append((name, size))
+            case _:
+                raise ValueError("an entry of a listing has no name or size")
+    return page

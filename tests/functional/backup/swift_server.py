@@ -19,6 +19,9 @@ from lunr.backup.errors import ObjectMissing
 from lunr.backup.format.names import Buffer
 from lunr.backup.stores.memory import MemoryStore
 
+#: What a load balancer says instead.
+PAGE = b"<html>We'll be back soon.</html>"
+
 
 class Objects(Protocol):
     """Where the objects are: as much of a store as is used."""
@@ -37,6 +40,7 @@ class SwiftServer:
         hangs, fails: whether a request (its method, the object's name or a listing's prefix)
             gets no answer, or 503.
         cuts: whether an object loses its last byte on its way.
+        poses: the status with which something else answers for Swift, by a page of its own.
         seen: the requests that hung or failed.
         options: for lunr.backup.stores.open_store.
     """
@@ -46,6 +50,7 @@ class SwiftServer:
         self.hangs: Callable[[str, str], bool] = lambda _method, _name: False
         self.fails: Callable[[str, str], bool] = lambda _method, _name: False
         self.cuts: Callable[[str, str], bool] = lambda _method, _name: False
+        self.poses: Callable[[str, str], int | None] = lambda _method, _name: None
         self.seen: list[tuple[str, str]] = []
         self.released = threading.Event()
         self._http = _Http(("127.0.0.1", 0), _Handler)
@@ -83,6 +88,9 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         if self.path == "/auth/v1.0":
+            if status := self.server.swift.poses("AUTH", ""):
+                self.reply(status, PAGE, {"Content-Type": "text/html"})
+                return
             where = {"X-Storage-Url": f"{self.server.swift.url}/v1/a", "X-Auth-Token": "t"}
             self.reply(200, headers=where)
             return
@@ -108,14 +116,16 @@ class _Handler(BaseHTTPRequestHandler):
     def get(self, name: str) -> None:
         data = bytes(self.server.swift.objects.get(name))
         wanted = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""))
+        etag = hashlib.md5(data, usedforsecurity=False).hexdigest()
+        about = {"ETag": etag, "X-Timestamp": "1700000000.00000"}
         if wanted is None:
-            self.reply(200, data)
+            self.reply(200, data, about)
             return
         start, last = int(wanted[1]), int(wanted[2] or len(data))
         if start >= len(data):
             self.reply(416)
         else:
-            self.reply(206, data[start : last + 1])
+            self.reply(206, data[start : last + 1], about)
 
     def list(self, prefix: str, marker: str) -> None:
         found = sorted(one for one in self.server.swift.objects.list(prefix) if one[0] > marker)
@@ -126,7 +136,7 @@ class _Handler(BaseHTTPRequestHandler):
         if name:
             self.server.swift.objects.put(name, body)
         etag = hashlib.md5(body, usedforsecurity=False).hexdigest()
-        self.reply(201, headers={"ETag": etag})
+        self.reply(201, headers={"ETag": etag} if name else None)
 
     def delete(self, name: str) -> None:
         self.server.swift.objects.delete(name)
@@ -155,6 +165,8 @@ class _Handler(BaseHTTPRequestHandler):
             self.server.swift.seen.append((method, name))
             self.server.swift.released.wait()
             self.close_connection = True
+        elif status := self.server.swift.poses(method, name):
+            self.reply(status, PAGE, {"Content-Type": "text/html"})
         elif self.server.swift.fails(method, name):
             self.server.swift.seen.append((method, name))
             self.reply(503)

@@ -53,7 +53,7 @@ class Cloud:
             return Reply(401)
         if seen.method == "PUT":
             return Reply(201, headers={"ETag": sent["etag"]})
-        return Reply(200, b"content")
+        return Reply(200, b"content", headers={"ETag": "e", "X-Timestamp": "1700000000.00000"})
 
     def log_in(self) -> str:
         with self.lock:

@@ -11,6 +11,8 @@ class StoreUnavailable(Unavailable):
     """The backup store {store} failed: {reason}"""
 
     code = "store_unavailable"
+    #: Seconds after which the store wants to be asked again, if it said so.
+    retry_after: float | None = None
 
 
 class StoreFull(LunrError):

@@ -8,6 +8,8 @@ import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 from typing import ClassVar, TypeVar
 
 from lunr.backup import errors
@@ -21,9 +23,31 @@ _random = random.Random()  # noqa: S311 - no secret
 
 T = TypeVar("T")
 
+#: The longest that a store may ask its callers to stay away, in seconds: its word is a stranger's.
+LONGEST_RETRY_AFTER = 300.0
+
 #: Bounds how many ask a store at once.
 Slot = AbstractContextManager[object]
 AT_ONCE: Slot = nullcontext()
+
+
+def read_retry_after(value: str) -> float | None:
+    """The seconds of an answer's ``Retry-After``; None if it says nothing that can be used.
+
+    It is a number of seconds, or a date, which is taken by this machine's clock.
+
+    >>> read_retry_after("7"), read_retry_after("soon"), read_retry_after("-1")
+    (7.0, None, None)
+    """
+    if value.strip().isdecimal() and len(value) < 10:
+        return float(value)
+    try:
+        date = parsedate_to_datetime(value)
+    except ValueError:
+        return None
+    if date.tzinfo is None:
+        return None
+    return max(0.0, (date - datetime.now(UTC)).total_seconds())
 
 
 class Store(ABC):
@@ -90,7 +114,7 @@ class Retrying(Store):
         self._store = store
         self._retries = retries
         self._cancel = cancel or threading.Event()
-        self._pause = pause
+        self._first_pause = pause
         self.lag = store.lag  # type: ignore[misc]
         self.settle = store.settle  # type: ignore[misc]
         self.in_order = store.in_order  # type: ignore[misc]
@@ -102,11 +126,24 @@ class Retrying(Store):
             except errors.StoreUnavailable as error:
                 if attempt == self._retries:
                     raise
-                pause = min(30.0, self._pause * 2**attempt) * _random.uniform(0.75, 1.25)
-                logger.warning("%s: %s Trying again in %.1f s.", what, error, pause)
-                if self._cancel.wait(pause):
-                    raise Cancelled from error
+                self._pause(what, error, attempt)
         raise AssertionError("unreachable")
+
+    def _pause(self, what: str, error: errors.StoreUnavailable, attempt: int) -> None:
+        """Wait before the next attempt: longer each time, or as long as the store asked for.
+
+        Raises:
+            Cancelled: the caller gave up meanwhile.
+        """
+        pause = min(30.0, self._first_pause * 2**attempt)
+        if error.retry_after is not None:
+            # As many callers as were refused come back: not all of them at the same moment.
+            pause = min(error.retry_after, LONGEST_RETRY_AFTER) + _random.uniform(0, pause)
+        else:
+            pause *= _random.uniform(0.75, 1.25)
+        logger.warning("%s: %s Trying again in %.1f s.", what, error, pause)
+        if self._cancel.wait(pause):
+            raise Cancelled from error
 
     def put(self, name: str, *buffers: Buffer, durable: bool = False, slot: Slot = AT_ONCE) -> None:
         """See :meth:`Store.put`."""
@@ -141,9 +178,7 @@ class Retrying(Store):
             except errors.StoreUnavailable as error:
                 if attempt == self._retries or (last and not self.in_order):
                     raise
-                logger.warning("list %s: %s Trying again.", prefix, error)
-                if self._cancel.wait(min(30.0, self._pause * 2**attempt)):
-                    raise Cancelled from error
+                self._pause(f"list {prefix}", error, attempt)
 
     def sync(self) -> None:
         """See :meth:`Store.sync`. Never tried twice: the kernel reports a lost write once."""

@@ -24,7 +24,7 @@ import urllib3
 
 from lunr.backup import errors
 from lunr.backup.format.names import Buffer
-from lunr.backup.stores.base import AT_ONCE, Slot, Store
+from lunr.backup.stores.base import AT_ONCE, Slot, Store, read_retry_after
 
 
 @contextlib.contextmanager
@@ -45,6 +45,8 @@ with _without("keystoneclient"):
     from swiftclient.exceptions import ClientException
 
 _PAGE = 10000
+#: The content type of objects that are stored without one.
+_OBJECT = "application/octet-stream"
 #: The account's URL, and a token for it.
 _Login = tuple[str, str]
 
@@ -177,7 +179,9 @@ class SwiftStore(Store):
                 raise errors.StoreFull(store=store, reason=reason) from error
             # 401: a login was good just now, so it is Swift that can't ask whose token it is.
             if status in (0, 401, 404, 408, 409, 422, 429, 498, 499) or status >= 500:
-                raise errors.StoreUnavailable(store=store, reason=reason) from error
+                unavailable = errors.StoreUnavailable(store=store, reason=reason)
+                unavailable.retry_after = _retry_after(error)
+                raise unavailable from error
             raise self._refused(reason) from error
         # swiftclient reads past requests, which would make its own of the last.
         except (OSError, requests.RequestException, urllib3.exceptions.HTTPError) as error:
@@ -244,8 +248,9 @@ class SwiftStore(Store):
                 if error.http_status == 416 and _is_from_swift(error):
                     return b""
                 raise
-        if "etag" not in answer or "x-timestamp" not in answer:
-            raise self._foreign(f"the answer for {name} has no ETag or X-Timestamp.")
+        kind = answer.get("content-type", _OBJECT)
+        if kind != _OBJECT and not {"etag", "x-timestamp"} <= answer.keys():
+            raise self._foreign(f"the answer for {name} is {kind}, without ETag or X-Timestamp.")
         if headers and response["status"] != 206:
             raise self._foreign(f"all of {name} came where a part was asked for.")
         if len(data) != int(answer.get("content-length", len(data))):
@@ -316,6 +321,14 @@ def _is_from_swift(error: ClientException) -> bool:
         or not error.http_response_content
         or not names.isdisjoint(("x-trans-id", "x-openstack-request-id"))
     )
+
+
+def _retry_after(error: ClientException) -> float | None:
+    """The seconds after which Swift wants to be asked again (RFC 9110, section 10.2.3)."""
+    for name, value in (error.http_response_headers or {}).items():
+        if name.lower() == "retry-after":
+            return read_retry_after(value)
+    return None
 
 
 def _read_page(entries: Any) -> list[tuple[str, int]]:

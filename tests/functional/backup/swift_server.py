@@ -38,7 +38,8 @@ class SwiftServer:
     Attributes:
         objects: what it holds.
         hangs, fails: whether a request (its method, the object's name or a listing's prefix)
-            gets no answer, or 503.
+            gets no answer, or the status `failure`.
+        failure: the status, and the headers with it.
         cuts: whether an object loses its last byte on its way.
         poses: the status with which something else answers for Swift, by a page of its own.
         seen: the requests that hung or failed.
@@ -49,6 +50,7 @@ class SwiftServer:
         self.objects: Objects = objects or MemoryStore()
         self.hangs: Callable[[str, str], bool] = lambda _method, _name: False
         self.fails: Callable[[str, str], bool] = lambda _method, _name: False
+        self.failure: tuple[int, dict[str, str]] = (503, {})
         self.cuts: Callable[[str, str], bool] = lambda _method, _name: False
         self.poses: Callable[[str, str], int | None] = lambda _method, _name: None
         self.seen: list[tuple[str, str]] = []
@@ -169,7 +171,8 @@ class _Handler(BaseHTTPRequestHandler):
             self.reply(status, PAGE, {"Content-Type": "text/html"})
         elif self.server.swift.fails(method, name):
             self.server.swift.seen.append((method, name))
-            self.reply(503)
+            status, headers = self.server.swift.failure
+            self.reply(status, headers=headers)
         else:
             try:
                 work()

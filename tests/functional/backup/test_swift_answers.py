@@ -88,6 +88,19 @@ def test_a_listing_of_accounts_is_no_page(swift: SwiftServer) -> None:
         repositories("swift:p", swift.options)
 
 
+@pytest.mark.parametrize("status", [429, 503])
+@pytest.mark.parametrize("call", [call for call in CALLS if call != "AUTH"])
+def test_swift_says_when_to_come_again(
+    swift: SwiftServer, store: Store, call: str, status: int
+) -> None:
+    swift.objects.put("chunks/x", b"content")
+    swift.failure = (status, {"Retry-After": "17"})
+    swift.fails = lambda _method, _name: True
+    with pytest.raises(errors.StoreUnavailable) as raised:
+        CALLS[call](store)
+    assert raised.value.retry_after == 17
+
+
 @pytest.mark.parametrize(
     "page",
     [{"name": "x"}, [{"name": "x"}], [{"name": 1, "bytes": 1}], [{"name": "x", "bytes": -1}]],

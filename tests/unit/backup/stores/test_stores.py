@@ -5,13 +5,15 @@ import threading
 import time
 import tracemalloc
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
 from pathlib import Path
 
 import pytest
 
 from lunr.backup import errors
 from lunr.backup.stores import open_store
-from lunr.backup.stores.base import Retrying, Store
+from lunr.backup.stores.base import Retrying, Store, read_retry_after
 from lunr.backup.stores.files import FileStore
 from lunr.backup.stores.memory import MemoryStore
 from lunr.common.errors import Cancelled, InvalidField
@@ -132,6 +134,32 @@ class TestRetrying(StoreContract):
             store.get("x")
         assert time.monotonic() - start < SOON
 
+    @pytest.mark.parametrize(
+        ("asked_for", "least", "most"), [(40.0, 40.0, 41.0), (1e9, 300.0, 301.0), (None, 0.3, 1.3)]
+    )
+    def test_a_store_says_when_it_wants_to_be_asked_again(
+        self, asked_for: float | None, least: float, most: float
+    ) -> None:
+        cancel, pauses = threading.Event(), []
+
+        def wait(seconds: float | None = None) -> bool:
+            pauses.append(seconds or 0.0)
+            return False
+
+        def busy(_call: str, _name: str) -> None:
+            error = errors.StoreUnavailable(store="test", reason="busy.")
+            error.retry_after = asked_for
+            raise error
+
+        cancel.wait = wait  # type: ignore[method-assign,assignment]
+        store = Retrying(Faulty(MemoryStore(), busy), 2, cancel)
+        with pytest.raises(errors.StoreUnavailable):
+            store.get("x")
+        with pytest.raises(errors.StoreUnavailable):
+            list(store.list())
+        assert len(pauses) == 4
+        assert all(least <= pause <= most for pause in pauses)
+
     def test_who_waits_to_try_again_keeps_nobody_from_the_store(self) -> None:
         slot, cancel = threading.Semaphore(), threading.Event()
         seen: list[bool] = []
@@ -212,3 +240,12 @@ def test_swift_needs_a_place_to_log_in(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(name, raising=False)
     with pytest.raises(errors.StoreRefused, match="ST_AUTH"):
         open_store("swift:backups", "default")
+
+
+def test_a_date_to_come_again_is_read() -> None:
+    soon = format_datetime(datetime.now(UTC) + timedelta(seconds=100), usegmt=True)
+    seconds = read_retry_after(soon)
+    assert seconds is not None
+    assert 90 <= seconds <= 100
+    assert read_retry_after("Sun, 06 Nov 1994 08:49:37 GMT") == 0
+    assert read_retry_after("9" * 400) is None

@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from lunr.backup import errors
 from lunr.backup.format.blocks import Compression
 from lunr.backup.format.roots import Root
 from lunr.backup.keys import derive, master_keys
+from lunr.backup.open import open_repository
 from lunr.backup.read.restore import restore as restore_backup
 from lunr.backup.repository import collect as garbage
 from lunr.backup.repository import pending_deletion
@@ -31,7 +32,6 @@ from lunr.backup.repository.verify import verify as verify_backups
 from lunr.backup.save.block_source import FileSource
 from lunr.backup.save.save import Backup, Progress
 from lunr.backup.save.save import save as save_backup
-from lunr.backup.stores import open_store
 from lunr.common import ids, log, units
 from lunr.common.errors import LunrError
 from lunr.common.help import HELP
@@ -78,19 +78,14 @@ class _Id(click.ParamType[str]):
 ID = _Id()
 
 
+@dataclass(frozen=True)
 class CliContext:
     """What every command works with: the repository, and how it shows what it does."""
 
-    def __init__(
-        self, store: str, repository: str, key_file: Path | None, as_json: bool, jobs: int
-    ) -> None:
-        self.as_json = as_json
-        self.jobs = jobs
-        self.cancel = threading.Event()
-        self.store = open_store(store, repository, cancel=self.cancel)
-        found = (derive.PUBLIC_MASTER,) if key_file is None else master_keys.load(key_file)
-        own, *older = master_keys.keyring(found, repository)
-        self.repository = Repository(self.store, own, older=older)
+    repository: Repository
+    as_json: bool
+    jobs: int
+    cancel: threading.Event
 
     @contextmanager
     def progress(self, title: str) -> Iterator[Progress]:
@@ -154,12 +149,13 @@ def _command(function: Callable[..., None]) -> Callable[..., None]:
     ) -> None:
         if not logging.getLogger().handlers:
             log.setup("WARNING")
-        tools = CliContext(store, repository, key_file, as_json, concurrency)
-        try:
-            function(tools, **rest)
-        finally:
-            tools.cancel.set()
-            tools.store.close()
+        cancel = threading.Event()
+        keys = master_keys.load(key_file)
+        with open_repository(store, repository, keys, cancel=cancel) as opened:
+            try:
+                function(CliContext(opened, as_json, concurrency, cancel), **rest)
+            finally:
+                cancel.set()
 
     return command
 
@@ -385,7 +381,7 @@ def collect(tools: CliContext, grace: float | None) -> None:
     for the next time, and on stores whose listings lag nothing is deleted
     until it was garbage for the time of grace: run it again after that.
     """
-    wait = 2 * tools.store.lag if grace is None else grace
+    wait = 2 * tools.repository.store.lag if grace is None else grace
     started = time.monotonic()
     deleted = freed = 0
     pending: list[str] = []

@@ -48,7 +48,9 @@ from typing import Any, TextIO
 
 from lunr.backup.errors import BackupMissing
 from lunr.backup.format.blocks import Compression
-from lunr.backup.keys import derive, master_keys
+from lunr.backup.keys import derive
+from lunr.backup.keys.master_keys import of_task
+from lunr.backup.open import open_repository
 from lunr.backup.read.backup_reader import Source as Stored
 from lunr.backup.read.overlay import Overlay
 from lunr.backup.read.restore import restore
@@ -57,7 +59,6 @@ from lunr.backup.repository.repository import Repository
 from lunr.backup.repository.verify import VerifyShard, verify
 from lunr.backup.save.block_source import FileSource, Source
 from lunr.backup.save.save import Backup, Progress, save
-from lunr.backup.stores import open_store
 from lunr.common import errors, ids, log
 from lunr.common.extents import Extents
 
@@ -281,19 +282,13 @@ def run(task: Mapping[str, Any], progress: Progress, cancel: threading.Event) ->
     if handler is None:
         raise errors.BadRequest(reason=f"there is no task {task['task']!r}.")
     place, name = _field(task, "store"), _field(task, "repository")
-    key, cipher = task.get("key"), derive.CIPHERS[task.get("encryption", "aes-256-gcm")]
-    found = (
-        (derive.PUBLIC_MASTER,) if key is None else master_keys.parse(key.splitlines(), "the task")
-    )
-    own, *older = master_keys.keyring(found, name, cipher)
+    keys, cipher = of_task(task.get("key")), derive.CIPHERS[task.get("encryption", "aes-256-gcm")]
     limit = task.get("limit", 0)
     if not isinstance(limit, int) or limit < 0:
         raise errors.BadRequest(reason="limit is no number of bytes a second.")
-    store = open_store(_field(place, "url"), name, place.get("options", {}), cancel, limit)
-    try:
-        return handler(Job(task, Repository(store, own, older=older), progress, cancel))
-    finally:
-        store.close()
+    url, options = _field(place, "url"), place.get("options", {})
+    with open_repository(url, name, keys, options, cancel, limit, cipher) as repository:
+        return handler(Job(task, repository, progress, cancel))
 
 
 def main() -> int:

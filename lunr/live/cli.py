@@ -14,10 +14,10 @@ from typing import Any
 
 import click
 
-from lunr.backup.keys import derive, master_keys
+from lunr.backup.keys import master_keys
+from lunr.backup.open import open_repository
 from lunr.backup.read.restore import restore as restore_backup
 from lunr.backup.repository.repository import Repository
-from lunr.backup.stores import open_store
 from lunr.client.cli.context import ClientContext
 from lunr.client.cli.options import PAIR, as_dict
 from lunr.common import ids, log, signals, units
@@ -84,14 +84,12 @@ def _command(function: Callable[..., None]) -> Callable[..., None]:
             service = None if repository is not None else _service()
             name = "default" if service is None else service.account
             name = ids.check(repository or name, "--repository")
-            found = (derive.PUBLIC_MASTER,) if key_file is None else master_keys.load(key_file)
-            own, *older = master_keys.keyring(found, name)
-            opened = open_store(store, name, cancel=cancel)
-            try:
-                function(GroupStore(Repository(opened, own, older=older), service), **rest)
-            finally:
-                cancel.set()
-                opened.close()
+            keys = master_keys.load(key_file)
+            with open_repository(store, name, keys, cancel=cancel) as opened:
+                try:
+                    function(GroupStore(opened, service), **rest)
+                finally:
+                    cancel.set()
         except LunrError as error:
             raise click.ClickException(str(error)) from error
 

@@ -12,6 +12,7 @@ import click
 from lunr.api.services.backups.records import StoredBackup
 from lunr.backup.format.roots import Root
 from lunr.backup.keys import from_config
+from lunr.backup.open import open_repository
 from lunr.backup.repository import catalog
 from lunr.common import errors, ids
 from lunr.common.units import GIB
@@ -111,7 +112,7 @@ def import_(context: Context, file: TextIO) -> None:
     conf = context.conf
     master_keys = from_config.open_master_keys(conf)
     options = from_config.store_options(conf)
-    with catalog.opened(conf.store.url, options, told["account_id"], master_keys) as repository:
+    with open_repository(conf.store.url, told["account_id"], master_keys, options) as repository:
         root = repository.load_root(told.pop("id"))
     context.services.accounts.ensure(told["account_id"])
     stored = _stored(told.pop("account_id"), root, **told)

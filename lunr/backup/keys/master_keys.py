@@ -48,12 +48,14 @@ def open_master_keys(source: str, fetch: Fetch) -> Masters:
     raise errors.BadKey(source=repr(source), reason="use file:/PATH or barbican:SECRET_ID.")
 
 
-def load(path: Path) -> Masters:
-    """The master keys in the file `path`.
+def load(path: Path | None) -> Masters:
+    """The master keys in the file `path`; None: the public one.
 
     Raises:
         errors.BadKey: the file can't be read, holds no key, or others may read it.
     """
+    if path is None:
+        return (derive.PUBLIC_MASTER,)
     try:
         with path.open(encoding="ascii", errors="replace") as file:
             mode = stat.S_IMODE(path.stat().st_mode)
@@ -72,6 +74,11 @@ def parse(lines: Iterable[str], source: str) -> Masters:
         errors.BadKey: there are none, one of them is something else, or two are the same.
     """
     return _distinct((_key(line, source) for line in lines if line.strip()), source)
+
+
+def of_task(lines: str | None) -> Masters:
+    """The master keys that a task of the engine gives, as a file has them; None: the public one."""
+    return (derive.PUBLIC_MASTER,) if lines is None else parse(lines.splitlines(), "the task")
 
 
 def text(master_keys: Iterable[bytes]) -> str:

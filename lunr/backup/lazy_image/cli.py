@@ -9,14 +9,13 @@ from pathlib import Path
 
 import click
 
-from lunr.backup.keys import derive, master_keys
+from lunr.backup.keys import master_keys
 from lunr.backup.lazy_image import fuse_protocol
 from lunr.backup.lazy_image import mount as mounting
 from lunr.backup.lazy_image.process import NAME, PATIENCE
 from lunr.backup.lazy_image.readonly_image import Image
+from lunr.backup.open import open_repository
 from lunr.backup.read.backup_reader import Source
-from lunr.backup.repository.repository import Repository
-from lunr.backup.stores import open_store
 from lunr.common import ids, log, signals
 from lunr.common.errors import LunrError
 from lunr.common.help import HELP
@@ -79,24 +78,19 @@ def _mount(
     key_file: Path | None,
     patience: float,
 ) -> None:
-    found = (derive.PUBLIC_MASTER,) if key_file is None else master_keys.load(key_file)
-    own, *older = master_keys.keyring(found, name)
-    cancel = threading.Event()
-    store = open_store(url, name, cancel=cancel)
-    repository = Repository(store, own, older=older)
-    source = Source(repository, repository.load_root(backup_id), _ignore)
-    file = Image(source)
-    fd = mounting.mount(folder, fuse_protocol.MAX_IO, read_only=True)
-    session = fuse_protocol.Session(fd, file, NAME, patience)
-    serving = threading.Thread(target=session.serve)
-    serving.start()
-    click.echo(f"{folder / NAME} is backup {backup_id}. Ctrl-C ends it.", err=True)
-    signals.on_signal(lambda: _leave(folder))
-    while serving.is_alive():
-        serving.join(1.0)
-    cancel.set()
-    source.close()
-    store.close()
+    cancel, keys = threading.Event(), master_keys.load(key_file)
+    with open_repository(url, name, keys, cancel=cancel) as repository:
+        source = Source(repository, repository.load_root(backup_id), _ignore)
+        fd = mounting.mount(folder, fuse_protocol.MAX_IO, read_only=True)
+        session = fuse_protocol.Session(fd, Image(source), NAME, patience)
+        serving = threading.Thread(target=session.serve)
+        serving.start()
+        click.echo(f"{folder / NAME} is backup {backup_id}. Ctrl-C ends it.", err=True)
+        signals.on_signal(lambda: _leave(folder))
+        while serving.is_alive():
+            serving.join(1.0)
+        cancel.set()
+        source.close()
 
 
 def _ignore(event: str, **fields: object) -> None:

@@ -66,7 +66,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from lunr.backup.keys import derive, master_keys
+from lunr.backup.keys import master_keys
 from lunr.backup.lazy_image import fuse_protocol, mount, presence_file
 from lunr.backup.lazy_image.background_fill import BackgroundFill, Mode
 from lunr.backup.lazy_image.backing_file import BackingFile
@@ -75,9 +75,9 @@ from lunr.backup.lazy_image.missing_extents import MissingExtents
 from lunr.backup.lazy_image.presence import UNIT, ChunkLayout, Pieces, area_with, area_without
 from lunr.backup.lazy_image.readonly_image import Image
 from lunr.backup.lazy_image.restored_volume import RestoredVolume
+from lunr.backup.open import open_repository
 from lunr.backup.read.backup_reader import Source, kept_root
 from lunr.backup.repository.repository import Repository
-from lunr.backup.stores import open_store
 from lunr.common import errors, ids, log, signals
 from lunr.common.linux import reuse_memory
 
@@ -196,22 +196,17 @@ class Worker:
         return Image(source, size)
 
     def _repository(self) -> Repository:
-        place, name, key = self._field("store"), self._field("repository"), self._task.get("key")
-        found = (
-            (derive.PUBLIC_MASTER,)
-            if key is None
-            else master_keys.parse(key.splitlines(), "the task")
-        )
-        own, *older = master_keys.keyring(found, name)
+        place, name = self._field("store"), self._field("repository")
+        keys = master_keys.of_task(self._task.get("key"))
         options = dict(place.get("options") or {})
         timeout = min(float(options.get("timeout", _REQUEST_TIMEOUT)), _REQUEST_TIMEOUT)
         cancel = threading.Event()
-        store = open_store(
-            place["url"], name, {**options, "retries": 0, "timeout": timeout}, cancel
+        options |= {"retries": 0, "timeout": timeout}
+        repository = self._closing.enter_context(
+            open_repository(place["url"], name, keys, options, cancel=cancel)
         )
-        self._closing.callback(store.close)
         self._closing.callback(cancel.set)
-        return Repository(store, own, older=older)
+        return repository
 
     def _open_volume(self, source: Source) -> RestoredVolume:
         size, geometry = int(self._field("size_bytes")), source.geometry

@@ -2,31 +2,18 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 from lunr.backup import errors
 from lunr.backup.format.names import root_name
 from lunr.backup.format.roots import Root, key_id
-from lunr.backup.keys import master_keys
 from lunr.backup.keys.derive import PUBLIC_MASTER
 from lunr.backup.keys.master_keys import Masters
+from lunr.backup.open import open_repository
 from lunr.backup.repository import sessions
-from lunr.backup.repository.repository import Repository
-from lunr.backup.stores import open_store, repositories
+from lunr.backup.stores import repositories
 from lunr.common.errors import LunrError
-
-
-@contextlib.contextmanager
-def opened(url: str, options: Mapping[str, Any], name: str, found: Masters) -> Iterator[Repository]:
-    """The repository `name` in the store at `url`, with its keys under each master key."""
-    store = open_store(url, name, options)
-    try:
-        own, *older = master_keys.keyring(found, name)
-        yield Repository(store, own, older=older)
-    finally:
-        store.close()
 
 
 def backups(
@@ -42,7 +29,7 @@ def backups(
     for name in repositories(url, options):
         if only not in (None, name):
             continue
-        with opened(url, options, name, found) as repository:
+        with open_repository(url, name, found, options) as repository:
             for backup_id in sorted(repository.backup_ids()):
                 try:
                     yield name, backup_id, repository.load_root(backup_id)
@@ -69,7 +56,7 @@ def key_ids(
     """
     for name in sorted({*repositories(url, options), *known}):
         must = frozenset(known.get(name, ()))
-        with opened(url, options, name, (PUBLIC_MASTER,)) as repository:
+        with open_repository(url, name, (PUBLIC_MASTER,), options) as repository:
             for backup_id in sorted({*repository.backup_ids(), *must}):
                 root = root_name(backup_id)
                 try:
@@ -83,7 +70,7 @@ def running(url: str, options: Mapping[str, Any]) -> list[str]:
     """The ids of the backups that are being saved in any repository."""
     saves = []
     for name in repositories(url, options):
-        with opened(url, options, name, (PUBLIC_MASTER,)) as repository:
+        with open_repository(url, name, (PUBLIC_MASTER,), options) as repository:
             now, settle = repository.clock(), repository.store.settle
             saves += [
                 session.backup_id

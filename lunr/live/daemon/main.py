@@ -13,9 +13,9 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from lunr import __version__
-from lunr.backup.keys import derive, master_keys
+from lunr.backup.keys import master_keys
+from lunr.backup.open import open_repository
 from lunr.backup.repository.repository import Repository
-from lunr.backup.stores import open_store
 from lunr.client import Client
 from lunr.common import files, log, signals, units
 from lunr.common.errors import Cancelled, LunrError
@@ -164,17 +164,16 @@ def serve(settings: Settings, stop: threading.Event) -> None:
         LunrError: the store or the key can't be used.
     """
     place = settings.store
-    found = master_keys.load(Path(place.key_file)) if place.key_file else (derive.PUBLIC_MASTER,)
-    own, *older = master_keys.keyring(found, settings.repository)
+    keys = master_keys.load(Path(place.key_file) if place.key_file else None)
     with contextlib.ExitStack() as stack:
         service = None
         if settings.service is not None:
             told = settings.service
             token = files.read(told.token_file, "[service] token_file")
             service = Service(stack.enter_context(Client(told.url, told.account, token)))
-        store = open_store(place.url, settings.repository, cancel=stop)
-        stack.callback(store.close)
-        repository = Repository(store, own, older=older)
+        repository = stack.enter_context(
+            open_repository(place.url, settings.repository, keys, cancel=stop)
+        )
         BackupDaemon(repository, settings.machines, stop, service).run()
 
 

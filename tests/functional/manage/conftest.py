@@ -13,7 +13,7 @@ from click.testing import CliRunner, Result
 
 from lunr.api.services import Services
 from lunr.backup.keys import from_config
-from lunr.backup.repository import catalog
+from lunr.backup.open import open_repository
 from lunr.backup.repository.repository import Repository
 from lunr.common import config
 from lunr.manage.main import main
@@ -53,7 +53,7 @@ class Manage:
         """An account's repository, as a node that starts now would open it."""
         conf = config.load(["--config-file", str(self.file)])
         master_keys = from_config.open_master_keys(conf)
-        with catalog.opened(conf.store.url, {}, account, master_keys) as repository:
+        with open_repository(conf.store.url, account, master_keys, {}) as repository:
             yield repository
 
 

@@ -11,7 +11,7 @@ from enum import StrEnum
 
 
 class Volume(StrEnum):
-    """A volume's life. RESTORING is being filled from a backup, EXTERNAL is on no node."""
+    """A volume's life. RESTORING is being filled from a backup; external volumes are EXTERNAL."""
 
     NEW = "NEW"
     BUILDING = "BUILDING"

@@ -9,6 +9,7 @@ delete): an id is not used again while its record is kept.
 from __future__ import annotations
 
 from datetime import datetime
+from enum import StrEnum
 from typing import Any
 
 from sqlalchemy import (
@@ -128,6 +129,13 @@ class VolumeType(Base):
     created_at: Mapped[datetime] = mapped_column(default=times.now)
 
 
+class VolumeKind(StrEnum):
+    """Where a volume is: on a node, or outside of lunr, which knows only its backups."""
+
+    LOCAL = "local"
+    EXTERNAL = "external"
+
+
 class Volume(Base):
     """A volume."""
 
@@ -142,8 +150,12 @@ class Volume(Base):
     status: Mapped[str] = mapped_column(STATUS, default=states.Volume.NEW.value)
     reason: Mapped[str | None] = mapped_column(Text)
     progress: Mapped[int] = mapped_column(default=0)
-    volume_type_name: Mapped[str] = mapped_column(ID)
-    node_id: Mapped[str] = mapped_column(ID)
+    kind: Mapped[str] = mapped_column(
+        String(8), default=VolumeKind.LOCAL.value, server_default=VolumeKind.LOCAL.value
+    )
+    #: None: it is external; so is the node's.
+    volume_type_name: Mapped[str | None] = mapped_column(ID)
+    node_id: Mapped[str | None] = mapped_column(ID)
     meta: Mapped[dict[str, Any]] = mapped_column("metadata", default=dict)
     #: The parameters it was made with: the same PUT again is the same volume.
     request: Mapped[dict[str, Any]] = mapped_column(default=dict)

@@ -13,8 +13,8 @@ def volume(row: Any, export_status: str | None) -> View:
     """A volume."""
     return {
         **_head(row),
-        "volume_type_name": row.volume_type_name,
-        "node_id": row.node_id or None,
+        "volume_type_name": row.volume_type_name or "",
+        "node_id": row.node_id,
         "backup": row.backup_id,
         "snapshot": row.snapshot_id,
         "source_volume": row.source_volume_id,

@@ -91,7 +91,7 @@ class Service:
         self.account = client.account
 
     def volume_id(self, machine: str, disk: Disk) -> str:
-        """The volume that a disk is: of the account if it has it, else one that lives elsewhere.
+        """The volume that a disk is: of the account if it has it, else an external one.
 
         Ids are unique among all accounts, and many have a machine `web`: so theirs end in
         something of the account.
@@ -103,7 +103,7 @@ class Service:
         if found is not None:
             with contextlib.suppress(NotFound):
                 return self._client.volumes.get(found["id"]).id
-        return elsewhere(self.account, groups.volume_id(machine, disk.name))
+        return external_volume_id(self.account, groups.volume_id(machine, disk.name))
 
     def check_volume(self, volume_id: str) -> None:
         """Make sure that a volume that somebody named is the account's.
@@ -215,8 +215,8 @@ class Service:
                 logger.warning("Group %s can't be read: %s", group_id, error)
 
 
-def elsewhere(account: str, name: str) -> str:
-    """The id of the volume `name` that lives elsewhere, of an account."""
+def external_volume_id(account: str, name: str) -> str:
+    """The id of the external volume `name` of an account."""
     mark = hashlib.blake2b(f"{account}/{name}".encode(), digest_size=4).hexdigest()
     return f"{name}-{mark}"
 

@@ -107,7 +107,7 @@ def test_over_http(world: World) -> None:
     assert (deleted.status_int, deleted.json["status"]) == (202, "DELETING")
 
 
-def test_a_disk_is_a_volume_that_lives_elsewhere(world: World) -> None:
+def test_a_disk_is_an_external_volume(world: World) -> None:
     put(world, status="AVAILABLE")
     volume = world.services.volumes.get("acme", "web-root")
     assert (volume["status"], volume["node_id"], volume["size"]) == ("EXTERNAL", None, 4)

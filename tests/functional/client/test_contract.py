@@ -379,8 +379,8 @@ def test_groups(member: Client, account: str) -> None:
     assert (root.group, root.size, root.status) == (name, 2, "AVAILABLE")
     assert root == done.members[1]
     assert [one.id for one in member.groups.list(machine=name, status="AVAILABLE")] == [name]
-    elsewhere = member.volumes.get(root.volume_id)
-    assert (elsewhere.status, elsewhere.node_id, elsewhere.extra) == ("EXTERNAL", None, {})
+    external = member.volumes.get(root.volume_id)
+    assert (external.status, external.node_id, external.extra) == ("EXTERNAL", None, {})
     with pytest.raises(errors.InUse):
         member.backups.delete(root.id)
     restored = member.volumes.create(backup=root.id)

@@ -28,7 +28,7 @@ from lunr.common.errors import Cancelled, LunrError
 from lunr.common.units import GIB
 from lunr.live import errors
 from lunr.live.backup import announcements, groups
-from lunr.live.backup.announcements import Service, elsewhere
+from lunr.live.backup.announcements import Service, external_volume_id
 from lunr.live.backup.backup import Options, backup
 from lunr.live.backup.groups import Group
 from lunr.live.cli import live
@@ -123,7 +123,7 @@ def test_backups_like_any_others(
     members = {member.name: member for member in record.members}
     assert members.keys() == {"alpha", "beta"}
     alpha = members["alpha"]
-    assert alpha.volume_id == elsewhere(client.account, "vm-alpha")
+    assert alpha.volume_id == external_volume_id(client.account, "vm-alpha")
     assert client.volumes.get(alpha.volume_id).status == "EXTERNAL"
     assert alpha.bytes_stored == group.members[0].bytes_stored
 
@@ -184,7 +184,10 @@ def test_a_disk_that_is_a_volume(machine: Machine, hypervisor: Hypervisor, clien
     client.volumes.wait(volume.id, timeout=PATIENCE)
     group = hypervisor.backup(machine, volumes={"alpha": volume.id})
     alpha, beta = client.groups.get(group.group_id).members
-    assert (alpha.volume_id, beta.volume_id) == (volume.id, elsewhere(client.account, "vm-beta"))
+    assert (alpha.volume_id, beta.volume_id) == (
+        volume.id,
+        external_volume_id(client.account, "vm-beta"),
+    )
     assert [one.id for one in client.backups.list(volume_id=volume.id)] == [alpha.id]
     with pytest.raises(errors.CannotBackUp, match="no disk gamma"):
         hypervisor.backup(machine, volumes={"gamma": volume.id})
@@ -196,7 +199,9 @@ def test_a_disk_that_is_a_volume(machine: Machine, hypervisor: Hypervisor, clien
         disk = machine_disk("alpha", source)
         assert hypervisor.service.volume_id("vm", disk) == volume.id
     stranger = machine_disk("alpha", "iscsi://10.0.0.2/iqn.2026-11.io.lunr:nobodys/1")
-    assert hypervisor.service.volume_id("vm", stranger) == elsewhere(client.account, "vm-alpha")
+    assert hypervisor.service.volume_id("vm", stranger) == external_volume_id(
+        client.account, "vm-alpha"
+    )
 
 
 def machine_disk(name: str, source: str) -> Any:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
-from sqlalchemy import select, text
+from sqlalchemy import Connection, MetaData, Table, insert, select, text
 
 from lunr.common import errors
 from lunr.db import migrate
-from lunr.db.models import Backup, Base, Node, Volume
+from lunr.db.models import Backup, Base, Export, Node, Schedule, Volume
 from lunr.db.session import Database
 
 
@@ -71,6 +73,50 @@ def test_records_of_the_first_schema_stay_as_they_are(tmp_path: Path) -> None:
             (False, None)
         ]
     database.close()
+
+
+def add(connection: Connection, to: str, **values: Any) -> None:
+    """Insert a row into the table `to` as it is by now; what must have a value gets one."""
+    table = Table(to, MetaData(), autoload_with=connection)
+    made: dict[type, Any] = {datetime: lambda: datetime(2026, 1, 1), object: dict}
+    needed = {
+        column.name: made.get(column.type.python_type, column.type.python_type)()
+        for column in table.columns
+        if not (column.nullable or column.server_default or column.name == "seq")
+    }
+    connection.execute(insert(table).values({**needed, **values}))
+
+
+def check_volumes_of_old(url: str) -> None:
+    """External volumes of the schema 0007 are said to be that, and all rows stay."""
+    migrate.upgrade(url, "0007")
+    database = Database(url)
+    try:
+        with database.writer.begin() as connection:
+            add(connection, "accounts", id="acme")
+            disk = {"id": "disk", "status": "EXTERNAL", "node_id": "", "volume_type_name": ""}
+            own = {"id": "own", "status": "ACTIVE", "node_id": "n1", "volume_type_name": "fast"}
+            for volume in (disk, own):
+                add(connection, "volumes", account_id="acme", size=3, name="x", **volume)
+            add(connection, "exports", volume_id="own", account_id="acme", status="ATTACHED")
+            add(connection, "schedules", id="s1", account_id="acme", volume_id="own")
+        migrate.upgrade(url)
+        chosen = select(
+            *(Volume.id, Volume.kind, Volume.node_id, Volume.volume_type_name, Volume.size)
+        )
+        with database.read() as connection:
+            assert connection.execute(chosen.order_by(Volume.id)).all() == [
+                ("disk", "external", None, None, 3),
+                ("own", "local", "n1", "fast", 3),
+            ]
+            assert connection.scalars(select(Export.volume_id)).all() == ["own"]
+            assert connection.scalars(select(Schedule.volume_id)).all() == ["own"]
+    finally:
+        database.close()
+
+
+def test_external_volumes_of_old(tmp_path: Path) -> None:
+    check_volumes_of_old(f"sqlite:///{tmp_path}/lunr.db")
 
 
 def test_an_old_database_is_refused_with_what_to_do(tmp_path: Path) -> None:

@@ -35,7 +35,7 @@ from lunr.common.states import Backup as State
 from lunr.common.states import Job as JobState
 from lunr.common.states import Volume as VolumeState
 from lunr.common.units import GIB
-from lunr.db.models import Account, Backup, Job, Volume, columns
+from lunr.db.models import Account, Backup, Job, Volume, VolumeKind, columns
 from lunr.db.transitions import move
 
 _IS_TIE = Backup.group_id == Backup.id
@@ -221,7 +221,7 @@ class Groups:
     def _know_volume(
         self, session: Session, account: Account, machine: str, told: MemberReport
     ) -> None:
-        """Have a record of the disk: one of lunr's volumes, or one that is elsewhere."""
+        """Have a record of the disk: one of lunr's volumes, or an external one."""
         volume = session.get(Volume, told.volume_id)
         if volume is None:
             accounts.check_volume_quota(session, self._context, account, 1, 0)
@@ -233,8 +233,7 @@ class Groups:
                     size=told.size,
                     reserved=0,
                     progress=100,
-                    volume_type_name="",
-                    node_id="",
+                    kind=VolumeKind.EXTERNAL,
                     meta={"machine": machine, "disk": told.disk},
                 )
             )
@@ -242,7 +241,7 @@ class Groups:
             move(session, Volume, told.volume_id, VolumeState.EXTERNAL, "record it")
         elif volume.account_id != account.id:
             raise errors.IdInUse(kind="volume", id=told.volume_id, differs="choose another id")
-        elif volume.status == VolumeState.EXTERNAL:
+        elif volume.kind == VolumeKind.EXTERNAL:
             volume.size = told.size
 
     def _complete(

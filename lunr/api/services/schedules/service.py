@@ -21,8 +21,7 @@ from lunr.api.services.volumes import service as volumes
 from lunr.api.services.volumes import types
 from lunr.common import errors, ids, times
 from lunr.common.states import Backup as BackupState
-from lunr.common.states import Volume as VolumeState
-from lunr.db.models import Backup, Schedule, ScheduleRun, columns
+from lunr.db.models import Backup, Schedule, ScheduleRun, VolumeKind, columns
 
 
 def _statement(*only: ColumnElement[bool]) -> Select[Any]:
@@ -127,9 +126,9 @@ class Schedules:
         self, session: Session, account_id: str, volume_id: str, request: dict[str, Any]
     ) -> str:
         volume = volumes.lock(session, account_id, volume_id)
-        if volume.status == VolumeState.EXTERNAL:
+        if volume.kind == VolumeKind.EXTERNAL:
             raise errors.Conflict(
-                reason=f"The volume {volume_id} is on no node: lunr-live backs it up."
+                reason=f"The volume {volume_id} is external: lunr-live backs it up."
             )
         schedule = _new(request, account_id=account_id, volume_id=volume_id)
         _refuse_second(session, Schedule.volume_id == volume_id, f"The volume {volume_id}")

@@ -49,7 +49,8 @@ def allocated(reader: Session | Connection, node_id: str | None = None) -> dict[
     )
     if node_id is not None:
         statement = statement.where(Volume.node_id == node_id)
-    return {node: int(gigabytes) * GIB for node, gigabytes in reader.execute(statement)}
+    sums = reader.execute(statement)
+    return {node: int(gigabytes) * GIB for node, gigabytes in sums if node is not None}
 
 
 def place(session: Session, context: Context, requested: PlacementRequest) -> str:

@@ -19,7 +19,7 @@ from lunr.api.services.volumes import cross_node_copy, lazy_restore, placement, 
 from lunr.common import errors, ids
 from lunr.common.states import Export as ExportState
 from lunr.common.states import Volume as State
-from lunr.db.models import Backup, Export, Node, Snapshot, Volume, VolumeType, columns
+from lunr.db.models import Backup, Export, Node, Snapshot, Volume, VolumeKind, VolumeType, columns
 from lunr.db.transitions import move
 
 _ROWS = select(*columns(Volume), Export.status.label("export_status")).outerjoin_from(
@@ -190,9 +190,9 @@ class Volumes:
         )
         if size <= volume.size:
             raise errors.InvalidField(field="size", reason=f"the volume has {volume.size} GiB now")
-        _check_size(session, size, volume.volume_type_name, None)
+        _check_size(session, size, str(volume.volume_type_name), None)
         accounts.check_volume_quota(session, self._context, account, 0, size - volume.size)
-        if not placement.reserve(session, volume.node_id, size - volume.size):
+        if not placement.reserve(session, str(volume.node_id), size - volume.size):
             raise errors.NoRoom(reason=f"its node has no {size - volume.size} GiB left")
         volume.reserved = size
         volume.reason = None
@@ -213,7 +213,7 @@ class Volumes:
         volume = lock(session, account_id, id)
         if volume.status == State.DELETING:
             return fetch(session, account_id, id)
-        if volume.status == State.EXTERNAL:
+        if volume.kind == VolumeKind.EXTERNAL:
             return self._forget(session, volume)
         if volume.status in (State.BUILDING, State.RESTORING) and not is_filling(volume):
             raise errors.InUse(
@@ -259,7 +259,7 @@ class Volumes:
         return fetch(session, account_id, id)
 
     def _forget(self, session: Session, volume: Volume) -> Any:
-        """Drop the record of a volume that is on no node; its backups stay."""
+        """Drop the record of an external volume; its backups stay."""
         _refuse_if(
             session,
             volume.id,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -67,23 +68,56 @@ def test_a_bad_message_is_refused_and_told(
     assert main(path) == 0
 
 
-@pytest.mark.starts("git")
-def test_git_asks_the_hook(tmp_path: Path) -> None:
+def run(folder: Path, *command: str | Path) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "GIT_CONFIG_GLOBAL": os.devnull, "GIT_CONFIG_NOSYSTEM": "1"}
     for kind in ("AUTHOR", "COMMITTER"):
         environment |= {f"GIT_{kind}_NAME": "somebody", f"GIT_{kind}_EMAIL": "nobody@example.org"}
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
 
-    def git(*words: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            ["git", *words], cwd=tmp_path, env=environment, capture_output=True, text=True
-        )
 
-    assert git("init", "-q").returncode == 0
-    (tmp_path / "tools").symlink_to(TOP / "tools")
-    hook = tmp_path / ".git/hooks/commit-msg"  # as tools/setup makes it
-    hook.parent.mkdir(exist_ok=True)
-    hook.symlink_to(TOP / "tools/hooks/commit-msg")
-    refused = git("commit", "-q", "--allow-empty", "-m", "Fixed it")
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    """A folder with the tools of this checkout, not a repository yet."""
+    folder = tmp_path / "checkout"
+    shutil.copytree(TOP / "tools/hooks", folder / "tools/hooks")
+    shutil.copy(TOP / "tools/commit_message.py", folder / "tools")
+    return folder
+
+
+def install(checkout: Path) -> Path:
+    """Run the installation as tools/setup does; returns where the hook is then."""
+    done = run(checkout, checkout / "tools/hooks/install")
+    assert (done.returncode, done.stderr) == (0, ""), done
+    return checkout / ".git/hooks/commit-msg"
+
+
+@pytest.mark.starts("git", "install")
+def test_git_asks_the_installed_hook(checkout: Path) -> None:
+    run(checkout, "git", "init", "-q")
+    install(checkout)
+    install(checkout)
+    refused = run(checkout, "git", "commit", "-q", "--allow-empty", "-m", "Fixed it")
     assert (refused.returncode, "area" in refused.stderr) == (1, True), refused
-    made = git("commit", "-q", "--allow-empty", "-m", "api: mend it")
+    made = run(checkout, "git", "commit", "-q", "--allow-empty", "-m", "api: mend it")
     assert made.returncode == 0, made
+
+
+@pytest.mark.starts("git", "install")
+def test_without_a_repository_nothing_is_installed(checkout: Path, tmp_path: Path) -> None:
+    assert not install(checkout).exists()
+    run(tmp_path, "git", "init", "-q")  # one around the checkout
+    assert not install(checkout).exists()
+    assert not (tmp_path / ".git/hooks/commit-msg").exists()
+
+
+@pytest.mark.starts("git", "install")
+def test_a_hook_of_ones_own_stays(checkout: Path) -> None:
+    run(checkout, "git", "init", "-q")
+    own = checkout / ".git/hooks/commit-msg"
+    own.parent.mkdir(exist_ok=True)
+    own.write_text("#!/bin/sh\n")
+    assert not install(checkout).is_symlink()
+    own.unlink()
+    run(checkout, "git", "config", "core.hooksPath", "elsewhere")
+    assert not install(checkout).exists()
+    assert not (checkout / "elsewhere").exists()

@@ -30,7 +30,7 @@ import click
 import requests
 from rich.console import Console
 
-from lunr.common import errors, files, signals
+from lunr.common import errors, files, openstack, signals
 from lunr.common.help import HELP
 
 #: A unix socket's path has at most 107 bytes (unix(7)); tgtd appends ".0.lock" or the like.
@@ -356,28 +356,13 @@ def _check_free(host: str, port: int, option: str) -> None:
 
 def _swift_options(root: Path) -> dict[str, object]:
     """The [swift] section from the environment that the swift command reads."""
-    env = os.environ
-    if env.get("ST_AUTH"):
-        values = {"auth_url": env["ST_AUTH"], "user": env.get("ST_USER", ""), "auth_version": "1"}
-        password = env.get("ST_KEY", "")
-    elif env.get("OS_AUTH_URL"):
-        values = {
-            "auth_url": env["OS_AUTH_URL"],
-            "user": env.get("OS_USERNAME", ""),
-            "auth_version": env.get("OS_IDENTITY_API_VERSION", "3"),
-            "project_name": env.get("OS_PROJECT_NAME", ""),
-            "user_domain_name": env.get("OS_USER_DOMAIN_NAME", "Default"),
-            "project_domain_name": env.get("OS_PROJECT_DOMAIN_NAME", "Default"),
-            "region_name": env.get("OS_REGION_NAME", ""),
-            "cacert": env.get("OS_CACERT", ""),
-        }
-        password = env.get("OS_PASSWORD", "")
-    else:
+    values = openstack.swift_options(os.environ)
+    if not values:
         raise StartError(
             reason="a swift: store needs ST_AUTH, ST_USER and ST_KEY, or OS_AUTH_URL and the like"
         )
     key_file = root / "keys" / "swift.key"
-    files.write(key_file, password + "\n")
+    files.write(key_file, values.pop("key") + "\n")
     return {**values, "key_file": key_file}
 
 

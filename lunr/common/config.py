@@ -352,10 +352,37 @@ SWIFT = [
     ),
     cfg.StrOpt("user", default="", help="User name, for version 1 ACCOUNT:USER."),
     cfg.StrOpt("key_file", default="", help="File with that user's password. Mode 0600."),
-    cfg.StrOpt("project_name", default="", help="Keystone project."),
+    cfg.StrOpt(
+        "auth_type",
+        default="password",
+        choices=[
+            ("password", "a user and a password"),
+            ("v3applicationcredential", "an application credential"),
+        ],
+        help="What Keystone, version 3, is shown.",
+    ),
+    cfg.StrOpt(
+        "application_credential_id",
+        default="",
+        help="Id of the application credential; key_file has its secret.",
+    ),
+    cfg.StrOpt("project_name", default="", help="Keystone project, by its name."),
+    cfg.StrOpt("project_id", default="", help="Keystone project, by its id."),
     cfg.StrOpt("user_domain_name", default="Default", help="Keystone domain of the user."),
+    cfg.StrOpt(
+        "user_domain_id", default="", help="The same by its id, which counts before the name."
+    ),
     cfg.StrOpt("project_domain_name", default="Default", help="Keystone domain of the project."),
+    cfg.StrOpt(
+        "project_domain_id", default="", help="The same by its id, which counts before the name."
+    ),
     cfg.StrOpt("region_name", default="", help="Region of the object-store endpoint."),
+    cfg.StrOpt(
+        "interface",
+        default="public",
+        choices=[("public", ""), ("internal", ""), ("admin", "")],
+        help="Which of the object store's endpoints is used.",
+    ),
     cfg.StrOpt("cacert", default="", help="CA bundle for https."),
     cfg.FloatOpt("timeout", default=60.0, min=1.0, help="Seconds one request may stand still."),
     cfg.IntOpt(

@@ -41,13 +41,12 @@ def project(name: str) -> dict[str, Any]:
     return {"project": {"name": name, "domain": {"id": "default"}}}
 
 
-class Administrator:
-    """Changes the Keystone that `env` tells of: the OS_* variables of its administrator."""
+class Account:
+    """Asks the Keystone at `url` with a token."""
 
-    def __init__(self, env: Mapping[str, str]) -> None:
-        self.url = env["OS_AUTH_URL"]
-        identity = by_password(env["OS_USERNAME"], env["OS_PASSWORD"])
-        self.token = log_in(self.url, identity, project(env["OS_PROJECT_NAME"]))
+    def __init__(self, url: str, token: str) -> None:
+        self.url = url
+        self.token = token
 
     def call(self, method: str, path: str, body: Any = None, **headers: str) -> Any:
         """Send a request and return the JSON of its answer."""
@@ -56,6 +55,15 @@ class Administrator:
             _request(self.url, method, path, body, sent), timeout=PATIENCE
         ) as answer:
             return json.loads(answer.read() or b"null")
+
+
+class Administrator(Account):
+    """Changes the Keystone that `env` tells of: the OS_* variables of its administrator."""
+
+    def __init__(self, env: Mapping[str, str]) -> None:
+        identity = by_password(env["OS_USERNAME"], env["OS_PASSWORD"])
+        url = env["OS_AUTH_URL"]
+        super().__init__(url, log_in(url, identity, project(env["OS_PROJECT_NAME"])))
 
     def ensure(self, kind: str, name: str, **fields: Any) -> str:
         """The id of the project, user, role or service `name`, made with `fields` if it is new."""

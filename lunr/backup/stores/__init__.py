@@ -13,7 +13,14 @@ from lunr.backup import errors
 from lunr.backup.stores.base import Retrying, Store
 from lunr.backup.stores.files import FileStore, folders
 from lunr.backup.stores.limited import Limited, Pace
-from lunr.common import ids
+from lunr.common import ids, openstack
+
+#: Options that only a login to Keystone needs.
+KEYSTONE_OPTIONS = (
+    *("auth_type", "application_credential_id", "interface", "region_name"),
+    *("project_id", "project_name", "project_domain_id", "project_domain_name"),
+    *("user_domain_id", "user_domain_name"),
+)
 
 __all__ = ["Store", "open_store", "repositories", "scheme"]
 
@@ -46,7 +53,7 @@ def open_store(
     # Here and not above: swiftclient takes longer to import than all the rest.
     from lunr.backup.stores.swift import SwiftStore
 
-    options = _environment() if options is None else options
+    options = openstack.swift_options(os.environ) if options is None else options
     store = SwiftStore(f"{place}-{repository}", connection_options(options))
     retries = int(options.get("retries", 5))
     return Retrying(_limited(store, limit, cancel), retries=retries, cancel=cancel)
@@ -68,7 +75,7 @@ def repositories(url: str, options: Mapping[str, Any] | None = None) -> list[str
     else:
         from lunr.backup.stores.swift import SwiftStore
 
-        options = _environment() if options is None else options
+        options = openstack.swift_options(os.environ) if options is None else options
         prefix = f"{place}-"
         with contextlib.closing(SwiftStore(prefix, connection_options(options))) as store:
             found = [name.removeprefix(prefix) for name in store.containers(prefix)]
@@ -89,42 +96,18 @@ def scheme(url: str) -> str:
     raise errors.BadStoreURL(url=url)
 
 
-def _environment() -> dict[str, Any]:
-    """The options of group ``[swift]``, from the variables that the `swift` command reads."""
-    env = os.environ
-    if env.get("OS_AUTH_URL"):
-        return {
-            "auth_url": env["OS_AUTH_URL"],
-            "auth_version": env.get("OS_IDENTITY_API_VERSION", "3"),
-            "user": env.get("OS_USERNAME", ""),
-            "key": env.get("OS_PASSWORD", ""),
-            "project_name": env.get("OS_PROJECT_NAME", ""),
-            "user_domain_name": env.get("OS_USER_DOMAIN_NAME", "Default"),
-            "project_domain_name": env.get("OS_PROJECT_DOMAIN_NAME", "Default"),
-            "region_name": env.get("OS_REGION_NAME", ""),
-            "cacert": env.get("OS_CACERT", ""),
-        }
-    return {
-        "auth_url": env.get("ST_AUTH", ""),
-        "auth_version": env.get("ST_AUTH_VERSION", "1"),
-        "user": env.get("ST_USER", ""),
-        "key": env.get("ST_KEY", ""),
-    }
-
-
 def connection_options(options: Mapping[str, Any]) -> dict[str, Any]:
     """What a SwiftStore is given for `options` as :func:`open_store` takes them."""
     if not options.get("auth_url"):
         raise errors.StoreRefused(
             store="swift", reason="no authentication URL is given (ST_AUTH or OS_AUTH_URL)."
         )
-    wanted = ("project_name", "user_domain_name", "project_domain_name", "region_name")
     return {
         "authurl": options["auth_url"],
         "auth_version": str(options.get("auth_version") or "1"),
         "user": options.get("user"),
         "key": options.get("key"),
-        "os_options": {name: options[name] for name in wanted if options.get(name)},
+        "os_options": {name: options[name] for name in KEYSTONE_OPTIONS if options.get(name)},
         "cacert": options.get("cacert") or None,
         "timeout": float(options.get("timeout", 60)),
     }

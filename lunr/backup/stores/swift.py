@@ -25,6 +25,7 @@ import urllib3
 from lunr.backup import errors
 from lunr.backup.format.names import Buffer
 from lunr.backup.stores.base import AT_ONCE, Slot, Store, read_retry_after
+from lunr.common.openstack import APPLICATION_CREDENTIAL
 
 
 @contextlib.contextmanager
@@ -131,23 +132,41 @@ class SwiftStore(Store):
         except ImportError as error:
             raise self._refused(f"Keystone needs lunr's extra keystone ({error}).") from error
         options, scope = self._options, dict(self._options["os_options"])
-        region = scope.pop("region_name", None)
-        if "project_name" not in scope:  # Keystone would give a token that is good for nothing
-            raise self._refused("no project is named ([swift] project_name or OS_PROJECT_NAME).")
-        who = {"username": options["user"], "password": options["key"]}
+        region, interface = scope.pop("region_name", None), scope.pop("interface", "public")
+        credential = scope.pop("application_credential_id", None)
+        auth_type = scope.pop("auth_type", "password")
+        for domain in ("user_domain", "project_domain"):
+            if f"{domain}_id" in scope:
+                scope.pop(f"{domain}_name", None)
+        if "project_id" in scope:  # which is enough: the name may be another's in another domain
+            for name in ("project_name", "project_domain_id", "project_domain_name"):
+                scope.pop(name, None)
         plugin: identity.BaseIdentityPlugin
-        if options["auth_version"] in swiftclient.client.AUTH_VERSIONS_V2:
+        if auth_type == APPLICATION_CREDENTIAL:
+            plugin = identity.V3ApplicationCredential(
+                options["authurl"], options["key"], application_credential_id=credential
+            )
+        elif not {"project_id", "project_name"} & scope.keys():
+            # Keystone would give a token that is good for nothing.
+            raise self._refused("no project is named ([swift] project_name or OS_PROJECT_NAME).")
+        elif options["auth_version"] in swiftclient.client.AUTH_VERSIONS_V2:
             plugin = identity.V2Password(
-                options["authurl"], **who, tenant_name=scope["project_name"]
+                options["authurl"],
+                username=options["user"],
+                password=options["key"],
+                tenant_name=scope.get("project_name"),
+                tenant_id=scope.get("project_id"),
             )
         else:
-            plugin = identity.Password(options["authurl"], **who, **scope)
+            plugin = identity.Password(
+                options["authurl"], username=options["user"], password=options["key"], **scope
+            )
         try:
             with requests.Session() as http:
                 verify, timeout = options["cacert"] or True, options["timeout"]
                 access = plugin.get_access(Session(session=http, verify=verify, timeout=timeout))
             url = access.service_catalog.url_for(
-                service_type="object-store", interface="public", region_name=region
+                service_type="object-store", interface=interface, region_name=region
             )
         except (
             *(exceptions.BadRequest, exceptions.Unauthorized, exceptions.Forbidden),

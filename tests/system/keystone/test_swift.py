@@ -17,9 +17,11 @@ from lunr.backup import errors
 from lunr.backup.format.names import Geometry
 from lunr.backup.stores import open_store
 from lunr.backup.stores.base import Store
+from lunr.common.openstack import swift_options
 from tests.functional.backup.test_worker import KEY, Worker
 from tests.unit.backup.stores.contract import StoreContract
 from tests.unit.backup.support import load_bytes, repository, save_bytes
+from tools.services import identity
 
 LUNR = Path(sys.executable).with_name("lunr")
 
@@ -115,6 +117,45 @@ def test_a_person_saves_and_restores(
     assert engine("save", str(source), "--id", "b")["objects_stored"] == 3
     engine("restore", "b", str(target))
     assert target.read_bytes() == source.read_bytes()
+
+
+def identity_of(env: dict[str, str], kind: str) -> dict[str, str]:
+    """The variables of another openrc file for the same project: "project", or "credential"."""
+    scope = identity.project(env["OS_PROJECT_NAME"])
+    user = identity.by_password(env["OS_USERNAME"], env["OS_PASSWORD"])
+    keystone = identity.Account(
+        env["OS_AUTH_URL"], identity.log_in(env["OS_AUTH_URL"], user, scope)
+    )
+    token = keystone.call("GET", "/auth/tokens", **{"X-Subject-Token": keystone.token})["token"]
+    bare = {name: value for name, value in env.items() if "PROJECT" not in name}
+    if kind == "project":
+        return {**bare, "OS_PROJECT_ID": token["project"]["id"], "OS_USER_DOMAIN_ID": "default"}
+    path = f"/users/{token['user']['id']}/application_credentials"
+    asked = {"application_credential": {"name": uuid.uuid4().hex}}
+    made = keystone.call("POST", path, asked)["application_credential"]
+    return {
+        "OS_AUTH_URL": env["OS_AUTH_URL"],
+        "OS_AUTH_TYPE": "v3applicationcredential",
+        "OS_APPLICATION_CREDENTIAL_ID": made["id"],
+        "OS_APPLICATION_CREDENTIAL_SECRET": made["secret"],
+    }
+
+
+@pytest.mark.parametrize("kind", ["project", "credential"])
+def test_other_openrc_files_of_the_project_log_in(
+    keystone_swift: dict[str, str], options: dict[str, Any], place: str, kind: str
+) -> None:
+    store = open_store(place, "account", options)
+    store.put("roots/b", b"content")
+    store.close()
+    other = swift_options(identity_of(keystone_swift, kind))
+    store = open_store(place, "account", other)
+    assert bytes(store.get("roots/b")) == b"content"
+    store.close()
+    store = open_store(place, "account", {**other, "key": "wrong", "retries": 0})
+    with pytest.raises(errors.StoreRefused):
+        store.get("roots/b")
+    store.close()
 
 
 @pytest.mark.parametrize("ending", ["", "/", "/v3", "/v3/"])

@@ -32,6 +32,7 @@ from rich.console import Console
 
 from lunr.common import errors, files, openstack, signals
 from lunr.common.help import HELP
+from lunr.common.hosts import NO_PROXY
 
 #: A unix socket's path has at most 107 bytes (unix(7)); tgtd appends ".0.lock" or the like.
 _SOCKET_PATH_LIMIT = 100
@@ -337,7 +338,7 @@ def _mounts_below(root: Path) -> list[str]:
 def _answer(url: str, headers: Mapping[str, str] | None = None) -> requests.Response | None:
     """The API's answer; None as long as it gives none."""
     try:
-        return requests.get(url, headers=headers, timeout=_ANSWER_TIMEOUT)
+        return requests.get(url, headers=headers, timeout=_ANSWER_TIMEOUT, proxies=NO_PROXY)
     except (requests.ConnectionError, requests.Timeout):
         return None
 

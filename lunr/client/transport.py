@@ -10,12 +10,14 @@ from urllib.parse import urlsplit
 
 import requests
 from requests.adapters import HTTPAdapter
+from requests.utils import get_environ_proxies, select_proxy
 from urllib3.util import Retry
 
 from lunr import __version__
 from lunr.client import errors
 from lunr.common import ids
 from lunr.common.errors import ConfigError
+from lunr.common.hosts import NO_PROXY, is_loopback
 
 #: Answers of a load balancer or a starting API; the same request may succeed a moment later.
 _PASSING = (502, 503, 504)
@@ -44,6 +46,8 @@ class Transport:
         if not token or not token.isascii() or not token.isprintable() or " " in token:
             raise ConfigError(reason="the token is empty or holds characters that no token has")
         self.timeout = timeout
+        #: For requests: none for this machine's own API; None: what the environment names.
+        self._proxies = NO_PROXY if is_loopback(self.url) else None
         self._session = requests.Session()
         # A session of requests is not for threads because it gathers cookies. Without
         # them only its connection pool is shared, which is made for threads.
@@ -104,6 +108,7 @@ class Transport:
                 json=None if body is None else _given(body),
                 params=_given(params or {}),
                 timeout=self.timeout,
+                proxies=self._proxies,
                 # A redirect would carry the token wherever it points.
                 allow_redirects=False,
             )
@@ -111,7 +116,10 @@ class Transport:
             cause = f"no answer within {self.timeout:g} seconds"
             raise errors.Unreachable(url=self.url, cause=cause) from error
         except requests.RequestException as error:
-            raise errors.Unreachable(url=self.url, cause=_root_cause(error)) from error
+            cause = _root_cause(error)
+            if self._proxies is None and (proxy := _proxy_of(url)):
+                cause = f"{cause}, by the proxy {proxy}"
+            raise errors.Unreachable(url=self.url, cause=cause) from error
         return _parsed(answer, self.url)
 
     def pages(
@@ -163,6 +171,15 @@ def _checked_url(url: str) -> str:
     if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
         raise ConfigError(reason=f"{url!r} is not a URL such as http://127.0.0.1:8080")
     return url.rstrip("/")
+
+
+def _proxy_of(url: str) -> str:
+    """The proxy that the environment names for a URL, without its password; or nothing."""
+    proxy = select_proxy(url, get_environ_proxies(url))
+    if not proxy:
+        return ""
+    parts = urlsplit(proxy if "://" in proxy else f"http://{proxy}")
+    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}"
 
 
 def _root_cause(error: BaseException) -> str:

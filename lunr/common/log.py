@@ -1,4 +1,9 @@
-"""Logging: one line a record, with the request or job it belongs to."""
+"""Logging: one line a record, with the request or job it belongs to.
+
+Strangers' words get into messages: methods, names, answers, output of commands. A line of
+text shows control characters as escapes, so that a terminal obeys none and no stranger's
+line break begins a record; the lines of a traceback are indented. What is very long is cut.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +12,7 @@ import contextvars
 import json
 import logging
 import sys
+import textwrap
 import time
 from collections.abc import Iterator
 from typing import TextIO
@@ -25,15 +31,36 @@ def context(name: str) -> Iterator[None]:
         _context.reset(token)
 
 
+#: The longest message, in characters.
+_LONGEST = 8192
+#: Line breaks of Unicode, and what turns the direction of writing around: "cod.exe" for "exe.doc".
+_MISLEADING = {*range(0x2028, 0x202F), *range(0x2066, 0x206A)}
+_CONTROLS = {*range(0x20), *range(0x7F, 0xA0)}
+_ESCAPES = {code: chr(code).encode("unicode_escape").decode() for code in _CONTROLS | _MISLEADING}
+_ESCAPES_IN_LINES = {code: text for code, text in _ESCAPES.items() if chr(code) not in "\n\t"}
+
+
+def escape(message: str) -> str:
+    """A message on one line, without control characters, cut if it is very long.
+
+    >>> escape("a\\x1b[2J\\nb")
+    'a\\\\x1b[2J\\\\nb'
+    """
+    if len(message) > _LONGEST:
+        message = f"{message[:_LONGEST]}… ({len(message) - _LONGEST} characters more)"
+    return message.translate(_ESCAPES)
+
+
 class _Text(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         stamp = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
         line = (
             f"{stamp}.{int(record.msecs):03d}Z {record.levelname:<7} {record.name} "
-            f"[{_context.get()}] {record.getMessage()}"
+            f"[{_context.get()}] {escape(record.getMessage())}"
         )
         if record.exc_info:
-            line += "\n" + self.formatException(record.exc_info)
+            traceback = self.formatException(record.exc_info).translate(_ESCAPES_IN_LINES)
+            line += "\n" + textwrap.indent(traceback, "    ")
         return line
 
 

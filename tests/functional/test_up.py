@@ -10,6 +10,7 @@ import pytest
 from rich.console import Console
 
 from lunr import up
+from tests.support.scripted import Reply, ScriptedServer
 
 
 @pytest.fixture
@@ -17,6 +18,17 @@ def silent_port() -> Iterator[int]:
     """Where somebody listens, and answers nothing."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         yield server.getsockname()[1]
+
+
+def test_the_api_is_asked_without_a_proxy(
+    tmp_path: Path, silent_port: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("http_proxy", f"http://127.0.0.1:{silent_port}")
+    monkeypatch.delenv("no_proxy", raising=False)
+    with ScriptedServer().running() as api:
+        api.handler = lambda _seen: Reply(200, {})
+        port = int(api.url.rpartition(":")[2])
+        assert up.Service(tmp_path, up.Settings(api_port=port), Console())._api_is_healthy()
 
 
 def test_an_api_that_is_slow_to_answer_is_waited_for(

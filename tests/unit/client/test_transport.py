@@ -323,3 +323,24 @@ def test_every_error_has_a_code_and_a_sentence() -> None:
     for kind in kinds:
         assert re.fullmatch("[a-z_]+", kind.code)
         assert kind.__doc__
+
+
+def test_what_is_on_this_machine_is_asked_without_a_proxy(
+    server: ScriptedServer, client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("http_proxy", f"http://127.0.0.1:{free_port()}")
+    monkeypatch.delenv("no_proxy", raising=False)
+    server.script(Reply(200, VOLUME))
+    assert client.volumes.get("v1").id == "v1"
+
+
+def test_a_proxy_that_does_not_answer_is_named_without_its_password(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    port = free_port()
+    monkeypatch.setenv("http_proxy", f"http://me:secret@127.0.0.1:{port}")
+    monkeypatch.delenv("no_proxy", raising=False)
+    far = Client("http://lunr.example:8080", TOKEN, "acme", retries=0)
+    with pytest.raises(errors.Unreachable, match=f"proxy http://127.0.0.1:{port}") as raised:
+        far.volumes.get("v1")
+    assert "secret" not in str(raised.value)

@@ -1,9 +1,10 @@
-"""What every service is given: the database, the settings, the secret box, the notifier."""
+"""What every service is given: database, settings, secret box, job types, notifier."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from lunr.api.jobs.job_type import JobTypes
 from lunr.api.jobs.notifier import JobNotifier
 from lunr.api.secret_box import SecretBox
 from lunr.common.config import ConfigOpts
@@ -56,4 +57,5 @@ class Context:
     db: Database
     settings: Settings
     secret_box: SecretBox
+    job_types: JobTypes
     notifier: JobNotifier = field(default_factory=JobNotifier)

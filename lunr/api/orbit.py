@@ -71,7 +71,7 @@ class Housekeeper:
                 logger.exception("%s failed", duty.__name__.strip("_"))
 
     def _leases(self) -> Iterator[str]:
-        if count := self._services.claims.expire(times.now()):
+        if count := self._services.leases.expire(times.now()):
             yield f"{count} jobs had lost their node, their leases ran out"
 
     def _nodes(self) -> Iterator[str]:
@@ -83,8 +83,8 @@ class Housekeeper:
             yield f"{id} had lost its job"
 
     def _transfers(self) -> Iterator[str]:
-        for id in self._services.upkeep.let_go(times.now()):
-            yield f"internal backup {id} is of no use any more and deleted again"
+        for id in self._services.upkeep.release_unneeded(times.now()):
+            yield f"hidden backup {id} is of no use any more and deleted again"
 
     def _schedules(self) -> Iterator[str]:
         if count := self._services.scheduling.forget():

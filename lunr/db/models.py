@@ -357,8 +357,8 @@ class Export(Base):
 class Job(Base):
     """A piece of work for a node.
 
-    Jobs of one lane are done one at a time, oldest first; see
-    :mod:`lunr.api.jobs.job_types` for the lanes.
+    Jobs with the same lock key are done one at a time, oldest first; see
+    :mod:`lunr.api.jobs.job_type` for the keys.
     """
 
     __tablename__ = "jobs"
@@ -367,8 +367,9 @@ class Job(Base):
     seq: Mapped[int] = mapped_column(SEQUENCE, primary_key=True, autoincrement=True)
     id: Mapped[str] = mapped_column(ID, unique=True)
     account_id: Mapped[str] = mapped_column(ForeignKey("accounts.id"))
+    #: The name of its type (lunr.api.jobs.job_type).
     kind: Mapped[str] = mapped_column(String(32))
-    lane: Mapped[str] = mapped_column(String(96))
+    lock_key: Mapped[str] = mapped_column("lane", String(96))
     status: Mapped[str] = mapped_column(STATUS, default=states.Job.QUEUED.value)
     #: The node that must do it, or does it; None: any.
     node_id: Mapped[str | None] = mapped_column(ID)
@@ -395,7 +396,7 @@ class Job(Base):
         Index("ix_jobs_lane", "lane", "status", "seq"),
         Index("ix_jobs_lease", "status", "lease_until"),
         Index("ix_jobs_subject", "subject_id", "status"),
-        # The database itself refuses a second running job in a lane.
+        # The database itself refuses a second running job with the same lock key.
         Index(
             "uq_jobs_running",
             "lane",

@@ -5,10 +5,14 @@ from __future__ import annotations
 import ast
 import functools
 import itertools
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from tests.support.waiting import PATIENCE
 
 TOP = Path(__file__).resolve().parents[2]
 
@@ -108,6 +112,82 @@ def test_the_layers_hold() -> None:
         if layer_breach(_name(path), name) or home_breach(_name(path), name)
     ]
     assert not found, "\n".join(found)
+
+
+#: What only the nouns of the API know; the machinery of their jobs does without.
+NOUNS = (
+    "lunr.api.services",
+    *(f"lunr.db.models.{name}" for name in ("Volume", "Snapshot", "Backup", "Export")),
+    *(f"lunr.common.states.{name}" for name in ("Volume", "Snapshot", "Backup", "Export")),
+)
+
+
+def test_the_machinery_of_jobs_knows_no_noun() -> None:
+    found = [
+        f"{_name(path)}:{line} imports {name}"
+        for path in _sources("lunr/api/jobs")
+        for line, name in imports(path, _parsed(path))
+        if name.startswith(NOUNS)
+    ]
+    assert not found, "\n".join(found)
+
+
+@pytest.mark.starts(Path(sys.executable).name)
+@pytest.mark.parametrize("module", [path.stem for path in _sources("lunr/api/jobs")])
+def test_each_module_of_the_machinery_of_jobs_can_be_imported_alone(module: str) -> None:
+    argv = [sys.executable, "-c", f"import lunr.api.jobs.{module}"]
+    subprocess.run(argv, check=True, cwd=TOP, timeout=PATIENCE)
+
+
+def runtime_imports(path: Path, tree: ast.Module) -> Iterator[str]:
+    """What is imported when the module at `path` is: not in functions, nor for types alone."""
+    bodies: list[ast.AST] = [tree]
+    while bodies:
+        for node in ast.iter_child_nodes(bodies.pop()):
+            match node:
+                case ast.Import() | ast.ImportFrom():
+                    alone = ast.Module([node], [])
+                    yield from (name for _, name in imports(path, alone))
+                case ast.If(test=ast.Name(id="TYPE_CHECKING")):
+                    pass
+                case ast.If() | ast.Try() | ast.ExceptHandler() | ast.With() | ast.ClassDef():
+                    bodies.append(node)
+
+
+def cycles(imported: dict[str, set[str]]) -> set[str]:
+    """The modules that import themselves by way of others."""
+    reach = {module: set(names) for module, names in imported.items()}
+    for middle in reach:
+        for names in reach.values():
+            if middle in names:
+                names |= reach[middle]
+    return {module for module, names in reach.items() if module in names}
+
+
+def test_modules_do_not_import_each_other_in_circles() -> None:
+    modules = {}
+    for path in _sources("lunr"):
+        parts = path.relative_to(TOP).with_suffix("").parts
+        modules[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    imported = {
+        module: {
+            name if name in modules else name.rpartition(".")[0]
+            for name in runtime_imports(path, _parsed(path))
+        }
+        & modules.keys()
+        for module, path in modules.items()
+    }
+    assert cycles(imported) == set()
+
+
+def test_a_circle_of_imports_is_seen() -> None:
+    assert cycles({"a": {"b"}, "b": {"c"}, "c": {"b"}, "d": {"a"}}) == {"b", "c"}
+    tree = ast.parse(
+        "import x\nif TYPE_CHECKING:\n    import y\ndef f():\n    import z\n"
+        "try:\n    from . import w\nexcept ImportError:\n    import v"
+    )
+    path = TOP / "lunr/api/v1/volumes.py"
+    assert sorted(runtime_imports(path, tree)) == ["lunr.api.v1.w", "v", "x"]
 
 
 def test_every_part_has_its_layer() -> None:

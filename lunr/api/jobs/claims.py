@@ -1,4 +1,4 @@
-"""Jobs, as storage nodes see them: claimed with a lease, reported on, ended."""
+"""Jobs, as storage nodes see them: claimed with a lease, reported on, completed."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import functools
 import threading
 import time
 from collections.abc import Callable, Sequence
-from datetime import datetime, timedelta
 from typing import Any
 
 from sqlalchemy import (
@@ -19,21 +18,18 @@ from sqlalchemy import (
     func,
     or_,
     select,
-    update,
 )
 from sqlalchemy.orm import Session, aliased
 
 from lunr.api.context import Context
 from lunr.api.jobs import completion
-from lunr.api.jobs.job_types import KINDS
-from lunr.api.jobs.payloads import payload
+from lunr.api.jobs.leases import lease_end
 from lunr.api.jobs.queue import LIVE
-from lunr.api.services.volumes import lazy_restore
 from lunr.common import errors, ids, times
 from lunr.common.states import Job as State
 from lunr.common.states import Node as NodeState
 from lunr.db.models import Job, JobAfter, Node
-from lunr.db.transitions import KEYS, move, try_move
+from lunr.db.transitions import move, try_move
 
 #: The longest that a claim waits for a job, in seconds.
 MAX_WAIT = 60.0
@@ -99,7 +95,7 @@ class Claims:
                 epoch = node.epoch if epoch is None else epoch
                 if node.epoch != epoch or gone():
                     return None
-                found = _first(connection, node, kinds)
+                found = _find_ready(connection, node, kinds)
             if found is not None:
                 job = self._context.db.write(self._claim, node_id, kinds, epoch, lease)
                 if job is not None:
@@ -120,11 +116,11 @@ class Claims:
         while (left := deadline - time.monotonic()) > 0 and not (notifier.closed or gone()):
             if notifier.wait(node_id, kinds, heard, min(left, POLL)):
                 return not notifier.closed
-            self._look_out()
+            self._notify_committed()
         return False
 
-    def _look_out(self) -> None:
-        """Ring for the jobs that other processes queued, or whose time has come.
+    def _notify_committed(self) -> None:
+        """Notify of the jobs that other processes queued, or whose time has come.
 
         One waiting claim does it for all: there are some of them for each node.
         """
@@ -141,15 +137,15 @@ class Claims:
 
     def _has(self, node_id: str, lease: str) -> bool:
         with self._context.db.read() as connection:
-            found = connection.scalar(select(Job.seq).where(*_under(node_id, lease)))
+            found = connection.scalar(select(Job.seq).where(*_holds(node_id, lease)))
         return found is not None
 
     def _claimed(self, session: Session, node_id: str, lease: str) -> Any | None:
         """The job that the node has under that lease already, renewed."""
-        job = session.scalar(select(Job).where(*_under(node_id, lease)).with_for_update())
+        job = session.scalar(select(Job).where(*_holds(node_id, lease)).with_for_update())
         if job is None:
             return None
-        self._renew(session, job, None)
+        self._renew(job)
         return self._view(session, job)
 
     def _claim(
@@ -163,11 +159,10 @@ class Claims:
         node = _node(session, node_id)
         if node.epoch != epoch:
             return None
-        seq = _first(session, node, kinds, lock=True)
+        seq = _find_ready(session, node, kinds, lock=True)
         job = None if seq is None else session.get(Job, seq)
         if job is None:
             return None
-        now = times.now()
         move(
             session,
             Job,
@@ -177,17 +172,18 @@ class Claims:
             node_id=node_id,
             attempt=Job.attempt + 1,
             lease=lease or ids.new(),
-            lease_until=now + timedelta(seconds=self._context.settings.lease_seconds),
-            started_at=job.started_at or now,
+            lease_until=lease_end(self._context.settings.lease_seconds),
+            started_at=job.started_at or times.now(),
             not_before=None,
             reason=None,
             code=None,
             progress=0,
         )
-        kind = KINDS[job.kind]
-        if kind.model is not None and kind.begins is not None:
+        job_type = self._context.job_types.of(job)
+        if job_type.model is not None and job_type.begins is not None:
             # Not on a further attempt: the record is there already.
-            try_move(session, kind.model, job.subject_id, kind.begins)
+            try_move(session, job_type.model, job.subject_id, job_type.begins)
+        job_type.on_claim(session, self._context, job)
         return self._view(session, job)
 
     def _view(self, session: Session, job: Job) -> Any:
@@ -199,7 +195,7 @@ class Claims:
             "attempt": job.attempt,
             "account_id": job.account_id,
             "volume_id": job.volume_id,
-            "payload": payload(session, self._context, job),
+            "payload": self._context.job_types.of(job).payload(session, self._context, job),
         }
 
     def report(
@@ -213,7 +209,7 @@ class Claims:
         error: dict[str, Any] | None = None,
         fill: dict[str, Any] | None = None,
     ) -> Any:
-        """What the node tells of a job; renews the lease. The same end may be told twice.
+        """What the node reports of a job; renews the lease. The same end may be reported twice.
 
         Args:
             status: RUNNING, DONE, FAILED or CANCELLED.
@@ -222,11 +218,12 @@ class Claims:
             fill: of a fill that is RUNNING: ``{"rate", "remaining", "trouble"}``.
 
         Returns:
-            ``{"cancel": bool, "lease_seconds": int}``, and for a fill how to go on with it.
+            ``{"cancel": bool, "lease_seconds": int}``, and what the job's type answers to a
+            report of progress.
 
         Raises:
             errors.StaleLease: the lease is not the job's (any more).
-            errors.InvalidField: the result is not what a job of this kind results in.
+            errors.InvalidField: the result is not what a job of this type results in.
         """
         return self._context.db.write(
             self._report, node_id, id, lease, State(status), progress, result, error, fill
@@ -254,69 +251,33 @@ class Claims:
             "lease_seconds": self._context.settings.lease_seconds,
         }
         if job is not None and job.status == status != State.RUNNING:
-            return answer  # told before, and the answer was lost
+            return answer  # reported before, and the answer was lost
         if job is None or job.status != State.RUNNING:
             raise errors.StaleLease(id=id)
         if status is State.RUNNING:
-            self._renew(session, job, progress)
+            self._renew(job)
+            if progress is not None:
+                job.progress = progress
+            job_type = self._context.job_types.of(job)
             answer["cancel"] = job.cancel
-            if job.kind == "volume.fill":
-                lazy_restore.note(session, job, fill or {})
-                answer |= lazy_restore.orders(session, job)
-            return answer
+            return answer | job_type.on_progress(session, self._context, job, progress, fill or {})
         if progress is not None and status is not State.DONE:
             job.progress = progress
         if status is State.FAILED:
             error = error or {"code": "unknown", "reason": "The node gave no reason."}
             if error.get("retry") or job.cancel:
-                completion.release(session, self._context, job, error, delay=True)
+                completion.retry_or_fail(session, self._context, job, error, delay=True)
                 return answer
         if status is State.CANCELLED:
             error = errors.Cancelled().as_dict()
-        completion.end(session, self._context, job, status, error, result)
+        completion.complete(session, self._context, job, status, error, result)
         return answer
 
-    def _renew(self, session: Session, job: Job, progress: int | None) -> None:
-        job.lease_until = times.now() + timedelta(seconds=self._context.settings.lease_seconds)
-        if progress is None or progress == job.progress:
-            return
-        job.progress = progress
-        kind = KINDS[job.kind]
-        if kind.shown and kind.model is not None and job.kind != "volume.fill":
-            session.execute(
-                update(kind.model)
-                .where(KEYS[kind.model] == job.subject_id)
-                .values(progress=progress)
-            )
-
-    def expire(self, now: datetime) -> int:
-        """Take the jobs whose lease ran out from their nodes; how many they were."""
-        return self._context.db.write(self._expire, now)
-
-    def _expire(self, session: Session, now: datetime) -> int:
-        jobs = session.scalars(
-            select(Job)
-            .where(Job.status == State.RUNNING, Job.lease_until < now)
-            .order_by(Job.seq)
-            .with_for_update(skip_locked=True)
-        ).all()
-        for job in jobs:
-            foreign = KINDS[job.kind].foreign
-            who = "Who does it" if foreign else f"The node {job.node_id}"
-            seconds = foreign or self._context.settings.lease_seconds
-            error = LeaseExpired(who=who, seconds=seconds)
-            completion.release(session, self._context, job, error.as_dict(), delay=True)
-        return len(jobs)
+    def _renew(self, job: Job) -> None:
+        job.lease_until = lease_end(self._context.settings.lease_seconds)
 
 
-class LeaseExpired(errors.LunrError):
-    """{who} gave no sign of work on the job for {seconds} seconds."""
-
-    code = "lease_expired"
-    retry = True
-
-
-def _under(node_id: str, lease: str) -> tuple[ColumnElement[bool], ...]:
+def _holds(node_id: str, lease: str) -> tuple[ColumnElement[bool], ...]:
     """The job that the node has under that lease."""
     return Job.status == State.RUNNING, Job.node_id == node_id, Job.lease == lease
 
@@ -328,31 +289,31 @@ def _node(reader: Session | Connection, node_id: str) -> Any:
     return node
 
 
-def _first(
+def _find_ready(
     reader: Session | Connection, node: Any, kinds: Sequence[str], lock: bool = False
 ) -> int | None:
     """The oldest job that the node may begin now; its own before those of any node."""
-    told = {"node_id": node.id, "kinds": list(kinds), "now": times.now()}
-    for anybodys in (False, True) if node.status == NodeState.ACTIVE else (False,):
-        seq: int | None = reader.scalar(_ready(anybodys, lock), told)
+    parameters = {"node_id": node.id, "kinds": list(kinds), "now": times.now()}
+    for unassigned in (False, True) if node.status == NodeState.ACTIVE else (False,):
+        seq: int | None = reader.scalar(_select_ready(unassigned, lock), parameters)
         if seq is not None:
             return seq
     return None
 
 
 @functools.cache
-def _ready(anybodys: bool, lock: bool) -> Select[int]:
+def _select_ready(unassigned: bool, lock: bool) -> Select[int]:
     """The oldest job of `kinds` that can begin `now`: that of `node_id`, or that of no node."""
     before, other = aliased(Job), aliased(Job)
     statement = (
         select(Job.seq)
         .where(
-            Job.node_id.is_(None) if anybodys else Job.node_id == bindparam("node_id"),
+            Job.node_id.is_(None) if unassigned else Job.node_id == bindparam("node_id"),
             Job.status == State.QUEUED,
             Job.kind.in_(bindparam("kinds", expanding=True)),
             or_(Job.not_before.is_(None), Job.not_before <= bindparam("now")),
             ~exists().where(
-                before.lane == Job.lane,
+                before.lock_key == Job.lock_key,
                 or_(
                     before.status == State.RUNNING,
                     and_(before.status == State.QUEUED, before.seq < Job.seq),

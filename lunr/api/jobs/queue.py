@@ -9,7 +9,7 @@ from sqlalchemy import select, update
 from sqlalchemy.orm import Session
 
 from lunr.api.context import Context
-from lunr.api.jobs.job_types import ROVING, lane
+from lunr.api.jobs.job_type import JobType
 from lunr.common import errors, ids, times
 from lunr.common.states import Job as State
 from lunr.common.states import Node as NodeState
@@ -21,10 +21,10 @@ from lunr.db.transitions import move
 LIVE = (State.QUEUED.value, State.RUNNING.value)
 
 
-def add(
+def enqueue(
     session: Session,
     context: Context,
-    kind: str,
+    job_type: type[JobType],
     *,
     account_id: str,
     subject_id: str,
@@ -33,21 +33,23 @@ def add(
     data: dict[str, Any] | None = None,
     after: Iterable[str] = (),
 ) -> Job:
-    """Add a job in the transaction of `session`, and tell the subject's record of it.
+    """Add a job in the transaction of `session`; the caller notes it in the subject's record.
 
     Args:
-        node_id: the node that must do it; for a roving kind the one that is
+        node_id: the node that must do it; for a type that any node can do the one that is
             preferred, and any other when that one is not ACTIVE.
         data: what its payload needs and no record holds.
         after: ids of jobs that must have ended before it may begin.
     """
-    if kind in ROVING and node_id is not None:
+    if job_type.any_node and node_id is not None:
         status = session.scalar(select(Node.status).where(Node.id == node_id))
         node_id = node_id if status == NodeState.ACTIVE else None
     job = Job(
         id=ids.new(),
-        kind=kind,
-        lane=lane(kind, account_id, volume_id, subject_id),
+        kind=job_type.name,
+        lock_key=job_type.lock_key.format(
+            account_id=account_id, volume_id=volume_id, subject_id=subject_id
+        ),
         account_id=account_id,
         subject_id=subject_id,
         volume_id=volume_id,
@@ -56,11 +58,11 @@ def add(
     )
     session.add(job)
     session.add_all(JobAfter(job_id=job.id, after_id=id) for id in after)
-    on_commit(session, lambda: context.notifier.notify(node_id, kind))
+    on_commit(session, lambda: context.notifier.notify(node_id, job_type.name))
     return job
 
 
-def drop(session: Session, id: str) -> None:
+def cancel_queued(session: Session, id: str) -> None:
     """Cancel a job that has not begun and whose subject is about to be deleted.
 
     Raises:
@@ -80,34 +82,29 @@ def drop(session: Session, id: str) -> None:
     )
 
 
-def live(session: Session, kind: str, account_id: str) -> Job | None:
-    """The newest job of that kind of the account that is not over."""
-    return session.scalar(
-        select(Job)
-        .where(Job.account_id == account_id, Job.kind == kind, Job.status.in_(LIVE))
-        .order_by(Job.seq.desc())
-        .limit(1)
-    )
-
-
-def once(
+def enqueue_unique(
     session: Session,
     context: Context,
-    kind: str,
+    job_type: type[JobType],
     account_id: str,
     data: dict[str, Any] | None = None,
 ) -> tuple[Job, bool]:
-    """The job of that kind about all of the account, and whether it is new.
+    """The job of that type about all of the account, and whether it is new.
 
     One that is not over is not added again.
     """
-    job = live(session, kind, account_id)
+    job = session.scalar(
+        select(Job)
+        .where(Job.account_id == account_id, Job.kind == job_type.name, Job.status.in_(LIVE))
+        .order_by(Job.seq.desc())
+        .limit(1)
+    )
     if job is not None:
         return job, False
-    job = add(
+    job = enqueue(
         session,
         context,
-        kind,
+        job_type,
         account_id=account_id,
         subject_id=account_id,
         volume_id=None,
@@ -117,13 +114,13 @@ def once(
     return job, True
 
 
-def free_roving(session: Session, context: Context) -> None:
-    """Let any node have the roving jobs that wait for one that is not ACTIVE."""
+def unassign(session: Session, context: Context) -> None:
+    """Give to any node the jobs that any can do, and that wait for one that is not ACTIVE."""
     active = select(Node.id).where(Node.status == NodeState.ACTIVE)
     session.execute(
         update(Job)
         .where(
-            Job.kind.in_(ROVING),
+            Job.kind.in_(context.job_types.any_node),
             Job.status == State.QUEUED,
             Job.node_id.is_not(None),
             Job.node_id.not_in(active),

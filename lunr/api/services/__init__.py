@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from lunr.api.context import Context, Settings
 from lunr.api.jobs.claims import Claims
+from lunr.api.jobs.job_type import JobTypes
+from lunr.api.jobs.leases import Leases
 from lunr.api.secret_box import SecretBox
 from lunr.api.services.accounts.service import Accounts
 from lunr.api.services.accounts.tokens import Tokens
+from lunr.api.services.backups import job_types as backup_jobs
 from lunr.api.services.backups.gc import GarbageCollection
 from lunr.api.services.backups.groups import Groups
 from lunr.api.services.backups.records import Records
 from lunr.api.services.backups.service import Backups
 from lunr.api.services.backups.verification import Verification
+from lunr.api.services.exports import job_types as export_jobs
 from lunr.api.services.exports.service import Exports
 from lunr.api.services.jobs import Jobs
 from lunr.api.services.maintenance import Maintenance
@@ -19,11 +23,21 @@ from lunr.api.services.nodes.service import Nodes
 from lunr.api.services.retention.service import Retention
 from lunr.api.services.schedules.runner import ScheduleRunner
 from lunr.api.services.schedules.service import Schedules
+from lunr.api.services.snapshots import job_types as snapshot_jobs
 from lunr.api.services.snapshots.service import Snapshots
+from lunr.api.services.volumes import job_types as volume_jobs
 from lunr.api.services.volumes.service import Volumes
 from lunr.api.services.volumes.types import VolumeTypes
 from lunr.common.config import ConfigOpts
 from lunr.db.session import Database
+
+#: What all nouns have of them.
+JOB_TYPES = JobTypes(
+    *volume_jobs.JOB_TYPES,
+    *snapshot_jobs.JOB_TYPES,
+    *export_jobs.JOB_TYPES,
+    *backup_jobs.JOB_TYPES,
+)
 
 
 class Services:
@@ -33,8 +47,8 @@ class Services:
     ``context.secret_box.check()``: those who touch no export need none.
     """
 
-    def __init__(self, context: Context) -> None:
-        self.context = context
+    def __init__(self, database: Database, settings: Settings, secret_box: SecretBox) -> None:
+        self.context = context = Context(database, settings, secret_box, JOB_TYPES)
         self.accounts = Accounts(context)
         self.tokens = Tokens(context)
         self.volume_types = VolumeTypes(context)
@@ -46,6 +60,7 @@ class Services:
         self.exports = Exports(context)
         self.jobs = Jobs(context)
         self.claims = Claims(context)
+        self.leases = Leases(context)
         self.collect = GarbageCollection(context)
         self.upkeep = Maintenance(context)
         self.records = Records(context)
@@ -62,7 +77,7 @@ class Services:
             errors.ConfigError: the database's URL can't be used.
         """
         database = Database(conf.database.connection, conf.database.pool_size)
-        return cls(Context(database, Settings.of(conf), SecretBox(conf.api.secret_key_file)))
+        return cls(database, Settings.of(conf), SecretBox(conf.api.secret_key_file))
 
     def close(self) -> None:
         """Close the connections to the database."""

@@ -1,34 +1,50 @@
-"""What volumes and backups are made from: taken, and kept while something still needs it."""
+"""What still needs a source or a backup, and the end of hidden backups that nothing needs.
+
+A hidden backup is made for one cross-node copy. It is needed until no volume and no snapshot
+lacks anything of it, and no save that builds on it is running. :func:`release_if_unneeded` decides
+that, and has it deleted. Should that delete fail, the housekeeper has it tried again.
+"""
 
 from __future__ import annotations
 
-from typing import Any, TypeVar
+from datetime import datetime
+from typing import Any, NamedTuple, TypeVar
 
-from sqlalchemy import ColumnElement, ScalarSelect, exists, select
+from sqlalchemy import ColumnElement, ScalarSelect, exists, or_, select
 from sqlalchemy.orm import Session, aliased
 
+from lunr.api.context import Context
+from lunr.api.jobs import queue
 from lunr.common import errors
 from lunr.common.states import Backup as State
+from lunr.common.states import Job as JobState
 from lunr.common.states import Snapshot as SnapshotState
 from lunr.common.states import Volume as VolumeState
-from lunr.db.models import Backup, Snapshot, Volume
+from lunr.db.models import Backup, Job, Snapshot, Volume
+from lunr.db.transitions import move
 
-Saved = TypeVar("Saved", Snapshot, Backup)
+Source = TypeVar("Source", Snapshot, Backup)
+
+_GONE = (State.DELETING, State.DELETED)
+#: Made for a cross-node copy alone; the record of a group is internal too.
+_IS_HIDDEN = Backup.internal & Backup.group_id.is_(None)
 
 
-def lock(session: Session, account_id: str, model: type[Saved], id: str, action: str) -> Saved:
+def lock_source(
+    session: Session, account_id: str, model: type[Source], id: str, action: str
+) -> Source:
     """The AVAILABLE snapshot or backup, locked: nobody deletes it before something needs it.
 
     Raises:
         errors.NotFound: the account has none of that id.
         errors.WrongState: it is not AVAILABLE.
     """
-    wanted = select(model).where(
+    query = select(model).where(
         model.id == id, model.account_id == account_id, model.status != "DELETED"
     )
     if model is Backup:
-        wanted = wanted.where(Backup.internal.is_(False))
-    record = session.scalar(wanted.with_for_update(key_share=True))
+        query = query.where(Backup.internal.is_(False))
+    record = session.scalar(query.with_for_update(key_share=True))
     kind = model.__name__.lower()
     if record is None:
         raise errors.NotFound(kind=kind, id=id)
@@ -43,32 +59,113 @@ def lock(session: Session, account_id: str, model: type[Saved], id: str, action:
     return record
 
 
-def being_cloned(source: ColumnElement[bool]) -> Any:
+def is_being_cloned(source: ColumnElement[bool]) -> Any:
     """Whether volumes are still to be made from `source` on its node (a condition)."""
     unmade = Volume.status.in_((VolumeState.NEW, VolumeState.BUILDING))
     return exists().where(source, unmade, Volume.transfer_id.is_(None))
 
 
-def lacking(backup: Any) -> tuple[ScalarSelect[Any], ...]:
-    """The id of a volume, of a snapshot and of a running backup that have not all of `backup` yet.
+def is_being_saved(source: ColumnElement[bool]) -> Any:
+    """Whether backups of `source` are to be made, or are being made (a condition)."""
+    return exists().where(source, Backup.status.in_((State.NEW, State.SAVING)))
+
+
+class Dependents(NamedTuple):
+    """What needs a backup: the id of one of each kind, None where there is none.
+
+    Attributes:
+        volume: lacks some of it yet.
+        snapshot: lacks some of it, as its volume did.
+        save: the backup that is being saved of something that lacks some of it.
+        child: the backup that is being saved with it as its parent.
+    """
+
+    volume: str | None
+    snapshot: str | None
+    save: str | None
+    child: str | None
+
+
+def _dependents(backup: Any) -> tuple[ScalarSelect[Any], ...]:
+    """The ids of the :class:`Dependents` of `backup`.
 
     One of these may be made from another that is gone then: to see all that there are, ask for
     them by one statement.
     """
-    users: tuple[tuple[Any, tuple[str, ...]], ...] = (
-        (Volume, (VolumeState.NEW, VolumeState.BUILDING, VolumeState.RESTORING)),
-        (Snapshot, (SnapshotState.NEW, SnapshotState.SAVING, SnapshotState.AVAILABLE)),
-        (aliased(Backup), (State.SAVING,)),
+    save, child = aliased(Backup), aliased(Backup)
+    needs: tuple[tuple[Any, Any, tuple[str, ...]], ...] = (
+        (
+            Volume,
+            Volume.base_id,
+            (VolumeState.NEW, VolumeState.BUILDING, VolumeState.RESTORING),
+        ),
+        (
+            Snapshot,
+            Snapshot.base_id,
+            (SnapshotState.NEW, SnapshotState.SAVING, SnapshotState.AVAILABLE),
+        ),
+        (save, save.base_id, (State.SAVING,)),
+        (child, child.parent_id, (State.SAVING,)),
     )
     return tuple(
-        select(user.id)
-        .where(user.base_id == backup, user.status.in_(states))
-        .limit(1)
-        .scalar_subquery()
-        for user, states in users
+        select(user.id).where(needed == backup, user.status.in_(states)).limit(1).scalar_subquery()
+        for user, needed, states in needs
     )
 
 
-def being_saved(saved: ColumnElement[bool]) -> Any:
-    """Whether backups of `saved` are to be made, or are being made (a condition)."""
-    return exists().where(saved, Backup.status.in_((State.NEW, State.SAVING)))
+_IS_NEEDED = or_(*(dependent.is_not(None) for dependent in _dependents(Backup.id)))
+
+
+def find_dependents(session: Session, backup_id: str) -> Dependents:
+    """What needs the backup."""
+    return Dependents(*session.execute(select(*_dependents(backup_id))).one())
+
+
+def release_if_unneeded(session: Session, context: Context, backup_id: str | None) -> None:
+    """Delete the backup if it is a hidden one that nothing needs; stop its save first.
+
+    Its row is the lock: of a save and a restore that end at once, the later sees the other's end.
+    """
+    if backup_id is None:
+        return
+    backup = session.scalar(
+        select(Backup)
+        .where(Backup.id == backup_id, _IS_HIDDEN, Backup.status.not_in(_GONE))
+        .with_for_update(key_share=True)
+        .execution_options(populate_existing=True)
+    )
+    if backup is None or session.scalar(select(_IS_NEEDED).where(Backup.id == backup_id)):
+        return
+    save = session.scalar(
+        select(Job)
+        .where(Job.id == backup.job_id, Job.status.in_(queue.LIVE))
+        .with_for_update()
+        .execution_options(populate_existing=True)
+    )
+    if save is not None and save.status == JobState.RUNNING:
+        save.cancel = True  # its end comes here again
+        return
+    if save is not None:
+        queue.cancel_queued(session, save.id)
+    node_id = session.scalar(select(Volume.node_id).where(Volume.id == backup.volume_id))
+    job = queue.enqueue(
+        session,
+        context,
+        context.job_types.that_deletes(Backup),
+        account_id=backup.account_id,
+        subject_id=backup.id,
+        volume_id=backup.volume_id,
+        node_id=node_id,
+    )
+    move(session, Backup, backup_id, State.DELETING, "delete it", job_id=job.id)
+
+
+def release_unneeded(session: Session, context: Context, before: datetime) -> list[str]:
+    """Delete again the hidden backups that nothing needs, unchanged since `before`; their ids."""
+    query = select(Backup.id).where(
+        _IS_HIDDEN, Backup.status.not_in(_GONE), Backup.updated_at < before, ~_IS_NEEDED
+    )
+    unneeded = list(session.scalars(query.order_by(Backup.id)))
+    for id in unneeded:
+        release_if_unneeded(session, context, id)
+    return unneeded

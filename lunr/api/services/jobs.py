@@ -59,7 +59,7 @@ class Jobs:
         if job is None:
             raise errors.NotFound(kind="job", id=id)
         if job.status == State.QUEUED:
-            completion.end(
+            completion.complete(
                 session, self._context, job, State.CANCELLED, errors.Cancelled().as_dict()
             )
             return True

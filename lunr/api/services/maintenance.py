@@ -11,9 +11,8 @@ from sqlalchemy import CursorResult, Delete, delete, exists, or_, select
 from sqlalchemy.orm import Session
 
 from lunr.api.context import Context
-from lunr.api.jobs.job_types import Record
 from lunr.api.jobs.queue import LIVE
-from lunr.api.services.volumes import cross_node_copy
+from lunr.api.services.dependencies import release_unneeded
 from lunr.common import errors, states
 from lunr.db.models import (
     Account,
@@ -29,11 +28,11 @@ from lunr.db.transitions import KEYS, try_move
 
 log = logging.getLogger(__name__)
 
-#: Seconds before an internal backup whose delete failed is deleted again.
+#: Seconds before a hidden backup whose delete failed is deleted again.
 DELETE_AGAIN = 600
 
 #: Records, the state they are given up to, and the states that only a job can end.
-_PASSING: tuple[tuple[Record, StrEnum, tuple[str, ...]], ...] = (
+_PASSING: tuple[tuple[Any, StrEnum, tuple[str, ...]], ...] = (
     (Volume, states.Volume.ERROR, ("NEW", "BUILDING", "RESTORING", "DELETING")),
     (Snapshot, states.Snapshot.ERROR, ("NEW", "SAVING", "DELETING")),
     (Backup, states.Backup.ERROR, ("NEW", "SAVING", "DELETING")),
@@ -78,15 +77,10 @@ class Maintenance:
                     repaired.append(id)
         return repaired
 
-    def let_go(self, now: datetime) -> list[str]:
-        """Delete the internal backups that nobody needs and whose delete failed; their ids."""
-        return self._context.db.write(self._let_go, now - timedelta(seconds=DELETE_AGAIN))
-
-    def _let_go(self, session: Session, before: datetime) -> list[str]:
-        found = cross_node_copy.unneeded(session, before)
-        for id in found:
-            cross_node_copy.let_go(session, self._context, id)
-        return found
+    def release_unneeded(self, now: datetime) -> list[str]:
+        """Delete the hidden backups that nothing needs and whose delete failed; their ids."""
+        before = now - timedelta(seconds=DELETE_AGAIN)
+        return self._context.db.write(release_unneeded, self._context, before)
 
     def purge(self, now: datetime, keep_records: int) -> int:
         """Forget what was deleted, and jobs that ended, more than `keep_records` seconds ago.

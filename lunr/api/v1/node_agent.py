@@ -6,7 +6,6 @@ import errno
 import socket
 
 from lunr.api.jobs.claims import MAX_WAIT
-from lunr.api.jobs.job_types import KINDS
 from lunr.api.request import Request, Response
 from lunr.api.schema import (
     MAX_BYTES,
@@ -22,6 +21,7 @@ from lunr.api.schema import (
     String,
     Text,
 )
+from lunr.api.services import JOB_TYPES
 
 #: More volumes than a node has.
 _MANY = 1_000_000
@@ -49,7 +49,7 @@ RECONCILE: Schema = {
     "exports": Array(Id(), most=_MANY),
 }
 CLAIM: Schema = {
-    "kinds": Array(Choice(tuple(KINDS)), most=len(KINDS), required=True),
+    "kinds": Array(Choice(JOB_TYPES.names), most=len(JOB_TYPES.names), required=True),
     "wait": Integer(0, int(MAX_WAIT)),
     "lease": Id(),
 }

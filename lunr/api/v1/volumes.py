@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from lunr.api.request import Request, Response
 from lunr.api.schema import MAX_SIZE, Choice, Id, Integer, Schema, String
-from lunr.api.services.volumes.lazy_restore import MODES
+from lunr.api.services.volumes.job_types import FILL_MODES
 from lunr.api.v1.schemas import NAMED, THINGS
 from lunr.common import errors
 
 #: How a volume from a backup is filled; at most so many MiB a second.
-_FILL: Schema = {"fill": Choice(MODES), "fill_limit": Integer(0, 1 << 20)}
+_FILL: Schema = {"fill": Choice(FILL_MODES), "fill_limit": Integer(0, 1 << 20)}
 LIST: Schema = {**THINGS, "volume_type_name": Id(), "node_id": Id()}
 CREATE: Schema = {
     **NAMED,

@@ -220,7 +220,7 @@ class Races:
             give_up = {
                 "cancelled": lambda copy=copy: processes[1].jobs.cancel("acme", copy["job_id"]),
                 "deleted": lambda copy=copy: processes[1].volumes.delete("acme", copy["id"]),
-                "expired": lambda: processes[1].claims.expire(times.now() + timedelta(hours=1)),
+                "expired": lambda: processes[1].leases.expire(times.now() + timedelta(hours=1)),
             }
             results = at_once(
                 [

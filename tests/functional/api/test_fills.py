@@ -277,6 +277,6 @@ def test_a_lease_that_runs_out_leaves_it_usable(stored: World) -> None:
     stored.restored()
     stored.claim()
     later = times.now().replace(year=times.now().year + 1)
-    assert stored.services.claims.expire(later) == 1
+    assert stored.services.leases.expire(later) == 1
     assert shown(stored)["usable"]
     assert stored.work() == ["volume.fill"]

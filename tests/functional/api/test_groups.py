@@ -183,7 +183,7 @@ def test_a_group_is_deleted_as_a_whole(world: World) -> None:
         world.done(job)
     assert world.services.groups.get("acme", "g1")["status"] == "DELETING"
     assert world.claim()["payload"]["backup_id"] == "g1", "the one that ties them, last"
-    world.services.claims.expire(times.now() + timedelta(minutes=2))
+    world.services.leases.expire(times.now() + timedelta(minutes=2))
     assert world.work() == ["backup.delete"]
     assert only(world) == {"DELETED"}
     with pytest.raises(errors.NotFound):
@@ -209,8 +209,8 @@ def test_a_backup_whose_group_is_gone_can_be_deleted(world: World) -> None:
 def test_a_client_that_gives_no_sign_of_life(world: World) -> None:
     begun = put(world)
     now = times.now()
-    assert world.services.claims.expire(now + timedelta(minutes=59)) == 0
-    assert world.services.claims.expire(now + timedelta(minutes=61)) == 1
+    assert world.services.leases.expire(now + timedelta(minutes=59)) == 0
+    assert world.services.leases.expire(now + timedelta(minutes=61)) == 1
     assert only(world) == {"ERROR"}
     group = world.services.groups.get("acme", "g1")
     assert "3600 seconds" in group["reason"]
@@ -238,7 +238,7 @@ def test_upkeep_leaves_it_alone(world: World) -> None:
     put(world)
     assert world.services.upkeep.repair() == []
     put(world, status="AVAILABLE")
-    assert world.services.upkeep.let_go(times.now() + timedelta(days=1)) == []
+    assert world.services.upkeep.release_unneeded(times.now() + timedelta(days=1)) == []
     assert only(world) == {"AVAILABLE"}
 
 
@@ -275,7 +275,7 @@ def test_a_sweep_waits_no_longer_for_a_dead_client(world: World) -> None:
     put(world)
     world.done(collect(world), collection="c1")
     assert world.claim(kinds=["repository.sweep"]) is None
-    world.services.claims.expire(times.now() + timedelta(minutes=61))
+    world.services.leases.expire(times.now() + timedelta(minutes=61))
     sweep = world.claim(kinds=["repository.sweep"])
     assert sweep["payload"]["keep"] == ["g1", "g1-data", "g1-root"], "but keeps what it wrote"
 

@@ -9,11 +9,16 @@ from typing import Any
 
 import pytest
 from sqlalchemy import event
+from sqlalchemy.orm import Session
 
+from lunr.api.context import Context
 from lunr.api.jobs.claims import POLL
-from lunr.api.jobs.job_types import KINDS
+from lunr.api.jobs.job_type import JobType, Payload
+from lunr.api.services import JOB_TYPES
+from lunr.api.services.backups.records import StoredBackup
 from lunr.common import errors, times
-from tests.functional.api.world import World
+from lunr.db.models import Job
+from tests.functional.api.world import ALL, World
 from tests.support.waiting import PATIENCE
 
 
@@ -24,20 +29,85 @@ def _later(seconds: float) -> Any:
 def test_a_claim_whose_answer_was_lost_is_given_again(world: World) -> None:
     world.services.volumes.create("acme", {"size": 1}, "v1")
     claim = world.services.claims.claim
-    first = claim("n1", list(KINDS), lease="mine")
+    first = claim("n1", ALL, lease="mine")
     assert first is not None
     assert first["lease"] == "mine"
-    assert claim("n1", list(KINDS), lease="mine") == first
-    assert claim("n1", list(KINDS), lease="another") is None
+    assert claim("n1", ALL, lease="mine") == first
+    assert claim("n1", ALL, lease="another") is None
     world.done(first)
-    assert claim("n1", list(KINDS), lease="mine") is None, "it is over"
+    assert claim("n1", ALL, lease="mine") is None, "it is over"
+
+
+def test_a_save_whose_claim_is_answered_again_has_the_same_parent(world: World) -> None:
+    world.volume()
+    world.backup("b1")
+    world.services.backups.create("acme", "v1", {}, "b2")
+    first = world.services.claims.claim("n1", ALL, lease="mine")
+    assert first["payload"]["parent_id"] == "b1"
+    world.services.records.put(StoredBackup("b3", "acme", "v1", None, 1, times.now(), 0, 0, 0))
+    assert world.services.claims.claim("n1", ALL, lease="mine") == first
+    world.fail(first, retry=True)
+    assert world.claim()["payload"]["parent_id"] == "b3"
+
+
+def test_payloads_only_read(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of every type that a node is given."""
+    asked: set[str] = set()
+    making: list[str] = []
+    written: list[str] = []
+    engine = world.services.context.db.engine
+
+    @event.listens_for(engine, "before_cursor_execute")
+    def look(_connection: Any, _cursor: Any, statement: str, *_: Any) -> None:
+        if making and not statement.startswith("SELECT"):
+            written.append(f"{making}: {statement}")
+
+    def watch(job_type: JobType) -> None:
+        make = job_type.payload
+
+        def payload(session: Session, context: Context, job: Job) -> Payload:
+            session.flush()
+            making.append(job.kind)
+            with session.no_autoflush:
+                made = make(session, context, job)
+            if session.new or session.dirty or session.deleted:
+                written.append(job.kind)
+            asked.add(making.pop())
+            return made
+
+        monkeypatch.setattr(job_type, "payload", payload)
+
+    for job_type in JOB_TYPES:
+        watch(job_type)
+    services = world.services
+    world.volume("v1")
+    world.volume("v2", source_volume="v1")
+    snapshot = services.snapshots.create("acme", "v1")["id"]
+    services.volumes.extend("acme", "v2", 2)
+    world.work()
+    services.exports.create("acme", "v2", "iqn.2026-11.io.lunr:i", None)
+    world.work()
+    services.exports.delete("acme", "v2")
+    services.snapshots.delete("acme", snapshot)
+    world.backup("b1", "v1")
+    services.backups.verify("acme", "b1")
+    world.restored("r1", "b1")
+    services.collect.request("acme")
+    world.done(world.claim(kinds=["repository.collect"]), collection="c1")
+    services.verification.request("acme", 7)
+    world.work()
+    services.volumes.delete("acme", "r1")
+    services.backups.delete("acme", "b1")
+    world.work()
+    assert asked == {one.name for one in JOB_TYPES if not one.external_lease_seconds}
+    assert written == []
 
 
 def test_a_lease_that_ran_out_is_void_and_the_job_is_given_out_again(world: World) -> None:
     world.services.volumes.create("acme", {"size": 1}, "v1")
     first = world.claim()
-    assert world.services.claims.expire(times.now()) == 0
-    assert world.services.claims.expire(_later(61)) == 1
+    assert world.services.leases.expire(times.now()) == 0
+    assert world.services.leases.expire(_later(61)) == 1
     assert world.services.volumes.get("acme", "v1")["status"] == "BUILDING"
     second = world.claim()
     assert (second["id"], second["attempt"]) == (first["id"], 2)
@@ -54,7 +124,7 @@ def test_a_sign_of_life_renews_the_lease(world: World) -> None:
     time.sleep(0.05)
     claimed = times.now()
     world.services.claims.report("n1", job["id"], job["lease"], "RUNNING", progress=30)
-    assert world.services.claims.expire(claimed + timedelta(seconds=60)) == 0
+    assert world.services.leases.expire(claimed + timedelta(seconds=60)) == 0
     assert world.services.volumes.get("acme", "v1")["progress"] == 30
 
 
@@ -63,7 +133,7 @@ def test_a_node_that_dies_over_a_job_again_and_again_fails_it(world: World) -> N
     for attempt in range(1, 6):
         job = world.claim()
         assert job["attempt"] == attempt
-        world.services.claims.expire(_later(61))
+        world.services.leases.expire(_later(61))
     assert world.claim() is None
     volume = world.services.volumes.get("acme", "v1")
     assert volume["status"] == "ERROR" and "no sign of work" in volume["reason"]
@@ -144,7 +214,7 @@ def test_a_cancelled_job_is_not_tried_again(world: World, way: str) -> None:
     if way == "retry":
         world.fail(job, retry=True)
     elif way == "expire":
-        world.services.claims.expire(_later(61))
+        world.services.leases.expire(_later(61))
     else:
         world.services.nodes.reconcile("n1", ["v1"], [])
     assert world.services.jobs.get("acme", job["id"])["status"] == "CANCELLED"
@@ -318,7 +388,7 @@ def test_a_waiting_claim_is_woken_by_a_create(
     monkeypatch.setattr("lunr.api.jobs.claims.POLL", 2 * PATIENCE)  # it would find it, too
     got: list[Any] = []
     waiting = threading.Thread(
-        target=lambda: got.append(world.services.claims.claim("n1", list(KINDS), wait=2 * PATIENCE))
+        target=lambda: got.append(world.services.claims.claim("n1", ALL, wait=2 * PATIENCE))
     )
     waiting.start()
     time.sleep(0.3)
@@ -330,7 +400,7 @@ def test_a_waiting_claim_is_woken_by_a_create(
 def test_a_claim_hears_of_jobs_of_other_processes(world: World) -> None:
     other = world.another()
     threading.Timer(0.2, lambda: other.volumes.create("acme", {"size": 1})).start()
-    assert world.services.claims.claim("n1", list(KINDS), wait=10) is not None
+    assert world.services.claims.claim("n1", ALL, wait=10) is not None
     other.close()
 
 
@@ -338,7 +408,7 @@ def test_claims_that_wait_ask_the_database_together(world: World) -> None:
     """A node waits with several, and there are many nodes."""
     asked: list[str] = []
     waiting = [
-        threading.Thread(target=world.services.claims.claim, args=("n1", list(KINDS), 3.0))
+        threading.Thread(target=world.services.claims.claim, args=("n1", ALL, 3.0))
         for _ in range(12)
     ]
     for thread in waiting:
@@ -356,7 +426,7 @@ def test_claims_that_wait_ask_the_database_together(world: World) -> None:
 
 def test_nobody_is_given_a_job_after_hanging_up(world: World) -> None:
     world.services.volumes.create("acme", {"size": 1}, "v1")
-    assert world.services.claims.claim("n1", list(KINDS), 0, gone=lambda: True) is None
+    assert world.services.claims.claim("n1", ALL, 0, gone=lambda: True) is None
     assert world.services.volumes.get("acme", "v1")["status"] == "NEW"
 
 
@@ -455,7 +525,7 @@ def test_a_save_that_failed_once_is_waited_for_by_a_sweep(world: World) -> None:
     world.services.collect.request("acme")
     world.services.backups.create("acme", "v1", {})
     save = world.claim(kinds=["backup.save"])
-    world.services.claims.expire(_later(61))
+    world.services.leases.expire(_later(61))
     collect = world.claim(kinds=["repository.collect"])
     world.done(collect, collection="c1")
     assert world.claim(kinds=["repository.sweep"]) is None

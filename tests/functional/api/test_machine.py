@@ -211,7 +211,7 @@ class Service(RuleBasedStateMachine):
 
     @rule()
     def leases_run_out(self) -> None:
-        self.services.claims.expire(times.now() + timedelta(hours=1))
+        self.services.leases.expire(times.now() + timedelta(hours=1))
 
     @rule(node=NODES)
     def node_is_silent(self, node: str) -> None:
@@ -231,7 +231,7 @@ class Service(RuleBasedStateMachine):
 
     @rule()
     def internal_backups_are_let_go(self) -> None:
-        self.services.upkeep.let_go(times.now() + timedelta(hours=1))
+        self.services.upkeep.release_unneeded(times.now() + timedelta(hours=1))
 
     @rule()
     def purge(self) -> None:
@@ -246,7 +246,7 @@ class Service(RuleBasedStateMachine):
         if not hasattr(self, "world"):
             return
         with self.services.context.db.read() as connection:
-            lanes = list(connection.scalars(select(Job.lane).where(Job.status == "RUNNING")))
+            lanes = list(connection.scalars(select(Job.lock_key).where(Job.status == "RUNNING")))
             volumes = connection.execute(
                 select(Volume.node_id, Volume.size, Volume.reserved, Volume.status, Volume.job_id)
             ).all()
@@ -309,7 +309,7 @@ class Service(RuleBasedStateMachine):
 
     def _settle(self) -> None:
         """The nodes come back and do what there is: then everything must be stable."""
-        self.services.claims.expire(times.now() + timedelta(hours=1))
+        self.services.leases.expire(times.now() + timedelta(hours=1))
         for node in ("n1", "n2"):
             self.world.beat(node, gib=ROOM[node])
         self._work_off()

@@ -20,12 +20,12 @@ CREATOR = """
 import json, sys
 from pathlib import Path
 from lunr.api.services import Services
-from lunr.api.context import Context, Settings
+from lunr.api.context import Settings
 from lunr.api.secret_box import SecretBox
 from lunr.common import errors
 from lunr.db.session import Database
 
-services = Services(Context(Database(sys.argv[1]), Settings(), SecretBox(sys.argv[2])))
+services = Services(Database(sys.argv[1]), Settings(), SecretBox(sys.argv[2]))
 sys.stdin.readline()
 told = []
 for _ in range(25):

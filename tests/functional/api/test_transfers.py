@@ -264,12 +264,12 @@ def test_a_delete_that_fails_is_done_again_by_the_housekeeper(two: World) -> Non
     two.work("n1")
     two.work("n2")
     two.fail(two.claim("n1"), reason="Swift says no.")
-    assert two.services.upkeep.let_go(times.now()) == [], "not at once"
+    assert two.services.upkeep.release_unneeded(times.now()) == [], "not at once"
     [internal] = [row.id for row in _rows(two, Backup, Backup.internal)]
-    assert two.services.upkeep.let_go(times.now() + timedelta(hours=1)) == [internal]
-    assert two.services.upkeep.let_go(times.now() + timedelta(hours=1)) == []
+    assert two.services.upkeep.release_unneeded(times.now() + timedelta(hours=1)) == [internal]
+    assert two.services.upkeep.release_unneeded(times.now() + timedelta(hours=1)) == []
     assert two.work("n1") == ["backup.delete"]
-    assert two.services.upkeep.let_go(times.now() + timedelta(hours=1)) == []
+    assert two.services.upkeep.release_unneeded(times.now() + timedelta(hours=1)) == []
 
 
 # --- every mishap at every step ----------------------------------------------------------------
@@ -332,13 +332,13 @@ MISHAPS: dict[str, Callable[[World], Any]] = {
     "n2 fails for now": _end("n2", "FAILED", True),
     "n1 starts anew": lambda world: world.services.nodes.reconcile("n1", [], []),
     "n2 starts anew": lambda world: world.services.nodes.reconcile("n2", [], []),
-    "leases run out": lambda world: world.services.claims.expire(_later()),
+    "leases run out": lambda world: world.services.leases.expire(_later()),
     "n1 is lost": _lose("n1"),
     "n2 is lost": _lose("n2"),
     "nodes are silent": lambda world: world.services.nodes.mark_down(_later()),
     "garbage is collected": lambda world: outcome(world.services.collect.request, "acme"),
     "records are purged": lambda world: world.services.upkeep.purge(_later(), 0),
-    "the housekeeper comes": lambda world: world.services.upkeep.let_go(_later()),
+    "the housekeeper comes": lambda world: world.services.upkeep.release_unneeded(_later()),
 }
 #: What happens where nothing goes wrong.
 STEPS = 8
@@ -366,7 +366,7 @@ def _play(world: World, mishaps: dict[int, list[str]]) -> None:
             _step(world, number)
     for node in ("n1", "n2"):
         world.beat(node)
-    world.services.claims.expire(_later())
+    world.services.leases.expire(_later())
     while any(world.work(node) for node in ("n1", "n2")):
         pass
     world.fill_up()
@@ -379,7 +379,7 @@ def _play(world: World, mishaps: dict[int, list[str]]) -> None:
     assert {row.status for row in left} <= {"ERROR"}
     if "records are purged" not in itertools.chain(*mishaps.values()):
         assert {row.id for row in left} <= failed
-    world.services.upkeep.let_go(_later())
+    world.services.upkeep.release_unneeded(_later())
     while any(world.work(node) for node in ("n1", "n2")):
         pass
     assert {row.status for row in _rows(world, Backup, Backup.internal)} <= {"DELETED"}

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from lunr.api.orbit import Housekeeper
-from lunr.api.services.backups.verification import BackupDamaged
+from lunr.api.services.backups.damage import BackupDamaged
 from lunr.common import config, errors, times
 from tests.functional.api.world import World
 

@@ -15,11 +15,10 @@ from sqlalchemy import event, select
 from webob import Request, Response
 
 from lunr.api.app import wrap
-from lunr.api.context import Context, Settings
-from lunr.api.jobs.job_types import KINDS
+from lunr.api.context import Settings
 from lunr.api.middleware.auth import OwnTokens
 from lunr.api.secret_box import SecretBox
-from lunr.api.services import Services
+from lunr.api.services import JOB_TYPES, Services
 from lunr.api.services.pagination import Query
 from lunr.common import errors
 from lunr.common.units import GIB
@@ -27,7 +26,7 @@ from lunr.db import migrate
 from lunr.db.models import Volume
 from lunr.db.session import Database
 
-ALL = tuple(KINDS)
+ALL = JOB_TYPES.names
 
 
 class World:
@@ -54,7 +53,7 @@ class World:
         database = Database(self.url)
         if database.sqlite:  # these tests cut no power, and the disk is shared
             event.listen(database.engine, "connect", _without_fsync)
-        return Services(Context(database, self.settings, SecretBox(str(self.key))))
+        return Services(database, self.settings, SecretBox(str(self.key)))
 
     def add_node(self, id: str, gib: int = 100, **settings: Any) -> str:
         """Make a node with a heartbeat; its token."""

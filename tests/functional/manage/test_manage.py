@@ -112,7 +112,7 @@ def test_orbit_marks_a_silent_node_down_and_goes_on_after_a_failing_duty(
     def broken(_now: object) -> int:
         raise ZeroDivisionError
 
-    monkeypatch.setattr(services.claims, "expire", broken)
+    monkeypatch.setattr(services.leases, "expire", broken)
     housekeeper.round()
     assert services.nodes.get("n")["status"] == "DOWN"
     assert "ZeroDivisionError" in caplog.text

@@ -241,7 +241,7 @@ def test_what_a_killed_one_left_is_forgotten(
         backups = [{"id": f"{group_id}-a", "disk": "a", "volume_id": "va", "size_bytes": 1}]
         hypervisor.service.announce(group_id, "vm", now.isoformat(), backups)
         if group_id == left:
-            manage.claims.expire(times.now() + timedelta(minutes=61))
+            manage.leases.expire(times.now() + timedelta(minutes=61))
     manage.close()
     assert client.groups.get(left).status == "ERROR"
     hypervisor.backup(machine)

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from lunr.api.jobs.job_types import KINDS
+from lunr.api.services import JOB_TYPES
 from lunr.client import Client
 from lunr.common import ids
 from lunr.storage.pools.lvm.logical_volumes import Role, tags_for
@@ -108,7 +108,9 @@ class Life:
             **self._exports(),
         }
         second = {
-            f"{name}/2": replace(case, after=name) for name, case in first.items() if name in KINDS
+            f"{name}/2": replace(case, after=name)
+            for name, case in first.items()
+            if name in JOB_TYPES.names
         }
         return {**first, **second, **self._background()}
 

@@ -18,7 +18,7 @@ MOST = 32
 _LOOKED_THROUGH = 1000
 
 
-def of(session: Session, backup: Backup) -> list[str]:
+def find_candidates(session: Session, backup: Backup) -> list[str]:
     """The ids of backups like `backup`, at most `MOST`.
 
     First that which its volume was restored from and the newest of the volumes it was copied

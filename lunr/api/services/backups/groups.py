@@ -2,10 +2,10 @@
 
 A client that backs up a running machine (lunr/live) writes to the store itself, as a
 node does. It *announces* the group before: the records are then there, so that a collection
-keeps what it writes; it learns which collections it must heed; and a job of its own (kind
-``group.save``, which no node is given) holds back the sweeps of later ones, exactly as the
-save of a node does (:mod:`lunr.api.services.backups.gc`). It renews the job's lease until it
-says that the group is complete. Then all of it is AVAILABLE, in one transaction.
+keeps what it writes; it learns which collections it must heed; and a job of its own (the type
+``SaveGroup``, which no node is given) holds back the sweeps of later ones, exactly as the
+save of a node does (:mod:`lunr.api.services.backups.collections`). It renews the job's lease
+until it says that the group is complete. Then all of it is AVAILABLE, in one transaction.
 
 A group has no table: it is the backup that ties the others in the store, whose id is
 theirs (``group_id``) and which is internal. So it is kept, verified and deleted as they are, and
@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import Any
 
 from sqlalchemy import Connection, select
@@ -24,11 +24,12 @@ from sqlalchemy.orm import Session
 
 from lunr.api.context import Context
 from lunr.api.jobs import completion, queue
-from lunr.api.jobs.job_types import KINDS
+from lunr.api.jobs.leases import lease_end
 from lunr.api.services import views
 from lunr.api.services.accounts import service as accounts
-from lunr.api.services.backups import gc
 from lunr.api.services.backups import service as backups
+from lunr.api.services.backups.collections import find_unswept
+from lunr.api.services.backups.job_types import SaveGroup
 from lunr.api.services.pagination import Query
 from lunr.common import errors, ids, times
 from lunr.common.states import Backup as State
@@ -45,7 +46,6 @@ LISTING = replace(
     statement=backups.EVERY.statement.where(_IS_TIE),
     view=lambda row: views.group(row, []),
 )
-_KIND = "group.save"
 _OVER = (State.DELETING, State.DELETED)
 
 
@@ -150,7 +150,7 @@ class Groups:
             session.flush()
         return {
             **_fetch(session, account_id, id),
-            "condemned": gc.condemned(session, account_id),
+            "condemned": find_unswept(session, account_id),
             "cancel": job is not None and job.cancel,
         }
 
@@ -200,10 +200,10 @@ class Groups:
         return tie
 
     def _start_job(self, session: Session, account_id: str, id: str) -> str:
-        job = queue.add(
+        job = queue.enqueue(
             session,
             self._context,
-            _KIND,
+            SaveGroup,
             account_id=account_id,
             subject_id=id,
             volume_id=None,
@@ -262,7 +262,7 @@ class Groups:
         tie.meta = told.metadata
         session.flush()
         if job is not None:
-            completion.end(session, self._context, job, JobState.DONE)
+            completion.complete(session, self._context, job, JobState.DONE)
         else:
             move(session, Backup, tie.id, State.AVAILABLE, "complete it", **done)
 
@@ -284,7 +284,7 @@ class Groups:
         if tie.status == State.DELETING:
             return _fetch(session, account_id, id)
         if (job := _job(session, tie)) is not None:
-            completion.end(
+            completion.complete(
                 session, self._context, job, JobState.CANCELLED, errors.Cancelled().as_dict()
             )
         found = select(Backup).where(Backup.group_id == id, Backup.status.not_in(_OVER))
@@ -300,7 +300,7 @@ class Groups:
 
 
 def _lease() -> datetime:
-    return times.now() + timedelta(seconds=KINDS[_KIND].foreign)
+    return lease_end(SaveGroup.external_lease_seconds)
 
 
 def _lock(session: Session, id: str) -> Backup | None:
@@ -317,7 +317,7 @@ def _job(session: Session, tie: Backup) -> Job | None:
     """The job of the client that saves the group, locked; None: nobody does."""
     return session.scalar(
         select(Job)
-        .where(Job.id == tie.job_id, Job.kind == _KIND, Job.status == JobState.RUNNING)
+        .where(Job.id == tie.job_id, Job.kind == SaveGroup.name, Job.status == JobState.RUNNING)
         .with_for_update()
         .execution_options(populate_existing=True)
     )

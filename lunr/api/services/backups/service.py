@@ -6,13 +6,15 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from sqlalchemy import exists, select
+from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from lunr.api.context import Context
 from lunr.api.jobs import queue
+from lunr.api.jobs.job_type import JobType
 from lunr.api.services import dependencies, views
 from lunr.api.services.accounts import service as accounts
+from lunr.api.services.backups.job_types import DeleteBackup, SaveBackup, VerifyBackup
 from lunr.api.services.pagination import Listing, Query
 from lunr.api.services.volumes import service as volumes
 from lunr.common import errors, ids
@@ -184,7 +186,7 @@ class Backups:
             raise errors.InUse(
                 kind="backup", id=id, reason=f"the job {backup.job_id} is verifying it"
             )
-        return views.job(_queue(session, self._context, "backup.verify", backup))
+        return views.job(_queue(session, self._context, VerifyBackup, backup))
 
 
 def start(
@@ -211,7 +213,9 @@ def start(
     volumes.require_usable(volume, "back it up")
     saved: Volume | Snapshot = volume
     if "snapshot" in request:
-        saved = dependencies.lock(session, account.id, Snapshot, request["snapshot"], "back it up")
+        saved = dependencies.lock_source(
+            session, account.id, Snapshot, request["snapshot"], "back it up"
+        )
         if saved.volume_id != volume.id:
             raise errors.NotFound(kind=f"snapshot of volume {volume.id} with the id", id=saved.id)
     accounts.check_quota(session, context, account, Backup)
@@ -229,7 +233,7 @@ def start(
         request=request,
     )
     session.add(backup)
-    _queue(session, context, "backup.save", backup)
+    _queue(session, context, SaveBackup, backup)
     return backup
 
 
@@ -264,10 +268,11 @@ def discard(
             id=id,
             reason=f"the job {backup.job_id} is at work on it; cancel that first",
         )
-    volume, snapshot, saving = session.execute(select(*dependencies.lacking(id))).one()
-    if volume is not None:
+    needed_by = dependencies.find_dependents(session, id)
+    snapshot = needed_by.snapshot
+    if needed_by.volume is not None:
         raise errors.InUse(
-            kind="backup", id=id, reason=f"the volume {volume} is being restored from it"
+            kind="backup", id=id, reason=f"the volume {needed_by.volume} is being restored from it"
         )
     if snapshot is not None:
         raise errors.InUse(
@@ -275,15 +280,16 @@ def discard(
             id=id,
             reason=f"the snapshot {snapshot} lacks what it has: its volume was being restored then",
         )
-    child = exists().where(Backup.parent_id == id, Backup.status == State.SAVING)
-    if session.scalar(select(child)):
+    if needed_by.child is not None:
         raise errors.InUse(kind="backup", id=id, reason="it is the parent of a running backup")
-    if saving is not None:
-        raise errors.InUse(kind="backup", id=id, reason=f"the running backup {saving} needs it")
+    if needed_by.save is not None:
+        raise errors.InUse(
+            kind="backup", id=id, reason=f"the running backup {needed_by.save} needs it"
+        )
     if backup.status == State.NEW and backup.job_id is not None:
-        queue.drop(session, backup.job_id)
+        queue.cancel_queued(session, backup.job_id)
     move(session, Backup, id, State.DELETING, "delete it", reason=None)
-    _queue(session, context, "backup.delete", backup, after)
+    _queue(session, context, DeleteBackup, backup, after)
 
 
 def _is_tied(session: Session, backup: Backup) -> bool:
@@ -293,13 +299,17 @@ def _is_tied(session: Session, backup: Backup) -> bool:
 
 
 def _queue(
-    session: Session, context: Context, kind: str, backup: Backup, after: Sequence[str] = ()
+    session: Session,
+    context: Context,
+    job_type: type[JobType],
+    backup: Backup,
+    after: Sequence[str] = (),
 ) -> Any:
     node_id = session.scalar(select(Volume.node_id).where(Volume.id == backup.volume_id))
-    job = queue.add(
+    job = queue.enqueue(
         session,
         context,
-        kind,
+        job_type,
         account_id=backup.account_id,
         subject_id=backup.id,
         volume_id=backup.volume_id,

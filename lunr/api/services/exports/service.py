@@ -2,26 +2,23 @@
 
 from __future__ import annotations
 
-import hashlib
 from typing import Any
 
-from sqlalchemy import ColumnElement, select
+from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from lunr.api.context import Context
 from lunr.api.jobs import queue
-from lunr.api.secret_box import SecretBox, chap_secret
+from lunr.api.jobs.job_type import JobType
+from lunr.api.secret_box import chap_secret
+from lunr.api.services.exports.job_types import CreateExport, DeleteExport
+from lunr.api.services.exports.node_exports import LUN
 from lunr.api.services.pagination import Listing, Query
 from lunr.api.services.volumes import service as volumes
 from lunr.common import errors, times
 from lunr.common.states import Export as State
-from lunr.db.models import Export, Node, Volume, VolumeType, columns
+from lunr.db.models import Export, Node, columns
 from lunr.db.transitions import move
-
-#: The one logical unit of each target.
-LUN = 1
-#: SCSI unit serial numbers that tgt takes have at most so many characters.
-_SERIAL = 36
 
 _ROWS = select(*columns(Export), Node.portal.label("portal")).outerjoin_from(
     Export, Node, Node.id == Export.node_id
@@ -132,7 +129,7 @@ class Exports:
                 deleted_at=None,
                 **values,
             )
-        self._queue(session, "export.create", export)
+        self._queue(session, CreateExport, export)
         return True
 
     def delete(self, account_id: str, volume_id: str, force: bool = False) -> Any:
@@ -155,18 +152,22 @@ class Exports:
             raise errors.NotFound(kind="export of volume", id=volume_id)
         came_from = export.status
         if came_from == State.ATTACHING and export.job_id is not None:
-            queue.drop(session, export.job_id)
+            queue.cancel_queued(session, export.job_id)
             came_from = State.ERROR.value
         move(session, Export, volume_id, State.DETACHING, "detach it", reason=None)
-        self._queue(session, "export.delete", export, {"force": force, "from": came_from})
+        self._queue(session, DeleteExport, export, {"force": force, "from": came_from})
 
     def _queue(
-        self, session: Session, kind: str, export: Export, data: dict[str, Any] | None = None
+        self,
+        session: Session,
+        job_type: type[JobType],
+        export: Export,
+        data: dict[str, Any] | None = None,
     ) -> None:
-        job = queue.add(
+        job = queue.enqueue(
             session,
             self._context,
-            kind,
+            job_type,
             account_id=export.account_id,
             subject_id=export.volume_id,
             volume_id=export.volume_id,
@@ -199,37 +200,3 @@ class Exports:
                 row.auth_secret
             )
         return view
-
-
-def for_node(
-    session: Session, secret_box: SecretBox, *which: ColumnElement[bool]
-) -> list[dict[str, Any]]:
-    """What the storage node needs for the exports `which`; the limits are those of now."""
-    statement = (
-        select(*columns(Export), VolumeType.read_iops, VolumeType.write_iops)
-        .join(Volume, Volume.id == Export.volume_id)
-        .join(VolumeType, VolumeType.name == Volume.volume_type_name)
-        .where(*which)
-        .order_by(Export.volume_id)
-    )
-    return [
-        {
-            "volume_id": row.volume_id,
-            "iqn": row.target_iqn,
-            "lun": LUN,
-            "username": row.auth_username,
-            "password": secret_box.open(row.auth_secret),
-            "initiator": row.initiator,
-            "ip": row.ip,
-            "serial": _serial(row.volume_id),
-            "read_iops": row.read_iops,
-            "write_iops": row.write_iops,
-        }
-        for row in session.execute(statement)
-    ]
-
-
-def _serial(volume_id: str) -> str:
-    if len(volume_id) <= _SERIAL:
-        return volume_id
-    return hashlib.sha256(volume_id.encode()).hexdigest()[:_SERIAL]

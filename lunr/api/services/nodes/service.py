@@ -14,7 +14,8 @@ from lunr.api.context import Context
 from lunr.api.jobs import completion, queue
 from lunr.api.services import views
 from lunr.api.services.accounts import tokens
-from lunr.api.services.exports import service as exports
+from lunr.api.services.dependencies import release_if_unneeded
+from lunr.api.services.exports.node_exports import describe_exports
 from lunr.api.services.pagination import Listing, Query
 from lunr.api.services.volumes import lazy_restore, placement
 from lunr.common import errors, ids, times
@@ -115,7 +116,7 @@ class Nodes:
             setattr(node, name, value)
         if status is not None and status != node.status:
             move(session, Node, id, State(status), f"make it {status}")
-            queue.free_roving(session, self._context)
+            queue.unassign(session, self._context)
 
     def delete(self, id: str, force: bool = False) -> None:
         """Forget a node and revoke its token.
@@ -138,7 +139,7 @@ class Nodes:
         error = NodeLost(node=id).as_dict()
         live = select(Job).where(Job.node_id == id, Job.status.in_(queue.LIVE))
         for job in session.scalars(live.with_for_update()).all():
-            completion.end(session, self._context, job, JobState.FAILED, error)
+            completion.complete(session, self._context, job, JobState.FAILED, error)
         for model, gone in _GONE:
             for found in session.scalars(
                 select(KEYS[model]).where(model.node_id == id, model.status != "DELETED")
@@ -147,13 +148,13 @@ class Nodes:
                     try_move(session, model, found, state, reason=error["reason"])
                 if model is Volume or model is Snapshot:
                     base = session.scalar(select(model.base_id).where(model.id == found))
-                    lazy_restore.let_go(session, self._context, base)
+                    release_if_unneeded(session, self._context, base)
         for token in session.scalars(select(Token).where(Token.node_id == id)):
             session.delete(token)
         session.flush()
         session.delete(node)
         session.flush()
-        queue.free_roving(session, self._context)
+        queue.unassign(session, self._context)
 
     def heartbeat(self, id: str, told: dict[str, Any]) -> Any:
         """A sign of life; a PENDING or DOWN node becomes ACTIVE.
@@ -181,9 +182,9 @@ class Nodes:
         if try_move(session, Node, id, State.ACTIVE, only=(State.PENDING, State.DOWN)):
             on_commit(session, lambda: self._context.notifier.notify(id))
         if filled:
-            lazy_restore.full(session, self._context, id, filled)
+            lazy_restore.fill_full(session, self._context, id, filled)
         if troubles is not None:
-            lazy_restore.troubled(session, id, troubles)
+            lazy_restore.set_problems(session, id, troubles)
         if lost:
             self._lose_snapshots(session, id, set(lost))
         if sessions is None:
@@ -204,7 +205,7 @@ class Nodes:
             only = (SnapshotState.AVAILABLE,)
             try_move(session, Snapshot, snapshot, SnapshotState.ERROR, only, reason=reason)
             base = session.scalar(select(Snapshot.base_id).where(Snapshot.id == snapshot))
-            lazy_restore.let_go(session, self._context, base)
+            release_if_unneeded(session, self._context, base)
 
     def reconcile(self, id: str, volumes: Sequence[str], snapshots: Sequence[str]) -> Any:
         """The agent was started: its running jobs are queued again; what ought to be there?
@@ -228,7 +229,7 @@ class Nodes:
         error = NodeRestarted(node=id).as_dict()
         running = select(Job).where(Job.node_id == id, Job.status == JobState.RUNNING)
         for job in session.scalars(running.with_for_update()).all():
-            completion.release(session, self._context, job, error, delay=False)
+            completion.retry_or_fail(session, self._context, job, error, delay=False)
         session.flush()
         queued = session.execute(
             select(Job.id, Job.kind, Job.subject_id)
@@ -295,7 +296,7 @@ class Nodes:
         return {"exports": self._context.db.write(self._exports, id)}
 
     def _exports(self, session: Session, id: str) -> Sequence[dict[str, Any]]:
-        return exports.for_node(
+        return describe_exports(
             session,
             self._context.secret_box,
             Export.node_id == id,
@@ -314,7 +315,7 @@ class Nodes:
             )
         ).all()
         down = [id for id in silent if try_move(session, Node, id, State.DOWN)]
-        queue.free_roving(session, self._context)
+        queue.unassign(session, self._context)
         return down
 
 

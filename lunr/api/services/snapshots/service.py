@@ -9,10 +9,11 @@ from sqlalchemy.orm import Session
 
 from lunr.api.context import Context
 from lunr.api.jobs import queue
+from lunr.api.jobs.job_type import JobType
 from lunr.api.services import dependencies, views
 from lunr.api.services.accounts import service as accounts
 from lunr.api.services.pagination import Listing, Query
-from lunr.api.services.volumes import lazy_restore
+from lunr.api.services.snapshots.job_types import CreateSnapshot, DeleteSnapshot
 from lunr.api.services.volumes import service as volumes
 from lunr.common import errors, ids
 from lunr.common.states import Snapshot as State
@@ -88,7 +89,7 @@ class Snapshots:
             meta=meta,
         )
         session.add(snapshot)
-        self._queue(session, "snapshot.create", snapshot)
+        self._queue(session, CreateSnapshot, snapshot)
         return views.snapshot(snapshot)
 
     def delete(self, account_id: str, id: str) -> Any:
@@ -118,22 +119,22 @@ class Snapshots:
                 id=id,
                 reason=f"the job {snapshot.job_id} makes it; cancel that first",
             )
-        if session.scalar(select(dependencies.being_cloned(Volume.snapshot_id == id))):
+        if session.scalar(select(dependencies.is_being_cloned(Volume.snapshot_id == id))):
             raise errors.InUse(kind="snapshot", id=id, reason="a volume is being made from it")
-        if session.scalar(select(dependencies.being_saved(Backup.snapshot_id == id))):
+        if session.scalar(select(dependencies.is_being_saved(Backup.snapshot_id == id))):
             raise errors.InUse(kind="snapshot", id=id, reason="a backup of it is running")
         if snapshot.status == State.NEW and snapshot.job_id is not None:
-            queue.drop(session, snapshot.job_id)
+            queue.cancel_queued(session, snapshot.job_id)
         move(session, Snapshot, id, State.DELETING, "delete it", reason=None)
-        self._queue(session, "snapshot.delete", snapshot)
-        lazy_restore.let_go(session, self._context, snapshot.base_id)
+        self._queue(session, DeleteSnapshot, snapshot)
+        dependencies.release_if_unneeded(session, self._context, snapshot.base_id)
         return views.snapshot(snapshot)
 
-    def _queue(self, session: Session, kind: str, snapshot: Snapshot) -> None:
-        job = queue.add(
+    def _queue(self, session: Session, job_type: type[JobType], snapshot: Snapshot) -> None:
+        job = queue.enqueue(
             session,
             self._context,
-            kind,
+            job_type,
             account_id=snapshot.account_id,
             subject_id=snapshot.id,
             volume_id=snapshot.volume_id,

@@ -11,11 +11,19 @@ from sqlalchemy.orm import Session
 
 from lunr.api.context import Context
 from lunr.api.jobs import queue
+from lunr.api.jobs.job_type import JobType
 from lunr.api.services import dependencies, views
 from lunr.api.services.accounts import service as accounts
-from lunr.api.services.backups.verification import BackupDamaged
+from lunr.api.services.backups.damage import BackupDamaged
 from lunr.api.services.pagination import Listing, Query
 from lunr.api.services.volumes import cross_node_copy, lazy_restore, placement, types
+from lunr.api.services.volumes.job_types import (
+    CloneVolume,
+    CreateVolume,
+    DeleteVolume,
+    ExtendVolume,
+    RestoreVolume,
+)
 from lunr.common import errors, ids
 from lunr.common.states import Export as ExportState
 from lunr.common.states import Volume as State
@@ -41,14 +49,14 @@ class _Source:
 
     Attributes:
         size: GiB that the volume must have at least.
-        kind: of the job that makes the volume.
+        job_type: of the job that makes the volume.
         volume: whose bytes, or whose snapshot's, they are; None: not a volume's on a node.
         snapshot_id: the snapshot.
         base_id: the backup that has what is not there of it, or all of it.
     """
 
     size: int
-    kind: str
+    job_type: type[JobType]
     volume: Volume | None = None
     snapshot_id: str | None = None
     base_id: str | None = None
@@ -118,7 +126,8 @@ class Volumes:
         )
         node_id = placement.place(session, self._context, requested)
         is_copied = source.volume is not None and source.volume.node_id != node_id
-        kind, after = "volume.restore" if is_copied else source.kind, []
+        job_type = RestoreVolume if is_copied else source.job_type
+        after: list[str] = []
         volume = Volume(
             id=id or ids.new(),
             account_id=account_id,
@@ -133,16 +142,16 @@ class Volumes:
             snapshot_id=request.get("snapshot"),
             source_volume_id=request.get("source_volume"),
             base_id=source.base_id,
-            **lazy_restore.wanted(request, is_copied or source.base_id is not None),
+            **lazy_restore.fill_settings(request, is_copied or source.base_id is not None),
         )
         if source.volume is not None and is_copied:
-            transfer = cross_node_copy.begin(
+            transfer = cross_node_copy.save_to_copy(
                 session, self._context, source.volume, source.snapshot_id
             )
             volume.transfer_id = volume.base_id = transfer.id
             after = [str(transfer.job_id)]
         session.add(volume)
-        self._queue(session, kind, volume, after=after)
+        self._queue(session, job_type, volume, after=after)
         return views.volume(volume, None), True
 
     def update(self, account_id: str, id: str, changes: dict[str, Any]) -> Any:
@@ -159,7 +168,7 @@ class Volumes:
         volume.name = changes.get("name", volume.name)
         volume.meta = changes.get("metadata", volume.meta)
         if changes.keys() & {"fill", "fill_limit"}:
-            lazy_restore.change(session, self._context, volume, changes)
+            lazy_restore.change_fill(session, self._context, volume, changes)
         session.flush()
         return fetch(session, account_id, id)
 
@@ -196,7 +205,7 @@ class Volumes:
             raise errors.NoRoom(reason=f"its node has no {size - volume.size} GiB left")
         volume.reserved = size
         volume.reason = None
-        self._queue(session, "volume.extend", volume, {"size": size})
+        self._queue(session, ExtendVolume, volume, {"size": size})
         return fetch(session, account_id, id)
 
     def delete(self, account_id: str, id: str) -> Any:
@@ -232,17 +241,17 @@ class Volumes:
             session,
             id,
             "a backup of it is running",
-            dependencies.being_saved(Backup.volume_id == id),
+            dependencies.is_being_saved(Backup.volume_id == id),
         )
         _refuse_if(
             session,
             id,
             "it is being cloned",
-            dependencies.being_cloned(Volume.source_volume_id == id),
+            dependencies.is_being_cloned(Volume.source_volume_id == id),
         )
         if volume.status == State.NEW and volume.job_id is not None:
-            queue.drop(session, volume.job_id)
-        after = lazy_restore.stop(session, volume)
+            queue.cancel_queued(session, volume.job_id)
+        after = lazy_restore.stop_fill(session, volume)
         move(
             session,
             Volume,
@@ -254,8 +263,8 @@ class Volumes:
             fill=None,
             fill_job_id=None,
         )
-        self._queue(session, "volume.delete", volume, after=after)
-        lazy_restore.let_go(session, self._context, volume.base_id)
+        self._queue(session, DeleteVolume, volume, after=after)
+        dependencies.release_if_unneeded(session, self._context, volume.base_id)
         return fetch(session, account_id, id)
 
     def _forget(self, session: Session, volume: Volume) -> Any:
@@ -264,7 +273,7 @@ class Volumes:
             session,
             volume.id,
             "a backup of it is running",
-            dependencies.being_saved(Backup.volume_id == volume.id),
+            dependencies.is_being_saved(Backup.volume_id == volume.id),
         )
         session.delete(volume)
         return {**views.volume(volume, None), "status": State.DELETED}
@@ -272,15 +281,15 @@ class Volumes:
     def _queue(
         self,
         session: Session,
-        kind: str,
+        job_type: type[JobType],
         volume: Volume,
         data: dict[str, Any] | None = None,
         after: Sequence[str] = (),
     ) -> None:
-        job = queue.add(
+        job = queue.enqueue(
             session,
             self._context,
-            kind,
+            job_type,
             account_id=volume.account_id,
             subject_id=volume.id,
             volume_id=volume.id,
@@ -391,20 +400,22 @@ def _source(session: Session, account_id: str, request: dict[str, Any]) -> _Sour
     if not given:
         if request.get("size") is None:
             raise errors.InvalidField(field="size", reason="it is needed")
-        return _Source(0, "volume.create")
+        return _Source(0, CreateVolume)
     id = request[given[0]]
     if given[0] == "source_volume":
         volume = lock(session, account_id, id)
         require_usable(volume, "clone it")
-        return _Source(volume.size, "volume.clone", volume, base_id=base_of(volume))
+        return _Source(volume.size, CloneVolume, volume, base_id=base_of(volume))
     if given[0] == "snapshot":
-        snapshot = dependencies.lock(session, account_id, Snapshot, id, "make a volume from it")
+        snapshot = dependencies.lock_source(
+            session, account_id, Snapshot, id, "make a volume from it"
+        )
         volume = session.get_one(Volume, snapshot.volume_id)
-        return _Source(snapshot.size, "volume.clone", volume, snapshot.id, snapshot.base_id)
-    backup = dependencies.lock(session, account_id, Backup, id, "make a volume from it")
+        return _Source(snapshot.size, CloneVolume, volume, snapshot.id, snapshot.base_id)
+    backup = dependencies.lock_source(session, account_id, Backup, id, "make a volume from it")
     if backup.damaged is not None:
         raise BackupDamaged(id=id, reason=backup.damaged)
-    return _Source(backup.size, "volume.restore", base_id=id)
+    return _Source(backup.size, RestoreVolume, base_id=id)
 
 
 def _check_size(session: Session, size: int, type_name: str, source: _Source | None) -> VolumeType:

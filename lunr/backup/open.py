@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from lunr.backup.keys import derive
-from lunr.backup.keys.master_keys import Masters, keyring
+from lunr.backup.keys.master_keys import MasterKeys, keyring
 from lunr.backup.repository.repository import Repository
 from lunr.backup.stores import open_store
 
@@ -17,13 +17,13 @@ from lunr.backup.stores import open_store
 def open_repository(
     url: str,
     name: str,
-    master_keys: Masters,
+    master_keys: MasterKeys,
     options: Mapping[str, Any] | None = None,
     cancel: threading.Event | None = None,
     limit: int = 0,
     cipher: derive.Cipher = derive.Cipher.AES_256_GCM,
 ) -> Iterator[Repository]:
-    """The repository `name`, whose store :func:`open_store` opens; it is closed in the end.
+    """Open the repository `name` and its store (:func:`open_store`); close the store at the end.
 
     The first of the `master_keys` writes, with `cipher`.
     """

@@ -125,7 +125,9 @@ def drop(context: Context, id: str) -> None:
     master = _named(path, found, id)
     if master == found[0]:
         raise KeyNeeded(id=id, reason="it writes. Let another one write first.")
-    if saves := catalog.running(context.conf.store.url, from_config.store_options(context.conf)):
+    if saves := catalog.running_saves(
+        context.conf.store.url, from_config.store_options(context.conf)
+    ):
         raise KeyNeeded(id=id, reason=f"backup {saves[0]} is being saved, perhaps with it.")
     count = _uses(context, found)[master]
     if count:
@@ -134,25 +136,25 @@ def drop(context: Context, id: str) -> None:
     show({"id": id, "dropped": True})
 
 
-def _file(context: Context) -> tuple[Path, master_keys.Masters]:
+def _file(context: Context) -> tuple[Path, master_keys.MasterKeys]:
     path = path_of(context)
     if path is None:
         raise NotAFile(source=context.conf.store.key)
     return path, master_keys.load(path)
 
 
-def _named(path: Path, found: master_keys.Masters, id: str) -> bytes:
+def _named(path: Path, found: master_keys.MasterKeys, id: str) -> bytes:
     for master in found:
         if master_id(master) == id:
             return master
     raise NoSuchKey(id=id, path=path)
 
 
-def _write(path: Path, found: master_keys.Masters) -> None:
+def _write(path: Path, found: master_keys.MasterKeys) -> None:
     write_private(path, master_keys.text(found))
 
 
-def _uses(context: Context, found: master_keys.Masters) -> Counter[bytes | None]:
+def _uses(context: Context, found: master_keys.MasterKeys) -> Counter[bytes | None]:
     """How many backups need each of the master keys; None: one that is not there.
 
     Raises:

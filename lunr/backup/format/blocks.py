@@ -1,10 +1,9 @@
 """Chunk and patch objects: a header, an index, then one frame a block.
 
 A chunk is known by its *content hash*: the keyed hash of the hashes of its
-blocks. So the index of an object proves itself against the object's name, any
-range of it can be fetched and checked alone, and the hash of a chunk of which
-one block changed follows from its parent's index and that block, without the
-rest of its bytes.
+blocks. So the index of an object can be checked against the object's name, and any
+range of blocks can be fetched and checked alone. When one block of a chunk has changed,
+the parent's index and that block give the chunk's new hash, without its other bytes.
 """
 
 from __future__ import annotations
@@ -31,19 +30,19 @@ HEADER = struct.Struct("<4sBBBBIIIII")
 ENTRY_SIZE = HASH_SIZE + 4
 #: Set in an entry's frame length when the frame is compressed.
 COMPRESSED = 1 << 31
-#: Larger claims are not believed (and not allocated).
+#: The largest plain size; a header with a larger one is refused before memory is allocated.
 MAX_PLAIN = 1 << 28
 
 
 class ObjectKind(IntEnum):
-    """What an object holds: all of one chunk, or changed blocks of many."""
+    """The content of an object: all of one chunk, or changed blocks of many."""
 
     CHUNK = 1
     PATCH = 2
 
 
 class Compression(IntEnum):
-    """What the frames that are marked as compressed are compressed with."""
+    """The algorithm of the frames that are marked as compressed."""
 
     NONE = 0
     ZSTD = 1
@@ -51,7 +50,7 @@ class Compression(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class Index:
-    """What header and index of an object say, checked against the object's hash."""
+    """The header and index of an object, checked against the object's hash."""
 
     kind: ObjectKind
     block_size: int
@@ -116,8 +115,8 @@ def encode(
 
     Args:
         kind: chunk or patch.
-        ref: the content hash of `data`, and the token of the session that writes.
-        data: the plain bytes. The answer may refer to them: keep them as they are.
+        ref: the content hash of `data`, and the token of the writer session.
+        data: the plain bytes. The result may refer to them: they must not change.
         hashes: of its blocks, as :func:`hash_blocks` gives them.
         block_size: bytes of a block.
         compression: blocks that do not shrink are stored as they are.
@@ -162,7 +161,7 @@ def _encrypted(cipher: ObjectCipher, index: bytes, frames: Sequence[Buffer]) -> 
 def _frames(
     data: memoryview, block_size: int, compression: Compression
 ) -> tuple[list[Buffer], list[int]]:
-    """The frame of each block before encryption, and what marks it in the index."""
+    """The frame of each block before encryption, and its mark in the index."""
     starts = range(0, len(data), block_size)
     frames: list[Buffer] = [data[start : start + block_size] for start in starts]
     marks = [0] * len(frames)
@@ -177,8 +176,8 @@ def _frames(
 
 
 def _shrinks(data: memoryview, starts: Sequence[int], block_size: int) -> bool:
-    # Eight blocks tell well enough whether the others are worth the work:
-    # media, archives and encrypted file systems do not shrink anywhere.
+    # Eight blocks are a good enough sample: media, archives and encrypted file systems
+    # do not shrink anywhere.
     compress = compressor().compress
     for start in starts[:: max(1, len(starts) // 8)]:
         block = data[start : start + block_size]
@@ -188,7 +187,7 @@ def _shrinks(data: memoryview, starts: Sequence[int], block_size: int) -> bool:
 
 
 def index_size(blocks: int) -> int:
-    """In how many bytes header and index of `blocks` blocks end at the latest."""
+    """The most bytes that header and index of `blocks` blocks take."""
     return HEADER.size + blocks * ENTRY_SIZE + TAG_SIZE
 
 
@@ -197,7 +196,7 @@ def read_header(raw: Buffer, name: str) -> int:
 
     Raises:
         errors.UnsupportedFormat: this reader does not know version, kind, cipher or compression.
-        errors.CorruptObject: it is not a header that makes sense.
+        errors.CorruptObject: the header makes no sense.
     """
     if len(memoryview(raw)) < HEADER.size:
         raise errors.CorruptObject(name=name, reason="it is shorter than its header.")
@@ -205,7 +204,7 @@ def read_header(raw: Buffer, name: str) -> int:
         HEADER.unpack_from(raw)
     )
     if magic != MAGIC:
-        raise errors.CorruptObject(name=name, reason="it does not begin like one of lunr's.")
+        raise errors.CorruptObject(name=name, reason="it does not begin like a chunk or patch.")
     if version != VERSION:
         raise errors.UnsupportedFormat(name=name, reason=f"format version {version}.")
     if cipher not in tuple(Cipher):
@@ -248,7 +247,9 @@ def read_index(raw: Buffer, ref: Ref, name: str, keys: Keys) -> Index:
     ]
     compressed = [bool(length & COMPRESSED) for length in lengths]
     if compression == Compression.NONE and any(compressed):
-        raise errors.CorruptObject(name=name, reason="a frame is compressed, its header says none.")
+        raise errors.CorruptObject(
+            name=name, reason="a frame is compressed, but its header says that none is."
+        )
     ends = list(accumulate((length & ~COMPRESSED for length in lengths), initial=end))
     assert len(hashes) == blocks
     return Index(ObjectKind(kind), block_size, plain, hashes, ends, compressed, cipher)
@@ -262,13 +263,13 @@ def read_blocks(
     Args:
         frames: exactly the bytes ``index.ends[first]`` to ``index.ends[first + count]``.
         index: the object's.
-        first: the first block wanted.
+        first: the first block to read.
         count: how many.
         name: the object's, for the error.
         keys: the repository's.
 
     Raises:
-        errors.CorruptObject: a block is not what its hash says.
+        errors.CorruptObject: a block does not match its hash.
     """
     view = memoryview(frames)
     base = index.ends[first]
@@ -309,7 +310,7 @@ def read_blocks(
 
 def _decompress(frame: memoryview, length: int, block: int, name: str) -> bytes:
     try:
-        # Ask first: the library would allocate whatever a forged frame claims.
+        # Check first: the library would allocate whatever a forged frame claims.
         if zstandard.frame_content_size(frame) != length:
             raise errors.CorruptObject(name=name, reason=f"block {block} has the wrong length.")
         return decompressor().decompress(frame, max_output_size=length)

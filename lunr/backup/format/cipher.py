@@ -1,12 +1,11 @@
-"""AES-256-GCM (NIST SP 800-38D) of what an object holds after its header.
+"""AES-256-GCM (NIST SP 800-38D) of the parts of an object after its header.
 
 Every object has a key of its own, derived from the repository's, the object's
 plain header, and its content hash and token. Within an object every part has
-its number, which is its nonce. So a key and a nonce come together a second time
-only for the same part, of the same content, written by the same session with
-the same compression: the very same bytes. A changed header, a part in another
-place and an object under another's name each need a key or nonce that nobody
-used: they fail like any changed byte.
+its number, which is its nonce. So a pair of key and nonce repeats only for the same part,
+of the same content, written by the same session with the same compression: for the very same
+bytes. A changed header, a part in another place and an object under another's name each need
+another key or nonce: decryption fails as it does for any changed byte.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ from lunr.backup import errors
 from lunr.backup.format.names import Buffer, Ref
 from lunr.backup.keys.derive import Keys
 
-#: Bytes that every part is longer than what it holds.
+#: Bytes that encryption adds to every part.
 TAG_SIZE = 16
 #: The number of the part that is an object's index; blocks count from 0.
 INDEX = (1 << 96) - 1
@@ -29,7 +28,7 @@ class ObjectCipher:
     """Encrypts and decrypts the parts of one object."""
 
     def __init__(self, header: bytes, ref: Ref, keys: Keys) -> None:
-        """Of the object `ref`, which begins with `header`."""
+        """Derive the key of the object `ref`, which begins with `header`."""
         self._aead = AESGCM(blake3(header + ref.hash + ref.token, key=keys.cipher).digest())
 
     def encrypt(self, number: int, plain: Buffer, out: memoryview) -> None:
@@ -39,10 +38,10 @@ class ObjectCipher:
     def decrypt(
         self, number: int, part: Buffer, name: str, out: memoryview | None = None
     ) -> memoryview:
-        """What part `number` holds, written to `out` if that is given.
+        """The plain bytes of part `number`, written to `out` if that is given.
 
         Raises:
-            errors.CorruptObject: it is not what was written there; `name` is the object's.
+            errors.CorruptObject: the part was changed; `name` is the object's.
         """
         try:
             if out is None:

@@ -1,4 +1,4 @@
-"""How objects are named, and what shapes a backup has."""
+"""The names of objects, and the sizes of blocks, chunks and segments."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ class Kind(StrEnum):
 
 
 class Ref(NamedTuple):
-    """One chunk, patch or segment object: the hash of its content and who wrote it.
+    """One chunk, patch or segment object: the hash of its content and the writer's token.
 
-    The token is the writer's session. With it no name is ever used twice, so
-    that a collector which stalls between deciding and deleting can't remove a
-    younger object with the same content.
+    The token is that of the writer session. With it no name is ever used twice: a sweep that
+    stalls between its decision and the deletion can't delete a younger object with the same
+    content.
     """
 
     hash: bytes
@@ -55,7 +55,7 @@ _SHORT = re.compile(r"([0-9a-f]{64})\.([0-9a-f]{16})")
 
 
 def parse_short(text: str) -> Ref:
-    """The inverse of :meth:`Ref.short`; ValueError when `text` is something else."""
+    """The inverse of :meth:`Ref.short`; ValueError if `text` has another form."""
     match = _SHORT.fullmatch(text)
     if match is None:
         raise ValueError(f"{text!r} is not <hash>.<token>")
@@ -63,7 +63,7 @@ def parse_short(text: str) -> Ref:
 
 
 def token_of(name: str) -> bytes | None:
-    """The session that wrote the object `name`, if its name tells."""
+    """The token in the name of an object; None: the name has none."""
     match = _SHORT.fullmatch(name.rpartition("/")[2])
     return bytes.fromhex(match[2]) if match else None
 
@@ -72,9 +72,9 @@ _NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)*", re.ASCII)
 
 
 def is_name(text: object) -> bool:
-    """Whether `text` may be the name of an object: below a store's folder and nowhere else.
+    """Whether `text` may be the name of an object, a path below the store's folder.
 
-    No part of it is empty or begins with a dot, so none leads up or away.
+    No part of it is empty or begins with a dot: it can't lead out of the folder.
     """
     return isinstance(text, str) and _NAME.fullmatch(text) is not None
 
@@ -85,18 +85,18 @@ def root_name(backup_id: str) -> str:
 
 
 def session_name(token: bytes) -> str:
-    """The name under which a writer is known while it runs."""
+    """The name of a writer session."""
     return f"{Kind.SESSION}/{token.hex()}"
 
 
 def condemned_name(collection: str) -> str:
-    """The name of the list of what a collection wants to delete."""
+    """The name of a list of objects pending deletion."""
     return f"{Kind.CONDEMNED}/{collection}"
 
 
 @dataclass(frozen=True)
 class Geometry:
-    """The sizes a backup is cut by: bytes of a block and a chunk, chunks of a segment."""
+    """The sizes of a backup's parts: bytes of a block and a chunk, chunks of a segment."""
 
     block: int = 32 * KIB
     chunk: int = 4 * MIB

@@ -16,7 +16,7 @@ from lunr.common import ids
 
 @dataclass(frozen=True)
 class Statistics:
-    """What a save did. Sizes in bytes, time in seconds."""
+    """The statistics of a save. Sizes in bytes, time in seconds."""
 
     bytes_read: int = 0
     bytes_stored: int = 0
@@ -28,20 +28,20 @@ class Statistics:
 
 @dataclass(frozen=True)
 class Root:
-    """One backup: complete by itself, whatever it shares with others.
+    """One backup: complete by itself, whatever objects it shares with others.
 
     Attributes:
         backup_id: its id, also the last part of its name.
-        volume_id: what it is a backup of.
+        volume_id: the volume's id.
         parent_id: the backup it was compared with, or None.
-        size_bytes: of the volume.
+        size_bytes: the volume's.
         created_at: ISO 8601 in UTC, as given by the caller.
-        geometry: the sizes it is cut by.
+        geometry: the sizes of its chunks, blocks and segments.
         segments: one for every ``segment_chunks`` chunks; None: all zeros.
-        key_id: tells which keys it was written with.
+        key_id: the id of the keys it was written with.
         consistency_group: backups taken at the same instant share it; or None.
         statistics: of the save.
-        internal: the service made it for itself, and will delete it.
+        internal: whether it is a hidden backup, which the service deletes by itself.
     """
 
     backup_id: str
@@ -85,18 +85,18 @@ def _digest(record: dict[str, Any], keys: Keys) -> str:
 
 
 def key_id(raw: bytes, name: str) -> str:
-    """The id of the keys that the root in `raw` was written with, as it says itself.
+    """The id of the keys that the root in `raw` names, unchecked.
 
     Raises:
-        errors.CorruptObject: it does not say.
+        errors.CorruptObject: it names none.
     """
     try:
-        told = json.loads(raw)["key_id"]
+        named = json.loads(raw)["key_id"]
     except (ValueError, TypeError, KeyError):
-        told = None
-    if not ids.is_valid(told):
-        raise errors.CorruptObject(name=name, reason="it does not tell its key.")
-    return str(told)
+        named = None
+    if not ids.is_valid(named):
+        raise errors.CorruptObject(name=name, reason="it does not name its key.")
+    return str(named)
 
 
 def decode(raw: bytes, backup_id: str, name: str, *keyring: Keys) -> Root:

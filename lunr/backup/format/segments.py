@@ -1,8 +1,7 @@
-"""Segments: which object holds each chunk of 4 GiB of a volume.
+"""Segments: the entries of the chunks of 4 GiB of a volume.
 
 An entry is ``None`` for a chunk of zeros, a :class:`Ref` for a chunk object, or
-a :class:`Patched` for a chunk that is put together from a base and pieces of
-patch objects.
+a :class:`Patched` for a chunk that consists of a base and pieces of patch objects.
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ _COUNT = struct.Struct("<H")
 
 _ZERO, _WHOLE, _PATCHED_BASE, _PATCHED_ZERO = range(4)
 
-#: Instead of the number of a patch: the blocks are zeros.
+#: In place of the number of a patch: the blocks are zeros.
 _NO_PATCH = 0xFFFF
 
 #: Where a block of a patched chunk is: a patch object and the block there; None: it is zeros.
@@ -41,7 +40,7 @@ Place = tuple[Ref, int] | None
 
 
 class Piece(NamedTuple):
-    """Of a chunk, `blocks` blocks from `first` on are those of `patch` from `first_in_patch` on.
+    """`blocks` blocks of a chunk from `first` on: those of `patch` from `first_in_patch` on.
 
     Without a `patch` they are zeros, and `first_in_patch` is 0.
     """
@@ -65,20 +64,20 @@ Entry = Ref | Patched | None
 
 def objects_of(*entries: Entry) -> Iterator[str]:
     """The names of the objects that these chunks need, each once."""
-    found: set[tuple[Kind, Ref]] = set()
+    objects: set[tuple[Kind, Ref]] = set()
     for entry in entries:
         if isinstance(entry, Ref):
-            found.add((Kind.CHUNK, entry))
+            objects.add((Kind.CHUNK, entry))
         elif entry is not None:
             if entry.base is not None:
-                found.add((Kind.CHUNK, entry.base))
-            found.update((Kind.PATCH, piece.patch) for piece in entry.pieces if piece.patch)
-    for kind, ref in found:
+                objects.add((Kind.CHUNK, entry.base))
+            objects.update((Kind.PATCH, piece.patch) for piece in entry.pieces if piece.patch)
+    for kind, ref in objects:
         yield ref.name(kind)
 
 
 def places_of(entry: Entry) -> dict[int, Place]:
-    """Where the blocks of a chunk are that are not those of its base, by their number in it."""
+    """The places of the blocks of a chunk that its base does not give, by their number in it."""
     places: dict[int, Place] = {}
     if isinstance(entry, Patched):
         for first, blocks, patch, start in entry.pieces:
@@ -88,7 +87,7 @@ def places_of(entry: Entry) -> dict[int, Place]:
 
 
 def pieces_of(places: Mapping[int, Place]) -> tuple[Piece, ...]:
-    """The inverse of :func:`places_of`: neighbours that are neighbours in a patch are one piece."""
+    """The inverse of :func:`places_of`: blocks adjacent in chunk and patch are one piece."""
     pieces: list[Piece] = []
     for block in sorted(places):
         place = places[block]
@@ -106,7 +105,7 @@ def pieces_of(places: Mapping[int, Place]) -> tuple[Piece, ...]:
 def encode(entries: Sequence[Entry], token: bytes, keys: Keys) -> tuple[Ref, bytes]:
     """The name of a segment with these `entries`, and the object that holds it.
 
-    `token` is that of the session that writes it.
+    `token` is that of the writer session.
 
     Raises:
         ValueError: more than 65535 sessions or patches in one segment.
@@ -156,7 +155,7 @@ def decode(raw: Buffer, ref: Ref, name: str, keys: Keys) -> list[Entry]:
     """The entries in the segment object `raw`, checked against the hash in `ref`.
 
     Raises:
-        errors.CorruptObject: the bytes are not those that `ref` names.
+        errors.CorruptObject: the bytes do not match the hash in `ref`.
         errors.UnsupportedFormat: another version or compression.
     """
     view = memoryview(raw)

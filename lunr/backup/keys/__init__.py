@@ -1,1 +1,1 @@
-"""Keys: master keys, where they come from, and what is derived from them."""
+"""Master keys, where they come from, and the keys that are derived from them."""

@@ -1,7 +1,7 @@
-"""Secrets in OpenStack Barbican, asked through castellan (lunr's extra ``barbican``).
+"""Secrets in OpenStack Barbican, fetched with castellan (lunr's extra ``barbican``).
 
-The sections of lunr.conf are those of other OpenStack services; all that
-castellan documents can stand there::
+The sections of lunr.conf are those of other OpenStack services, with all options that
+castellan documents::
 
     [store]
     key = barbican:SECRET_ID
@@ -41,7 +41,7 @@ class Barbican:
 
         Raises:
             errors.BadKey: there is no such secret.
-            errors.KeyManagerUnavailable: nobody answers, or not to us.
+            errors.KeyManagerUnavailable: Barbican does not answer, or refuses.
         """
         try:
             context = credential_factory(self._conf)

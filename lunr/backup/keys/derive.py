@@ -1,8 +1,8 @@
-"""From one master key to the keys of one repository.
+"""The keys of a repository, derived from a master key.
 
-Every hash that names or checks something in a store is a keyed BLAKE3, so that
-a tenant can't find out what another has stored, and nobody without the key can
-make an object that passes. The keys are derived with BLAKE3's ``derive_key``
+Every hash that names or checks an object in a store is a keyed BLAKE3: a tenant can't find
+out what another has stored, and an object made without the key fails its check.
+The keys are derived with BLAKE3's ``derive_key``
 (section 2.3 of its specification); the context strings below are part of the
 storage format.
 """
@@ -19,27 +19,27 @@ from lunr.common import ids
 KEY_SIZE = 32
 _CONTEXT = "lunr 2026-11 backup format 1 "
 
-#: Used when no key is given: such backups are checked, but not secret from
-#: whoever knows a volume's content and wants to see whether it is stored.
+#: Used when no key is given. Such backups are checked, but anybody who has a volume's content
+#: can find out whether it is stored.
 PUBLIC_MASTER = blake3(b"lunr public master key, version 1").digest()
 
 
 class Cipher(IntEnum):
-    """What an object is encrypted with, as its header says."""
+    """The encryption of an object, as its header says."""
 
     NONE = 0
     AES_256_GCM = 1
 
 
-#: By the names that options have for them.
+#: The ciphers by their names in options.
 CIPHERS = {"aes-256-gcm": Cipher.AES_256_GCM, "none": Cipher.NONE}
 
 
 @dataclass(frozen=True)
 class Keys:
-    """The keys of one repository. None is ever stored; ``id`` tells them apart in a root.
+    """The keys of one repository. They are never stored; a root names them by their ``id``.
 
-    ``writes`` is how new objects are encrypted; either kind can be read.
+    ``writes`` is the cipher of new objects; objects of every cipher can be read.
     """
 
     block: bytes = field(repr=False)
@@ -71,5 +71,5 @@ def derive(master: bytes, repository: str, writes: Cipher = Cipher.AES_256_GCM) 
 
 
 def master_id(master: bytes) -> str:
-    """What people call a master key by; it tells nothing about the key."""
+    """The public id of a master key, from which the key can't be derived."""
     return blake3(master, derive_key_context=_CONTEXT + "master id").digest(length=8).hex()

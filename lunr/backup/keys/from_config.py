@@ -6,17 +6,17 @@ from typing import Any
 
 from lunr.backup import errors, stores
 from lunr.backup.keys import master_keys
-from lunr.backup.keys.master_keys import Masters
+from lunr.backup.keys.master_keys import MasterKeys
 from lunr.common import files
 from lunr.common.config import ConfigOpts
 from lunr.common.errors import ConfigError
 
 
 def store_options(conf: ConfigOpts) -> dict[str, Any]:
-    """What is needed besides ``[store] url`` to reach the store (:func:`stores.open_store`).
+    """The options besides ``[store] url`` that :func:`stores.open_store` needs.
 
     Raises:
-        ConfigError, errors.BadStoreURL: something is missing or wrong.
+        ConfigError, errors.BadStoreURL: an option is missing or wrong.
     """
     scheme = stores.scheme(conf.store.url)
     if scheme == "files":
@@ -27,11 +27,11 @@ def store_options(conf: ConfigOpts) -> dict[str, Any]:
     return {**options, "key": files.read(conf.swift.key_file, "[swift] key_file")}
 
 
-def open_master_keys(conf: ConfigOpts) -> Masters:
-    """The master keys at ``[store] key``. Barbican is asked once; nothing is written or logged.
+def open_master_keys(conf: ConfigOpts) -> MasterKeys:
+    """The master keys at ``[store] key``. Barbican is asked once; the keys are never logged.
 
     Raises:
-        errors.BadKey: there is none that can be used.
+        errors.BadKey: no key there can be used.
         errors.KeyManagerUnavailable: Barbican does not answer.
     """
 

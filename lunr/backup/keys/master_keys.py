@@ -1,8 +1,8 @@
-"""Master keys: where they are kept. The first of several writes, the others are still read.
+"""Master keys: where they are kept. The first of several writes, the others are only for reading.
 
-A backup's root tells which key it needs. What a key wrote has names that no
-other key gives, so the first backup of a volume after a change of the key is
-full, and nothing is shared between backups of different keys.
+A backup's root names the key that it needs. Each key gives objects other names: the first
+backup of a volume after a change of the key is full, and backups of different keys share
+nothing.
 
 Keys are in a file, one a line as 64 hexadecimal digits, or in OpenStack
 Barbican, one or more secrets of 32 bytes or of such lines.
@@ -18,8 +18,8 @@ from lunr.backup import errors
 from lunr.backup.keys import derive
 from lunr.common import ids
 
-#: The master keys of a node, the one that writes first.
-Masters = tuple[bytes, ...]
+#: The master keys of a node. The first is the one that writes.
+MasterKeys = tuple[bytes, ...]
 
 #: Fetches the bytes of a secret by its id.
 Fetch = Callable[[str], bytes]
@@ -27,15 +27,15 @@ Fetch = Callable[[str], bytes]
 _LARGEST_FILE = 1 << 16
 
 
-def open_master_keys(source: str, fetch: Fetch) -> Masters:
+def open_master_keys(source: str, fetch: Fetch) -> MasterKeys:
     """The master keys at `source`: ``file:/PATH``, or ``barbican:ID`` or ``barbican:ID,ID``.
 
     Args:
         source: where they are.
-        fetch: asks Barbican for a secret.
+        fetch: fetches a secret from Barbican.
 
     Raises:
-        errors.BadKey: it is no such place, or what is there is no key.
+        errors.BadKey: `source` has another form, or holds no key.
     """
     scheme, _, place = source.partition(":")
     if scheme == "file" and place.startswith("/"):
@@ -48,7 +48,7 @@ def open_master_keys(source: str, fetch: Fetch) -> Masters:
     raise errors.BadKey(source=repr(source), reason="use file:/PATH or barbican:SECRET_ID.")
 
 
-def load(path: Path | None) -> Masters:
+def load(path: Path | None) -> MasterKeys:
     """The master keys in the file `path`; None: the public one.
 
     Raises:
@@ -67,33 +67,33 @@ def load(path: Path | None) -> Masters:
     return parse(text.splitlines(), str(path))
 
 
-def parse(lines: Iterable[str], source: str) -> Masters:
-    """The master keys in `lines`, 64 hexadecimal digits each; `source` is named in the error.
+def parse(lines: Iterable[str], source: str) -> MasterKeys:
+    """The master keys in `lines`, 64 hexadecimal digits each; errors name `source`.
 
     Raises:
-        errors.BadKey: there are none, one of them is something else, or two are the same.
+        errors.BadKey: there are none, a line has another form, or two are the same.
     """
     return _distinct((_key(line, source) for line in lines if line.strip()), source)
 
 
-def of_task(lines: str | None) -> Masters:
-    """The master keys that a task of the engine gives, as a file has them; None: the public one."""
+def of_task(lines: str | None) -> MasterKeys:
+    """The master keys in a task of the engine, as lines of a key file; None: the public one."""
     return (derive.PUBLIC_MASTER,) if lines is None else parse(lines.splitlines(), "the task")
 
 
 def text(master_keys: Iterable[bytes]) -> str:
-    """What a key file with these keys holds."""
+    """The content of a key file with these keys."""
     return "".join(f"{master.hex()}\n" for master in master_keys)
 
 
 def keyring(
-    master_keys: Masters, repository: str, writes: derive.Cipher = derive.Cipher.AES_256_GCM
+    master_keys: MasterKeys, repository: str, writes: derive.Cipher = derive.Cipher.AES_256_GCM
 ) -> tuple[derive.Keys, ...]:
-    """The keys of `repository` under each of the master keys, the one that writes first."""
+    """The keys of `repository` under each of the master keys; the first are those that write."""
     return tuple(derive.derive(master, repository, writes) for master in master_keys)
 
 
-def _secret(payload: bytes, source: str) -> Masters:
+def _secret(payload: bytes, source: str) -> MasterKeys:
     if len(payload) == derive.KEY_SIZE:
         return (payload,)
     return parse(payload.decode("ascii", errors="replace").splitlines(), source)
@@ -109,8 +109,8 @@ def _key(line: str, source: str) -> bytes:
     return master
 
 
-def _distinct(found: Iterable[bytes], source: str) -> Masters:
-    master_keys = tuple(found)
+def _distinct(keys: Iterable[bytes], source: str) -> MasterKeys:
+    master_keys = tuple(keys)
     if not master_keys:
         raise errors.BadKey(source=source, reason="there is none: a key is 64 hexadecimal digits.")
     if len(set(master_keys)) < len(master_keys):

@@ -1,1 +1,1 @@
-"""A backup as a file: read-only to look into it, or under a volume that fills while it is used."""
+"""A backup as a file: a read-only image, or a volume that is used during its lazy restore."""

@@ -1,17 +1,17 @@
-"""The fill behind a volume that is used: it brings what nobody has asked for yet.
+"""The fill of a lazy restore: it fetches the chunks that no request has fetched yet.
 
-``eager`` fetches as fast as it may; ``lazy`` does one chunk at a time, and only
-while the volume is not used; ``never`` leaves it at what is read. In all of
-them a reader that goes on from one chunk to the next is read ahead of, twice as
-far each time, and the eager fill goes on from there. When the reader is half
-through what was read ahead, there is more, so that it need not wait at the end.
+``eager`` fetches as fast as it may; ``lazy`` fetches one chunk at a time, and only
+while the volume is idle; ``never`` fetches only for readers. In every mode the fill reads
+ahead of a reader that goes on from one chunk to the next, twice as far each time, and the
+eager fill goes on from there. It reads further ahead when the reader is half through, so that
+the reader need not wait at the end.
 
-It gives way: while somebody waits for the store, no chunk is begun, and while the
-volume is used one thread at a time works, and rests after each chunk for three
-times as long as that took.
+The fill yields to requests: while one waits for the store, no chunk is begun. While the
+volume is used, one thread works at a time, and rests after each chunk for three times as
+long as the chunk took.
 
-What no further try would mend (the local storage lost what was synced; a defect)
-ends the work until somebody orders it anew.
+After an error that a retry can't mend (the local storage lost synced data; a defect) the fill
+stops until its settings are sent again.
 """
 
 from __future__ import annotations
@@ -37,16 +37,16 @@ _USED = 20.0
 _REST = 3.0  # times what a chunk took, where the volume is used
 _QUIET = 1.0  # seconds without use before a lazy fill does a chunk
 _PATIENCE = 3600.0
-_PAUSE = 5.0  # seconds after an error, and before damaged chunks are looked at again
+_PAUSE = 5.0  # seconds after an error, and before damaged chunks are tried again
 _CHECKPOINT = 10.0
-_MEND = 2.0  # seconds between two looks whether what was damaged was written
+_CLEAR_DAMAGE = 2.0  # seconds between two checks whether damaged ranges were written
 _END = 1.0  # seconds that chunks under way have to end
 _REPORTS_EVERY = 0.5
 _SMOOTH = 5.0  # seconds over which the rate is averaged
 
 
 class Mode(StrEnum):
-    """How much is fetched that nobody asked for."""
+    """How eagerly the fill fetches."""
 
     EAGER = "eager"
     LAZY = "lazy"
@@ -64,17 +64,17 @@ class BackgroundFill:
         concurrency: int = 4,
         limit: int = 0,
     ) -> None:
-        """Prepare.
+        """Prepare the fill of `volume`; :meth:`run` does it.
 
         Args:
-            volume: what to fill.
-            report: is told ``progress`` (done, total, rate in bytes a second, remaining in
+            volume: the volume to fill.
+            report: called with ``progress`` (done, total, rate in bytes a second, remaining in
                 seconds or null, mode, damaged and missing: chunks), ``trouble`` (reason, or
-                null when it is over), ``given_up`` (the same: it needs an order to go on)
-                and, in the end, ``filled``.
-            mode: how eagerly.
+                null when it is over), ``given_up`` (the same: it goes on after :meth:`set`)
+                and, at the end, ``filled``.
+            mode: how eagerly it fetches.
             concurrency: chunks fetched at once.
-            limit: bytes a second; 0: as many as come.
+            limit: bytes a second; 0: no limit.
         """
         self._volume = volume
         self._report = report
@@ -86,15 +86,16 @@ class BackgroundFill:
         self._stopped = False
         self._cursor = 0
         self._ahead: deque[int] = deque(maxlen=4 * _WINDOW)
-        #: For each reader: the chunk that it will miss next if it goes on, and how far it was
-        #: read ahead of.
+        #: For each reader: the chunk that it will miss next if it goes on, and how many chunks
+        #: were read ahead for it.
         self._streams: dict[int, int] = {}
-        #: Chunks in the middle of what was read ahead, and the reader's entry in `_streams`.
+        #: Chunks in the middle of those read ahead, and the reader's entry in `_streams`.
         self._middles: dict[int, int] = {}
         self._working: set[int] = set()
         self._damaged: set[int] = set()
         self._free_at = 0.0
-        self._orders = 0
+        #: How often the settings were sent.
+        self._generation = 0
         self._trouble: str | None = None
         self._given_up: str | None = None
         self._usage = _Usage(volume)
@@ -106,16 +107,16 @@ class BackgroundFill:
 
     @property
     def mode(self) -> Mode:
-        """How eagerly it fills now."""
+        """The present mode."""
         return self._mode
 
     def set(self, mode: Mode | None = None, limit: int | None = None) -> None:
-        """Go on otherwise. Damaged chunks are tried again."""
+        """Change the settings. The fill tries damaged chunks again."""
         with self._changed:
             self._mode = self._mode if mode is None else mode
             self._limit = self._limit if limit is None else limit
             self._free_at = 0.0
-            self._orders += 1
+            self._generation += 1
             self._damaged.clear()
             given_up, self._given_up = self._given_up, None
             if given_up is not None:
@@ -123,28 +124,25 @@ class BackgroundFill:
             self._changed.notify_all()
 
     def stop(self) -> None:
-        """End, soon. A chunk whose object does not come is left behind."""
+        """End soon. Threads that wait for an object are abandoned."""
         with self._changed:
             self._stopped = True
             self._changed.notify_all()
 
     def run(self) -> bool:
-        """Fill, telling of it; whether the volume is complete (else it was stopped).
-
-        A complete volume is synced.
-        """
+        """Fill the volume, and return whether it is complete and synced; else it was stopped."""
         for thread in self._threads:
             thread.start()
         rate = _Rate(self._volume.presence.present)
         checkpoint = time.monotonic() + _CHECKPOINT
-        mend = time.monotonic() + _MEND
+        next_check = time.monotonic() + _CLEAR_DAMAGE
         while not self._stopped and not self._volume.complete:
             self._progress(rate)
             with self._changed:
                 self._changed.wait(_REPORTS_EVERY)
-            if time.monotonic() > mend:
-                self._volume.mend()
-                mend = time.monotonic() + _MEND
+            if time.monotonic() > next_check:
+                self._volume.clear_repaired_damage()
+                next_check = time.monotonic() + _CLEAR_DAMAGE
             if time.monotonic() > checkpoint:
                 self._sync()
                 checkpoint = time.monotonic() + _CHECKPOINT
@@ -156,7 +154,7 @@ class BackgroundFill:
         for thread in self._threads:
             thread.join(max(0.0, deadline - time.monotonic()))
         if is_complete:
-            self._volume.mend()
+            self._volume.clear_repaired_damage()
             self._progress(rate)
             self._report("filled")
         return is_complete
@@ -167,12 +165,10 @@ class BackgroundFill:
         try:
             self._volume.sync()
         except SyncLost as error:
-            self._give_up(
-                f"The node's storage has perhaps lost what was written: {error.strerror}."
-            )
+            self._give_up(f"The node's storage has perhaps lost written data: {error.strerror}.")
             return False
         except OSError as error:
-            self._tell(f"The volume can't be synced: {error}.")
+            self._report_trouble(f"The volume can't be synced: {error}.")
             return False
         return True
 
@@ -194,23 +190,23 @@ class BackgroundFill:
     # --- what to do next -------------------------------------------------------------
 
     def _missed(self, chunk: int) -> None:
-        """Somebody waits for `chunk`."""
+        """Read ahead for a reader that waits for `chunk`."""
         with self._changed:
             if chunk in self._middles:  # it is being fetched just now
-                self._go_on(chunk)
+                self._extend(chunk)
                 return
             window = min(2 * self._streams.pop(chunk, 0), _WINDOW) or 1
-            # Whoever missed the chunk before this one goes on.
+            # The reader that missed the chunk before this one goes on.
             self._read_ahead(chunk + 1, window, window if window > 1 else 0)
             self._cursor = chunk
             self._changed.notify_all()
 
     def _passed(self, chunk: int) -> None:
-        """Somebody reads `chunk`, in the middle of what was read ahead."""
+        """Read further ahead for a reader of `chunk`, the middle of those read ahead."""
         with self._changed:
-            self._go_on(chunk)
+            self._extend(chunk)
 
-    def _go_on(self, chunk: int) -> None:
+    def _extend(self, chunk: int) -> None:
         following = self._middles.pop(chunk, 0)
         window = min(2 * self._streams.pop(following, 0), _WINDOW)
         if window:
@@ -219,7 +215,7 @@ class BackgroundFill:
         self._volume.marks = set(self._middles)
 
     def _read_ahead(self, chunk: int, window: int, count: int) -> None:
-        """Fetch `count` chunks from `chunk` on, for a reader of whom `window` is known."""
+        """Queue `count` chunks from `chunk` on, for a reader with the read-ahead `window`."""
         following = min(chunk + count, self._shape.chunks)
         self._ahead.extend(range(chunk, following))
         self._streams[following] = window
@@ -232,9 +228,9 @@ class BackgroundFill:
         self._volume.marks = set(self._middles)
 
     def _next(self, number: int) -> tuple[int, bool] | None:
-        """A chunk for thread `number` to fill, and whether a reader will want it.
+        """The next chunk for thread `number`, and whether a reader is expected to read it.
 
-        The lock is held.
+        The caller holds the lock.
         """
         presence = self._volume.presence
         while self._ahead:
@@ -248,18 +244,18 @@ class BackgroundFill:
         return None if chunk_ is None else (chunk_, False)
 
     def _search(self, state: int) -> int | None:
-        """The next chunk that is wholly absent, or, when there is none, in part."""
+        """The next chunk that is ABSENT, or else PARTIAL."""
         presence = self._volume.presence
         for start in (self._cursor, 0):
             chunk = start
             while True:
-                found = presence.find(state, chunk)
-                if found is None:
+                absent_chunk = presence.find(state, chunk)
+                if absent_chunk is None:
                     break
-                if found not in self._working and found not in self._damaged:
-                    self._cursor = found + 1
-                    return found
-                chunk = found + 1
+                if absent_chunk not in self._working and absent_chunk not in self._damaged:
+                    self._cursor = absent_chunk + 1
+                    return absent_chunk
+                chunk = absent_chunk + 1
         return self._search(state + 1) if state == ABSENT else None
 
     # --- threads -----------------------------------------------------------------------
@@ -267,19 +263,19 @@ class BackgroundFill:
     def _work(self, number: int) -> None:
         while True:
             with self._changed:
-                found = self._next(number)
+                work = self._next(number)
                 if self._stopped or self._volume.complete:
                     self._changed.notify_all()
                     return
-                if found is None:
+                if work is None:
                     self._changed.wait(0.02 if self._volume.waiting else 0.2)
                     continue
-                chunk, is_wanted = found
+                chunk, is_wanted = work
                 self._working.add(chunk)
-                orders = self._orders
+                generation = self._generation
             started = time.monotonic()
             try:
-                fetched = self._fill(chunk, is_wanted, orders)
+                fetched = self._fill(chunk, is_wanted, generation)
             finally:
                 with self._lock:
                     self._working.discard(chunk)
@@ -287,74 +283,75 @@ class BackgroundFill:
                 self._rest(fetched, 0.0 if is_wanted else time.monotonic() - started)
 
     def _must_wait(self, number: int) -> bool:
-        """Whether thread `number` should leave the store to others now."""
+        """Whether thread `number` must yield to requests now."""
         if self._volume.waiting:
             return True
         if self._mode is Mode.LAZY:
             return number > 0 or self._usage.quiet() < _QUIET
         return number > 0 and self._usage.rate() > _USED
 
-    def _fill(self, chunk: int, is_wanted: bool, orders: int) -> int:
+    def _fill(self, chunk: int, is_wanted: bool, generation: int) -> int:
         """Fill `chunk`, and return how many bytes were fetched for it.
 
-        What fails says nothing of an order that came after `orders`: that one asks to try again.
+        A failure is not noted if the settings were sent again since `generation`: these ask for
+        another attempt.
         """
         fetched: int | None = 0
         try:
             fetched = self._volume.fill(chunk, time.monotonic() + _PATIENCE, is_wanted)
         except TimeoutError:
-            return 0  # the source tells of it; the chunk is found again
+            return 0  # the source reports it; the chunk will be tried again
         except LunrError as error:
-            self._tell(str(error))
+            self._report_trouble(str(error))
             self._pause()
         except OSError as error:
             full = error.errno in (errno.ENOSPC, errno.EDQUOT)
             where = "There is no room for" if full else "Writing failed for"
-            self._tell(f"{where} what is fetched: {error.strerror}.")
+            self._report_trouble(f"{where} fetched data: {error.strerror}.")
             self._pause()
-        except Exception as error:  # a defect: the others must not go on as if nothing were
-            logger.exception("Chunk %d can't be filled for a reason nobody thought of.", chunk)
-            self._give_up(f"{type(error).__name__}: {error}", orders)
+        except Exception as error:  # a defect: the other threads must not go on
+            logger.exception("Chunk %d can't be filled because of an unexpected error.", chunk)
+            self._give_up(f"{type(error).__name__}: {error}", generation)
             return 0
         else:
-            self._tell(None)
+            self._report_trouble(None)
         if fetched is None:
             with self._lock:
-                if self._orders == orders:
+                if self._generation == generation:
                     self._damaged.add(chunk)
         return fetched or 0
 
     def _pause(self) -> None:
-        """Wait for a while; after it was given up, for an order."""
+        """Wait for a while; when the fill has given up, until the settings are sent again."""
         with self._changed:
             if not self._stopped:
                 self._changed.wait(None if self._given_up else _PAUSE)
 
-    def _give_up(self, reason: str, orders: int | None = None) -> None:
-        """Stand still until the next order, unless one has come since `orders`."""
+    def _give_up(self, reason: str, generation: int | None = None) -> None:
+        """Stop until the settings are sent again, unless they were since `generation`."""
         with self._changed:
-            if orders not in (None, self._orders):
+            if generation not in (None, self._generation):
                 return
             self._given_up = reason
         logger.error("%s", reason)
         self._report("given_up", reason=reason)
 
     def _rest(self, fetched: int, took: float) -> None:
-        """Keep to the limit, and leave most of the time to a volume that is used."""
+        """Pause to keep to the limit, and to yield to the requests of a volume that is used."""
         pause = took * _REST if self._usage.rate() > _USED else 0.0
         with self._changed:
-            orders, now = self._orders, time.monotonic()
+            generation, now = self._generation, time.monotonic()
             if self._limit:
                 self._free_at = max(self._free_at, now) + fetched / self._limit
                 pause = max(pause, self._free_at - now)
             until = now + pause
-            while not self._stopped and orders == self._orders:
+            while not self._stopped and generation == self._generation:
                 left = until - time.monotonic()
                 if left <= 0:
                     return
                 self._changed.wait(left)
 
-    def _tell(self, reason: str | None) -> None:
+    def _report_trouble(self, reason: str | None) -> None:
         with self._lock:
             if reason == self._trouble:
                 return
@@ -365,7 +362,7 @@ class BackgroundFill:
 
 
 class _Usage:
-    """How much a volume is used by others."""
+    """The rate of requests to a volume."""
 
     def __init__(self, volume: RestoredVolume) -> None:
         self._volume = volume
@@ -374,7 +371,7 @@ class _Usage:
         self._rate = 0.0
 
     def rate(self) -> float:
-        """Requests a second, of late."""
+        """Requests a second, recently."""
         now = time.monotonic()
         if now - self._when >= 0.05:
             requests = self._volume.requests
@@ -399,7 +396,7 @@ class _Rate:
         self._rate = 0.0
 
     def of(self, present: int) -> float:
-        """The rate, now that `present` chunks are there."""
+        """The rate, now that `present` chunks are local."""
         now = time.monotonic()
         passed = now - self._when
         if passed > 0:

@@ -1,4 +1,4 @@
-"""The local file or block device under a volume that fills, and the file of its map."""
+"""The local file or block device of a lazily restored volume, and the file of its map."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class BackingFile:
         return into[:done]
 
     def write(self, offset: int, data: memoryview, keep: bool = True) -> None:
-        """Write all of `data`; where the kernel can, its memory does not `keep` it."""
+        """Write all of `data`; without `keep` the page cache drops it, if the kernel can."""
         while data:
             if keep:
                 done = os.pwrite(self.fd, data, offset)
@@ -46,11 +46,11 @@ class BackingFile:
             data, offset = data[done:], offset + done
 
     def zero(self, offset: int, length: int) -> None:
-        """Let a range read as zeros, by a hole where there can be one."""
+        """Make a range read as zeros, by a hole if possible."""
         try:
             punch_hole(self.fd, offset, length)
         except OSError as error:
-            # EINVAL: a block device, and the range has no whole sectors.
+            # EINVAL: a block device, and the range is not in whole sectors.
             if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):
                 raise
             for start in range(0, length, len(_ZEROS)):
@@ -58,7 +58,7 @@ class BackingFile:
                 self.write(offset + start, memoryview(_ZEROS)[:step])
 
     def begin_writing(self, offset: int, length: int) -> None:
-        """Have the kernel begin to write a range to disk, so that a later sync is short."""
+        """Start writing a range to disk, so that a later sync is short."""
         begin_writing(self.fd, offset, length)
 
     def sync(self) -> None:
@@ -77,7 +77,7 @@ class BackingFile:
             raise
 
     def used(self) -> int:
-        """The bytes of room that it takes."""
+        """The bytes that it takes on disk."""
         return os.fstat(self.fd).st_blocks * 512
 
     def close(self) -> None:

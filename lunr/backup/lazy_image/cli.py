@@ -1,4 +1,4 @@
-"""``lunr backup mount`` and ``umount``: look into backups, as files."""
+"""``lunr backup mount`` and ``umount``: backups as read-only files."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def _mount(
         serving = threading.Thread(target=session.serve)
         serving.start()
         click.echo(f"{folder / NAME} is backup {backup_id}. Ctrl-C ends it.", err=True)
-        signals.on_signal(lambda: _leave(folder))
+        signals.on_signal(lambda: _unmount(folder))
         while serving.is_alive():
             serving.join(1.0)
         cancel.set()
@@ -94,10 +94,10 @@ def _mount(
 
 
 def _ignore(event: str, **fields: object) -> None:
-    """The log tells it too."""
+    """The reader logs every event, too."""
 
 
-def _leave(folder: Path) -> None:
+def _unmount(folder: Path) -> None:
     try:
         mounting.unmount(folder)
     except mounting.MountBusy as error:
@@ -112,7 +112,7 @@ def umount(folder: Path, wait: float) -> None:
     deadline = time.monotonic() + wait
     while True:
         try:
-            there = mounting.unmount(folder)
+            was_mounted = mounting.unmount(folder)
         except mounting.MountBusy as error:
             if time.monotonic() > deadline:
                 raise click.ClickException(str(error)) from error
@@ -121,5 +121,5 @@ def umount(folder: Path, wait: float) -> None:
             raise click.ClickException(str(error)) from error
         else:
             break
-    if not there:
+    if not was_mounted:
         raise click.ClickException(f"nothing is mounted at {folder}")

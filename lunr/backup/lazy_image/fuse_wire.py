@@ -5,12 +5,12 @@ from __future__ import annotations
 import struct
 from enum import IntEnum
 
-#: Of the protocol: what is spoken, and the oldest minor version that is served.
+#: The protocol's version here, and the oldest minor version of a kernel that is served.
 MAJOR, MINOR, OLDEST = 7, 40, 23
 
 
 class Op(IntEnum):
-    """``enum fuse_opcode``: those that are answered with more than ENOSYS."""
+    """``enum fuse_opcode``: the requests that are not answered with ENOSYS."""
 
     LOOKUP = 1
     FORGET = 2
@@ -70,7 +70,7 @@ IN_HEADER = struct.Struct("=IIQQIIIHH")
 OUT_HEADER = struct.Struct("=IiQ")
 INIT_IN = struct.Struct("=IIII")
 INIT_OUT = struct.Struct("=IIIIHHIIHHII24x")
-READ_IN = struct.Struct("=QQII")  # and what nobody here needs
+READ_IN = struct.Struct("=QQII")  # the later fields are not used here
 WRITE_IN_SIZE = 40
 WRITE_OUT = struct.Struct("=II")
 #: In one go: IN_HEADER and the beginning of READ_IN; OUT_HEADER and WRITE_OUT.

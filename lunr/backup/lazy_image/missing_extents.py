@@ -1,4 +1,4 @@
-"""What a snapshot of a filling volume lacks, kept in a file as long as the snapshot is.
+"""The missing ranges of a snapshot of a lazily restored volume, in a file beside the snapshot.
 
 The file has two lines: the BLAKE3 of the second in hexadecimal, and a JSON object
 with ``backup_id`` and ``extents`` (``[[first byte, end], …]``, in order).
@@ -18,17 +18,17 @@ from lunr.common.errors import LunrError
 
 
 class GapsCorrupt(LunrError):
-    """The file {path} is corrupt: which bytes are missing beside it is not known any more."""
+    """The file {path} is corrupt: the missing bytes of its snapshot are not known any more."""
 
     code = "gaps_corrupt"
 
 
 @dataclass(frozen=True)
 class MissingExtents:
-    """What is missing, and where it is.
+    """The missing ranges, and the backup that has them.
 
     Attributes:
-        backup_id: the backup that has it.
+        backup_id: the backing backup.
         extents: the ranges (first byte, end), in order; they do not touch.
     """
 
@@ -36,21 +36,21 @@ class MissingExtents:
     extents: Sequence[tuple[int, int]]
 
     def write(self, path: Path) -> None:
-        """Keep it at `path`; the folder is not synced.
+        """Write the file `path`; the folder is not synced.
 
         Raises:
-            OSError: that can't be.
+            OSError: it can't be written.
         """
         text = json.dumps({"backup_id": self.backup_id, "extents": self.extents})
         files.write(path, f"{_checksum(text)}\n{text}\n")
 
     @classmethod
     def read(cls, path: Path) -> MissingExtents:
-        """What is kept at `path`.
+        """The content of the file `path`.
 
         Raises:
-            FileNotFoundError: nothing.
-            GapsCorrupt: it can't be trusted.
+            FileNotFoundError: there is none.
+            GapsCorrupt: its checksum does not match.
         """
         checksum, _, text = path.read_bytes().decode(errors="replace").partition("\n")
         text = text.removesuffix("\n")

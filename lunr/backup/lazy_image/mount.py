@@ -33,8 +33,8 @@ class MountBusy(LunrError):
 def mount(point: Path, max_io: int, read_only: bool) -> int:
     """Mount on the folder `point`, and return the descriptor of /dev/fuse to serve it by.
 
-    What an earlier process that died left mounted there is taken away first.
-    Only the caller's user can see what is mounted.
+    A mount that a dead process left there is removed first. Only the caller's user can see the
+    files in the mount.
 
     Raises:
         MountFailed: the kernel can't, or the caller may not.
@@ -59,9 +59,9 @@ def mount(point: Path, max_io: int, read_only: bool) -> int:
 
 
 def unmount(point: Path, lazy: bool = False) -> bool:
-    """Unmount `point`; False when nothing is mounted there.
+    """Unmount `point`; False if nothing is mounted there.
 
-    A `lazy` one takes it out of sight now; it ends when the last file in it is closed.
+    `lazy` hides the mount now; it ends when the last file in it is closed.
 
     Raises:
         MountBusy: a file in it is open.
@@ -78,7 +78,7 @@ def unmount(point: Path, lazy: bool = False) -> bool:
 
 
 def detach_dead(point: Path) -> None:
-    """Take away mounts on `point` whose process is dead, and no other.
+    """Remove mounts on `point` whose process is dead, and no others.
 
     Raises:
         MountFailed: the caller may not.

@@ -1,12 +1,12 @@
-"""Which bytes of a volume are there: the map of a volume that fills.
+"""The presence map: which blocks of a lazily restored volume are local.
 
-Two levels. A chunk is ABSENT, PARTIAL or PRESENT, one byte each; the units
-(4 KiB) of a PARTIAL one have a bit each. A unit only ever goes from absent to
-present. So whoever finds it present needs no lock to go on.
+It has two levels. A chunk is ABSENT, PARTIAL or PRESENT, one byte each; the units
+(4 KiB) of a PARTIAL chunk have a bit each. A unit only ever goes from absent to
+present: a thread that has seen it present needs no lock.
 
-All is in one *area*, a mutable buffer: the bytes of all chunks, then the bits of
-all chunks, as many bytes for each. It is meant to be a sparse file mapped into
-memory: what was never touched costs nothing. 10 TiB in chunks of 4 MiB have
+The map is in one *area*, a mutable buffer: the bytes of all chunks, then the bits of
+all chunks, the same number of bytes for each. The area is meant to be a sparse file mapped into
+memory: untouched parts take no room. 10 TiB in chunks of 4 MiB have
 2.5 MiB of bytes, and 128 bytes more for each chunk of which a part was written.
 """
 
@@ -24,13 +24,13 @@ UNIT = 4096
 ABSENT, PARTIAL, PRESENT = range(3)
 
 Area = mmap.mmap | bytearray
-#: What of an area is not zeros: (offset, bytes), in order.
+#: The parts of an area that are not zeros: (offset, bytes), in order.
 Pieces = Iterable[tuple[int, bytes | bytearray]]
 
 
 @dataclass(frozen=True)
 class ChunkLayout:
-    """How a volume of `size` bytes is cut into chunks of `chunk` bytes, and these into units."""
+    """The division of a volume of `size` bytes into chunks of `chunk` bytes, and into units."""
 
     size: int
     chunk: int
@@ -80,7 +80,7 @@ class ChunkLayout:
 
 
 def area_with(shape: ChunkLayout, present: Iterable[tuple[int, int]]) -> Pieces:
-    """The area where these ranges (first, end) of chunks are there, and nothing else is."""
+    """The area in which these ranges (first, end) of chunks are present, and nothing else."""
     states = bytearray(shape.chunks)
     for first, end in present:
         states[first:end] = bytes([PRESENT]) * (end - first)
@@ -88,17 +88,17 @@ def area_with(shape: ChunkLayout, present: Iterable[tuple[int, int]]) -> Pieces:
 
 
 def area_without(shape: ChunkLayout, absent: Sequence[tuple[int, int]]) -> Pieces:
-    """The area where all is there but these ranges (first byte, end), which are in order."""
+    """The area in which all but these ranges (first byte, end), in order, is present."""
     states = bytearray([PRESENT]) * shape.chunks
     for offset, end in absent:
         for first, last, _, _ in shape.covered(offset, end):
-            states[first:last] = bytes(last - first)  # where a part is there, its bits tell
+            states[first:last] = bytes(last - first)  # the bits show the parts that are present
     bits = ((shape.chunks + chunk * shape.bits, part) for chunk, part in _parts(shape, absent))
     return itertools.chain([(0, states)], bits)
 
 
 def _parts(shape: ChunkLayout, absent: Iterable[tuple[int, int]]) -> Iterator[tuple[int, bytes]]:
-    """The chunks of which something is absent, but not as one of many, and their bits."""
+    """The chunks that are absent in part, or alone, and their bits."""
     pieces = (
         (chunk, ((1 << (last - first)) - 1) << first)
         for offset, end in absent
@@ -106,10 +106,10 @@ def _parts(shape: ChunkLayout, absent: Iterable[tuple[int, int]]) -> Iterator[tu
         if stop == chunk + 1
     )
     for chunk, missing in itertools.groupby(pieces, lambda piece: piece[0]):
-        there = (1 << shape.units(chunk)) - 1
+        present = (1 << shape.units(chunk)) - 1
         for _, units in missing:
-            there &= ~units
-        yield chunk, there.to_bytes(shape.bits, "little")
+            present &= ~units
+        yield chunk, present.to_bytes(shape.bits, "little")
 
 
 class Presence:
@@ -127,18 +127,17 @@ class Presence:
         base: int = 0,
         changed: Callable[[int, int], None] = lambda _start, _end: None,
     ) -> None:
-        """Use a map that is there.
+        """Use an existing map.
 
-        `changed` is told, with the lock held, which bytes of the area (counted from
-        `base`) will be other ones, before they are. It may raise OSError: nothing
-        is changed then.
+        `changed` is called, with the lock held, before bytes of the area change, with their
+        range (counted from `base`). It may raise OSError: then nothing changes.
         """
         self.shape = shape
         self.lock = threading.Lock()
         self._area = area
         self._base = base
         self._bits_base = base + shape.chunks
-        # What is asked for at every write.
+        # Used by every write.
         self._chunk, self._units = shape.chunk, shape.chunk // UNIT
         self._chunks, self._bits = shape.chunks, shape.bits
         self._changed = changed
@@ -146,7 +145,7 @@ class Presence:
 
     @property
     def complete(self) -> bool:
-        """Whether all is there."""
+        """Whether all chunks are PRESENT."""
         return self.present == self.shape.chunks
 
     def state(self, chunk: int) -> int:
@@ -154,7 +153,7 @@ class Presence:
         return self._area[self._base + chunk]
 
     def has(self, offset: int, end: int) -> bool:
-        """Whether all units that a range of bytes touches are there."""
+        """Whether all units that a range of bytes touches are present."""
         size = self._chunk
         chunk, start = divmod(offset, size)
         stop = end - chunk * size
@@ -179,14 +178,14 @@ class Presence:
         """The absent units from `first` to `end` as the bits of a number, the first the lowest."""
         start = self._bits_base + chunk * self._bits
         low, high = start + (first >> 3), start + ((end + 7) >> 3)
-        there = int.from_bytes(self._area[low:high], "little") >> (first & 7)
-        return ~there & ((1 << (end - first)) - 1)
+        present = int.from_bytes(self._area[low:high], "little") >> (first & 7)
+        return ~present & ((1 << (end - first)) - 1)
 
     def add(self, chunk: int, first: int, end: int) -> None:
-        """The units of a chunk from `first` to `end` are there now.
+        """Mark the units of a chunk from `first` to `end` as present.
 
         Raises:
-            OSError: there is no room to note it; nothing is noted.
+            OSError: there is no room for the map; nothing changes.
         """
         units = self._units if chunk < self._chunks - 1 else self.shape.units(chunk)
         with self.lock:
@@ -199,7 +198,7 @@ class Presence:
             start = self._chunks + chunk * self._bits
             low, high = start + (first >> 3), start + ((end + 7) >> 3)
             self._changed(low, high)
-            area[at] = PARTIAL  # first, so that bits never stand where nobody looks
+            area[at] = PARTIAL  # first: bits count only in a PARTIAL chunk
             low, high = self._base + low, self._base + high
             more = ((1 << (end - first)) - 1) << (first & 7)
             if high - low == 1:  # nearly always: a few units
@@ -218,7 +217,7 @@ class Presence:
         self.present += 1
 
     def add_chunks(self, first: int, end: int) -> None:
-        """All of the chunks from `first` to `end` is there now; see :meth:`add`."""
+        """Mark all of the chunks from `first` to `end` as present; see :meth:`add`."""
         with self.lock:
             self._changed(first, end)
             low, high = self._base + first, self._base + end
@@ -228,8 +227,8 @@ class Presence:
     def find(self, state: int, chunk: int, end: int | None = None) -> int | None:
         """The first chunk in `state` from `chunk` on, and before `end`."""
         stop = self._base + (self.shape.chunks if end is None else end)
-        found = self._area.find(bytes([state]), self._base + chunk, stop)
-        return None if found < 0 else found - self._base
+        at = self._area.find(bytes([state]), self._base + chunk, stop)
+        return None if at < 0 else at - self._base
 
     def find_incomplete(self, chunk: int) -> int | None:
         """The first chunk from `chunk` on that is not PRESENT."""

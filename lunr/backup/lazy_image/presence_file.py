@@ -1,26 +1,25 @@
-"""The two files that keep the map of a volume that fills.
+"""The two files of the presence map of a lazily restored volume.
 
-**The live map** is the map itself, in a file mapped into memory (shared), noted in
-before a write is acknowledged. It survives the death of the process, since the
-kernel keeps it, but says nothing after a reboot: the kernel writes it to disk in
-any order, or never. So it names the boot it belongs to, and is best kept on a
-tmpfs such as /run. A header of 4096 bytes (magic ``LUNRLIVE``, version 1, the
+**The live map** is the map itself, in a file mapped into memory (shared). It is changed
+before a write is acknowledged. The kernel keeps it when the process dies. After a reboot it is
+worthless: the kernel writes it to disk in any order, or never. So it names its boot, and is
+best kept on a tmpfs such as /run. A header of 4096 bytes (magic ``LUNRLIVE``, version 1, the
 map's id, the boot's id, BLAKE3 of these; byte 2048 is 1 after a sync of the data has
 failed in that boot) is followed by the area of lunr/backup/lazy_image/presence.py.
 
-**The disk map** is what a power cut leaves. It claims only what the disk has: its
+**The disk map** survives a power cut. It claims only blocks that the disk has: its
 claims are taken, then the data is synced, then the claims are written, then they
 are synced. It is an array of sectors of 512 bytes, which a disk writes whole or
 not at all: 504 bytes of content and the first 8 of the BLAKE3, keyed with the
 map's id, of number (8 bytes, little-endian) and content. A sector that is all zeros was
 never written and has zeros as content. Sector 0 is the header (magic ``LUNRMAP1``,
 map id, volume size, chunk size, backup id), keyed with zeros; the
-others hold the area. The map only ever gains claims, and every sector holds true
-ones. So any mix of old and new sectors is a true map, and no order is needed
-among them. A sector that does not check is not believed: what it claimed was
-perhaps synced, and fetching it again would undo it.
+others hold the area. Claims are only ever added, and those of every sector are true.
+So any mix of old and new sectors is a true map, and sectors need no order. A sector whose
+checksum does not match is an error: its blocks were perhaps written and synced, and fetching
+them again would overwrite them.
 
-A chunk is PRESENT when its byte says so; else its bits alone tell what is there.
+A chunk is PRESENT when its byte says so; else its bits alone count.
 """
 
 from __future__ import annotations
@@ -57,7 +56,7 @@ _ONLY_PRESENT = bytes(state if state == PRESENT else 0 for state in range(256))
 
 
 class MapCorrupt(LunrError):
-    """The map {path} is corrupt: {reason} What of the volume is there is not known any more."""
+    """The map {path} is corrupt: {reason} The local blocks of the volume are not known any more."""
 
     code = "map_corrupt"
 
@@ -78,7 +77,7 @@ class MapInUse(LunrError):
 
 @dataclass(frozen=True)
 class Header:
-    """What a disk map is of."""
+    """The map's id, and the volume and backup that it belongs to."""
 
     id: bytes
     shape: ChunkLayout
@@ -89,14 +88,14 @@ class DiskMap:
     """A disk map, open. Only one thread at a time may use it.
 
     Attributes:
-        header: what it is of.
+        header: its volume and backup.
     """
 
     def __init__(self, file: BackingFile) -> None:
         """Read the header.
 
         Raises:
-            MapCorrupt: it can't be trusted.
+            MapCorrupt: its checksum or sizes are wrong.
         """
         self._file = file
         self._key = bytes(32)
@@ -110,10 +109,10 @@ class DiskMap:
         self._key = id_ * 2
 
     def contents(self) -> Iterator[tuple[int, bytes]]:
-        """Number and content of the sectors that were ever written, but the header.
+        """Number and content of the sectors that were ever written, without the header.
 
         Raises:
-            MapCorrupt: one does not check.
+            MapCorrupt: a checksum does not match.
         """
         end = _sectors(self.header.shape)
         at = SECTOR
@@ -126,7 +125,7 @@ class DiskMap:
             at = max(stop, start) * SECTOR
 
     def write(self, sectors: Iterable[tuple[int, bytes]]) -> None:
-        """Write contents, by number in order; :meth:`sync` makes them last."""
+        """Write contents, by number in order; they survive a power cut after :meth:`sync`."""
         run: list[bytes] = []
         start = 0
         for number, content in sectors:
@@ -140,7 +139,7 @@ class DiskMap:
             self._file.write(start * SECTOR, memoryview(b"".join(run)))
 
     def sync(self) -> None:
-        """Return when what was written survives a power cut."""
+        """Return when all writes survive a power cut."""
         self._file.sync()
 
     def _read(self, first: int, count: int) -> list[bytes]:
@@ -167,13 +166,13 @@ def _sectors(shape: ChunkLayout) -> int:
 
 
 def create(path: Path, shape: ChunkLayout, backup_id: str, area: Pieces) -> None:
-    """Put a disk map at `path`, durably; it is there whole, or not at all.
+    """Create the disk map `path`, durably, whole or not at all.
 
     Args:
-        path: of the file.
-        shape: of the volume.
-        backup_id: what the volume is filled from.
-        area: what it claims from the start: see lunr/backup/lazy_image/presence.py.
+        path: the file's.
+        shape: the volume's.
+        backup_id: the backing backup.
+        area: its first claims: see lunr/backup/lazy_image/presence.py.
     """
     new = path.with_name(path.name + ".new")
     header = Header(secrets.token_bytes(16), shape, backup_id)
@@ -215,18 +214,18 @@ class Maps:
 
     Attributes:
         presence: the map.
-        survived: whether it is the one of a process of this boot that was killed.
+        survived: whether it is that of a killed process of this boot.
     """
 
     def __init__(self, file: BackingFile, live: Path) -> None:
-        """Open the disk map in `file`, and the live map at `live`, which is made if need be.
+        """Open the disk map in `file`, and open or create the live map at `live`.
 
         `file` is locked until it is closed: two processes with the same volume would
-        overwrite what the other one wrote.
+        overwrite each other's writes.
 
         Raises:
             MapInUse: another process has it open.
-            MapCorrupt: the disk map can't be trusted.
+            MapCorrupt: the disk map is damaged.
             OSError: there is no room for the live map.
         """
         try:
@@ -244,7 +243,7 @@ class Maps:
             os.close(self._live)
             raise
         self._dirty: set[int] = set()
-        #: Pages of the area that have room: a fault without would kill the process.
+        #: Pages of the area with allocated room: without it a page fault kills the process.
         self._roomy = bytearray(size // _PAGE)
         self.presence = Presence(self._shape, self._mapped, _PAGE, self._changing)
         if self.survived:
@@ -252,15 +251,15 @@ class Maps:
 
     @property
     def header(self) -> Header:
-        """What it is of."""
+        """The volume and backup of the maps."""
         return self._disk.header
 
     def _open_live(self, path: Path, header: Header) -> tuple[int, bool]:
-        wanted = _live_header(header.id)
+        expected = _live_header(header.id)
         with contextlib.suppress(FileNotFoundError):
             fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
             right_size = os.fstat(fd).st_size == _live_size(self._shape)
-            if right_size and os.pread(fd, len(wanted), 0) == wanted:
+            if right_size and os.pread(fd, len(expected), 0) == expected:
                 return fd, True
             os.close(fd)  # of an earlier boot, or of another volume
         new = path.with_name(path.name + ".new")
@@ -269,7 +268,7 @@ class Maps:
             os.truncate(fd, _live_size(self._shape))
             os.posix_fallocate(fd, 0, _PAGE + self._shape.chunks)
             self._fill_live(fd)
-            os.pwrite(fd, wanted, 0)
+            os.pwrite(fd, expected, 0)
             new.replace(path)
         except BaseException:
             os.close(fd)
@@ -277,7 +276,7 @@ class Maps:
         return fd, False
 
     def _fill_live(self, fd: int) -> None:
-        """Write what the disk map claims to a new live map."""
+        """Write the claims of the disk map to a new live map."""
         shape = self._shape
         states = bytearray(shape.chunks)
         for number, content in self._disk.contents():
@@ -286,7 +285,7 @@ class Maps:
             states[at : at + len(head)] = head
             if len(tail) > len(head):
                 os.pwrite(fd, tail[len(head) :], _PAGE + at + len(head))
-        # Bits tell what a chunk has; its byte may be older or younger than they.
+        # Only bits count here: the byte of a PARTIAL chunk may be older or younger than its bits.
         states = states.translate(_ONLY_PRESENT)
         for chunk, bits in self._bits(fd):
             if states[chunk] != PRESENT and any(bits):
@@ -294,7 +293,7 @@ class Maps:
         os.pwrite(fd, states, _PAGE)
 
     def _bits(self, fd: int) -> Iterator[tuple[int, bytes]]:
-        """The chunks of which some bits may be set, and those."""
+        """The chunks that may have bits set, and these bits."""
         shape = self._shape
         base = _PAGE + shape.chunks
         done = 0
@@ -310,7 +309,7 @@ class Maps:
             yield from range(1 + (start - _PAGE) // CONTENT, 1 + last)
 
     def _changing(self, start: int, end: int) -> None:
-        """Give the live map room there, and remember which sectors of the disk map change."""
+        """Allocate room in the live map, and note the sectors of the disk map that change."""
         first, last = 1 + start // _PAGE, 1 + (end - 1) // _PAGE
         if not (first == last and self._roomy[first]):
             for page in range(first, last + 1):
@@ -327,16 +326,16 @@ class Maps:
         return self._mapped[_LOST_AT] != 0
 
     def lose(self) -> None:
-        """Remember that the data could not be synced: nobody knows what of it the disk has."""
+        """Note that a sync of the data failed: the disk may lack any of it."""
         self._mapped[_LOST_AT] = 1
 
     def flush(self, sync_data: Callable[[], None]) -> None:
-        """Let the disk map claim what is there now, after `sync_data` has put that on disk.
+        """Call `sync_data`, then add what was present before to the claims of the disk map.
 
-        One thread at a time.
+        Only one thread at a time may call it.
 
         Raises:
-            OSError: the disk map claims what it did before, or some more of it.
+            OSError: a write or sync failed; the disk map has none or some of the new claims.
         """
         with self.presence.lock:
             numbers = sorted(self._dirty)
@@ -357,13 +356,13 @@ class Maps:
         return self._mapped[_PAGE + start : _PAGE + min(start + CONTENT, self._shape.area)]
 
     def close(self) -> None:
-        """Close the live map. It stays, for whoever comes next in this boot."""
+        """Close the live map. The file stays for the next process of this boot."""
         self._mapped.close()
         os.close(self._live)
 
 
 def _live_size(shape: ChunkLayout) -> int:
-    """Bytes of a live map: whole pages, so that giving one room changes no size."""
+    """Bytes of a live map: whole pages, so that allocating one does not change its size."""
     return _PAGE + -(-shape.area // _PAGE) * _PAGE
 
 

@@ -13,30 +13,29 @@ from lunr.backup.read.backup_reader import DAMAGE, Source
 from lunr.backup.read.single_flight import SingleFlight
 from lunr.common.errors import LunrError
 
-#: Whole chunks kept (64 MiB). The kernel caches what it was given besides.
+#: Whole chunks kept (64 MiB). The kernel caches its answers besides.
 _CHUNKS = 16
-#: Chunks remembered that a part was fetched of.
+#: How many chunks are remembered as fetched in part.
 _TOUCHED = 4096
 
 
 class Image:
-    """What :class:`protocol.File` asks for, of the backup behind `source`.
+    """The backup behind `source` as a :class:`protocol.File`.
 
-    Of a chunk that is asked for the first time, only the blocks that are wanted are
-    fetched; the second time, all of it. So a look at a file system's tables moves
-    kilobytes, and a file that is read moves whole chunks.
+    The first read of a chunk fetches only the blocks it needs, the second the whole chunk. So
+    reading a file system's tables moves kilobytes, and reading a file moves whole chunks.
     """
 
     writable = False
 
     def __init__(self, source: Source, size: int | None = None) -> None:
-        """Show `source`; one that is larger, `size` bytes, has zeros after it."""
+        """Show `source`; if `size` is larger, zeros follow."""
         self.size = source.size if size is None else size
         self._source = source
         self._lock = threading.Lock()
         self._chunks: OrderedDict[int, Buffer | None] = OrderedDict()
         self._touched: OrderedDict[int, None] = OrderedDict()
-        #: Chunks that are damaged somewhere: all of one is not asked for again.
+        #: Damaged chunks: they are not fetched whole again.
         self._broken: set[int] = set()
         self._loading: SingleFlight[int, Buffer | None] = SingleFlight()
 
@@ -66,7 +65,7 @@ class Image:
             try:
                 if chunk in self._broken or self._is_first_touch(chunk, length):
                     return self._blocks(chunk, start, length, until)
-                data = self._loading.do(chunk, lambda: self._load(chunk, until), until)
+                data = self._loading.run(chunk, lambda: self._load(chunk, until), until)
             except DAMAGE:
                 self._broken.add(chunk)
                 return self._blocks_or_error(chunk, start, length, until)
@@ -102,7 +101,7 @@ class Image:
         return _filled_up(memoryview(data)[start : start + length], length)
 
     def _blocks_or_error(self, chunk: int, start: int, length: int, until: float) -> Bytes:
-        """Part of a chunk that is not all there: perhaps this is."""
+        """Part of a damaged chunk; an OSError if that part is damaged, too."""
         try:
             return self._blocks(chunk, start, length, until)
         except DAMAGE as error:
@@ -129,7 +128,7 @@ class Image:
         raise OSError(errno.ENXIO, "no data")
 
     def used(self) -> int:
-        """See :meth:`protocol.File.used`: all of it, nobody counted."""
+        """See :meth:`protocol.File.used`: the whole size."""
         return self.size
 
     def backing(self) -> None:

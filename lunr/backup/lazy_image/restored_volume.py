@@ -1,35 +1,33 @@
-"""A volume that is used while it is filled from a backup.
+"""A volume that is used during its lazy restore.
 
-What is there (lunr/backup/lazy_image/presence.py) is read and written like any file.
-What is not is fetched when it is read; a write needs no fetch, it makes its units
-(4 KiB) present, and so does a discard.
+Blocks that are present (lunr/backup/lazy_image/presence.py) are read and written like those of
+any file. A read fetches absent blocks. A write or discard fetches none: it makes its units
+(4 KiB) present.
 
 **Why a fetched byte never replaces a written one.** A unit goes from absent to
-present once and never back. Whoever makes units of a chunk present (a write, a
-discard, a store of what was fetched) holds the chunk's lock while it writes them
-to the local storage and until they are noted in the map. Whoever stores what was
-fetched looks, with that lock held, which units are absent, and writes those
-only. So a write to an absent unit comes either before that look, and the store
-leaves the unit alone, or after the note, and writes over what was fetched.
-Units that are present are never touched by a store; reading and writing them
-needs no lock. What is fetched never changes, so two that fetch the same chunk
-are no danger, only a waste (lunr/backup/read/single_flight.py).
+present once and never back. A write, a discard and a store of fetched bytes make units present:
+each holds the chunk's lock while it writes them to the local storage and until they are noted in
+the map. A store checks, with that lock held, which units are absent, and writes only
+those. So a write to an absent unit comes either before that check, and the store
+skips the unit, or after the note, and overwrites the fetched bytes.
+A store never touches units that are present; reading and writing them
+needs no lock. Fetched bytes never change: two threads that fetch the same chunk do no harm,
+only double work (lunr/backup/read/single_flight.py).
 
-**When the process is killed** (at any point) the local storage has what was
-written to it, and the live map, which belongs to the kernel as well, what was noted.
-A write is acknowledged after it was noted. One that was not, and whose units
-were absent, is fetched over as if it had not been. A store that was not noted
-is done again with the same bytes.
+**When the process is killed** (at any point) the local storage has all that was
+written to it, and the live map, which the kernel keeps as well, all that was noted.
+A write is acknowledged after it was noted. A write to absent units that was not noted is
+overwritten by a fetch, as if it had not happened. A store that was not noted
+is repeated with the same bytes.
 
-**When the power fails**, the disk map claims what was noted when the last sync
-began, and the local storage has all of that: it is synced before the claims are written.
-What was written later is there if its unit had been claimed, and the disk got so
-far, sector by sector. If its unit had not been claimed it is fetched over before
-anyone sees it; for zeros that need not be fetched nothing is written, and sectors
-of it may shine through, as they may on a disk.
+**When the power fails**, the disk map has the claims that were noted when the last sync
+began, and the local storage has all of these units: it is synced before the claims are written.
+A later write to a claimed unit is there as far as the disk got, sector by sector. A later write
+to an unclaimed unit is overwritten by a fetch before any reader sees it. Where the backup has
+zeros and the storage was zero, nothing is written, and sectors of that write may be seen, as
+after a power cut of a disk.
 
-**Half units.** A write that does not cover a unit whole has that fetched before,
-and goes over it then.
+**Half units.** A write that covers a unit in part fetches that unit first.
 """
 
 from __future__ import annotations
@@ -56,22 +54,22 @@ from lunr.common.extents import Extent
 logger = logging.getLogger(__name__)
 
 _LOCKS = 64
-#: Of a chunk of which no more than this part is missing, or asked for, only that is fetched.
+#: If at most this fraction of a chunk is absent, or needed, only these blocks are fetched.
 _SMALL_PART = 8
 
 
 class SyncLost(OSError):
-    """What was written since the last sync that worked is perhaps not on the disk, ever."""
+    """Writes since the last successful sync may be lost."""
 
 
 class RestoredVolume:
-    """What :class:`protocol.File` asks for, of a volume in `data` that fills from `source`.
+    """A volume in `data`, restored lazily from `source`, as a :class:`protocol.File`.
 
     Attributes:
         requests: reads and writes so far.
         waiting: reads (and writes of half units) that wait for the store now.
-        missed: called with the number of a chunk that somebody waits for.
-        marks: chunks of which the first read is told to `passed`; replaced, never changed.
+        missed: called with the number of a chunk that a request waits for.
+        marks: chunks whose first read calls `passed`; the set is replaced, never changed.
         passed: called with the number of such a chunk.
     """
 
@@ -82,10 +80,10 @@ class RestoredVolume:
 
         Args:
             source: the backup.
-            data: local storage; its size may be larger than the volume's.
-            maps: what of it is there.
-            data_is_zero: what is absent reads as zeros in `data`, or as what a
-                write or store left there that was cut off.
+            data: local storage; it may be larger than the volume.
+            maps: the maps of its local blocks.
+            data_is_zero: whether absent blocks of `data` read as zeros, or as the rest of an
+                interrupted write or store.
         """
         self.size = maps.header.shape.size
         self.requests = 0
@@ -102,7 +100,7 @@ class RestoredVolume:
         self._locks = [threading.Lock() for _ in range(_LOCKS)]
         self._fetching: SingleFlight[int, int] = SingleFlight()
         self._fetching_parts: SingleFlight[tuple[int, int, int], None] = SingleFlight()
-        #: The blocks that are fetched now as the first of their chunk.
+        #: The blocks that the first fetch of each chunk fetches now.
         self._first_parts: dict[int, tuple[int, int]] = {}
         self._syncing = threading.Lock()
         self._counting = threading.Lock()
@@ -132,7 +130,7 @@ class RestoredVolume:
             chunk, start = divmod(offset, self._chunk)
             piece = data[: self._chunk - start]
             lock = self._locks[chunk % _LOCKS]
-            _take(lock, until)
+            _acquire(lock, until)
             try:
                 self._data.write(offset, piece)
                 self.presence.add(chunk, start // UNIT, -(-(start + len(piece)) // UNIT))
@@ -142,7 +140,7 @@ class RestoredVolume:
             offset += len(piece)
 
     def zero(self, offset: int, length: int, until: float) -> None:
-        """See :meth:`protocol.File.zero`. What was discarded counts as written."""
+        """See :meth:`protocol.File.zero`. A discard counts as a write."""
         end = offset + length
         if self.presence.has(offset, end):
             self._data.zero(offset, length)
@@ -161,7 +159,7 @@ class RestoredVolume:
         """See :meth:`protocol.File.sync`.
 
         Raises:
-            SyncLost: one failed, and so no other succeeds in this boot.
+            SyncLost: a sync failed; after that every sync of this boot fails.
         """
         with self._syncing:
             if self._maps.lost:
@@ -172,13 +170,13 @@ class RestoredVolume:
         try:
             self._data.sync()
         except OSError as error:
-            # The kernel tells it once and then takes the lost pages for written: another sync
-            # would seem to work, of the next process too. From now on nothing more is promised.
+            # The kernel reports it once and then takes the lost pages for written: another sync
+            # would seem to succeed, even in the next process. So none may succeed any more.
             self._maps.lose()
             raise SyncLost(errno.EIO, f"the sync failed: {error.strerror}") from error
 
     def seek(self, offset: int, whence: int, until: float) -> int:  # noqa: ARG002
-        """See :meth:`protocol.File.seek`. What is absent may be data, so it is."""
+        """See :meth:`protocol.File.seek`. Absent blocks count as data."""
         presence, size = self.presence, self._chunk
         while offset < self.size:
             chunk = offset // size
@@ -190,9 +188,9 @@ class RestoredVolume:
                 continue
             incomplete = presence.find_incomplete(chunk)
             end = self.size if incomplete is None else min(incomplete * size, self.size)
-            found = self._data.seek(offset, whence)
-            if found < end:
-                return found
+            at = self._data.seek(offset, whence)
+            if at < end:
+                return at
             offset = end
         if whence == os.SEEK_DATA:
             raise OSError(errno.ENXIO, "no data")
@@ -209,7 +207,7 @@ class RestoredVolume:
     # --- making present what is not --------------------------------------------------
 
     def _need_halves(self, offset: int, end: int, until: float) -> None:
-        """Fetch the units that a write from `offset` to `end` covers in part only."""
+        """Fetch the units that a write from `offset` to `end` covers only in part."""
         if offset % UNIT:
             self._need(offset, offset + 1, until)
         if end % UNIT and end < self.size:
@@ -221,7 +219,7 @@ class RestoredVolume:
         Raises:
             BlockingIOError: they are not, and `until` is 0.
             TimeoutError: the store was away until `until`.
-            OSError: EIO, they can't be fetched; or what writing them locally led to.
+            OSError: EIO: they can't be fetched; others: they can't be written locally.
         """
         for chunk, first, last in self.presence.shape.pieces(offset, end):
             while self.presence.absent(chunk, first, last):
@@ -248,9 +246,9 @@ class RestoredVolume:
                 self.waiting -= 1
 
     def fill(self, chunk: int, until: float, is_wanted: bool = False) -> int | None:
-        """Fetch what of `chunk` is absent; how many bytes that were, or None when some is damaged.
+        """Fetch the absent blocks of `chunk`; how many bytes they have, None if some are damaged.
 
-        `is_wanted`: whether somebody is going to read it soon.
+        `is_wanted`: whether a reader is expected to read it soon.
 
         Raises:
             TimeoutError: the store was away until `until` (of time.monotonic).
@@ -263,29 +261,29 @@ class RestoredVolume:
             return None if lost else self._chunk
 
     def _fetch_part(self, chunk: int, first: int, last: int, until: float) -> bool:
-        """Fetch the blocks of some units: at the first touch of a chunk, for a short wait.
+        """Fetch only the blocks of some units, for a short wait, at the first read of a chunk.
 
-        False: others of it are just fetched so. The second touch fetches all of it.
+        False: another thread does so for other units. The second read fetches the whole chunk.
         """
         block = self._source.geometry.block
         low, high = first * UNIT // block, -(-last * UNIT // block)
         if self._first_parts.setdefault(chunk, (low, high)) != (low, high):
             return False
 
-        def bring() -> None:
+        def fetch_blocks() -> None:
             data = self._source.blocks(chunk, low, high - low, until)
             self._store(chunk, low * block, min(high * block, self._chunk), data)
 
         try:
-            self._fetching_parts.do((chunk, low, high), bring, until)
+            self._fetching_parts.run((chunk, low, high), fetch_blocks, until)
         finally:
             self._first_parts.pop(chunk, None)
         return True
 
     def _fetch(self, chunk: int, until: float, is_wanted: bool = True) -> int:
-        return self._fetching.do(chunk, lambda: self._bring(chunk, until, is_wanted), until)
+        return self._fetching.run(chunk, lambda: self._fetch_absent(chunk, until, is_wanted), until)
 
-    def _bring(self, chunk: int, until: float, is_wanted: bool) -> int:
+    def _fetch_absent(self, chunk: int, until: float, is_wanted: bool) -> int:
         absent = self.presence.absent(chunk, 0, self.presence.shape.units(chunk))
         if not absent:
             return 0
@@ -300,7 +298,7 @@ class RestoredVolume:
         return 0 if data is None else len(data)
 
     def _salvage(self, chunk: int, first: int, last: int, until: float) -> bool:
-        """Fetch the absent units of a damaged chunk block by block; whether some can't be."""
+        """Fetch the absent units of a damaged chunk block by block; whether some are lost."""
         block, size = self._source.geometry.block, self._chunk
         lost = False
         for start in range(first * UNIT // block * block, min(last * UNIT, size), block):
@@ -323,11 +321,11 @@ class RestoredVolume:
 
         Args:
             chunk: its number.
-            start: a byte of it.
-            end: another.
-            data: the bytes from `start` on; where it is shorter, or None, there are zeros.
-            is_wanted: whether somebody is going to read them. What nobody asked for would
-                only push other things out of the node's memory.
+            start: the first byte, in the chunk.
+            end: the end.
+            data: the bytes from `start` on; past its end, or if None, there are zeros.
+            is_wanted: whether a reader is expected to read them; else they are dropped from the
+                page cache, so as not to evict other pages.
         """
         view = memoryview(data) if data is not None else memoryview(b"")
         base = chunk * self._chunk
@@ -348,15 +346,15 @@ class RestoredVolume:
 
     @property
     def complete(self) -> bool:
-        """Whether all is there."""
+        """Whether all blocks are present."""
         return self.presence.complete
 
-    def mend(self) -> None:
-        """Have it told which of the bytes that can't be had were written meanwhile."""
-        self._source.mend(self._absent)
+    def clear_repaired_damage(self) -> None:
+        """Report the damaged ranges that were written meanwhile."""
+        self._source.clear_repaired_damage(self._absent)
 
     def _absent(self, offset: int, end: int) -> Iterator[Extent]:
-        """What of a range (first byte, end) is absent."""
+        """The absent parts of a range (first byte, end)."""
         end = min(end, self.size)
         for chunk, first, last in self.presence.shape.pieces(offset, end):
             base = chunk * self._chunk
@@ -365,10 +363,10 @@ class RestoredVolume:
 
     @contextlib.contextmanager
     def still(self) -> Iterator[Iterator[Extent]]:
-        """The extents that are absent; they stay so inside.
+        """The absent extents, which stay absent within the context.
 
-        For a snapshot of the local storage: it has all the rest. Writes to absent
-        blocks wait meanwhile, and so does the fill; the others go on.
+        Used for a snapshot of the local storage. Writes to absent blocks and the fill wait
+        meanwhile; other requests go on.
         """
         with self._locked(range(_LOCKS), math.inf):
             yield self.presence.absent_extents()
@@ -379,22 +377,22 @@ class RestoredVolume:
         # In order, so that two never wait for each other.
         with contextlib.ExitStack() as held:
             for number in sorted(numbers):
-                _take(self._locks[number], until)
+                _acquire(self._locks[number], until)
                 held.callback(self._locks[number].release)
             yield
 
 
-def _take(lock: threading.Lock, until: float) -> None:
-    """Take the lock of some chunks.
+def _acquire(lock: threading.Lock, until: float) -> None:
+    """Acquire the lock of some chunks.
 
     Raises:
-        Contended: another has it, and `until` is 0.
-        TimeoutError: another had it until then.
+        Contended: another thread holds it, and `until` is 0.
+        TimeoutError: another thread held it until then.
     """
     if lock.acquire(blocking=False):
         return
     if not until:
-        raise Contended(errno.EAGAIN, "others are at it")
+        raise Contended(errno.EAGAIN, "another request holds the chunk")
     seconds = min(max(0.0, until - time.monotonic()), threading.TIMEOUT_MAX)
     if not lock.acquire(timeout=seconds):
-        raise TimeoutError(errno.ETIMEDOUT, "others were at it for too long")
+        raise TimeoutError(errno.ETIMEDOUT, "another request held the chunk for too long")

@@ -1,1 +1,1 @@
-"""A backup is read: which objects hold which bytes, a restore, one file of many readers."""
+"""Reading a backup: read plans, restores, and chunks for many readers at once."""

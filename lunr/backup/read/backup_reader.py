@@ -1,8 +1,7 @@
-"""The content of a backup by chunks and blocks, for whoever waits for it.
+"""The content of a backup by chunks and blocks, for readers that can wait.
 
-What passes is waited for: as long as the store is away, a request is sent again
-with growing pauses until the caller's patience is over. What does not pass
-(an object is corrupt, or lost) is an error at once, and is told once.
+While the store is away, a request is sent again with growing pauses until the caller's
+deadline. A corrupt or lost object is an error at once, and is reported once.
 """
 
 from __future__ import annotations
@@ -35,21 +34,21 @@ T = TypeVar("T")
 _SEGMENTS = 32
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.2, 5.0
 
-#: What is wrong with objects, and will be when asked again.
+#: Errors of objects that another request does not mend.
 DAMAGE = (errors.CorruptObject, errors.ObjectMissing, errors.UnsupportedFormat)
 
 
 class Report(Protocol):
-    """Called with what others should know: an event's name and fields."""
+    """A function that reports an event: its name and fields."""
 
     def __call__(self, event: str, **fields: object) -> None:
-        """Tell `event`."""
+        """Report `event`."""
 
 
 def kept_root(repository: Repository, backup_id: str, path: Path) -> Root:
-    """The root of a backup from the file `path`, or else from the store, and then it is kept there.
+    """The root of a backup from the file `path`, or else from the store into that file.
 
-    So a volume can be served again while the store is away.
+    With the file a volume can be served again while the store is away.
 
     Raises:
         errors.BackupMissing, errors.CorruptObject and others of Repository.load_root.
@@ -64,7 +63,7 @@ def kept_root(repository: Repository, backup_id: str, path: Path) -> Root:
 
 
 class _Damage(NamedTuple):
-    """What of a volume can't be had because of one object: in order."""
+    """The ranges of a volume, in order, that one bad object makes unreadable."""
 
     reason: str
     ranges: list[Extent]
@@ -75,16 +74,15 @@ class Source:
 
     Attributes:
         size: its bytes.
-        geometry: what it is cut by.
+        geometry: the sizes of its chunks, blocks and segments.
     """
 
     def __init__(self, repository: Repository, root: Root, report: Report) -> None:
         """Read the backup `root`.
 
-        Events that are reported: ``store`` (reason: why requests fail, None: they
-        don't any more), ``damaged`` (object, reason, ranges: [[first byte, end], …] that can't
-        be had, as far as that is known; again whenever they are others; none: all of them were
-        written meanwhile).
+        Events that are reported: ``store`` (reason: why requests fail; None: they succeed
+        again), ``damaged`` (object, reason, ranges: the known unreadable ones, [[first byte,
+        end], …]; again whenever they change; none: all of them were written meanwhile).
         """
         self._root = root
         self._repository = repository.of(root)
@@ -103,22 +101,22 @@ class Source:
         self._closed.set()
 
     def zero_ranges(self, size: int) -> list[tuple[int, int]]:
-        """Ranges (first, end) of chunks that are zeros, as far as the root alone says.
+        """Ranges (first, end) of chunks that are zeros according to the root alone.
 
-        `size`: of a volume that may be larger than the backup, and is zeros after it.
+        `size`: the volume's; past the end of the backup it is zeros.
         """
-        found = [
+        ranges = [
             (chunks.start, chunks.stop)
             for chunks, ref in self._repository.segments_of(self._root)
             if ref is None and chunks
         ]
-        mine, all_ = self.geometry.chunks(self.size), self.geometry.chunks(size)
-        if mine < all_:
-            found.append((mine, all_))
-        return found
+        chunks_stored, chunks_needed = self.geometry.chunks(self.size), self.geometry.chunks(size)
+        if chunks_stored < chunks_needed:
+            ranges.append((chunks_stored, chunks_needed))
+        return ranges
 
     def entry(self, chunk: int, until: float) -> Entry:
-        """What a chunk is made of; None: zeros, also past the end."""
+        """The entry of a chunk; None: zeros, also past the end."""
         number, index = divmod(chunk, self.geometry.segment_chunks)
         if number >= len(self._root.segments) or self._root.segments[number] is None:
             return None
@@ -139,7 +137,7 @@ class Source:
             return self._asked(lambda: self._repository.load_segment(ref, len(chunks)), until)
 
         try:
-            entries = self._loading.do(number, load, until)
+            entries = self._loading.run(number, load, until)
         except DAMAGE as error:
             size = self.geometry.chunk
             offset, end = chunks.start * size, min(chunks.stop * size, self.size)
@@ -179,18 +177,18 @@ class Source:
         if entry is None:
             return None
         length = self.geometry.chunk_length(chunk, self.size)
-        wanted = range(first, min(first + count, -(-length // self.geometry.block)))
-        if not wanted:
+        needed = range(first, min(first + count, -(-length // self.geometry.block)))
+        if not needed:
             return None
         return self._asked(
-            lambda: load_range(self._repository, entry, length, self.geometry, wanted), until
+            lambda: load_range(self._repository, entry, length, self.geometry, needed), until
         )
 
     def _asked(self, request: Callable[[], T], until: float) -> T:
-        """What `request` returns, asked again while the store is away."""
+        """The result of `request`, which is repeated while the store is away."""
         pause = _FIRST_PAUSE
         while True:
-            if time.monotonic() >= until:  # others were waited for, or other requests
+            if time.monotonic() >= until:  # the caller waited for other threads or requests
                 raise TimeoutError("the store takes too long")
             try:
                 answer = request()
@@ -226,8 +224,10 @@ class Source:
         if not known.ranges:
             logger.error("%s", error)
 
-    def mend(self, absent: Callable[[int, int], Iterable[tuple[int, int]]]) -> None:
-        """Tell what of the damage is over; `absent` says what of a range nobody has written."""
+    def clear_repaired_damage(
+        self, absent: Callable[[int, int], Iterable[tuple[int, int]]]
+    ) -> None:
+        """Report damaged ranges that were written meanwhile; `absent` gives the unwritten parts."""
         with self._lock:
             for name, known in list(self._damage.items()):
                 left = list(merge(part for extent in known.ranges for part in absent(*extent)))

@@ -1,4 +1,4 @@
-"""A volume that is not all there yet, to be saved: what is absent is read from a backup."""
+"""A source for volumes that are not all local yet: absent ranges are read from a backup."""
 
 from __future__ import annotations
 
@@ -11,24 +11,24 @@ from lunr.backup.read.backup_reader import Source as Stored
 from lunr.backup.save.block_source import Source
 from lunr.common.extents import Extents, merge
 
-#: Seconds that the store may be away; then the save fails, and is tried again.
+#: Seconds that the store may be away before the save fails; the job is then tried again.
 _PATIENCE = 60.0
 
 
 class Overlay:
-    """A source that reads as `local`, but where that is absent as the backup `stored`.
+    """A source that reads from `local`, and in absent ranges from the backup `stored`.
 
     Attributes:
-        size: as of `local`.
+        size: that of `local`.
     """
 
     def __init__(self, local: Source, absent: Extents, stored: Stored) -> None:
-        """Both stay the caller's to close.
+        """Read from both; the caller closes them.
 
         Args:
-            local: what is there; where it is absent it may read as anything.
-            absent: the ranges (first byte, end) that are not there.
-            stored: what the volume is being restored from; zeros are past its end.
+            local: the volume's device or file; in absent ranges its bytes mean nothing.
+            absent: the ranges (first byte, end) that are not local.
+            stored: the backing backup; past its end are zeros.
         """
         self.size = local.size
         self._local = local
@@ -36,7 +36,7 @@ class Overlay:
         self._stored = stored
 
     def data(self, start: int, end: int) -> Iterator[tuple[int, int]]:
-        """See :meth:`lunr.backup.save.block_source.Source.data`: all that is absent may be data."""
+        """See :meth:`lunr.backup.save.block_source.Source.data`: absent ranges may be data."""
         return merge(self._local.data(start, end), self._absent.within(start, end))
 
     def read(self, buffer: mmap.mmap, offset: int, length: int) -> memoryview:
@@ -48,11 +48,11 @@ class Overlay:
         """
         view = self._local.read(buffer, offset, length)
         for begin, stop in self._absent.within(offset, offset + length):
-            self._bring(begin, view[begin - offset : stop - offset])
+            self._read_stored(begin, view[begin - offset : stop - offset])
         return view
 
-    def _bring(self, at: int, into: memoryview) -> None:
-        """Put what the backup has from byte `at` on `into` a buffer."""
+    def _read_stored(self, at: int, into: memoryview) -> None:
+        """Fill the buffer `into` with the backup's bytes from `at` on."""
         geometry = self._stored.geometry
         while into:
             chunk, start = divmod(at, geometry.chunk)

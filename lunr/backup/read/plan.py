@@ -1,11 +1,10 @@
 """How to read chunks of which parts are in patches: every object once, in any order.
 
 A :class:`ReadPlan` of some chunks (all of a segment, or one) lists the objects
-that they need, in the order of the volume, and what to take from each. They can
-be fetched in any order and in parallel; what was fetched is checked block by
-block and can be written to its place at once, so nothing needs to be put
-together in memory. What is kept is a hash for each block of a patched chunk,
-which in the end must give the chunk's.
+that they need, in the order of the volume, and the blocks to copy from each. Objects can
+be fetched in any order and in parallel. Each block is checked and can be written to its
+place at once, without putting chunks together in memory. The plan keeps only the hashes of
+the blocks of a patched chunk; at the end they must give the chunk's hash.
 """
 
 from __future__ import annotations
@@ -26,17 +25,17 @@ _FEW_PARTS = 3
 
 
 class BlockCopy(NamedTuple):
-    """Of an object, `blocks` blocks from `there` on are those of `chunk` from `first` on."""
+    """Copies `blocks` blocks, from `start` on in an object, to `chunk` from `first` on."""
 
     chunk: int
     first: int
     blocks: int
-    there: int
+    start: int
 
 
 @dataclass
 class ObjectFetch:
-    """An object, and all that is to be taken from it. Without a `ref`: zeros."""
+    """An object, and the blocks to copy from it. Without a `ref`: zeros."""
 
     kind: Kind
     ref: Ref | None
@@ -44,7 +43,7 @@ class ObjectFetch:
 
     @property
     def blocks(self) -> int:
-        """How many blocks are taken from it."""
+        """How many blocks are copied from it."""
         return sum(use.blocks for use in self.uses)
 
 
@@ -58,10 +57,10 @@ class _Check:
 
 
 class ReadPlan:
-    """A reading of `chunks` (by their number in the volume) of a backup of `size` bytes.
+    """The plan to read `chunks` (by their number in the volume) of a backup of `size` bytes.
 
     Attributes:
-        fetches: what to fetch, in the order of the volume.
+        fetches: the objects to fetch, in the order of the volume.
     """
 
     def __init__(
@@ -72,22 +71,22 @@ class ReadPlan:
         self._geometry = geometry
         self._lock = threading.Lock()
         self._checks: dict[int, _Check] = {}
-        found: dict[tuple[Kind, Ref | None], ObjectFetch] = {}
+        fetches: dict[tuple[Kind, Ref | None], ObjectFetch] = {}
         for chunk, entry in chunks.items():
             count = -(-geometry.chunk_length(chunk, size) // geometry.block)
             if isinstance(entry, Patched):
                 self._checks[chunk] = _Check(entry, count)
             for kind, ref, use in _uses(chunk, entry, count):
-                found.setdefault((kind, ref), ObjectFetch(kind, ref)).uses.append(use)
-        self.fetches = list(found.values())
+                fetches.setdefault((kind, ref), ObjectFetch(kind, ref)).uses.append(use)
+        self.fetches = list(fetches.values())
 
     def read(self, fetch: ObjectFetch) -> Iterator[tuple[int, Buffer | None, int]]:
-        """Fetch an object; where in the volume its bytes belong, the bytes (None: zeros), how many.
+        """Fetch an object: offsets in the volume, the bytes there (None: zeros), how many.
 
         The object is fetched whole when much of it, or many parts of it, are needed.
 
         Raises:
-            errors.CorruptObject: it, or a chunk that was complete with it, is not what was stored.
+            errors.CorruptObject: it, or a chunk that it completes, differs from what was stored.
             errors.ObjectMissing, errors.UnsupportedFormat: it can't be used.
         """
         opened = self.open(fetch)
@@ -95,7 +94,7 @@ class ReadPlan:
         yield from self.parts(fetch, opened)
 
     def open(self, fetch: ObjectFetch) -> StoredObject | None:
-        """Fetch an object that is to be read, see :meth:`read`; None for zeros."""
+        """Fetch an object for :meth:`read`; None for zeros."""
         if fetch.ref is None:
             return None
         most = self._geometry.chunk // self._geometry.block
@@ -105,23 +104,22 @@ class ReadPlan:
     def parts(
         self, fetch: ObjectFetch, opened: StoredObject | None
     ) -> Iterator[tuple[int, Buffer | None, int]]:
-        """What :meth:`read` gives, but for the check of whole chunks."""
+        """Like :meth:`read`, without the check of whole chunks."""
         for use in fetch.uses:
             offset, end = self._range(use)
-            there = 0 if opened is None else self._there(use, opened, fetch.kind)
-            if opened is not None and there:
-                data = memoryview(opened.read(use.there, there))[: end - offset]
+            stored = 0 if opened is None else self._count_stored(use, opened, fetch.kind)
+            if opened is not None and stored:
+                data = memoryview(opened.read(use.start, stored))[: end - offset]
                 yield offset, data, len(data)
                 offset += len(data)
             if offset < end:  # zeros, or the base was stored when the volume was smaller
                 yield offset, None, end - offset
 
     def check(self, fetch: ObjectFetch, opened: StoredObject | None) -> None:
-        """Take over the hashes of the blocks in `opened`, and check the chunks that are complete.
+        """Note the hashes of the blocks in `opened`, and check the chunks that are complete.
 
         Raises:
-            errors.CorruptObject: it has not the blocks that it should, or a chunk is not
-                what was stored.
+            errors.CorruptObject: blocks are missing, or a chunk differs from what was stored.
         """
         for use in fetch.uses:
             if opened is None:
@@ -131,44 +129,44 @@ class ReadPlan:
             else:
                 hashes = self._hashes(use, opened, fetch.kind)
             if use.chunk in self._checks:
-                self._note(use, hashes)
+                self._add_hashes(use, hashes)
 
     def _hashes(self, use: BlockCopy, opened: StoredObject, kind: Kind) -> list[bytes]:
         """The hashes of the chunk's blocks that come from `opened`."""
         index = opened.index
-        there = self._there(use, opened, kind)
-        hashes = list(index.hashes[use.there : use.there + there])
+        stored = self._count_stored(use, opened, kind)
+        hashes = list(index.hashes[use.start : use.start + stored])
         for number in range(use.blocks):
             length = self._length(use.chunk, use.first + number)
-            if number >= there:
+            if number >= stored:
                 hashes.append(self._repository.zero_hash(length))
                 continue
-            if (stored := index.block_length(use.there + number)) == length:
+            if (stored_length := index.block_length(use.start + number)) == length:
                 continue
             if kind is Kind.PATCH:
                 raise errors.CorruptObject(
                     name=opened.name, reason="its blocks do not fit their chunk."
                 )
-            # The base's last block, when the volume had another size.
-            data = bytes(opened.read(use.there + number, 1))
-            changed = data[:length] if length < stored else data.ljust(length, b"\0")
+            # The base's last block, stored when the volume had another size.
+            data = bytes(opened.read(use.start + number, 1))
+            changed = data[:length] if length < stored_length else data.ljust(length, b"\0")
             (hashes[number],) = blocks.hash_blocks(
                 memoryview(changed), length, self._repository.keys
             )
         return hashes
 
-    def _there(self, use: BlockCopy, opened: StoredObject, kind: Kind) -> int:
-        """How many of the blocks the object has; only a patched chunk's base may have fewer."""
+    def _count_stored(self, use: BlockCopy, opened: StoredObject, kind: Kind) -> int:
+        """How many of the blocks the object has; only a patched chunk's base may lack some."""
         if opened.index.block_size != self._geometry.block:
             raise errors.CorruptObject(name=opened.name, reason="its blocks have another size.")
         if kind is Kind.CHUNK and use.chunk in self._checks:
-            return max(0, min(use.blocks, len(opened.index.hashes) - use.there))
+            return max(0, min(use.blocks, len(opened.index.hashes) - use.start))
         length = self._geometry.chunk_length(use.chunk, self._size)
         if kind is Kind.CHUNK and opened.index.plain_size != length:
             raise errors.CorruptObject(
                 name=opened.name, reason="it has another size than its chunk."
             )
-        opened.check(use.there, use.blocks)
+        opened.check(use.start, use.blocks)
         return use.blocks
 
     def _range(self, use: BlockCopy) -> tuple[int, int]:
@@ -182,7 +180,7 @@ class ReadPlan:
         length = self._geometry.chunk_length(chunk, self._size)
         return min(self._geometry.block, length - block * self._geometry.block)
 
-    def _note(self, use: BlockCopy, hashes: list[bytes]) -> None:
+    def _add_hashes(self, use: BlockCopy, hashes: list[bytes]) -> None:
         check = self._checks[use.chunk]
         start = use.first * HASH_SIZE
         with self._lock:
@@ -198,7 +196,7 @@ class ReadPlan:
 
 
 def _uses(chunk: int, entry: Entry, count: int) -> Iterator[tuple[Kind, Ref | None, BlockCopy]]:
-    """From where the `count` blocks of a chunk come, in runs."""
+    """The objects of the `count` blocks of a chunk, in runs."""
     if entry is None:
         return
     if isinstance(entry, Ref):
@@ -207,19 +205,19 @@ def _uses(chunk: int, entry: Entry, count: int) -> Iterator[tuple[Kind, Ref | No
     places = places_of(entry)
     last: tuple[Kind, Ref | None, BlockCopy] | None = None
     for block in range(count):
-        kind, ref, there = Kind.CHUNK, entry.base, block
+        kind, ref, start = Kind.CHUNK, entry.base, block
         if block in places:
-            kind, (ref, there) = Kind.PATCH, places[block] or (None, 0)
+            kind, (ref, start) = Kind.PATCH, places[block] or (None, 0)
         if ref is None:
             kind = Kind.CHUNK  # zeros are zeros
         if last is not None and last[:2] == (kind, ref):
             use = last[2]
-            if ref is None or use.there + use.blocks == there:
+            if ref is None or use.start + use.blocks == start:
                 last = kind, ref, use._replace(blocks=use.blocks + 1)
                 continue
         if last is not None:
             yield last
-        last = kind, ref, BlockCopy(chunk, block, 1, there)
+        last = kind, ref, BlockCopy(chunk, block, 1, start)
     if last is not None:
         yield last
 
@@ -227,13 +225,13 @@ def _uses(chunk: int, entry: Entry, count: int) -> Iterator[tuple[Kind, Ref | No
 def load_range(
     repository: Repository, entry: Entry, length: int, geometry: Geometry, blocks: range
 ) -> Buffer:
-    """The plain bytes of `blocks` of a chunk of `length` bytes, every one checked.
+    """The plain bytes of `blocks` of a chunk of `length` bytes, every block checked.
 
-    Only what they need is fetched, where that is not dearer. All blocks of a chunk are
-    checked together, too.
+    Objects are fetched in part where that is not dearer. When `blocks` are all blocks of the
+    chunk, its hash is checked, too.
 
     Raises:
-        errors.CorruptObject: the bytes are not those that were stored; it names the object.
+        errors.CorruptObject: the bytes differ from those stored; it names the object.
         errors.ObjectMissing: the store has lost it.
     """
     start, end = blocks.start * geometry.block, min(blocks.stop * geometry.block, length)
@@ -249,7 +247,7 @@ def load_range(
         for offset, part, count in parts:
             if part is None:
                 continue
-            if count == end - start:  # nearly always; to copy it takes as long as to check it
+            if count == end - start:  # nearly always; a copy would take as long as the check
                 return part
             data = bytearray(end - start) if data is None else data
             data[offset - start : offset - start + count] = part
@@ -257,8 +255,8 @@ def load_range(
 
 
 def _cut(uses: Iterable[BlockCopy], blocks: range) -> Iterator[BlockCopy]:
-    """What of `uses` lies in `blocks`."""
+    """The parts of `uses` that lie in `blocks`."""
     for use in uses:
         first, stop = max(use.first, blocks.start), min(use.first + use.blocks, blocks.stop)
         if first < stop:
-            yield BlockCopy(use.chunk, first, stop - first, use.there + first - use.first)
+            yield BlockCopy(use.chunk, first, stop - first, use.start + first - use.first)

@@ -22,7 +22,7 @@ from lunr.common.linux import reuse_memory
 
 @dataclass(frozen=True)
 class Restored:
-    """What a restore did: bytes that were not zeros, and the seconds it took."""
+    """The result of a restore: bytes that were not zeros, and its seconds."""
 
     bytes_read: int
     seconds: float
@@ -41,23 +41,23 @@ def restore(
     progress: Progress | None = None,
     cancel: threading.Event | None = None,
 ) -> Restored:
-    """Make `target` read as the backup, and as zeros beyond it. Can be done again.
+    """Make `target` read as the backup, and as zeros beyond it. Can be repeated.
 
     Args:
         repository: where from.
-        backup_id: which backup.
+        backup_id: the backup's.
         target: a file or block device, at least as large as the backup.
-        size_bytes: what `target` must have at least, should that be more.
+        size_bytes: the least size of `target`, if larger than the backup.
         target_is_zero: it reads as zeros everywhere: zeros need not be written.
-        create: make `target`, a sparse file, when there is none.
-        refuse_used: write nothing when something else uses `target`.
+        create: if `target` does not exist, make a sparse file.
+        refuse_used: write nothing if something else uses `target`.
         concurrency: requests to the store at once; 1 does everything in this thread.
-        progress: told what is done.
+        progress: called with the bytes done and in all.
         cancel: set to give up within a second, with Cancelled.
 
     Raises:
         errors.BackupMissing: there is no such backup.
-        errors.TargetTooSmall, errors.TargetError: the target does not do.
+        errors.TargetTooSmall, errors.TargetError: the target can't be used.
         errors.TargetInUse: with `refuse_used`, it is mounted, claimed or open for writing.
         errors.CorruptObject, errors.ObjectMissing: the named object can't be used.
     """
@@ -100,7 +100,7 @@ class _Restore:
         self._done = 0
 
     def steps(self) -> Iterator[Callable[[], None]]:
-        """What there is to do, in the order of the volume; each step may be done by any thread."""
+        """The steps of the restore, in the order of the volume; any thread may run each."""
         size, geometry = self._root.size_bytes, self._root.geometry
         hole = 0  # where the zeros begin that reach to `offset`
         for chunks, ref in self._repository.segments_of(self._root):
@@ -124,7 +124,7 @@ class _Restore:
         with contextlib.ExitStack() as turn:
             turn.enter_context(self._slots)
             opened = reading.open(fetch)
-            if opened is None or opened.is_whole:  # there is nothing more to ask the store for
+            if opened is None or opened.is_whole:  # no further requests to the store
                 turn.close()
             reading.check(fetch, opened)
             for offset, data, length in reading.parts(fetch, opened):

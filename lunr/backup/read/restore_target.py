@@ -1,4 +1,4 @@
-"""What a backup can be restored to: a file or a block device."""
+"""The file or block device that a backup is restored to."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ class FileTarget:
     def __init__(self, path: Path, needed: int, create: bool = False) -> None:
         """Open `path`, which must have room for `needed` bytes.
 
-        `create` makes a sparse file of that size when there is none; it is
-        removed again by :meth:`abandon`.
+        `create` makes a sparse file of that size if `path` does not exist; :meth:`abandon`
+        removes it.
 
         Raises:
             errors.TargetError: it can't be opened.
@@ -57,7 +57,7 @@ class FileTarget:
 
     @property
     def is_new(self) -> bool:
-        """Whether it was made just now, and so reads as zeros."""
+        """Whether it was created here, and so reads as zeros."""
         return self._created
 
     def write(self, data: Buffer, offset: int) -> None:
@@ -78,7 +78,7 @@ class FileTarget:
             ) from error
 
     def zero(self, offset: int, length: int) -> None:
-        """Make a range read as zeros, by a hole where there can be one.
+        """Make a range read as zeros, by a hole if possible.
 
         Raises:
             errors.TargetError: it names the offset.

@@ -1,4 +1,4 @@
-"""What several threads want at the same time is done by one of them."""
+"""Work that several threads need at the same time, done once by one of them."""
 
 from __future__ import annotations
 
@@ -19,37 +19,37 @@ class SingleFlight(Generic[K, V]):
         self._lock = threading.Lock()
         self._running: dict[K, Future[V]] = {}
 
-    def do(self, key: K, work: Callable[[], V], until: float) -> V:
-        """Return ``work()``, or what it returns or raises for another thread with this `key`.
+    def run(self, key: K, work: Callable[[], V], until: float) -> V:
+        """Return ``work()``, or its outcome in another thread that runs it for this `key`.
 
         Raises:
-            TimeoutError: the other one was not ready at `until` (of time.monotonic); if it ran out
-                of time itself before that, the work is done here.
+            TimeoutError: the other thread was not ready at `until` (of time.monotonic). If it
+                timed out itself before that, this thread does the work.
         """
         while True:
             with self._lock:
                 running = self._running.get(key)
                 if running is None:
-                    mine = self._running[key] = Future()
+                    own = self._running[key] = Future()
                     break
             try:
                 return running.result(max(0.0, until - time.monotonic()))
             except TimeoutError:
-                # The other one may have had less patience.
+                # The other thread may have had an earlier deadline.
                 if not running.done() or time.monotonic() >= until:
                     raise
         try:
             result = work()
         except BaseException as error:
             self._end(key)
-            mine.set_exception(error)
+            own.set_exception(error)
             raise
         self._end(key)
-        mine.set_result(result)
+        own.set_result(result)
         return result
 
     def __contains__(self, key: K) -> bool:
-        """Whether somebody does it now."""
+        """Whether a thread does the work of `key` now."""
         return key in self._running
 
     def _end(self, key: K) -> None:

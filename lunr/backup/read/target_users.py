@@ -1,4 +1,4 @@
-"""Who else uses a file or block device that is about to be overwritten."""
+"""The other users of a file or block device that is about to be overwritten."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ _PROC, _SYS = Path("/proc"), Path("/sys")
 
 
 def find_users(path: Path) -> list[str]:
-    """Whatever has `path` mounted, claimed or open for writing, a phrase each.
+    """The mounts, devices and processes that use `path`, a phrase each.
 
-    A process of another user can be seen by root alone. What is open elsewhere, over
-    the network or in another PID namespace, can't be seen at all.
+    Only root sees the processes of other users. Users over the network or in another PID
+    namespace can't be seen.
     """
     path = path.resolve()
     try:
@@ -33,7 +33,7 @@ def _claims(device: Path) -> Iterator[str]:
         os.close(os.open(device, os.O_RDONLY | os.O_EXCL | os.O_CLOEXEC))
     except OSError as error:
         if error.errno != errno.EBUSY:
-            return  # the restore's own open says it better
+            return  # the restore's own open reports it better
         number = device.stat().st_rdev
         holders = _SYS / "dev/block" / f"{os.major(number)}:{os.minor(number)}" / "holders"
         names = sorted(holder.name for holder in holders.glob("*"))
@@ -58,7 +58,7 @@ def _writers(path: Path) -> Iterator[str]:
 
 def _writes(process: Path, path: Path) -> bool:
     try:
-        # The links' texts alone: a look at the files may hang, as of a FUSE that does.
+        # Read only the links: stat(2) of the files can hang, as on a FUSE that hangs.
         links = [link for link in (process / "fd").iterdir() if _target(link) == path]
         return any(_flags(process, link.name) & os.O_ACCMODE != os.O_RDONLY for link in links)
     except OSError:  # it ended meanwhile, or is another user's

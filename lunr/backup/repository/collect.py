@@ -1,28 +1,24 @@
-"""Garbage collection, in two steps that may be months apart or killed anywhere.
+"""Garbage collection: mark and sweep. They may be months apart, or killed anywhere.
 
-:func:`collect` looks for objects that no backup needs and condemns them: it
-writes their names to a list and deletes nothing. :func:`sweep` deletes those
-that are still not needed, once no writer is left that might refer to one of
-them without knowing the list.
+:func:`collect` (mark) finds the objects that no backup needs and writes their names to a list,
+the pending deletion; it deletes nothing. :func:`sweep` deletes those that are still not
+needed, once every writer that may refer to one of them without knowing the list has ended.
 
-Why nothing that is needed goes, in short (docs/format.md has the whole of it):
-a name is needed only if a root refers to it, and a writer refers only to names
-of its own, which nobody else ever uses, or to names that the root of another
-backup (its parent, or one like it) refers to. A writer registers its session,
-then reads the lists, then these roots. So a writer either knows a list or was
-registered before the list could be swept, and the sweep waits for it. Whether
-the other backup is deleted meanwhile makes no difference: what the writer found
-there stays until the writer is over, or was listed before and is not used.
-After that wait no new reference to a listed name can appear, and the sweep
-looks through all roots once more. What it finds to be needed after all stays
-listed, in a list that says that it was swept: another sweep of the same list
-may be asleep with it in memory.
+The proof that no needed object is deleted, in short (docs/format.md has all of it):
+A name is needed only if a root refers to it. A writer refers only to names of its own, which
+no other writer uses, or to names that the root of another backup (its parent, or a dedup
+candidate) refers to. A writer registers its session, then reads the lists, then these roots.
+So a writer either knows a list, or registered before the list could be swept, and the sweep
+waits for it. The other backup may be deleted meanwhile: each of its names either stays until
+the writer has ended, or was listed before, and then the writer does not use it.
+After that wait no root can newly refer to a listed name, and the sweep reads all roots once
+more. Names that are needed after all stay in a list that is marked as swept: another sweep of
+the same list may be suspended with it in memory.
 
-What a listing shows may be old. A root is therefore also asked for by name:
-when the caller knows of it (`keep`), or a session or the list does. Sessions
-leave a note that stays for `grace` seconds, and a list is not swept before it
-is `grace` seconds old; `grace` is at least twice what listings may be behind.
-The service knows every backup and holds sweeps back itself: there it is 0.
+A listing may be old. A root is therefore also read by name when the caller (`keep`), a session
+or the list knows of it. Sessions leave a note that stays for `grace` seconds, and a list is not
+swept before it is `grace` seconds old; `grace` is at least twice the delay of listings.
+The service knows every backup and delays sweeps itself: there `grace` is 0.
 """
 
 from __future__ import annotations
@@ -47,13 +43,13 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class MarkResult:
-    """What a collection found.
+    """The result of a mark.
 
     Attributes:
-        collection: its id, or None when there was nothing to list.
-        condemned: how many objects it listed; the public name of what is pending deletion.
-        unswept: other collections whose lists are there and wait for their sweep: nobody may
-            know of them, as who stored one may have been killed before it could tell.
+        collection: the list's id, or None if there was no garbage.
+        condemned: how many objects it listed as pending deletion.
+        unswept: other lists that wait for their sweep. The caller may not know them: a process
+            may be killed between storing a list and reporting it.
     """
 
     collection: str | None
@@ -63,7 +59,7 @@ class MarkResult:
 
 @dataclass(frozen=True)
 class SweepResult:
-    """What a sweep removed: objects, and their bytes."""
+    """The result of a sweep: deleted objects, and their bytes."""
 
     deleted: int
     bytes_deleted: int
@@ -78,29 +74,33 @@ def collect(
     *,
     required: Collection[str] = (),
 ) -> MarkResult:
-    """Condemn what no backup needs.
+    """List the objects that no backup needs.
 
     Args:
-        repository: whose objects.
-        keep: backups that may be there, whether or not the store lists them.
+        repository: the one to collect.
+        keep: backups that may exist even if the store does not list them.
         grace: see the module.
         threads: how many requests to the store at once.
         cancel: set to give up, with Cancelled.
-        required: backups that are there: a store that denies it is not believed.
+        required: backups that exist, even if the store answers that they don't.
 
     Raises:
-        errors.RootMissing: the root of one of `required` is not there.
+        errors.RootMissing: the root of one of `required` is missing.
         errors.CorruptObject, errors.ObjectMissing, errors.WrongKey, errors.UnsupportedFormat:
-            a root or segment can't be read, so nobody can tell what is needed.
+            a root or segment can't be read, so the needed objects are unknown.
     """
-    writers = _look_at_sessions(repository, grace)
+    writers = _end_expired_sessions(repository, grace)
     needed = _needed(repository, [*keep, *writers.saves], required, threads, cancel)
-    old = _load_lists(repository)
-    unswept = tuple(collection for collection, one in old.items() if not one.swept)
-    already = {name for collection in unswept for name in old[collection].objects}
-    found: dict[str, int] = {}
+    pending_lists = _load_lists(repository)
+    unswept = tuple(
+        collection for collection, pending in pending_lists.items() if not pending.swept
+    )
+    already = {name for collection in unswept for name in pending_lists[collection].objects}
+    garbage: dict[str, int] = {}
     listed = set()
-    swept = {name for one in old.values() if one.swept for name in one.objects}
+    swept = {
+        name for pending in pending_lists.values() if pending.swept for name in pending.objects
+    }
     for name, size in repository.store.list():
         if name in swept:
             listed.add(name)
@@ -110,24 +110,24 @@ def collect(
             and token_of(name) not in writers.running
             and not _is_kept_by_kind(name)
         ):
-            found[name] = size
-            if len(found) == lists.MOST:
+            garbage[name] = size
+            if len(garbage) == lists.MOST:
                 break
     else:
-        _forget_lists(repository, old, lambda name: name not in listed)
-    # What was saved since the roots were looked at is no garbage. It would not be lost (see
-    # above), but stay listed, and no later backup could build upon it.
+        _forget_lists(repository, pending_lists, lambda name: name not in listed)
+    # Objects saved since the roots were read are no garbage. The sweep would not delete them
+    # (see above), but they would stay listed, and no later backup could refer to them.
     since = set(sessions.tokens(repository)) - writers.over
-    found = {name: size for name, size in found.items() if token_of(name) not in since}
-    if not found:
+    garbage = {name: size for name, size in garbage.items() if token_of(name) not in since}
+    if not garbage:
         return MarkResult(None, 0, unswept)
     collection = ids.new()
     lists.store(
         repository,
         collection,
-        PendingDeletion(repository.clock(), found, tuple(sorted(writers.saves))),
+        PendingDeletion(repository.clock(), garbage, tuple(sorted(writers.saves))),
     )
-    return MarkResult(collection, len(found), unswept)
+    return MarkResult(collection, len(garbage), unswept)
 
 
 def sweep(
@@ -140,7 +140,7 @@ def sweep(
     *,
     required: Collection[str] = (),
 ) -> SweepResult:
-    """Delete what `collection` lists and still no backup needs. Can be done again.
+    """Delete the objects in the list `collection` that no backup needs. Can be repeated.
 
     Raises:
         errors.SavesRunning: a writer must end first, or the list is not old enough.
@@ -149,8 +149,8 @@ def sweep(
     try:
         pending_deletion = lists.load(repository, collection)
     except errors.CorruptObject as error:
-        # Nothing in it can be trusted; what it named is found again.
-        logger.warning("Dropped without sweeping it: %s", error)
+        # Nothing in it can be trusted; the next mark lists its objects again.
+        logger.warning("A list of pending deletions was dropped, not swept: %s", error)
         repository.store.delete(condemned_name(collection))
         return SweepResult(0, 0)
     if pending_deletion is None:
@@ -160,7 +160,7 @@ def sweep(
         raise errors.SavesRunning(
             id=collection, reason=f"it is {age:.0f} s old, {grace:.0f} s are needed."
         )
-    writers = _look_at_sessions(repository, grace, collection)
+    writers = _end_expired_sessions(repository, grace, collection)
     # Only now, when nothing can refer to a listed name any more:
     saves = [*keep, *writers.saves, *pending_deletion.saves]
     needed = _needed(repository, saves, required, threads, cancel)
@@ -180,45 +180,47 @@ def sweep(
 
 
 def _load_lists(repository: Repository) -> dict[str, PendingDeletion]:
-    """All lists. One that can't be read seems to name nothing: its sweep drops it."""
-    found = {}
+    """All lists. An unreadable one counts as empty: its sweep drops it."""
+    loaded = {}
     for collection in lists.listed(repository):
         try:
-            one = lists.load(repository, collection)
+            pending = lists.load(repository, collection)
         except errors.CorruptObject as error:
-            logger.warning("It waits for its sweep: %s", error)
-            one = PendingDeletion(repository.clock(), {}, ())
-        if one is not None:
-            found[collection] = one
-    return found
+            logger.warning("A list of pending deletions waits for its sweep: %s", error)
+            pending = PendingDeletion(repository.clock(), {}, ())
+        if pending is not None:
+            loaded[collection] = pending
+    return loaded
 
 
 def _forget_lists(
-    repository: Repository, old: Mapping[str, PendingDeletion], is_gone: Callable[[str], bool]
+    repository: Repository,
+    pending_lists: Mapping[str, PendingDeletion],
+    is_gone: Callable[[str], bool],
 ) -> None:
     """Remove the swept lists of which every object is gone.
 
-    Not the youngest: a listing may not show yet what they name.
+    The youngest stay: a listing may not show their objects yet.
     """
     oldest = repository.clock() - repository.store.lag
-    for collection, one in old.items():
-        if one.swept and one.created <= oldest and all(map(is_gone, one.objects)):
+    for collection, pending in pending_lists.items():
+        if pending.swept and pending.created <= oldest and all(map(is_gone, pending.objects)):
             repository.store.delete(condemned_name(collection))
 
 
 def _is_kept_by_kind(name: str) -> bool:
-    """Roots, sessions and lists are not garbage, but for what a killed writer left unfinished."""
+    """Whether `name` is a root, session or list, and not an unfinished file of a killed writer."""
     kind, _, rest = name.partition("/")
     return kind in (Kind.ROOT, Kind.SESSION, Kind.CONDEMNED) and ids.is_valid(rest)
 
 
 @dataclass(frozen=True)
 class _Writers:
-    """Who writes, and who wrote of late.
+    """The writer sessions.
 
     Attributes:
-        running: the tokens of the sessions that are not over.
-        over: of those that are.
+        running: the tokens of those that are not over.
+        over: the tokens of those that are over.
         saves: ids of the backups of both.
     """
 
@@ -227,13 +229,13 @@ class _Writers:
     saves: set[str]
 
 
-def _look_at_sessions(
+def _end_expired_sessions(
     repository: Repository, grace: float, collection: str | None = None
 ) -> _Writers:
-    """Who writes now.
+    """The writer sessions; those that are over are marked as ended.
 
-    Sessions that are over are ended for them, so that a writer that was only
-    asleep sees it; notes that are old enough are removed.
+    The mark stops a writer that was only suspended. Notes of ended sessions are removed after
+    `grace` seconds.
 
     Raises:
         errors.SavesRunning: a session still runs that does not know `collection`.
@@ -268,7 +270,7 @@ def _needed(
 ) -> set[int]:
     """The hashes of the names that backups need (a set of the names would be four times as big).
 
-    Two names with one hash keep each other: some garbage stays, nothing is lost.
+    A name whose hash is that of a needed one stays: that keeps some garbage and loses nothing.
     """
     needed: set[int] = set()
     done: set[Ref] = set()

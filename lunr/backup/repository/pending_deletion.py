@@ -1,4 +1,4 @@
-"""The lists of names that collectors want to delete, and writers must not refer to."""
+"""Pending deletions: lists of names that a sweep will delete and no writer may refer to."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from lunr.backup.repository import quarantine
 from lunr.backup.repository.repository import Repository
 from lunr.common import ids
 
-#: The most names of one list, which collector and writers hold in memory; a
-#: collection that finds more leaves them to the next.
+#: The most names of one list, which collector and writers hold in memory. The next mark lists
+#: the rest.
 MOST = 250_000
-#: Larger lists, decompressed, are not believed (and not allocated).
+#: The largest list, decompressed; larger ones are refused before memory is allocated.
 MAX_SIZE = 1 << 28
 
 
@@ -28,8 +28,8 @@ class PendingDeletion:
     Attributes:
         created: seconds since the epoch.
         objects: size in bytes of each object, by name.
-        saves: ids of the backups that were being written then.
-        swept: it was swept, and `objects` are those that a backup needed after all.
+        saves: ids of the backups that were being saved then.
+        swept: whether it was swept; `objects` are then those that a backup needed after all.
     """
 
     created: float
@@ -70,7 +70,7 @@ def load(repository: Repository, collection: str) -> PendingDeletion | None:
         if record["format"] != VERSION:
             raise errors.UnsupportedFormat(name=name, reason="a list of another version.")
         if not all(map(is_name, record["objects"])):
-            raise errors.CorruptObject(name=name, reason="it lists what is no object.")
+            raise errors.CorruptObject(name=name, reason="it lists a name that is no object's.")
         return PendingDeletion(
             record["created"], record["objects"], tuple(record["saves"]), record["swept"]
         )
@@ -89,8 +89,8 @@ def load_names(
 ) -> tuple[frozenset[str], tuple[str, ...]]:
     """The names that a writer must not refer to, and the collections that list them.
 
-    These are `collections` and those that the store lists; objects that are set aside come
-    to their names.
+    The collections are `collections` and those that the store lists. Objects in quarantine are
+    added to the names.
     """
     names: set[str] = set(quarantine.names(repository))
     known = []

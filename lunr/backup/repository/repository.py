@@ -20,8 +20,8 @@ class Repository:
 
     Attributes:
         store: where they are.
-        keys: what writes, checks and reads them.
-        older: keys that backups from before a change of the master key need.
+        keys: the keys that write, check and read them.
+        older: the keys of backups from before a change of the master key.
         clock: seconds since the epoch, for sessions and collections.
     """
 
@@ -39,7 +39,7 @@ class Repository:
         self._zero_hashes: dict[int, bytes] = {}
 
     def of(self, root: Root) -> Repository:
-        """This repository with the keys that `root`, and so all it needs, was written with."""
+        """This repository with the keys that wrote `root` and all that it needs."""
         if root.key_id == self.keys.id:
             return self
         keys = next(keys for keys in self.older if keys.id == root.key_id)
@@ -51,7 +51,7 @@ class Repository:
         """The ids of the backups, as far as the store lists them already."""
         for name, _ in self.store.list(f"{Kind.ROOT}/"):
             backup_id = name.partition("/")[2]
-            if ids.is_valid(backup_id):  # else a root that a killed writer left unfinished
+            if ids.is_valid(backup_id):  # else an unfinished file of a killed writer
                 yield backup_id
 
     def load_root(self, backup_id: str) -> Root:
@@ -73,13 +73,13 @@ class Repository:
         self.store.put(root_name(root.backup_id), roots.encode(root, self.keys), durable=True)
         if self.load_root(root.backup_id) != root:
             raise errors.CorruptObject(
-                name=root_name(root.backup_id), reason="it does not read as it was written."
+                name=root_name(root.backup_id), reason="it does not read back as it was written."
             )
 
     def delete_root(self, backup_id: str) -> bool:
-        """Delete a backup (not yet what only it needs); whether the store showed one.
+        """Delete a backup's root and return whether the store had it; a sweep deletes the rest.
 
-        It is deleted in any case: Swift may deny an object whose nodes are away.
+        The request is sent in any case: Swift may answer 404 while an object's nodes are away.
         """
         name = root_name(ids.check(backup_id, "backup_id"))
         try:
@@ -94,7 +94,7 @@ class Repository:
     # --- segments --------------------------------------------------------------
 
     def load_segment(self, ref: Ref, chunks: int) -> list[Entry]:
-        """The entries of a segment, which must be `chunks`; for another key's see :meth:`of`."""
+        """The `chunks` entries of a segment; see :meth:`of` for segments of another key."""
         name = ref.name(Kind.SEGMENT)
         entries = segments.decode(self.store.get(name), ref, name, self.keys)
         if len(entries) != chunks:
@@ -111,10 +111,10 @@ class Repository:
     # --- chunks and patches -------------------------------------------------------
 
     def open(self, ref: Ref, kind: Kind, *, whole: bool, expect: int = 128) -> StoredObject:
-        """A chunk or patch object, to read blocks of it.
+        """Open a chunk or patch object, to read blocks of it.
 
         Args:
-            ref: which.
+            ref: the object's.
             kind: chunk or patch.
             whole: fetch all of it now, in one request. Else only its index is fetched now, and
                 each range of blocks when it is read.
@@ -129,8 +129,8 @@ class Repository:
         if not whole and (needed := blocks.read_header(raw, name)) > len(raw):
             raw = memoryview(self.store.get(name, 0, needed))
         index = blocks.read_index(raw, ref, name, self.keys)
-        wanted = blocks.ObjectKind.CHUNK if kind is Kind.CHUNK else blocks.ObjectKind.PATCH
-        if index.kind != wanted:
+        expected = blocks.ObjectKind.CHUNK if kind is Kind.CHUNK else blocks.ObjectKind.PATCH
+        if index.kind != expected:
             raise errors.CorruptObject(name=name, reason="it is of another kind than its name.")
         if whole and len(raw) != index.ends[-1]:
             raise errors.CorruptObject(
@@ -152,7 +152,7 @@ class StoredObject:
 
     Attributes:
         name: in the store.
-        index: what it holds.
+        index: its blocks.
     """
 
     def __init__(
@@ -165,14 +165,14 @@ class StoredObject:
 
     @property
     def is_whole(self) -> bool:
-        """Whether all of it was fetched: to read it takes no more requests."""
+        """Whether all of it was fetched: reading it takes no more requests."""
         return self._raw is not None
 
     def read(self, first: int, count: int) -> Buffer:
         """The plain bytes of `count` blocks from `first` on, every one checked.
 
         Raises:
-            errors.CorruptObject: a block is not what its hash says, or is not there at all.
+            errors.CorruptObject: a block does not match its hash, or is missing.
             errors.ObjectMissing: the store has lost the object meanwhile.
         """
         self.check(first, count)

@@ -1,9 +1,9 @@
-"""Who writes to a repository now: what the collector must wait for.
+"""Writer sessions: the writers of a repository, for which a sweep must wait.
 
-A writer registers a session before it looks at anything, then reads which
-names are listed and never refers to one of those. Its session says which
-lists it has read. A list may be swept when every writer that might not know it
-is over: see lunr/backup/repository/collect.py.
+A writer registers a session before it reads anything. Then it reads the lists of pending
+deletions and never refers to a name in them. Its session names the lists that it has read.
+A list may be swept when every writer that might not know it is over: see
+lunr/backup/repository/collect.py.
 """
 
 from __future__ import annotations
@@ -27,24 +27,24 @@ from lunr.common.errors import LunrError
 
 logger = logging.getLogger(__name__)
 
-#: Seconds that a session is good for when it is not refreshed. A writer that
-#: could not refresh it in time gives up.
+#: Seconds after which a session expires unless it is refreshed. A writer whose session has
+#: expired gives up.
 LIFETIME = 600.0
 REFRESH = 120.0
-#: Seconds after its end before others believe it is dead: for clocks that
-#: differ, and longer than all tries to write the root, which begin before the end.
+#: Seconds after its expiry until others take it for over: more than clocks differ, and longer
+#: than all attempts to write the root, which begin before the expiry.
 MARGIN = 600.0
 
 
 @dataclass(frozen=True)
 class Session:
-    """What the store shows of a writer. Times are seconds since the epoch.
+    """The object of a writer session in the store. Times are seconds since the epoch.
 
     Attributes:
-        backup_id: what it writes.
+        backup_id: the backup that it writes.
         expires: when it is over unless refreshed.
         knows: the collections whose listed names it avoids.
-        owner: the process, so that its death shows at once on the same machine.
+        owner: the process: on the same machine its death is seen at once.
         ended: when it was over, or None.
     """
 
@@ -59,7 +59,7 @@ class Session:
         return json.dumps({"format": VERSION, **asdict(self)}).encode()
 
     def over(self, now: float, settle: float) -> float | None:
-        """When nothing more could come from this writer, or None while something can."""
+        """Since when this writer can write nothing any more; None: it still can."""
         if self.ended is not None:
             return self.ended
         if now > self.expires + MARGIN:
@@ -89,7 +89,7 @@ def decode(raw: bytes, name: str) -> Session:
 def tokens(repository: Repository) -> Iterator[bytes]:
     """The tokens of the sessions that the store lists."""
     for name, _ in repository.store.list(f"{Kind.SESSION}/"):
-        with contextlib.suppress(ValueError):  # one that a killed writer left unfinished
+        with contextlib.suppress(ValueError):  # an unfinished file of a killed writer
             yield bytes.fromhex(name.partition("/")[2])
 
 
@@ -105,10 +105,10 @@ def load_all(repository: Repository) -> Iterator[tuple[bytes, Session]]:
 
 
 class Writer:
-    """A session of this process.
+    """A writer session of this process.
 
     Attributes:
-        token: part of the name of everything it writes.
+        token: part of the name of every object that it writes.
     """
 
     def __init__(self, repository: Repository, backup_id: str) -> None:
@@ -130,7 +130,7 @@ class Writer:
         """Leave a note that the session is over; collectors remove it."""
         self._over.set()
         with self._lock, contextlib.suppress(LunrError):
-            # Should the note not arrive, the session expires.
+            # If the note does not arrive, the session expires.
             ended = replace(self._session, ended=self._repository.clock())
             self._repository.store.put(self._name, ended.encode(), durable=True)
 
@@ -146,7 +146,7 @@ class Writer:
             self._good_until = good_until
 
     def declare(self, collections: Iterable[str]) -> None:
-        """Let collectors know that no name listed by `collections` will be used."""
+        """Promise in the session to refer to no name listed by `collections`."""
         self.check()
         self._put(collections)
 
@@ -158,7 +158,7 @@ class Writer:
         """
         self.check()
         self._put()
-        if self._is_late():  # the request itself took too long: nobody may have waited for it
+        if self._is_late():  # the request itself took too long: a sweep may have gone on
             raise errors.SessionLost
 
     def _refresh(self) -> None:
@@ -167,14 +167,14 @@ class Writer:
                 self.renew()
             except errors.SessionLost:
                 return
-            except LunrError as error:  # tried again; `check` tells when it is too late
+            except LunrError as error:  # tried again; `check` raises when it is too late
                 logger.warning("The session could not be refreshed: %s", error)
 
     def check(self) -> None:
         """Make sure that no collector takes this writer for dead.
 
         Raises:
-            errors.SessionLost: one may; nothing may be committed any more.
+            errors.SessionLost: a collector may; the writer must commit nothing any more.
         """
         if self._is_late():
             raise errors.SessionLost
@@ -182,7 +182,7 @@ class Writer:
             shown = decode(bytes(self._repository.store.get(self._name)), self._name)
         except errors.ObjectMissing:
             raise errors.SessionLost from None
-        if shown.ended is not None:  # a collector did not believe in it any more
+        if shown.ended is not None:  # a collector has ended it
             raise errors.SessionLost
 
     def _is_late(self) -> bool:
@@ -190,12 +190,12 @@ class Writer:
 
 
 def _boottime() -> float:
-    # Goes on while the machine is suspended, and nobody can set it.
+    # This clock goes on while the machine is suspended, and can't be set.
     return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
 def _owner() -> dict[str, Any]:
-    """This process, so that others on this machine (and in this PID namespace) can find it."""
+    """This process, as others on this machine and in this PID namespace can identify it."""
     return {
         "boot": Path("/proc/sys/kernel/random/boot_id").read_text().strip(),
         "namespace": os.readlink("/proc/self/ns/pid"),  # noqa: PTH115 - not a path
@@ -205,7 +205,7 @@ def _owner() -> dict[str, Any]:
 
 
 def _started(pid: int) -> str | None:
-    """When a process began (clock ticks since boot), or None if there is none or it is a zombie."""
+    """When a process began (clock ticks since boot); None if it is a zombie or does not exist."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except (FileNotFoundError, ProcessLookupError):

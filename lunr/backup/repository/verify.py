@@ -29,7 +29,7 @@ _BAD = (errors.CorruptObject, errors.ObjectMissing, errors.UnsupportedFormat)
 
 @dataclass(frozen=True)
 class VerifyShard:
-    """One of `of` shares of a store's objects: of several days, each reads another share."""
+    """One of `of` shares of a store's objects, for verifications that read a share a day."""
 
     number: int
     of: int
@@ -41,14 +41,14 @@ class VerifyShard:
 
 @dataclass(frozen=True)
 class Verified:
-    """What was checked.
+    """The result of a verification.
 
     Attributes:
-        backups: how many were looked at.
+        backups: how many were verified.
         objects: how many chunk and patch objects were read.
         bytes_read: the plain bytes in them.
-        damaged: what is lost, by the id of the backup that needs it; also of backups that
-            nobody asked for but that need the same objects.
+        damaged: the damage of each damaged backup, by its id; also of other backups that need
+            the same objects.
         seconds: how long it took.
     """
 
@@ -70,20 +70,20 @@ def verify(
 ) -> Verified:
     """Check the backups `backup_ids`, or all that the store lists.
 
-    A bad object is set aside (:mod:`lunr.backup.repository.quarantine`); one that was and
-    is good, is not any more. A store that can't be asked ends all, as it says nothing about the
+    A bad object goes into quarantine (:mod:`lunr.backup.repository.quarantine`); a good one
+    leaves it. If the store can't be read, the verification ends: that says nothing about the
     objects.
 
     Args:
-        repository: whose backups.
-        backup_ids: which; those that are not there are damaged.
-        share: read only these of the chunk and patch objects. Roots and segments are read always.
+        repository: the one of the backups.
+        backup_ids: the backups to verify; a missing one is damaged.
+        share: the chunk and patch objects to read. Roots and segments are always read.
         concurrency: requests to the store at once; 1 does everything in this thread.
-        progress: told what is done.
+        progress: called with the bytes done and in all.
         cancel: set to give up within a second, with Cancelled.
 
     Raises:
-        errors.StoreUnavailable, errors.StoreRefused: see above.
+        errors.StoreUnavailable, errors.StoreRefused: the store can't be read.
     """
     started = time.monotonic()
     listed = frozenset(repository.backup_ids())
@@ -93,14 +93,16 @@ def verify(
     roots = run.load_roots(chosen, listed)
     parallel.each(run.steps(roots), lambda step: step(), concurrency, cancel)
     for name in noted & run.good - run.bad.keys():
-        logger.info("%s is good again", name)
-        quarantine.forget(repository, name)
+        logger.info("The object %s is good again", name)
+        quarantine.remove_object(repository, name)
     for name in run.bad.keys() - noted:
-        quarantine.set_aside(repository, name, run.bad[name])
+        quarantine.add_object(repository, name, run.bad[name])
     bad = {name: f"The object {name} was found bad before." for name in noted - run.good} | run.bad
     if bad:
         others = run.load_roots(sorted(listed.difference(chosen)), listed)
-        run.damaged |= quarantine.needing(repository, [*roots, *others], bad, concurrency, cancel)
+        run.damaged |= quarantine.find_damaged_backups(
+            repository, [*roots, *others], bad, concurrency, cancel
+        )
     return Verified(
         len(chosen),
         run.objects,
@@ -111,7 +113,7 @@ def verify(
 
 
 class _Verify:
-    """A run: names that are bad and what is wrong, names that were bad and are good."""
+    """One verification: the bad objects with their damage, and those that are good again."""
 
     def __init__(
         self,
@@ -139,9 +141,9 @@ class _Verify:
                 self.bad.setdefault(name, str(error))
 
     def load_roots(self, backup_ids: Iterable[str], listed: Collection[str]) -> list[Root]:
-        """The roots that can be read; the others' backups are damaged.
+        """The readable roots; the backups of the others are noted as damaged.
 
-        What was `listed` and is gone was deleted just now.
+        A backup that was `listed` and is gone was deleted meanwhile.
         """
         roots = []
         for backup_id in backup_ids:
@@ -149,24 +151,24 @@ class _Verify:
                 roots.append(self._repository.load_root(backup_id))
             except errors.BackupMissing as error:
                 if backup_id not in listed:
-                    self._lose(backup_id, error)
+                    self._add_damage(backup_id, error)
             except (*_BAD, errors.WrongKey) as error:
-                self._lose(backup_id, error)
+                self._add_damage(backup_id, error)
         return roots
 
-    def _lose(self, backup_id: str, error: LunrError) -> None:
+    def _add_damage(self, backup_id: str, error: LunrError) -> None:
         logger.error("%s", error)
         self.damaged[backup_id] = str(error)
 
     def steps(self, roots: list[Root]) -> Iterator[Callable[[], None]]:
-        """What there is to do; each step may be done by any thread."""
+        """The steps of the verification; any thread may run each."""
         self._total = sum(root.size_bytes for root in roots)
         owners = [self._repository.of(root) for root in roots]
-        # Hashes: sets of the things themselves would be many times as big.
+        # Hashes: sets of the entries and names themselves would be many times as big.
         segments: set[Ref] = set()
         entries: set[int] = set()
         objects: set[int] = set()
-        # The same part of all backups, then the next: they share most of their objects.
+        # The same segment of all backups, then the next: they share most of their objects.
         for column in zip_longest(*map(Repository.segments_of, owners, roots)):
             for owner, root, segment in zip(owners, roots, column, strict=True):
                 if segment is None:
@@ -196,14 +198,14 @@ class _Verify:
         held: dict[int, Entry] = {}
         if ref is not None and ref not in segments:
             segments.add(ref)
-            found: list[Entry] = []
+            loaded: list[Entry] = []
             try:
-                found = owner.load_segment(ref, len(chunks))
+                loaded = owner.load_segment(ref, len(chunks))
             except _BAD as error:
                 self._report(error)
             else:
                 self._note_good(ref.name(Kind.SEGMENT))
-            for chunk, entry in zip(chunks, found, strict=False):
+            for chunk, entry in zip(chunks, loaded, strict=False):
                 if entry is not None and hash(entry) not in entries:
                     entries.add(hash(entry))
                     held[chunk] = entry
@@ -220,7 +222,7 @@ class _Verify:
     def _check(
         self, owner: Repository, reading: ReadPlan | None, fetch: ObjectFetch, is_new: bool
     ) -> None:
-        """Check an object, unless that was done, and the chunks that were put together with it."""
+        """Check an object, unless that was done, and the chunks that it completes."""
         opened = None
         try:
             if fetch.ref is not None and is_new:

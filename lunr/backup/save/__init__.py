@@ -1,1 +1,1 @@
-"""A backup is written: what has changed is found, packed and stored; the root comes last."""
+"""Saving a backup: find, pack and store the changed blocks; store the root last."""

@@ -1,4 +1,4 @@
-"""What the blocks of the parent's chunks are: their hashes, without their bytes."""
+"""The hashes of the blocks of the parent's chunks, without their bytes."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from lunr.backup.repository.repository import Repository
 
 
 class Indexes:
-    """The block hashes in the objects of one segment; each object is asked once.
+    """The block hashes in the objects of one segment; each object is read once.
 
-    Of an object only header and index are read. Any thread may ask; a segment
+    A read fetches only the object's header and index. Any thread may call it. A segment
     takes a few MiB at most.
     """
 
@@ -30,9 +30,9 @@ class Indexes:
         self._found: dict[tuple[Kind, Ref], Future[tuple[bytes, int]]] = {}
 
     def hashes_of(self, entry: Entry, length: int) -> list[bytes | None]:
-        """The hash of each block of `entry`, taken as a chunk of `length` bytes.
+        """The hash of each block of `entry`, read as a chunk of `length` bytes.
 
-        None: it takes the block's bytes to tell, because it was stored with another length.
+        None: the block was stored with another length; its hash must be computed from its bytes.
 
         Raises:
             errors.CorruptObject, errors.ObjectMissing, errors.UnsupportedFormat: an object
@@ -54,24 +54,24 @@ class Indexes:
             if place is None:
                 hashes[number] = zero_hash(lengths[number])
                 continue
-            ref, there = place
-            hashes[number] = _pick(self._load(Kind.PATCH, ref)[0], there)
+            ref, index = place
+            hashes[number] = _pick(self._load(Kind.PATCH, ref)[0], index)
             if not hashes[number]:
                 raise errors.CorruptObject(
-                    name=ref.name(Kind.PATCH), reason=f"it has no block {there}."
+                    name=ref.name(Kind.PATCH), reason=f"it has no block {index}."
                 )
         return hashes
 
     def _load(self, kind: Kind, ref: Ref) -> tuple[bytes, int]:
         """The hashes of an object's blocks, one after the other, and its plain bytes."""
-        mine: Future[tuple[bytes, int]] = Future()
+        own: Future[tuple[bytes, int]] = Future()
         with self._lock:
-            future = self._found.setdefault((kind, ref), mine)
-        if future is mine:
+            future = self._found.setdefault((kind, ref), own)
+        if future is own:
             try:
-                mine.set_result(self._fetch(kind, ref))
-            except BaseException as error:  # those who wait for it must have an answer too
-                mine.set_exception(error)
+                own.set_result(self._fetch(kind, ref))
+            except BaseException as error:  # for the threads that wait for the result
+                own.set_exception(error)
                 raise
         return future.result()
 

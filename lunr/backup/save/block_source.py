@@ -1,4 +1,4 @@
-"""What can be saved."""
+"""The sources that can be saved."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from typing import Protocol
 from lunr.backup import errors
 from lunr.common.extents import Extents
 
-#: What every disk counts in, and nothing smaller can be read past the page cache.
+#: The unit of every disk, and the smallest read past the page cache.
 SECTOR = 512
 
-#: How the kernel tells that a device can't give some bytes: all of its ways but EIO only to
-#: those who read past the page cache (blk_errors in its block/blk-core.c).
+#: The errors of a read that a device can't serve. All but EIO reach only readers past the page
+#: cache (blk_errors in the kernel's block/blk-core.c).
 _BAD_MEDIUM = frozenset({errno.EIO, errno.ENODATA, errno.EREMOTEIO, errno.EILSEQ})
 
 
@@ -41,10 +41,10 @@ class Source(Protocol):
 
 
 class FileSource:
-    """A file or block device that nobody writes to meanwhile.
+    """A file or block device that does not change while it is read.
 
-    What the page cache has is taken from there; the rest is read past it, so
-    that a backup does not push out what the node's volumes need.
+    Pages in the page cache are read from there. The rest is read past it: a backup must not
+    evict the pages of the node's volumes.
 
     Attributes:
         size: how many bytes are to be saved.
@@ -62,10 +62,10 @@ class FileSource:
             path: the file or device.
             size: bytes.
             allocated: the ranges (first byte, end), in order and apart, outside of which
-                there are only zeros; None: nobody knows.
+                there are only zeros; None: unknown.
 
         Raises:
-            ValueError: `allocated` is something else.
+            ValueError: the ranges of `allocated` are not in order, or overlap.
             errors.SourceError: it can't be opened, or is shorter than `size`.
         """
         self._path = path
@@ -103,7 +103,7 @@ class FileSource:
         self.close()
 
     def data(self, start: int, end: int) -> Iterator[tuple[int, int]]:
-        """See :meth:`Source.data`: all but the holes, as far as anyone can tell."""
+        """See :meth:`Source.data`: all but the known holes."""
         if self._allocated is None:
             yield from self._data(start, end)
             return
@@ -127,7 +127,7 @@ class FileSource:
             at = stop
 
     def _check_end(self, end: int) -> None:
-        """A file that was cut short must not be taken for one that ends in zeros."""
+        """Raise SourceError if the file was truncated: its end must not pass for zeros."""
         now = os.lseek(self._fd, 0, os.SEEK_END)
         if now < end:
             raise errors.SourceError(
@@ -146,7 +146,7 @@ class FileSource:
                     raise errors.SourceError(
                         path=self._path, offset=offset + done, reason=f"{error.strerror}."
                     ) from error
-                if step > SECTOR:  # nobody says where in it: come closer
+                if step > SECTOR:  # the error names no sector: read less to find it
                     step = max(SECTOR, step // 2 // SECTOR * SECTOR)
                     continue
                 raise errors.BadSector(
@@ -179,6 +179,6 @@ class FileSource:
             try:
                 return os.preadv(self._direct, [view], offset)
             except OSError as error:
-                if error.errno != errno.EINVAL:  # not in the multiples that this device has
+                if error.errno != errno.EINVAL:  # the device has larger sectors
                     raise
         return os.preadv(self._fd, [view], offset)

@@ -1,4 +1,4 @@
-"""The chunk objects that a save may refer to, wherever in the account they are."""
+"""The chunk objects of an account that a save may refer to."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from lunr.backup.save.parent import UNUSABLE, Parent
 
 logger = logging.getLogger(__name__)
 
-#: How many chunks a save remembers so as not to store them twice (2 TiB's
-#: worth): beyond, equal chunks are only noticed where they were before.
+#: How many chunks a save remembers to store each once (2 TiB's worth). Beyond, a chunk is only
+#: compared with the parent's at the same place.
 _REMEMBERED = 1 << 19
 
 
 class ChunkIndex:
     """Chunk objects that the backup may refer to, by their content hash.
 
-    They are those of other backups, and those that the save itself has stored. The others'
-    segments are read once, when the first chunk is about to be stored: so a save that stores
-    none asks for nothing.
+    It has the chunks of other backups, and those that the save itself has stored. The segments
+    of the other backups are read when the first chunk is about to be stored: a save that stores
+    none reads none.
     """
 
     def __init__(
@@ -33,13 +33,13 @@ class ChunkIndex:
         slots: threading.Semaphore,
         cancel: threading.Event | None = None,
     ) -> None:
-        """Know nothing yet.
+        """Make an empty index.
 
         Args:
-            backups: whose chunk objects may be referred to, the likeliest first; gone through
-                when they are needed.
+            backups: the backups with the chunk objects, the likeliest first; iterated when the
+                first chunk is about to be stored.
             most: how many of their segments are read.
-            threads: how many at once.
+            threads: how many are read at once.
             slots: bound the requests to the store.
             cancel: set to give up, with Cancelled.
         """
@@ -51,8 +51,8 @@ class ChunkIndex:
         self._tokens: dict[bytes, bytes] = {}
         self._useless: set[str] = set()
         self._lock = threading.Lock()
-        self._learning = threading.Lock()
-        self._has_learned = False
+        self._loading = threading.Lock()
+        self._is_loaded = False
 
     def find(self, digest: bytes) -> Ref | None:
         """The object with this content, if it is known by now."""
@@ -60,12 +60,12 @@ class ChunkIndex:
         return None if token is None else Ref(digest, token)
 
     def claim(self, ref: Ref) -> Ref | None:
-        """The object to use instead of `ref`; None: nobody has claimed this content before.
+        """The object to use instead of `ref`; None: the caller is the first and must store it.
 
-        Who claims it first stores it. Another thread that meets the same chunk
-        need not wait: if the first one fails, there will be no backup.
+        Another thread with the same chunk need not wait for that: if storing it fails, the whole
+        save fails.
         """
-        self.learn()
+        self.load()
         return self._claim(ref)
 
     def _claim(self, ref: Ref) -> Ref | None:
@@ -77,14 +77,14 @@ class ChunkIndex:
                 self._tokens[ref.hash] = ref.token
             return None
 
-    def learn(self) -> None:
-        """Know what the other backups have: who comes first reads it, the others wait."""
-        if self._has_learned:
+    def load(self) -> None:
+        """Read the chunk objects of the other backups once; other threads wait for that."""
+        if self._is_loaded:
             return
-        with self._learning:
-            if not self._has_learned:
+        with self._loading:
+            if not self._is_loaded:
                 parallel.each(self._segments(), self._read, self._threads, self._cancel)
-                self._has_learned = True
+                self._is_loaded = True
 
     def _segments(self) -> Iterator[tuple[Parent, Ref, int]]:
         seen: set[Ref] = set()
@@ -103,13 +103,13 @@ class ChunkIndex:
             return
         try:
             with self._slots:
-                found = backup.chunk_objects(ref, chunks)
+                refs = backup.chunk_objects(ref, chunks)
         except UNUSABLE as error:
             with self._lock:
-                is_news = backup_id not in self._useless
+                is_first = backup_id not in self._useless
                 self._useless.add(backup_id)
-            if is_news:
-                logger.warning("Backup %s is not all read for its chunks: %s", backup_id, error)
+            if is_first:
+                logger.warning("Backup %s is searched no more for chunks: %s", backup_id, error)
             return
-        for one in found:
-            self._claim(one)
+        for chunk_ref in refs:
+            self._claim(chunk_ref)

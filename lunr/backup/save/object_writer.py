@@ -1,4 +1,4 @@
-"""What a save writes: objects, named and counted, so many at once as the store is to be asked."""
+"""The objects that a save writes: named, counted, and with a limit of requests at once."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from lunr.backup.repository.repository import Repository
 
 
 class Output:
-    """The objects of one save. Any thread may write some.
+    """Writes the objects of one save. Any thread may call it.
 
     Attributes:
-        token: the session's; a part of every name.
+        token: the writer session's; a part of every name.
         slots: bound the requests to the store.
         objects: how many were written.
         bytes_stored: the bytes in them.
@@ -33,9 +33,9 @@ class Output:
         """Write to `repository`.
 
         Args:
-            repository: its keys say how.
-            geometry: the sizes of what is saved.
-            token: the session's.
+            repository: where to, and the keys.
+            geometry: the sizes of chunks and blocks.
+            token: the writer session's.
             compression: blocks that do not shrink are stored as they are.
             concurrency: requests at once.
         """

@@ -1,4 +1,4 @@
-"""What a save builds upon: the objects of its parent, and of other backups of the account."""
+"""The backups that a save refers to: its parent, and its dedup candidates."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from lunr.common.extents import Extents
 
 logger = logging.getLogger(__name__)
 
-#: With a parent that fails like this, a save costs more but is none the worse.
+#: Errors of a parent after which the save goes on without it, at a higher cost.
 UNUSABLE = (
     errors.BackupMissing,
     errors.ObjectMissing,
@@ -32,10 +32,10 @@ class ParentSegment:
     """A segment of the parent.
 
     Attributes:
-        ref: of it; None: all zeros, or there is none.
+        ref: its name; None: all zeros, or the parent has no such segment.
         entries: its chunks.
-        usable: what may be built upon, by chunk: its entry there. A chunk that is not in
-            here must be written whole.
+        usable: the entries that the new backup may refer to, by chunk. Every other chunk must be
+            written whole.
     """
 
     ref: Ref | None = None
@@ -44,7 +44,7 @@ class ParentSegment:
 
 
 class Parent:
-    """A backup to build upon, but not upon listed names."""
+    """A backup whose objects a save may refer to, except for those pending deletion."""
 
     def __init__(
         self, repository: Repository, root: Root, pending_deletion: frozenset[str]
@@ -61,23 +61,26 @@ class Parent:
                 yield ref, len(chunks)
 
     def chunk_objects(self, ref: Ref, chunks: int) -> list[Ref]:
-        """The chunk objects that its segment `ref` names and that may be referred to.
+        """The chunk objects of its segment `ref` that a save may refer to.
 
         Raises:
             errors of UNUSABLE: the segment can't be read.
         """
         entries = self._repository.load_segment(ref, chunks)
-        found = (entry.base if isinstance(entry, Patched) else entry for entry in entries)
-        return [one for one in found if one is not None and self._may_use(one)]
+        refs = (entry.base if isinstance(entry, Patched) else entry for entry in entries)
+        return [
+            chunk_ref for chunk_ref in refs if chunk_ref is not None and self._may_use(chunk_ref)
+        ]
 
     def _may_use(self, *entries: Entry) -> bool:
         return not self._pending_deletion or self._pending_deletion.isdisjoint(objects_of(*entries))
 
     def changes(self, changed: Extents, size: int) -> Extents:
-        """Outside of which ranges a source of `size` bytes is as this backup.
+        """The ranges in which a source of `size` bytes may differ from this backup.
 
-        That is `changed`, and all from the block on in which one of the two has ended. A source
-        that has ended within a chunk has another chunk there, be it that no block of it changed.
+        They are `changed`, and everything from the block on in which the shorter of the two ends.
+        If the source is shorter and ends within a chunk, that chunk differs even if none of its
+        blocks does.
         """
         end, geometry = min(self.root.size_bytes, size), self.root.geometry
         if size < self.root.size_bytes and size % geometry.chunk:
@@ -93,29 +96,29 @@ class Parent:
         threads: int,
         cancel: threading.Event | None = None,
     ) -> set[int]:
-        """Which of `segments` (number and chunks), unread, can be those of the new backup, too.
+        """Which of the unchanged `segments` (number and chunks) the new backup can refer to.
 
-        Nothing that they need is listed: only where anything is listed at all, it takes
-        reading them to tell.
+        Nothing that they need may be pending deletion. They are read to check that, unless
+        nothing is pending.
         """
-        found = {
+        same = {
             number
             for number, chunks in segments
             if number in self._segments and len(self._segments[number][0]) == len(chunks)
         }
         if not self._pending_deletion:
-            return found
+            return same
         barred: set[int] = set()
 
-        def look(number: int) -> None:
+        def check_segment(number: int) -> None:
             if not self._is_free(number):
                 barred.add(number)
 
-        parallel.each(found, look, threads, cancel)
-        return found - barred
+        parallel.each(same, check_segment, threads, cancel)
+        return same - barred
 
     def _is_free(self, number: int) -> bool:
-        """Whether a segment can be read and nothing that it needs is listed."""
+        """Whether a segment can be read and nothing that it needs is pending deletion."""
         chunks, ref = self._segments[number]
         if ref is None:
             return True
@@ -124,19 +127,19 @@ class Parent:
         try:
             return self._may_use(*self._repository.load_segment(ref, len(chunks)))
         except UNUSABLE:
-            return False  # `segment` tells of it
+            return False  # `segment` logs it
 
     def segment(self, number: int, chunks: range) -> ParentSegment:
-        """What there is for `chunks`, which are those of segment `number` in the new backup."""
-        there, ref = self._segments.get(number, (range(0), None))
-        entries: list[Entry] = [None] * len(there)
+        """The parent's segment `number`, for the `chunks` of that segment in the new backup."""
+        parent_chunks, ref = self._segments.get(number, (range(0), None))
+        entries: list[Entry] = [None] * len(parent_chunks)
         if ref is not None:
             try:
-                entries = self._repository.load_segment(ref, len(there))
+                entries = self._repository.load_segment(ref, len(parent_chunks))
             except UNUSABLE as error:
                 logger.warning("A segment of the parent can't be used: %s", error)
                 return ParentSegment()
-        # It has zeros where it has ended.
+        # The parent reads as zeros past its end.
         usable = {**dict.fromkeys(chunks, None), **dict(zip(chunks, entries, strict=False))}
         return ParentSegment(ref, entries, {c: e for c, e in usable.items() if self._may_use(e)})
 
@@ -144,16 +147,18 @@ class Parent:
 def load_parent(
     repository: Repository, backup_id: str, geometry: Geometry, pending_deletion: frozenset[str]
 ) -> Parent | None:
-    """The backup `backup_id`, if it can be built upon; else the log tells why it can't."""
+    """The backup `backup_id`; None, with a line in the log, if a save can't refer to it."""
     try:
         root = repository.load_root(backup_id)
     except UNUSABLE as error:
-        logger.warning("Backup %s can't be built upon: %s", backup_id, error)
+        logger.warning("Backup %s can't be the parent: %s", backup_id, error)
         return None
     if root.geometry != geometry:
-        logger.warning("Backup %s can't be built upon: it is cut by other sizes.", backup_id)
+        logger.warning(
+            "Backup %s can't be the parent: its chunks or blocks have other sizes.", backup_id
+        )
         return None
     if root.key_id != repository.keys.id:
-        logger.warning("Backup %s can't be built upon: it has another master key.", backup_id)
+        logger.warning("Backup %s can't be the parent: it has another master key.", backup_id)
         return None
     return Parent(repository, root, pending_deletion)

@@ -11,7 +11,7 @@ from lunr.backup.format.names import Ref
 
 
 class PendingBlock(NamedTuple):
-    """A block on its way into a patch object; `chunk` and `block` say where it belongs."""
+    """A block that waits for its patch object; `chunk` and `block` are its place."""
 
     chunk: int
     block: int
@@ -25,16 +25,15 @@ _place = attrgetter("chunk", "block")
 class PatchPacker:
     """Packs the blocks of one segment. Any thread may add some.
 
-    The chunks of a save are done in the order of the volume but for those under
-    way, and so are the patch objects. Never more than one object's worth of
-    blocks waits, whatever the segment's size.
+    Chunks are saved nearly in the order of the volume, and so are the patch objects. At most
+    one object's worth of blocks waits, whatever the segment's size.
 
     Attributes:
         places: where each stored block is (object, number in it), by chunk and block.
     """
 
     def __init__(self, capacity: int, store: Callable[[Sequence[bytes], memoryview], Ref]) -> None:
-        """Pack up to `capacity` blocks into an object; `store` is given their hashes and bytes."""
+        """Pack up to `capacity` blocks into an object; `store` gets their hashes and bytes."""
         self.places: dict[tuple[int, int], tuple[Ref, int]] = {}
         self._capacity = capacity
         self._store = store
@@ -42,7 +41,7 @@ class PatchPacker:
         self._lock = threading.Lock()
 
     def __len__(self) -> int:
-        """How many blocks wait for more."""
+        """How many blocks wait until an object is full."""
         return len(self._waiting)
 
     def add(self, blocks: Iterable[PendingBlock]) -> None:
@@ -57,14 +56,14 @@ class PatchPacker:
             self._put(each)
 
     def flush(self) -> None:
-        """Store what waits."""
+        """Store the blocks that wait."""
         with self._lock:
             rest, self._waiting = self._waiting, []
         if rest:
             self._put(rest)
 
     def _put(self, blocks: list[PendingBlock]) -> None:
-        # In order, the volume's short last block is the object's last, as it must be.
+        # Only an object's last block may be short: sorted, it is the volume's last one.
         blocks.sort(key=_place)
         data = b"".join(block.data for block in blocks)
         ref = self._store([block.hash for block in blocks], memoryview(data))

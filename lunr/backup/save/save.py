@@ -1,11 +1,11 @@
 """Save: read, hash, compare, compress and store, in parallel and in bounded memory.
 
-Each thread takes one chunk through all of it, in a buffer of its own: while
+Each thread takes one chunk through all steps, in a buffer of its own: while
 one waits for the disk, another hashes and a third waits for the store.
 
-A chunk of which a few blocks differ from the parent's is not stored: only these
-blocks are, in patches. Which ones differ is told by the hashes in the indexes of
-the parent's objects, so that none of its bytes are fetched.
+If a few blocks of a chunk differ from the parent's, only these blocks are stored, in
+patches. The hashes in the indexes of the parent's objects show which blocks differ; none
+of the parent's bytes are fetched.
 """
 
 from __future__ import annotations
@@ -43,30 +43,29 @@ logger = logging.getLogger(__name__)
 #: Called with the bytes done and the bytes in all; from any thread.
 Progress = Callable[[int, int], None]
 
-#: How many segments of other backups are read to learn which chunks are stored already (a
-#: segment is 4 GiB), by a save that compares all of the volume and by one that knows what
-#: changed: that one must not read a thousand times what it stores.
-_LEARNED_FROM = 256
-_LEARNED_FROM_IF_FEW_CHANGED = 16
+#: How many segments of dedup candidates a save reads to find the chunks that are stored already
+#: (a segment is 4 GiB): when it compares the whole volume, and when it knows what changed. The
+#: second must not read a thousand times what it stores.
+_READ_SEGMENTS = 256
+_READ_SEGMENTS_IF_FEW_CHANGED = 16
 
 
 @dataclass(frozen=True)
 class Backup:
-    """What to save, and as what.
+    """The backup that a save makes.
 
     Attributes:
-        backup_id: the new backup's id.
-        volume_id: what it is a backup of.
+        backup_id: its id.
+        volume_id: the volume's id.
         created_at: ISO 8601 in UTC.
-        parent_id: a backup to compare with, likely of the same volume; or None.
-        like: other backups of the account, the likeliest first: a chunk that one of them has
-            is not stored again. One that can't be used is passed over.
-        pending_deletion: collections that may not be listed yet.
+        parent_id: the backup to compare with, likely of the same volume; or None.
+        like: the dedup candidates, the likeliest first: the save refers to their chunks instead
+            of storing them again. It skips those that can't be used.
+        pending_deletion: collections that the store may not list yet.
         changed: the ranges (first byte, end), in order and apart, outside of which the source
-            reads as the parent; None: nobody knows. Without a parent that can be used, it is
-            not heeded.
+            reads as the parent; None: unknown. Ignored if the parent can't be used.
         consistency_group: see :class:`Root`.
-        geometry: the sizes to cut it by.
+        geometry: the sizes of its chunks, blocks and segments.
         internal: see :class:`Root`.
     """
 
@@ -92,19 +91,19 @@ def save(
     progress: Progress | None = None,
     cancel: threading.Event | None = None,
 ) -> Root:
-    """Store `source` as `backup`; the same again, when it is there already, changes nothing.
+    """Store `source` as `backup`; if the backup exists, change nothing.
 
     Args:
         repository: where to.
-        source: what from; nobody may write to it meanwhile.
+        source: where from; it must not change meanwhile.
         backup: ids, parent and the like.
         concurrency: requests to the store at once; 1 does everything in this thread.
         compression: blocks that do not shrink are stored as they are.
-        progress: told what is done.
+        progress: called with the bytes done and in all.
         cancel: set to give up within a second, with Cancelled.
 
     Raises:
-        errors.SourceError: the source can't be read; nothing is a backup then.
+        errors.SourceError: the source can't be read; there is no backup then.
         errors.StoreUnavailable, errors.StoreFull, errors.StoreRefused: not all was stored.
         errors.SessionLost: it took too long between two signs of life; start again.
         errors.BackupExists: the id is taken by a backup of another volume or another time.
@@ -112,15 +111,15 @@ def save(
     """
     reuse_memory()
     try:
-        there = repository.load_root(backup.backup_id)
+        existing = repository.load_root(backup.backup_id)
     except errors.BackupMissing:
         pass
     else:
-        if (there.volume_id, there.created_at) != (backup.volume_id, backup.created_at):
+        if (existing.volume_id, existing.created_at) != (backup.volume_id, backup.created_at):
             raise errors.BackupExists(
-                id=there.backup_id, volume=there.volume_id, created_at=there.created_at
+                id=existing.backup_id, volume=existing.volume_id, created_at=existing.created_at
             )
-        return there
+        return existing
     with Writer(repository, backup.backup_id) as writer:
         pending_deletion, known = load_names(repository, backup.pending_deletion)
         writer.declare(known)
@@ -167,14 +166,14 @@ class _Save:
             changed = changed if isinstance(changed, Extents) else Extents(changed)
             changes = parent.changes(changed, size)
         self._known = ChunkIndex(
-            self._others(parent),
-            _LEARNED_FROM if changes is None else _LEARNED_FROM_IF_FEW_CHANGED,
+            self._dedup_parents(parent),
+            _READ_SEGMENTS if changes is None else _READ_SEGMENTS_IF_FEW_CHANGED,
             self._concurrency,
             self._output.slots,
             cancel,
         )
         self._progress = progress or (lambda _done, _total: None)
-        shared = self._shared(parent, changes, cancel)
+        shared = self._unchanged_segments(parent, changes, cancel)
         steps = self._steps(parent, changes, shared)
         parallel.each(steps, lambda step: step(), self._threads, cancel)
         return Root(
@@ -201,8 +200,8 @@ class _Save:
     def _load(self, backup_id: str) -> Parent | None:
         return load_parent(self._repository, backup_id, self._geometry, self._pending_deletion)
 
-    def _others(self, parent: Parent | None) -> Iterator[Parent]:
-        """The backups whose chunks may be referred to."""
+    def _dedup_parents(self, parent: Parent | None) -> Iterator[Parent]:
+        """The parent, and the dedup candidates that can be used."""
         if parent is not None:
             yield parent
         for backup_id in self._backup.like:
@@ -216,10 +215,10 @@ class _Save:
         chunks, unit = self._geometry.chunks_in(segment, self._source.size), self._geometry.chunk
         return chunks.start * unit, min(chunks.stop * unit, self._source.size)
 
-    def _shared(
+    def _unchanged_segments(
         self, parent: Parent | None, changes: Extents | None, cancel: threading.Event | None
     ) -> set[int]:
-        """The segments that are the parent's: they need not be read, nor stored."""
+        """The segments that the backup shares with its parent: neither read nor stored."""
         if parent is None or changes is None:
             return set()
         same = (
@@ -232,7 +231,7 @@ class _Save:
     def _steps(
         self, parent: Parent | None, changes: Extents | None, shared: Collection[int]
     ) -> Iterator[Callable[[], None]]:
-        """What there is to do, segment after segment. One thread at a time is here."""
+        """The steps of the save, segment after segment. Only one thread at a time iterates."""
         unit = self._geometry.chunk
         for number in range(len(self._segments)):
             chunks = self._geometry.chunks_in(number, self._source.size)
@@ -241,12 +240,12 @@ class _Save:
                 self._segments[number] = parent.root.segments[number]
                 self._advance(end - start)
                 continue
-            wanted: list[int] = []
+            chunks_to_save: list[int] = []
             for begin, stop in self._source.data(start, end):
-                first = max(begin // unit, wanted[-1] + 1 if wanted else 0)
-                wanted.extend(range(first, -(-stop // unit)))
-            self._count_holes(chunks, wanted)
-            if wanted:
+                first = max(begin // unit, chunks_to_save[-1] + 1 if chunks_to_save else 0)
+                chunks_to_save.extend(range(first, -(-stop // unit)))
+            self._count_holes(chunks, chunks_to_save)
+            if chunks_to_save:
                 draft = SegmentBuilder(
                     number,
                     chunks,
@@ -254,13 +253,13 @@ class _Save:
                     Indexes(self._repository, self._geometry, self._output.slots),
                     PatchPacker(self._most, self._output.patch),
                 )
-                yield from self._steps_of(draft, wanted, changes)
+                yield from self._steps_of(draft, chunks_to_save, changes)
 
     def _steps_of(
-        self, draft: SegmentBuilder, wanted: Iterable[int], changes: Extents | None
+        self, draft: SegmentBuilder, chunks_to_save: Iterable[int], changes: Extents | None
     ) -> Iterator[Callable[[], None]]:
         todo: list[Callable[[], None]] = []
-        for chunk in wanted:
+        for chunk in chunks_to_save:
             start = chunk * self._geometry.chunk
             end = start + self._geometry.chunk_length(chunk, self._source.size)
             if changes is None or chunk not in draft.before.usable:
@@ -268,13 +267,13 @@ class _Save:
             elif ranges := list(changes.within(start, end)):
                 todo.append(partial(self._save_chunk, draft, chunk, ranges))
             else:
-                draft.settle(chunk, draft.before.usable[chunk])
+                draft.set_entry(chunk, draft.before.usable[chunk])
                 self._advance(end - start)
         draft.missing = len(todo)
         yield from todo or [partial(self._store_segment, draft)]
 
-    def _count_holes(self, chunks: range, wanted: list[int]) -> None:
-        holes = len(chunks) - len(wanted)
+    def _count_holes(self, chunks: range, chunks_to_save: list[int]) -> None:
+        holes = len(chunks) - len(chunks_to_save)
         with self._lock:
             self._zeros += holes
         self._advance(holes * self._geometry.chunk)
@@ -290,14 +289,14 @@ class _Save:
     def _save_chunk(
         self, draft: SegmentBuilder, chunk: int, ranges: Sequence[tuple[int, int]] | None
     ) -> None:
-        """Save a chunk of which only `ranges` may differ from the parent's; None: all of it."""
+        """Save a chunk that may differ from the parent's only in `ranges`; None: everywhere."""
         if ranges is None:
             self._save_all(draft, chunk)
         else:
             try:
                 self._save_ranges(draft, chunk, ranges)
             except UNUSABLE as error:
-                logger.warning("A chunk of the parent can't be used, reading all of it: %s", error)
+                logger.warning("Reading all of a chunk; the parent's can't be used: %s", error)
                 self._save_all(draft, chunk)
         self._advance(self._geometry.chunk_length(chunk, self._source.size))
         if draft.done():
@@ -308,7 +307,7 @@ class _Save:
         length = self._geometry.chunk_length(chunk, self._source.size)
         data = self._input.read(chunk * self._geometry.chunk, length)
         if is_zero(data):
-            self._settle(draft, chunk, None)
+            self._set_entry(draft, chunk, None)
             return
         hashes = blocks.hash_blocks(data, self._geometry.block, keys)
         digest = blocks.content_hash(hashes, keys)
@@ -325,38 +324,40 @@ class _Save:
             if self._patch(draft, chunk, digest, fresh):
                 return
         ref = Ref(digest, self._output.token)
-        self._settle(draft, chunk, self._known.claim(ref) or self._output.chunk(ref, hashes, data))
+        self._set_entry(
+            draft, chunk, self._known.claim(ref) or self._output.chunk(ref, hashes, data)
+        )
 
     def _hashes_before(
         self, draft: SegmentBuilder, chunk: int, length: int
     ) -> list[bytes | None] | None:
-        """The hashes of the blocks that the parent's chunk has; None: it is of no use."""
+        """The hashes of the blocks of the parent's chunk; None: it can't be used."""
         if chunk not in draft.before.usable:
             return None
         try:
             return draft.indexes.hashes_of(draft.before.usable[chunk], length)
         except UNUSABLE as error:
-            logger.warning("A chunk of the parent can't be used, storing all of it: %s", error)
+            logger.warning("Storing all of a chunk; the parent's can't be used: %s", error)
             return None
 
     def _save_ranges(
         self, draft: SegmentBuilder, chunk: int, ranges: Sequence[tuple[int, int]]
     ) -> None:
-        """Save a chunk of which only the blocks in `ranges` are read.
+        """Save a chunk, reading only its blocks in `ranges`.
 
         Raises:
-            errors of UNUSABLE: it takes the parent's objects to know the others.
+            errors of UNUSABLE: the parent's objects, which have the other blocks, can't be used.
         """
         geometry, keys = self._geometry, self._repository.keys
         length = geometry.chunk_length(chunk, self._source.size)
         start = chunk * geometry.chunk
         hashes = draft.indexes.hashes_of(draft.before.usable[chunk], length)
-        wanted = {block for block, digest in enumerate(hashes) if digest is None}
+        to_read = {block for block, digest in enumerate(hashes) if digest is None}
         for begin, end in ranges:
             first, stop = begin - start, -(-(end - start) // geometry.block)
-            wanted.update(range(first // geometry.block, stop))
+            to_read.update(range(first // geometry.block, stop))
         fresh: list[PendingBlock] = []
-        for first, stop in runs(wanted):
+        for first, stop in runs(to_read):
             at, end = first * geometry.block, min(stop * geometry.block, length)
             data = self._input.read(start + at, end - at)
             for block, digest in enumerate(
@@ -369,23 +370,23 @@ class _Save:
                     fresh.append(PendingBlock(chunk, block, digest, piece))
         known = [digest for digest in hashes if digest is not None]
         if all(map(self._input.is_hash_of_zeros, known)):
-            self._settle(draft, chunk, None)
+            self._set_entry(draft, chunk, None)
             return
         digest = blocks.content_hash(known, keys)
         if self._is_known(draft, chunk, digest) or self._patch(draft, chunk, digest, fresh):
             return
-        self._known.learn()
+        self._known.load()
         if not self._is_known(draft, chunk, digest):
             self._save_all(draft, chunk)
 
     def _is_known(self, draft: SegmentBuilder, chunk: int, digest: bytes) -> bool:
-        """Settle a chunk that is what it was in the parent, or that is stored already."""
+        """Set the entry of a chunk that is the parent's, or stored already; False if it is new."""
         entry = draft.before.usable.get(chunk)
         if entry is None or entry.hash != digest:
             entry = self._known.find(digest)
             if entry is None:
                 return False
-        self._settle(draft, chunk, entry)
+        self._set_entry(draft, chunk, entry)
         return True
 
     def _patch(
@@ -406,10 +407,10 @@ class _Save:
         draft.patch(chunk, digest, places, stored)
         return True
 
-    def _settle(self, draft: SegmentBuilder, chunk: int, entry: Entry) -> None:
+    def _set_entry(self, draft: SegmentBuilder, chunk: int, entry: Entry) -> None:
         with self._lock:
             self._zeros += entry is None
-        draft.settle(chunk, entry)
+        draft.set_entry(chunk, entry)
 
     # --- storing a segment -------------------------------------------------------------
 

@@ -12,12 +12,12 @@ from lunr.backup.format.segments import Entry, Patched, Place, pieces_of, places
 from lunr.backup.save.block_hashes import Indexes
 from lunr.backup.save.parent import ParentSegment
 from lunr.backup.save.patch_packer import PatchPacker, PendingBlock
-from lunr.backup.save.patch_rewrite_policy import taken_along
+from lunr.backup.save.patch_rewrite_policy import patches_to_rewrite
 
 
 @dataclass
 class _Patching:
-    """A chunk that becomes `base` and pieces. The `loose` blocks are still to be packed."""
+    """A chunk that becomes `base` and patches. The `loose` blocks are still to be packed."""
 
     hash: bytes
     base: Ref | None
@@ -26,13 +26,13 @@ class _Patching:
 
 
 class SegmentBuilder:
-    """What the chunks of a segment become. Any thread may tell of one.
+    """Collects the entries of the chunks of a segment. Any thread may set one.
 
     Attributes:
-        number: of the segment.
+        number: the segment's.
         chunks: its chunks, by their number in the volume.
-        before: what it was in the parent.
-        indexes: the hashes of the blocks of the chunks before.
+        before: the parent's segment.
+        indexes: the hashes of the blocks of the parent's chunks.
     """
 
     def __init__(
@@ -58,14 +58,14 @@ class SegmentBuilder:
         """Whether every chunk is what it was in the parent."""
         return not self._patching and self._entries == self.before.entries
 
-    def settle(self, chunk: int, entry: Entry) -> None:
-        """`chunk` is `entry`."""
+    def set_entry(self, chunk: int, entry: Entry) -> None:
+        """Make `entry` that of `chunk`."""
         self._entries[chunk - self.chunks.start] = entry
 
     def patch(
         self, chunk: int, digest: bytes, places: dict[int, Place], fresh: Sequence[PendingBlock]
     ) -> None:
-        """`chunk`, with the content hash `digest`, is its parent's base, `places` and `fresh`."""
+        """Make `chunk`, with the content hash `digest`, of its base, `places` and `fresh`."""
         entry = self.before.usable[chunk]
         base = entry.base if isinstance(entry, Patched) else entry
         loose = {block.block for block in fresh}
@@ -74,29 +74,31 @@ class SegmentBuilder:
         self._packer.add(fresh)
 
     def done(self) -> bool:
-        """Count a chunk as done; whether it was the last."""
+        """Count a chunk as done and return whether it was the last."""
         with self._lock:
             self.missing -= 1
             return self.missing == 0
 
     def finish(self, capacity: int, read: Callable[[int, int], PendingBlock | None]) -> list[Entry]:
-        """All chunks, when they are done.
+        """The entries of all chunks; call it when they are done.
 
         Args:
             capacity: how many blocks a patch object may have.
-            read: gives the block of a chunk, from the source; None: it is zeros.
+            read: reads a block of a chunk from the source; None: zeros.
         """
         if not self.is_unchanged:
-            self._take_along(capacity, read)
+            self._rewrite_patches(capacity, read)
         self._packer.flush()
         for chunk, patching in self._patching.items():
             stored = {block: self._packer.places[chunk, block] for block in patching.loose}
             pieces = pieces_of({**patching.places, **stored})
-            self.settle(chunk, Patched(patching.hash, patching.base, pieces))
+            self.set_entry(chunk, Patched(patching.hash, patching.base, pieces))
         return self._entries
 
-    def _take_along(self, capacity: int, read: Callable[[int, int], PendingBlock | None]) -> None:
-        """Empty old patch objects, when there are too many of them."""
+    def _rewrite_patches(
+        self, capacity: int, read: Callable[[int, int], PendingBlock | None]
+    ) -> None:
+        """Move the needed blocks out of older patch objects when there are too many of these."""
         patched = {
             chunk: entry
             for chunk, entry in zip(self.chunks, self._entries, strict=True)
@@ -104,14 +106,14 @@ class SegmentBuilder:
         }
         places = {chunk: places_of(entry) for chunk, entry in patched.items()}
         places.update((chunk, patching.places) for chunk, patching in self._patching.items())
-        taken = taken_along(
+        rewritten = patches_to_rewrite(
             _living(places.values()),
             sum(len(patching.loose) for patching in self._patching.values()),
             sum(entry is not None for entry in self._entries) + len(self._patching),
             capacity,
         )
-        for chunk, blocks in places.items() if taken else ():
-            moving = [block for block, place in blocks.items() if place and place[0] in taken]
+        for chunk, blocks in places.items() if rewritten else ():
+            moving = [block for block, place in blocks.items() if place and place[0] in rewritten]
             if not moving:
                 continue
             if chunk in patched:

@@ -1,4 +1,4 @@
-"""What a save reads: a source, by chunks and blocks. Any thread may read."""
+"""Reads the source of a save by chunks and blocks. Any thread may read."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Input:
     """
 
     def __init__(self, repository: Repository, source: Source, geometry: Geometry) -> None:
-        """Read `source`; `repository` tells how blocks are hashed, `geometry` how long they are."""
+        """Read `source`; `repository` has the key of the hashes, `geometry` the sizes."""
         self.bytes_read = 0
         self._repository = repository
         self._source = source
@@ -31,9 +31,9 @@ class Input:
         self._local = threading.local()
 
     def read(self, offset: int, length: int) -> memoryview:
-        """Bytes of the source, until this thread reads again."""
+        """Bytes of the source; valid until this thread reads again."""
         buffer: mmap.mmap | None = getattr(self._local, "buffer", None)
-        if buffer is None:  # aligned to a page, as reading past the page cache needs it
+        if buffer is None:  # aligned to a page: a read past the page cache needs that
             buffer = self._local.buffer = mmap.mmap(-1, self._geometry.chunk)
         data = self._source.read(buffer, offset, length)
         with self._lock:
@@ -52,7 +52,7 @@ class Input:
         return PendingBlock(chunk, block, digest, bytes(data))
 
     def is_hash_of_zeros(self, digest: bytes) -> bool:
-        """Whether `digest` is the hash of a block of zeros, be it the last one."""
+        """Whether `digest` is the hash of a block of zeros, also of the short last one."""
         tail = self._source.size % self._geometry.block
         lengths = (self._geometry.block, tail) if tail else (self._geometry.block,)
         return any(digest == self._repository.zero_hash(length) for length in lengths)

@@ -1,4 +1,4 @@
-"""Where objects live, by URL."""
+"""Stores, where objects live, by URL."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def open_store(
     cancel: threading.Event | None = None,
     limit: int = 0,
 ) -> Store:
-    """The objects of one repository in the store at `url`, with retries.
+    """Open one repository's objects in the store at `url`, with retries.
 
     Args:
         url: ``files:/PATH`` or ``swift:PREFIX``.
@@ -40,7 +40,7 @@ def open_store(
         options: for Swift, those of the configuration's group ``[swift]``, with
             ``key`` for the password; None reads ``ST_*`` and ``OS_*`` from the environment.
         cancel: ends the pauses between retries, and those for the limit.
-        limit: bytes a second that go there and come back; 0: as many as can.
+        limit: bytes a second, sent and received; 0: no limit.
 
     Raises:
         errors.BadStoreURL, errors.StoreUnavailable, errors.StoreRefused.
@@ -50,7 +50,7 @@ def open_store(
     if scheme(url) == "files":
         files = _limited(FileStore(Path(place) / repository), limit, cancel)
         return Retrying(files, retries=2, cancel=cancel)
-    # Here and not above: swiftclient takes longer to import than all the rest.
+    # Imported here: swiftclient takes longer to import than all other modules.
     from lunr.backup.stores.swift import SwiftStore
 
     options = openstack.swift_options(os.environ) if options is None else options
@@ -71,22 +71,22 @@ def repositories(url: str, options: Mapping[str, Any] | None = None) -> list[str
     """
     place = url.partition(":")[2]
     if scheme(url) == "files":
-        found = folders(Path(place))
+        names = folders(Path(place))
     else:
         from lunr.backup.stores.swift import SwiftStore
 
         options = openstack.swift_options(os.environ) if options is None else options
         prefix = f"{place}-"
         with contextlib.closing(SwiftStore(prefix, connection_options(options))) as store:
-            found = [name.removeprefix(prefix) for name in store.containers(prefix)]
-    return sorted(name for name in found if ids.is_valid(name))
+            names = [name.removeprefix(prefix) for name in store.containers(prefix)]
+    return sorted(name for name in names if ids.is_valid(name))
 
 
 def scheme(url: str) -> str:
     """``files`` or ``swift``.
 
     Raises:
-        errors.BadStoreURL: `url` is no store's.
+        errors.BadStoreURL: `url` has another form.
     """
     kind, _, place = url.partition(":")
     if (kind == "files" and place.startswith("/")) or (
@@ -97,7 +97,7 @@ def scheme(url: str) -> str:
 
 
 def connection_options(options: Mapping[str, Any]) -> dict[str, Any]:
-    """What a SwiftStore is given for `options` as :func:`open_store` takes them."""
+    """The options of a SwiftStore for those of :func:`open_store`."""
     if not options.get("auth_url"):
         raise errors.StoreRefused(
             store="swift", reason="no authentication URL is given (ST_AUTH or OS_AUTH_URL)."

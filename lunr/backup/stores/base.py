@@ -1,4 +1,4 @@
-"""What every store promises, and the retries around all of them."""
+"""The interface of every store, and the retries around all of them."""
 
 from __future__ import annotations
 
@@ -18,23 +18,23 @@ from lunr.common.errors import Cancelled
 
 logger = logging.getLogger(__name__)
 
-#: Not the one of the process: whoever seeds that expects to be alone with it.
+#: Not that of the process: code that seeds that one expects to use it alone.
 _random = random.Random()  # noqa: S311 - no secret
 
 T = TypeVar("T")
 
-#: The longest that a store may ask its callers to stay away, in seconds: its word is a stranger's.
+#: The longest pause, in seconds, that a store may ask its callers for.
 LONGEST_RETRY_AFTER = 300.0
 
-#: Bounds how many ask a store at once.
+#: Bounds the requests to a store at once.
 Slot = AbstractContextManager[object]
 AT_ONCE: Slot = nullcontext()
 
 
 def read_retry_after(value: str) -> float | None:
-    """The seconds of an answer's ``Retry-After``; None if it says nothing that can be used.
+    """The seconds of an answer's ``Retry-After``; None if they can't be read.
 
-    It is a number of seconds, or a date, which is taken by this machine's clock.
+    It is a number of seconds, or a date, which is compared with this machine's clock.
 
     >>> read_retry_after("7"), read_retry_after("soon"), read_retry_after("-1")
     (7.0, None, None)
@@ -51,10 +51,10 @@ def read_retry_after(value: str) -> float | None:
 
 
 class Store(ABC):
-    """Objects by name, in one place: written whole or not at all. Any thread may call it.
+    """Objects by name, written whole or not at all. Any thread may call it.
 
-    Every method raises errors.StoreUnavailable for what may pass, and
-    errors.StoreRefused for what a person must mend.
+    Every method raises errors.StoreUnavailable for a passing fault, and errors.StoreRefused for
+    one that a person must mend.
     """
 
     #: How many seconds a listing may be behind what :meth:`get` shows.
@@ -68,8 +68,8 @@ class Store(ABC):
     def put(self, name: str, *buffers: Buffer, durable: bool = False, slot: Slot = AT_ONCE) -> None:
         """Write the object `name`, all `buffers` one after the other.
 
-        It is safe from a power cut after :meth:`sync`, or at once if `durable`. `slot` is held
-        while the store is asked; what can be worked out before is done without it.
+        It survives a power cut after :meth:`sync`, or at once if `durable`. `slot` is held during
+        the request, and not for the computation before it.
 
         Raises:
             errors.StoreFull: there is no room.
@@ -80,12 +80,12 @@ class Store(ABC):
         """The bytes of an object, or `length` of them from `offset` on (fewer at its end).
 
         Raises:
-            errors.ObjectMissing: there is none of this name.
+            errors.ObjectMissing: there is no object `name`.
         """
 
     @abstractmethod
     def delete(self, name: str) -> None:
-        """Remove an object; fine when there is none."""
+        """Remove an object, if it exists."""
 
     @abstractmethod
     def list(self, prefix: str = "") -> Iterator[tuple[str, int]]:
@@ -93,15 +93,15 @@ class Store(ABC):
 
     @abstractmethod
     def sync(self) -> None:
-        """Return when all that was put and deleted until now survives a power cut."""
+        """Return when all changes made until now survive a power cut."""
 
     @abstractmethod
     def close(self) -> None:
-        """Give back connections and files. The store is not used after."""
+        """Close connections and files. The store must not be used any more."""
 
 
 class Retrying(Store):
-    """Another store, asked again with growing pauses when it fails for a passing reason."""
+    """Another store, with requests repeated after growing pauses when they fail for a while."""
 
     def __init__(
         self,
@@ -161,11 +161,11 @@ class Retrying(Store):
         self._try(f"delete {name}", lambda: self._store.delete(name))
 
     def list(self, prefix: str = "") -> Iterator[tuple[str, int]]:
-        """See :meth:`Store.list`; the stores ask for page after page themselves.
+        """See :meth:`Store.list`; the stores themselves fetch page after page.
 
-        A listing that breaks off begins anew, and goes on behind the last name that was given.
-        Where names come in no order nobody knows which these are (to remember them takes memory
-        for all), so there it fails.
+        A listing that breaks off is repeated, and goes on after the last name that was given.
+        Without an order of names that is impossible (remembering all names takes too much
+        memory), and the listing fails.
         """
         last = ""
         for attempt in range(self._retries + 1):

@@ -16,13 +16,13 @@ from lunr.common import files
 from lunr.common.linux import UncachedWriter, syncfs
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
-#: A file becomes an object by losing this ending. What a killed writer left
-#: behind is listed like any object, so the collector finds and removes it.
+#: A file becomes an object when a rename removes this suffix. The unfinished files of a killed
+#: writer are listed like objects, so that garbage collection removes them.
 _UNFINISHED = ".tmp"
 
 
 class FileStore(Store):
-    """Objects as files under one folder, which is made when it is not there."""
+    """Objects as files under one folder, which is created if it is missing."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -71,7 +71,7 @@ class FileStore(Store):
                     os.close(fd)
                 os.rename(unfinished, path)  # noqa: PTH104 - hot path: no Path is made
             except BaseException:
-                with contextlib.suppress(OSError):  # the first error is the one to tell
+                with contextlib.suppress(OSError):  # report the first error
                     os.unlink(unfinished)  # noqa: PTH108
                 raise
             if durable:
@@ -94,7 +94,7 @@ class FileStore(Store):
             try:
                 return os.open(file, flags, 0o600)
             except FileNotFoundError:
-                # Also when a deleter took the empty folder away just now.
+                # `delete` may have removed the empty folder meanwhile.
                 folder.mkdir(mode=0o700, parents=True, exist_ok=True)
 
     def _sync_folders(self, folder: Path) -> None:
@@ -126,7 +126,7 @@ class FileStore(Store):
                 os.close(fd)
 
     def delete(self, name: str) -> None:
-        """See :meth:`Store.delete`. Folders that it leaves empty go too."""
+        """See :meth:`Store.delete`. Folders that become empty are removed, too."""
         path = self._path(name)
         with self._errors():
             try:
@@ -140,7 +140,7 @@ class FileStore(Store):
                     raise
 
     def list(self, prefix: str = "") -> Iterator[tuple[str, int]]:
-        """See :meth:`Store.list`. What has no name of an object is somebody else's."""
+        """See :meth:`Store.list`. Files without an object's name are not lunr's."""
         with self._errors():
             for name, size in self._walk(prefix.rpartition("/")[0], prefix):
                 if is_name(name):
@@ -171,7 +171,7 @@ class FileStore(Store):
 
 
 def folders(place: Path) -> list[str]:
-    """The names of the folders in `place`, each of which may be a store.
+    """The names of the folders in `place`, each of which may be a repository.
 
     Raises:
         errors.StoreRefused: `place` can't be read.

@@ -45,11 +45,11 @@ class MemoryStore(Store):
     def list(self, prefix: str = "") -> Iterator[tuple[str, int]]:
         """See :meth:`Store.list`."""
         with self._lock:
-            found = [(n, len(data)) for n, data in self.objects.items() if n.startswith(prefix)]
-        yield from found
+            objects = [(n, len(data)) for n, data in self.objects.items() if n.startswith(prefix)]
+        yield from objects
 
     def sync(self) -> None:
-        """See :meth:`Store.sync`: nothing here survives anything."""
+        """See :meth:`Store.sync`: nothing in memory survives a power cut."""
 
     def close(self) -> None:
         """See :meth:`Store.close`."""

@@ -1,13 +1,13 @@
 """A store in OpenStack Swift: one container a repository.
 
-There is one login for all threads, also when the token runs out (which Keystone's
-do after an hour, unless its operator says): the first thread that is refused logs
-in again, the others use what it got. Logging in to Keystone is keystoneauth's work,
-not swiftclient's, which can't tell a wrong password from a Keystone that is away.
+All threads share one login. When its token expires (Keystone's by default after an hour), the
+first thread that Swift refuses logs in again, and the others use the new token.
+keystoneauth logs in to Keystone, because swiftclient can't distinguish a wrong password from a
+Keystone that is down.
 
-An answer counts only if it has what Swift's have: a load balancer, a firewall or a captive
+An answer counts only if it has the headers of Swift: a load balancer, a firewall or a captive
 portal may answer any request with a page of its own, also with the status 200 or 404.
-Such an answer says nothing about the objects; the request is made again, as after a 503.
+Such an answer says nothing about the objects; the request is repeated, as after a 503.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ from lunr.common.openstack import APPLICATION_CREDENTIAL
 
 @contextlib.contextmanager
 def _without(name: str) -> Iterator[None]:
-    """Let a module seem not to be installed, unless it was imported already."""
-    sys.modules.setdefault(name, None)  # type: ignore[arg-type]  # import's word for that
+    """Make the import of a module fail, unless it was imported already."""
+    sys.modules.setdefault(name, None)  # type: ignore[arg-type]  # None: the import fails
     try:
         yield
     finally:
@@ -39,8 +39,8 @@ def _without(name: str) -> Iterator[None]:
             del sys.modules[name]
 
 
-# Where keystoneclient is installed, swiftclient imports it and all that it drags in. That takes
-# most of the time that a process needs to start, for logins that are not asked for there.
+# swiftclient imports keystoneclient and its dependencies if they are installed. That takes most
+# of the start time of a process, and lunr does not use that login.
 with _without("keystoneclient"):
     import swiftclient
     from swiftclient.exceptions import ClientException
@@ -53,9 +53,9 @@ _Login = tuple[str, str]
 
 
 class _Connection(swiftclient.Connection):  # type: ignore[misc]  # it has no types
-    """swiftclient's, with a login that it shares with others.
+    """A connection of swiftclient with a login that it shares with others.
 
-    `log_in` is given the login that Swift refused, or None at first.
+    `log_in` gets the login that Swift refused, or None at first.
     """
 
     def __init__(self, log_in: Callable[[_Login | None], _Login], **options: Any) -> None:
@@ -70,14 +70,13 @@ class _Connection(swiftclient.Connection):  # type: ignore[misc]  # it has no ty
 
 
 class SwiftStore(Store):
-    """Objects in the container `container`, which is made when it is not there.
+    """Objects in the container `container`, which is created if it is missing.
 
-    Retries are not made here but around every store alike; only a token that ran
-    out is renewed.
+    This class renews expired tokens; :class:`lunr.backup.stores.base.Retrying` makes all other
+    retries.
     """
 
-    # How long Swift's container updaters may be behind is up to its operator;
-    # half an hour is many of their rounds.
+    # Swift's operator sets the interval of the container updaters; half an hour is many rounds.
     lag: ClassVar[float] = 1800.0
     # A proxy gives up on its object servers within node_timeout and its tries.
     settle: ClassVar[float] = 60.0
@@ -92,18 +91,18 @@ class SwiftStore(Store):
         self._login: _Login | None = None
 
     def _connection(self) -> swiftclient.Connection:
-        """The calling thread's. Those of threads that have ended are closed."""
+        """The calling thread's connection. Those of ended threads are closed."""
         connection = self._connections.get(threading.current_thread())
         if connection is None:
             connection = _Connection(self._log_in, **self._options)
             with self._lock:
-                for thread in [one for one in self._connections if not one.is_alive()]:
+                for thread in [other for other in self._connections if not other.is_alive()]:
                     self._connections.pop(thread).close()
                 self._connections[threading.current_thread()] = connection
         return connection
 
     def _log_in(self, refused: _Login | None) -> _Login:
-        """The login of all threads; a new one if Swift `refused` the one at hand."""
+        """The login of all threads; a new one if Swift `refused` the present one."""
         with self._lock:
             if self._login is None or self._login == refused:
                 with self._errors():
@@ -126,7 +125,7 @@ class SwiftStore(Store):
         return login
 
     def _ask_keystone(self) -> _Login:
-        try:  # here and not above: it is an extra
+        try:  # imported here: it is an extra
             from keystoneauth1 import exceptions, identity
             from keystoneauth1.session import Session
         except ImportError as error:
@@ -138,7 +137,7 @@ class SwiftStore(Store):
         for domain in ("user_domain", "project_domain"):
             if f"{domain}_id" in scope:
                 scope.pop(f"{domain}_name", None)
-        if "project_id" in scope:  # which is enough: the name may be another's in another domain
+        if "project_id" in scope:  # enough: other domains may have a project of that name
             for name in ("project_name", "project_domain_id", "project_domain_name"):
                 scope.pop(name, None)
         plugin: identity.BaseIdentityPlugin
@@ -147,7 +146,7 @@ class SwiftStore(Store):
                 options["authurl"], options["key"], application_credential_id=credential
             )
         elif not {"project_id", "project_name"} & scope.keys():
-            # Keystone would give a token that is good for nothing.
+            # Keystone would give a token without rights.
             raise self._refused("no project is named ([swift] project_name or OS_PROJECT_NAME).")
         elif options["auth_version"] in swiftclient.client.AUTH_VERSIONS_V2:
             plugin = identity.V2Password(
@@ -191,32 +190,31 @@ class SwiftStore(Store):
             status = error.http_status or 0
             reason = f"{error.http_reason or error.msg} ({status or 'no answer'})."
             if not _is_from_swift(error):
-                raise self._foreign(reason) from error
+                raise self._not_swift(reason) from error
             if status == 404 and name:
                 raise errors.ObjectMissing(name=name) from error
             if status in (507, 413):
                 raise errors.StoreFull(store=store, reason=reason) from error
-            # 401: a login was good just now, so it is Swift that can't ask whose token it is.
+            # 401: the login is fresh, so Swift can't reach the service that checks tokens.
             if status in (0, 401, 404, 408, 409, 422, 429, 498, 499) or status >= 500:
                 unavailable = errors.StoreUnavailable(store=store, reason=reason)
                 unavailable.retry_after = _retry_after(error)
                 raise unavailable from error
             raise self._refused(reason) from error
-        # swiftclient reads past requests, which would make its own of the last.
+        # swiftclient reads the connection directly, so that urllib3's errors come through.
         except (OSError, requests.RequestException, urllib3.exceptions.HTTPError) as error:
-            # An answer was broken off: what is left of it must not be taken
-            # for the next one.
-            self._forget()
+            # An answer broke off: its rest must not be read as the next answer.
+            self._reset_connection()
             raise errors.StoreUnavailable(store=store, reason=f"{error}.") from error
         except ValueError as error:  # a listing that is no JSON
-            raise self._foreign(f"{error}.") from error
+            raise self._not_swift(f"{error}.") from error
 
-    def _foreign(self, reason: str) -> errors.StoreUnavailable:
+    def _not_swift(self, reason: str) -> errors.StoreUnavailable:
         return errors.StoreUnavailable(
             store=f"swift:{self._container}", reason=f"what answered is not Swift: {reason}"
         )
 
-    def _forget(self) -> None:
+    def _reset_connection(self) -> None:
         connection = self._connections.get(threading.current_thread())
         if connection is not None:
             connection.close()
@@ -229,7 +227,7 @@ class SwiftStore(Store):
         durable: bool = False,  # noqa: ARG002
         slot: Slot = AT_ONCE,
     ) -> None:
-        """See :meth:`Store.put`. Swift checks the MD5 of what arrived against what was sent."""
+        """See :meth:`Store.put`. Swift checks the MD5 of the object that arrived."""
         data = b"".join(buffers)
         etag = hashlib.md5(data, usedforsecurity=False).hexdigest()
         connection = self._connection()
@@ -269,13 +267,13 @@ class SwiftStore(Store):
                 raise
         kind = answer.get("content-type", _OBJECT)
         if kind != _OBJECT and not {"etag", "x-timestamp"} <= answer.keys():
-            raise self._foreign(f"the answer for {name} is {kind}, without ETag or X-Timestamp.")
+            raise self._not_swift(f"the answer for {name} is {kind}, without ETag or X-Timestamp.")
         if headers and response["status"] != 206:
-            raise self._foreign(f"all of {name} came where a part was asked for.")
+            raise self._not_swift(f"all of {name} came where a part was asked for.")
         if len(data) != int(answer.get("content-length", len(data))):
-            self._forget()
+            self._reset_connection()
             raise errors.StoreUnavailable(
-                store=f"swift:{self._container}", reason=f"{name} was cut short on its way."
+                store=f"swift:{self._container}", reason=f"{name} was truncated on its way."
             )
         return bytes(data)
 
@@ -286,7 +284,7 @@ class SwiftStore(Store):
         with contextlib.suppress(errors.ObjectMissing), self._errors(name):
             connection.delete_object(self._container, name, response_dict=response)
             if response["status"] != 204:
-                raise self._foreign(f"the deletion of {name} was answered by {response['status']}.")
+                raise self._not_swift(f"the deletion of {name} was answered {response['status']}.")
 
     def list(self, prefix: str = "") -> Iterator[tuple[str, int]]:
         """See :meth:`Store.list`, in order of name, as of some moments ago."""
@@ -305,15 +303,15 @@ class SwiftStore(Store):
             if not page:
                 return
             if page[-1][0] <= marker:  # it would go on for ever
-                raise self._foreign("a page of the listing begins before the last one ended.")
+                raise self._not_swift("a page of the listing begins before the last one ended.")
             marker = page[-1][0]
 
     def containers(self, prefix: str) -> tuple[str, ...]:
         """The names of the account's containers that begin with `prefix`."""
         connection = self._connection()
         with self._errors():
-            _, found = connection.get_account(prefix=prefix, full_listing=True)
-        return tuple(container["name"] for container in found)
+            _, containers = connection.get_account(prefix=prefix, full_listing=True)
+        return tuple(container["name"] for container in containers)
 
     def sync(self) -> None:
         """See :meth:`Store.sync`: Swift answers a PUT when a majority of replicas have it."""

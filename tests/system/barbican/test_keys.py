@@ -10,7 +10,7 @@ import pytest
 
 from lunr.backup import errors
 from lunr.backup.keys import from_config, master_keys
-from lunr.backup.keys.master_keys import Masters
+from lunr.backup.keys.master_keys import MasterKeys
 from lunr.common import config
 from tests.system.barbican.conftest import Barbican
 
@@ -18,7 +18,7 @@ OLD, NEW = b"\x80\xffold key".ljust(32, b"\0"), b"\x81\xfenew key".ljust(32, b"\
 AES = {"secret_type": "symmetric", "algorithm": "aes", "bit_length": 256}
 
 
-def load(file: Path, key: str, **changes: str) -> Masters:
+def load(file: Path, key: str, **changes: str) -> MasterKeys:
     text = file.read_text()
     for old, new in changes.items():
         assert old in text

@@ -182,7 +182,7 @@ def test_what_is_damaged_is_left_and_tried_again_when_told(world: World) -> None
     kept = world.objects.objects.pop(name)  # type: ignore[attr-defined]
     with Running(world, Mode.EAGER) as fill:
         wait_until(lambda: present(world) == 39)
-        wait_until(lambda: told(world, "progress")[-1]["damaged"] == 1)
+        wait_until(lambda: [seen["damaged"] for seen in told(world, "progress")][-1:] == [1])
         assert told(world, "damaged")[0]["object"] == name
         world.objects.objects[name] = kept  # type: ignore[attr-defined]
         fill.set(mode=Mode.EAGER)

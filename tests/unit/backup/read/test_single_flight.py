@@ -29,9 +29,9 @@ def test_who_has_more_patience_than_the_other_one_does_it_itself() -> None:
     once: SingleFlight[str, str] = SingleFlight()
     impatient = Impatient()
     with ThreadPoolExecutor(2) as threads:
-        first = threads.submit(once.do, "chunk", impatient, time.monotonic())
+        first = threads.submit(once.run, "chunk", impatient, time.monotonic())
         assert impatient.begun.wait(PATIENCE)
-        second = threads.submit(once.do, "chunk", lambda: "here", time.monotonic() + PATIENCE)
+        second = threads.submit(once.run, "chunk", lambda: "here", time.monotonic() + PATIENCE)
         wait_until(second.running)
         impatient.go.set()
         with pytest.raises(TimeoutError):
@@ -44,10 +44,10 @@ def test_who_has_no_patience_left_waits_no_longer() -> None:
     once: SingleFlight[str, str] = SingleFlight()
     impatient = Impatient()
     with ThreadPoolExecutor(1) as threads:
-        first = threads.submit(once.do, "chunk", impatient, time.monotonic() + PATIENCE)
+        first = threads.submit(once.run, "chunk", impatient, time.monotonic() + PATIENCE)
         assert impatient.begun.wait(PATIENCE)
         with pytest.raises(TimeoutError):
-            once.do("chunk", lambda: "never", time.monotonic() + 0.05)
+            once.run("chunk", lambda: "never", time.monotonic() + 0.05)
         impatient.go.set()
         with pytest.raises(TimeoutError):
             first.result(10)

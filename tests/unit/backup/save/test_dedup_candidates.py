@@ -129,8 +129,8 @@ def test_an_incremental_of_patches_asks_nothing_of_others() -> None:
 
 
 def test_no_more_than_so_many_segments_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(save, "_LEARNED_FROM", 4)
-    monkeypatch.setattr(save, "_LEARNED_FROM_IF_FEW_CHANGED", 2)
+    monkeypatch.setattr(save, "_READ_SEGMENTS", 4)
+    monkeypatch.setattr(save, "_READ_SEGMENTS_IF_FEW_CHANGED", 2)
     store = MemoryStore()
     for name in "abc":
         save_bytes(repository(store), os.urandom(len(IMAGE)), f"{name}1", volume_id=name)

@@ -28,7 +28,7 @@ from lunr.backup.repository.collect import collect
 from lunr.backup.repository.repository import Repository
 from lunr.backup.repository.verify import verify
 from lunr.backup.save import patch_packer
-from lunr.backup.save.patch_rewrite_policy import is_written_whole, taken_along
+from lunr.backup.save.patch_rewrite_policy import is_written_whole, patches_to_rewrite
 from lunr.backup.stores.memory import MemoryStore
 from tests.unit.backup.support import (
     FailAfter,
@@ -315,7 +315,7 @@ def test_pieces_say_where_blocks_are(wanted: dict[int, Place]) -> None:
     st.integers(1, 150),
 )
 def test_patch_objects_never_become_too_many(living: dict[int, int], new: int, chunks: int) -> None:
-    taken = taken_along(living, new, chunks, 128)
+    taken = patches_to_rewrite(living, new, chunks, 128)
     moved = sum(living[one] for one in taken)
     after = len(living) - len(taken) + -(-(new + moved) // 128)
     allowed = max(16, chunks * 9 // 10)

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+from datetime import datetime
 from typing import Any
 
 import pytest
 
+from lunr.api.services.backups.groups import GroupReport, MemberReport
 from lunr.api.services.backups.service import BackupProtected
 from lunr.api.services.pagination import Query
+from lunr.backup.save.save import Backup, save
 from tests.functional.manage.conftest import Manage
-from tests.unit.backup.support import save_bytes
+from tests.unit.backup.support import MemorySource, save_bytes
 
 DATA = bytes(range(256)) * 20
 
@@ -63,6 +66,23 @@ def test_it_can_be_done_again_and_for_one_account(stored: Manage) -> None:
     assert only == {"made": 1, "there": 0, "failed": []}
     assert stored.told("rebuild", "--from-store") == {"made": 2, "there": 1, "failed": []}
     assert stored.told("rebuild", "--from-store") == {"made": 0, "there": 3, "failed": []}
+
+
+def test_a_group_that_its_client_told_of_is_there(stored: Manage) -> None:
+    with stored.repository("acme") as repository:
+        for id in ("disk", "group"):
+            told = Backup(id, "volume", "2026-11-23T00:00:00Z", consistency_group="group")
+            save(repository, MemorySource(DATA, False, told.geometry.chunk), told)
+    services = stored.services()
+    try:
+        services.accounts.ensure("acme")
+        member = MemberReport("disk", "disk", "volume", len(DATA))
+        moment = datetime(2026, 11, 23)
+        report = GroupReport("volume", moment, "AVAILABLE", [member])
+        services.groups.put("acme", "group", report)
+    finally:
+        services.close()
+    assert stored.told("rebuild", "--from-store") == {"made": 3, "there": 2, "failed": []}
 
 
 def test_what_can_not_be_recorded_is_told_and_the_rest_is(stored: Manage) -> None:

@@ -142,11 +142,11 @@ class Records:
 
 
 def _check_same(there: Backup, stored: StoredBackup) -> None:
-    differs = [
-        name
-        for name in ("account_id", "volume_id", "size")
-        if getattr(there, name) != getattr(stored, name)
-    ]
+    names = ["account_id", "volume_id"]
+    if stored.group_id != stored.id:
+        # What ties a group has no size; where earlier code made its record from the store, it has.
+        names.append("size")
+    differs = [name for name in names if getattr(there, name) != getattr(stored, name)]
     if differs:
         raise errors.IdInUse(kind="backup", id=stored.id, differs=", ".join(differs))
     if there.status in (State.DELETING, State.DELETED):

@@ -14,7 +14,7 @@ from typing import Any
 from tests.data.old_answers import ask_for_all, check
 from tests.data.old_content import Content
 from tests.data.old_machine import MIB, Machine
-from tests.data.old_service import NODE, Api, Service, soon
+from tests.data.old_service import AGENT, INITIATOR, NODE, WORKER, Api, Service, soon
 from tools.waiting import wait_until
 
 GIB = 1 << 30
@@ -218,7 +218,7 @@ def _make_restores(service: Service) -> None:
     job = admin("POST", f"{_A}/backups/main-full/verify")
     _wait_for_job(service, "default", job["id"])
     snapshot = service.snapshot("half")
-    for pid in (agents := list(service.pids("lunr.storage.main"))):
+    for pid in (agents := list(service.pids(AGENT))):
         os.kill(pid, signal.SIGSTOP)
     admin("PUT", f"{_A}/volumes/clone-of-half", {"snapshot": snapshot, **_HERE})
     admin("POST", f"{_A}/volumes/clone-of-half", {"fill": "never"})
@@ -278,7 +278,7 @@ def _live_command(service: Service, machine: Machine) -> tuple[list[str], dict[s
         "LUNR_STORE": f"files:{service.root}/store",
         "LUNR_KEY_FILE": str(service.root / "keys" / "master.key"),
     }
-    argv = ["lunr.client.main", "live", "backup", "--qmp", str(machine.monitor), "--json"]
+    argv = ["lunr", "live", "backup", "--qmp", str(machine.monitor), "--json"]
     return [*argv, "--scratch", str(machine.folder), "--scratch-reserve", "0"], env
 
 
@@ -298,7 +298,7 @@ def _live_killed(service: Service, machine: Machine) -> str:
     known = {group["id"] for group in admin("GET", f"{_A}/groups")["groups"]}
     for _ in range(10):
         process = subprocess.Popen(
-            [service.python, "-m", *argv], cwd=service.checkout, env={**os.environ, **env}
+            [service.commands / argv[0], *argv[1:]], env={**os.environ, **env}
         )
 
         def new() -> Any:
@@ -373,7 +373,7 @@ def _kill_amid_a_save(service: Service) -> None:
 
 def _stop_worker(service: Service, sessions: set[Path]) -> None:
     """Stop the worker that saves, as soon as its session is in the store beside `sessions`."""
-    worker = soon(lambda: next(service.pids("lunr.backup.worker"), None))
+    worker = soon(lambda: next(service.pids(WORKER), None))
     soon(lambda: {*service.root.glob("store/default/sessions/*")} - sessions, 5.0)
     with contextlib.suppress(ProcessLookupError):
         os.kill(worker, signal.SIGSTOP)
@@ -393,7 +393,7 @@ def _play_the_agents(service: Service, token: str) -> None:
     # Their next share of the daily verify, for the housekeeper to ask for.
     service.execute("UPDATE accounts SET verify_asked_at = NULL WHERE id <> 'default'")
     config = ("--config-file", str(service.root / "lunr.conf"))
-    service.run("lunr.api.orbit", *config, "--once")
+    service.run("lunr-orbit", *config, "--once")
     _end_first(service, "repository.verify")
     # As if the clients whose saves they waited for were gone.
     service.execute(
@@ -434,7 +434,7 @@ def _orders(service: Service, fate: str) -> list[tuple[str, str, str, Any]]:
     admin = service.admin
     kept = _spare("snapshot.delete", fate)
     snapshot = admin("GET", f"{_A}/volumes/{kept}/snapshots")["snapshots"][0]["id"]
-    export = {"initiator": "iqn.2026-11.io.lunr.test:initiator", "ip": "127.0.0.1"}
+    export = {"initiator": INITIATOR, "ip": "127.0.0.1"}
     spare = {kind: f"volumes/{_spare(kind, fate)}" for kind in ON_SPARES}
     return [
         ("volume.extend", "POST", f"{spare['volume.extend']}/extend", {"size": 2}),

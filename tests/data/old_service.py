@@ -20,6 +20,9 @@ from tools.services.loopback import free_port
 from tools.waiting import wait_until
 
 NODE = "node1"
+#: What `lunr up` of that commit runs as an agent, and an agent as a worker.
+AGENT = "lunr.storage.main"
+WORKER = "lunr.backup.worker"
 INITIATOR = "iqn.2026-11.io.lunr.test:initiator"
 
 
@@ -49,7 +52,8 @@ class Service:
     def __init__(self, checkout: Path, root: Path) -> None:
         self.checkout = checkout
         self.root = root
-        self.python = checkout / ".venv" / "bin" / "python"
+        #: Where its commands are: its modules may have other names than ours.
+        self.commands = checkout / ".venv" / "bin"
         self.port = free_port()
         self.portal = f"127.0.0.1:{free_port([self.port])}"
         self.url = f"http://127.0.0.1:{self.port}"
@@ -65,8 +69,7 @@ class Service:
     def _start(self, *argv: str) -> None:
         with self._log.open("ab") as log:
             self._process = subprocess.Popen(
-                [self.python, *argv],
-                cwd=self.checkout,
+                [self.commands / argv[0], *argv[1:]],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -77,7 +80,7 @@ class Service:
         """Start all of it, and return when it is up."""
         self._log.unlink(missing_ok=True)
         ports = ("--api-port", str(self.port), "--portal", self.portal)
-        self._start("-m", "lunr.client.main", "up", "--root", str(self.root), *ports, *options)
+        self._start("lunr", "up", "--root", str(self.root), *ports, *options)
         wait_until(lambda: "lunr is up" in self._log.read_text(), what="lunr is up")
 
     def stop(self) -> None:
@@ -89,7 +92,7 @@ class Service:
 
     def api_alone(self) -> None:
         """Start the API, and nothing else."""
-        self._start("-m", "lunr.api.main", "--config-file", str(self.root / "lunr.conf"))
+        self._start("lunr-api", "--config-file", str(self.root / "lunr.conf"))
         wait_until(self._answers, what="the API answers")
 
     def _answers(self) -> bool:
@@ -150,16 +153,15 @@ class Service:
         text = path.read_text().replace(f"[{section}]\n", f"[{section}]\n{option} = {value}\n")
         path.write_text(text)
         path.chmod(0o600)
-        for pid in list(self.pids("lunr.storage.main")):
+        for pid in list(self.pids(AGENT)):
             os.kill(pid, signal.SIGKILL)
         before = self.admin("GET", f"/v1.0/admin/nodes/{NODE}")["last_seen"]
         wait_until(lambda: self.admin("GET", f"/v1.0/admin/nodes/{NODE}")["last_seen"] != before)
 
     def run(self, *argv: str, **env: str) -> str:
-        """Run ``python -m`` of the checkout with these arguments; what it prints."""
+        """Run a command of the checkout; what it prints."""
         done = subprocess.run(
-            [self.python, "-m", *argv],
-            cwd=self.checkout,
+            [self.commands / argv[0], *argv[1:]],
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
@@ -172,7 +174,7 @@ class Service:
 
     def manage(self, *argv: str) -> str:
         """Run lunr-manage."""
-        return self.run("lunr.manage.main", "--config-file", str(self.root / "lunr.conf"), *argv)
+        return self.run("lunr-manage", "--config-file", str(self.root / "lunr.conf"), *argv)
 
     def execute(self, statement: str, *values: object) -> None:
         """Change the database by hand."""

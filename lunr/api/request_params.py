@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 from urllib.parse import parse_qsl
 
 from lunr.api.schema import FormValue
-from lunr.common import errors
+from lunr.common import errors, strict_json
 
 #: Names of fields that are objects: ``metadata.color=red`` is ``{"metadata": {"color": "red"}}``.
 _DOTTED = ("metadata.", "quotas.", "retention.")
@@ -69,18 +68,6 @@ def _split(name: str) -> tuple[str, str]:
     return "", name
 
 
-def _object(body: bytes) -> dict[str, Any]:
-    try:
-        value = json.loads(
-            _decode(body), object_pairs_hook=_no_duplicates, parse_constant=_no_constant
-        )
-    except (ValueError, RecursionError) as error:
-        raise errors.BadRequest(reason=f"the body is not JSON: {_first_line(error)}") from error
-    if not isinstance(value, dict):
-        raise errors.BadRequest(reason="the body is not a JSON object")
-    return value
-
-
 def _decode(body: bytes) -> str:
     try:
         return body.decode()
@@ -88,16 +75,9 @@ def _decode(body: bytes) -> str:
         raise errors.BadRequest(reason="the body is not UTF-8") from error
 
 
-def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    value = dict(pairs)
-    if len(value) != len(pairs):
-        raise ValueError("a name is there twice")
-    return value
-
-
-def _no_constant(name: str) -> Any:
-    raise ValueError(f"{name} is not a number of JSON")
-
-
-def _first_line(error: Exception) -> str:
-    return "it is nested too deeply" if isinstance(error, RecursionError) else str(error)[:200]
+def _object(body: bytes) -> dict[str, Any]:
+    _decode(body)
+    try:
+        return strict_json.load_object(body, longest=len(body))  # a middleware bounds it
+    except ValueError as error:
+        raise errors.BadRequest(reason=f"the body is not JSON: {str(error)[:200]}") from error

@@ -15,7 +15,7 @@ from urllib3.util import Retry
 
 from lunr import __version__
 from lunr.client import errors
-from lunr.common import ids
+from lunr.common import ids, strict_json
 from lunr.common.errors import ConfigError
 from lunr.common.hosts import NO_PROXY, is_loopback
 
@@ -205,7 +205,7 @@ def _parsed(answer: requests.Response, url: str) -> dict[str, Any]:
     if answer.status_code == 204:
         return {}
     try:
-        body = answer.json()
+        body = strict_json.loads(answer.content)
     except ValueError:
         body = None
     if not isinstance(body, dict) or answer.status_code not in range(200, 600):

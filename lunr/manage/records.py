@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import Any, TextIO
@@ -14,7 +13,7 @@ from lunr.backup.format.roots import Root
 from lunr.backup.keys import from_config
 from lunr.backup.open import open_repository
 from lunr.backup.repository import catalog
-from lunr.common import errors, ids
+from lunr.common import errors, ids, strict_json
 from lunr.common.units import GIB
 from lunr.manage.context import Context, command, show
 
@@ -122,7 +121,7 @@ def import_(context: Context, file: TextIO) -> None:
 
 def _parse(file: TextIO) -> dict[str, Any]:
     try:
-        told = json.load(file)
+        told = strict_json.load_object(file.read().encode())
         id, account_id = told["id"], told["account_id"]
         name, metadata = told.get("name", ""), told.get("metadata", {})
         protected, schedule_id = told.get("protected", False), told.get("schedule_id")

@@ -11,7 +11,10 @@ from blake3 import blake3
 from lunr.backup import errors
 from lunr.backup.format.names import VERSION, Geometry, Ref, parse_short
 from lunr.backup.keys.derive import Keys
-from lunr.common import ids
+from lunr.common import ids, strict_json
+
+#: The largest root that is read, in bytes: that of a volume of some PiB.
+LONGEST = 64 << 20
 
 
 @dataclass(frozen=True)
@@ -91,8 +94,8 @@ def key_id(raw: bytes, name: str) -> str:
         errors.CorruptObject: it names none.
     """
     try:
-        named = json.loads(raw)["key_id"]
-    except (ValueError, TypeError, KeyError):
+        named = strict_json.load_object(raw, LONGEST)["key_id"]
+    except (ValueError, KeyError):
         named = None
     if not ids.is_valid(named):
         raise errors.CorruptObject(name=name, reason="it does not name its key.")
@@ -108,9 +111,9 @@ def decode(raw: bytes, backup_id: str, name: str, *keyring: Keys) -> Root:
         errors.WrongKey: it was written with other keys.
     """
     try:
-        record = json.loads(raw)
+        record = strict_json.load_object(raw, LONGEST)
         version = record["format"]
-    except (ValueError, TypeError, KeyError) as error:
+    except (ValueError, KeyError) as error:
         raise errors.CorruptObject(name=name, reason="it is not the JSON of a root.") from error
     if version != VERSION:
         raise errors.UnsupportedFormat(name=name, reason=f"format version {version}.")

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import zstandard
 
@@ -12,7 +13,7 @@ from lunr.backup import errors
 from lunr.backup.format.names import VERSION, Kind, condemned_name, is_name
 from lunr.backup.repository import quarantine
 from lunr.backup.repository.repository import Repository
-from lunr.common import ids
+from lunr.common import ids, strict_json
 
 #: The most names of one list, which collector and writers hold in memory. The next mark lists
 #: the rest.
@@ -66,16 +67,35 @@ def load(repository: Repository, collection: str) -> PendingDeletion | None:
     try:
         if zstandard.frame_content_size(raw) > MAX_SIZE:
             raise errors.CorruptObject(name=name, reason="it claims to be too large.")
-        record = json.loads(zstandard.ZstdDecompressor().decompress(raw))
+        document = zstandard.ZstdDecompressor().decompress(raw)
+        record = strict_json.load_object(document, MAX_SIZE)
         if record["format"] != VERSION:
             raise errors.UnsupportedFormat(name=name, reason="a list of another version.")
         if not all(map(is_name, record["objects"])):
             raise errors.CorruptObject(name=name, reason="it lists a name that is no object's.")
+        _check(record)
         return PendingDeletion(
             record["created"], record["objects"], tuple(record["saves"]), record["swept"]
         )
     except (zstandard.ZstdError, ValueError, TypeError, KeyError) as error:
         raise errors.CorruptObject(name=name, reason="it is not a list of names.") from error
+
+
+def _check(record: Mapping[str, Any]) -> None:
+    """See that the fields of a list have their types.
+
+    Raises:
+        ValueError: one has not.
+    """
+    if not (
+        strict_json.is_number(record["created"])
+        and isinstance(record["objects"], dict)
+        and all(type(size) is int and size >= 0 for size in record["objects"].values())
+        and isinstance(record["saves"], list)
+        and all(map(ids.is_valid, record["saves"]))
+        and isinstance(record["swept"], bool)
+    ):
+        raise ValueError("a field is of another type")
 
 
 def listed(repository: Repository) -> list[str]:

@@ -15,7 +15,7 @@ import os
 import secrets
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from typing import Any
 from lunr.backup import errors
 from lunr.backup.format.names import TOKEN_SIZE, VERSION, Kind, session_name
 from lunr.backup.repository.repository import Repository
+from lunr.common import ids, strict_json
 from lunr.common.errors import LunrError
 
 logger = logging.getLogger(__name__)
@@ -77,13 +78,31 @@ def decode(raw: bytes, name: str) -> Session:
         errors.CorruptObject, errors.UnsupportedFormat: it can't be understood.
     """
     try:
-        record = json.loads(raw)
+        record = strict_json.load_object(raw)
         if record.pop("format") != VERSION:
             raise errors.UnsupportedFormat(name=name, reason="a session of another version.")
+        _check(record)
         session = Session(**record)
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+    except (ValueError, TypeError, KeyError) as error:
         raise errors.CorruptObject(name=name, reason="it is not the JSON of a session.") from error
     return replace(session, knows=tuple(session.knows))
+
+
+def _check(record: Mapping[str, Any]) -> None:
+    """See that the fields of a session have their types.
+
+    Raises:
+        ValueError: one has not.
+    """
+    if not (
+        ids.is_valid(record["backup_id"])
+        and strict_json.is_number(record["expires"])
+        and isinstance(record["knows"], list)
+        and all(map(ids.is_valid, record["knows"]))
+        and isinstance(record["owner"], dict)
+        and (record.get("ended") is None or strict_json.is_number(record["ended"]))
+    ):
+        raise ValueError("a field is of another type")
 
 
 def tokens(repository: Repository) -> Iterator[bytes]:
@@ -217,4 +236,5 @@ def _is_dead(owner: dict[str, Any]) -> bool:
     here = _owner()
     if owner.get("boot") != here["boot"] or owner.get("namespace") != here["namespace"]:
         return False
-    return _started(int(owner.get("pid", 0))) != owner.get("started")
+    pid = owner.get("pid")
+    return type(pid) is not int or _started(pid) != owner.get("started")

@@ -23,7 +23,7 @@ from lunr.backup.read.plan import load_range
 from lunr.backup.repository.repository import Repository
 from lunr.backup.save.parent import UNUSABLE
 from lunr.backup.save.save import Backup, save
-from lunr.common import ids
+from lunr.common import ids, strict_json
 from lunr.live import errors
 from lunr.live.qemu.hardware import Device, Hardware
 
@@ -199,7 +199,7 @@ def _load(repository: Repository, group_id: str) -> Group:
 
 def _decode(raw: bytes, group_id: str) -> Group:
     try:
-        record: dict[str, Any] = json.loads(raw)
+        record = strict_json.load_object(raw)
         version = record.pop("format")
         if version != _VERSION:
             raise engine.UnsupportedFormat(name=group_id, reason=f"group version {version}.")

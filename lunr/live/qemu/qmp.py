@@ -17,6 +17,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from lunr.common import strict_json
 from lunr.live import errors
 
 logger = logging.getLogger(__name__)
@@ -99,10 +100,9 @@ class LineReader:
 def _parse(line: bytes) -> dict[str, Any] | None:
     """The object in `line`, or None: a connection taken over may begin in the middle of one."""
     try:
-        found = json.loads(line)
+        return strict_json.load_object(line, _LONGEST + _PIECE)
     except ValueError:
         return None
-    return found if isinstance(found, dict) else None
 
 
 def connect(path: Path, timeout: float) -> socket.socket:
@@ -245,7 +245,8 @@ class Monitor:
                 self._events.append(answer)
             elif answer.get("id") == message["id"]:
                 if "error" in answer:
-                    reason = answer["error"].get("desc", "it does not say why.")
+                    error = answer["error"] if isinstance(answer["error"], dict) else {}
+                    reason = error.get("desc", "it does not say why.")
                     raise errors.CommandRefused(command=command, reason=reason)
                 return answer.get("return")
         raise errors.MonitorSilent(path=self._lines.path, command=command, timeout=timeout)

@@ -9,7 +9,7 @@ from typing import Any
 import requests
 
 from lunr import __version__
-from lunr.common import errors, ids
+from lunr.common import errors, ids, strict_json
 
 #: Seconds for a request that does not wait for anything.
 _TIMEOUT = 15.0
@@ -66,8 +66,8 @@ class ApiClient:
     ) -> dict[str, Any] | None:
         try:
             answer = self._session().request(method, self._base + path, json=body, timeout=timeout)
-            content = answer.json() if answer.content else None
-        except requests.RequestException as error:
+            content = strict_json.loads(answer.content) if answer.content else None
+        except (requests.RequestException, ValueError) as error:
             raise errors.Unavailable(what="the API", reason=str(error)) from error
         if answer.ok:
             return content if isinstance(content, dict) else None

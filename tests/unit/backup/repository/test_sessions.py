@@ -4,6 +4,7 @@ import json
 import os
 
 import pytest
+import zstandard
 
 from lunr.backup import errors
 from lunr.backup.repository import collect as garbage
@@ -79,7 +80,20 @@ def test_a_dead_process_on_this_machine_is_over_when_its_requests_are() -> None:
     assert sessions.Session("b", mine.expires, (), alive).over(clock.now + 61, 0.0) is None
 
 
-@pytest.mark.parametrize("raw", [b"", b"[]", b"{}", b'{"format": 1}', b'{"format": 1, "x": 2}'])
+SESSION = {"format": 1, "backup_id": "b", "expires": 1.0, "knows": [], "owner": {}, "ended": None}
+NONSENSE = [
+    *(b"", b"[]", b"{}", b'{"format": 1}', b'{"format": 1, "x": 2}', b'{"format":' * 100_000),
+    *(
+        json.dumps({**SESSION, **wrong}).encode()
+        for wrong in (
+            *({"backup_id": "../b"}, {"backup_id": None}, {"expires": "soon"}, {"expires": True}),
+            *({"knows": "c1"}, {"knows": ["c/1"]}, {"owner": []}, {"ended": "never"}, {"more": 1}),
+        )
+    ),
+]
+
+
+@pytest.mark.parametrize("raw", NONSENSE)
 def test_a_session_that_can_not_be_read_stops_the_sweep(raw: bytes) -> None:
     store, _, repo = make()
     save_bytes(repo, b"x" * 300, "b")
@@ -89,6 +103,26 @@ def test_a_session_that_can_not_be_read_stops_the_sweep(raw: bytes) -> None:
     store.objects["sessions/00112233aabbccdd"] = raw
     with pytest.raises(errors.CorruptObject, match="sessions/00112233aabbccdd"):
         garbage.sweep(repo, found.collection)
+
+
+LIST = {"format": 1, "created": 1.0, "objects": {"chunks/aa/b": 1}, "saves": [], "swept": False}
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        *({"created": "now"}, {"created": True}, {"objects": ["chunks/aa/b"]}),
+        *({"objects": {"chunks/aa/b": -1}}, {"objects": {"chunks/aa/b": "1"}}),
+        *({"saves": "b"}, {"saves": ["../b"]}, {"swept": 1}),
+    ],
+)
+def test_a_list_of_other_types_is_no_list(wrong: dict[str, object]) -> None:
+    store, _, repo = make()
+    store.objects["condemned/c1"] = zstandard.compress(json.dumps(LIST).encode())
+    assert pending_deletion.load(repo, "c1") is not None
+    store.objects["condemned/c1"] = zstandard.compress(json.dumps({**LIST, **wrong}).encode())
+    with pytest.raises(errors.CorruptObject, match="condemned/c1"):
+        pending_deletion.load(repo, "c1")
 
 
 def test_a_list_that_can_not_be_read_stops_saves_until_it_is_swept() -> None:

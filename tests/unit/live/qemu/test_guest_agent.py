@@ -64,6 +64,7 @@ def test_a_guest_that_is_hostile() -> None:
         (line(**{"return": True}), "makes no sense"),
         (line(error={"desc": "\x1b[2Jgone"}), r"\\x1b"),
         (b"x" * (18 << 20), "no end"),
+        (b'{"return":' * 100_000 + b"\n" + line(error={"desc": "no"}), "no"),
     ):
         lines, _ = pair(guest(freeze=[answer], thaw=[], status=[]))
         agent = Agent(lines)

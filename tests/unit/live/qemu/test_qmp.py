@@ -48,6 +48,13 @@ def test_answers_in_pieces_between_events() -> None:
             monitor.wait(lambda event: False, "STOP", timeout=0.05)
 
 
+@pytest.mark.parametrize("error", ["no", None, ["desc"], {}])
+def test_a_refusal_that_says_nothing(error: object) -> None:
+    lines, _ = pair(lambda message: [line(error=error, id=message["id"])])
+    with Monitor(lines) as monitor, pytest.raises(errors.CommandRefused, match="does not say why"):
+        monitor.execute("query-x")
+
+
 def test_a_late_answer_is_not_the_next_ones() -> None:
     late: list[bytes] = []
 

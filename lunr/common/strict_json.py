@@ -1,0 +1,73 @@
+"""The one reader of JSON that somebody else wrote: a caller, a store, a guest, a machine.
+
+``json.loads`` takes what JSON (RFC 8259) does not have, and raises what callers do not expect:
+RecursionError for deep nesting, and later UnicodeEncodeError for half a surrogate pair.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any
+
+#: The largest document that is read where the caller says nothing, in bytes.
+LONGEST = 16 << 20
+
+#: A surrogate as an escape; two of them may be a character, one alone can't be written anywhere.
+_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
+
+
+def loads(document: bytes, longest: int = LONGEST) -> Any:
+    """The value of a JSON document in UTF-8.
+
+    Args:
+        document: the bytes of it.
+        longest: more bytes are refused, so that a document takes a bounded part of the memory.
+
+    Raises:
+        ValueError: it is no JSON, is too long or nested too deeply, has a name twice in an
+            object, ``NaN`` or the like, or text that is no Unicode.
+    """
+    if len(document) > longest:
+        raise ValueError(f"it has more than {longest} bytes")
+    try:
+        value = json.loads(
+            document.decode(), object_pairs_hook=_no_duplicates, parse_constant=_no_constant
+        )
+        if _SURROGATE.search(document):
+            json.dumps(value, ensure_ascii=False).encode()
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+    except UnicodeEncodeError:
+        raise ValueError("it has half a character") from None
+    return value
+
+
+def load_object(document: bytes, longest: int = LONGEST) -> dict[str, Any]:
+    """The object in a JSON document; see :func:`loads`.
+
+    Raises:
+        ValueError: as there, or the document holds something else.
+    """
+    value = loads(document, longest)
+    if not isinstance(value, dict):
+        raise ValueError("it is not a JSON object")  # noqa: TRY004 - the document's fault
+    return value
+
+
+def is_number(value: object) -> bool:
+    """Whether a value of JSON is a number; what is true or false is none, nor is infinity."""
+    return (
+        isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < float("inf")
+    )
+
+
+def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    value = dict(pairs)
+    if len(value) != len(pairs):
+        raise ValueError("a name is there twice")
+    return value
+
+
+def _no_constant(name: str) -> Any:
+    raise ValueError(f"{name} is not a number of JSON")

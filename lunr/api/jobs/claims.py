@@ -264,12 +264,14 @@ class Claims:
         if progress is not None and status is not State.DONE:
             job.progress = progress
         if status is State.FAILED:
-            error = error or {"code": "unknown", "reason": "The node gave no reason."}
+            error = {"code": "unknown", "reason": "The node gave no reason.", **(error or {})}
             if error.get("retry") or job.cancel:
                 completion.retry_or_fail(session, self._context, job, error, delay=True)
                 return answer
         if status is State.CANCELLED:
             error = errors.Cancelled().as_dict()
+        if status is State.DONE:  # and whatever else the node says
+            error = None
         completion.complete(session, self._context, job, status, error, result)
         return answer
 

@@ -155,6 +155,23 @@ def test_retries_wait_twice_as_long_each_time(tmp_path: Any, world_settings: Any
     world.close()
 
 
+@pytest.mark.parametrize("status", ["FAILED", "CANCELLED", "DONE"])
+@pytest.mark.parametrize(
+    "error",
+    [None, {}, {"code": "x"}, {"reason": "y"}, {"retry": False}, {"code": "x", "retry": True}],
+)
+def test_a_node_may_say_little_of_an_end(
+    world: World, status: str, error: dict[str, Any] | None
+) -> None:
+    world.services.volumes.create("acme", {"size": 1}, "v1")
+    job = world.claim()
+    world.services.claims.report("n1", job["id"], job["lease"], status, error=error)
+    told = world.services.jobs.get("acme", job["id"])
+    again = status == "FAILED" and error is not None and error.get("retry")
+    assert told["status"] == ("QUEUED" if again else status)
+    assert (told["reason"] is None) == (status == "DONE")
+
+
 def test_a_failure_that_no_retry_mends_fails_at_once(world: World) -> None:
     world.services.volumes.create("acme", {"size": 1}, "v1")
     world.fail(world.claim(), reason="The pool is broken.")

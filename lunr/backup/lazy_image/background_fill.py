@@ -27,6 +27,7 @@ from lunr.backup.lazy_image.presence import ABSENT
 from lunr.backup.lazy_image.restored_volume import RestoredVolume, SyncLost
 from lunr.backup.read.backup_reader import Report
 from lunr.common.errors import LunrError
+from lunr.common.rate import TokenBucket
 
 logger = logging.getLogger(__name__)
 
@@ -79,7 +80,7 @@ class BackgroundFill:
         self._volume = volume
         self._report = report
         self._mode = mode
-        self._limit = limit
+        self._bucket = TokenBucket(limit)
         self._shape = volume.presence.shape
         self._lock = threading.Lock()
         self._changed = threading.Condition(self._lock)
@@ -93,7 +94,6 @@ class BackgroundFill:
         self._middles: dict[int, int] = {}
         self._working: set[int] = set()
         self._damaged: set[int] = set()
-        self._free_at = 0.0
         #: How often the settings were sent.
         self._generation = 0
         self._trouble: str | None = None
@@ -114,8 +114,7 @@ class BackgroundFill:
         """Change the settings. The fill tries damaged chunks again."""
         with self._changed:
             self._mode = self._mode if mode is None else mode
-            self._limit = self._limit if limit is None else limit
-            self._free_at = 0.0
+            self._bucket = TokenBucket(self._bucket.rate if limit is None else limit)
             self._generation += 1
             self._damaged.clear()
             given_up, self._given_up = self._given_up, None
@@ -341,10 +340,7 @@ class BackgroundFill:
         pause = took * _REST if self._usage.rate() > _USED else 0.0
         with self._changed:
             generation, now = self._generation, time.monotonic()
-            if self._limit:
-                self._free_at = max(self._free_at, now) + fetched / self._limit
-                pause = max(pause, self._free_at - now)
-            until = now + pause
+            until = now + max(pause, self._bucket.take(fetched))
             while not self._stopped and generation == self._generation:
                 left = until - time.monotonic()
                 if left <= 0:

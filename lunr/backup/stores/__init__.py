@@ -12,8 +12,9 @@ from typing import Any
 from lunr.backup import errors
 from lunr.backup.stores.base import Retrying, Store
 from lunr.backup.stores.files import FileStore, folders
-from lunr.backup.stores.limited import Limited, Pace
+from lunr.backup.stores.limited import Limited
 from lunr.common import ids, openstack
+from lunr.common.rate import TokenBucket
 
 #: Options that only a login to Keystone needs.
 KEYSTONE_OPTIONS = (
@@ -21,6 +22,9 @@ KEYSTONE_OPTIONS = (
     *("project_id", "project_name", "project_domain_id", "project_domain_name"),
     *("user_domain_id", "user_domain_name"),
 )
+#: Seconds of which what was not used may be made up for: a request that takes a while
+#: must not make the next ones late, too.
+_BURST = 1.0
 
 __all__ = ["Store", "open_store", "repositories", "scheme"]
 
@@ -60,7 +64,9 @@ def open_store(
 
 
 def _limited(store: Store, limit: int, cancel: threading.Event | None) -> Store:
-    return Limited(store, Pace(limit, cancel)) if limit else store
+    if not limit:
+        return store
+    return Limited(store, TokenBucket(limit, _BURST), (cancel or threading.Event()).wait)
 
 
 def repositories(url: str, options: Mapping[str, Any] | None = None) -> list[str]:

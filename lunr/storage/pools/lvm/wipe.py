@@ -23,6 +23,7 @@ import time
 from collections.abc import Iterator
 
 from lunr.common import concurrency, errors, linux, units
+from lunr.common.rate import TokenBucket
 from lunr.storage.pools.base import Tick
 from lunr.storage.pools.lvm import cow
 from lunr.storage.pools.lvm.logical_volumes import LogicalVolume, Role
@@ -51,25 +52,6 @@ _LOOK_EVERY = 30.0
 _STOP_TIMEOUT = 10.0
 
 
-class Pace:
-    """Lets so many bytes a second go by, for all threads together; 0: as many as like."""
-
-    def __init__(self, bytes_per_second: int) -> None:
-        self._speed = bytes_per_second
-        self._lock = threading.Lock()
-        self._free_at = 0.0
-
-    def spend(self, size: int) -> None:
-        """Wait until `size` bytes may have been moved."""
-        if not self._speed:
-            return
-        with self._lock:
-            now = time.monotonic()
-            self._free_at = max(now, self._free_at) + size / self._speed
-            pause = self._free_at - now
-        time.sleep(pause)
-
-
 class _WipePreempted(Exception):
     """The background is to let go of what it wipes."""
 
@@ -82,7 +64,7 @@ class Wiper:
 
     def __init__(self, group: VolumeGroup, bytes_per_second: int) -> None:
         self._group = group
-        self._pace = Pace(bytes_per_second)
+        self._bucket = TokenBucket(bytes_per_second)
         #: Held while a logical volume is on its way to be one that is wiped.
         self._retiring = threading.Lock()
         self._turn = threading.Condition()
@@ -262,7 +244,7 @@ class Wiper:
                     start = (end - 1) // STEP * STEP
                     least = (end - start) / _UNWRITTEN
                     if concurrency.blocking(_seconds_to_zero, file, start, end) > least:
-                        self._pace.spend(end - start)
+                        time.sleep(self._bucket.take(end - start))
                     end = start
                     if time.monotonic() - kept_at > self.keep_every:
                         shorten()

@@ -28,6 +28,7 @@ from typing import Any, NamedTuple
 from lunr.backup.lazy_image import mount
 from lunr.common import concurrency, errors, ids, linux, units
 from lunr.common.extents import Extent, complement
+from lunr.common.rate import TokenBucket
 from lunr.storage import system
 from lunr.storage.agent.backoff import Backoff
 from lunr.storage.pools.base import DevicePool
@@ -44,6 +45,8 @@ LARGEST = 128 * units.GIB
 
 #: Seconds between two looks at the device, and where the fill has a limit.
 _LOOK_EVERY, _LOOK_LIMITED = 1.0, 0.25
+#: Seconds of which the fill may make up for what it did not copy, where it has a limit.
+_BURST = 1.0
 #: Seconds over which the rate is averaged.
 _SMOOTH = 5.0
 #: Seconds in which nothing comes of a damaged backup until all that can be had so is there.
@@ -78,7 +81,7 @@ class DmCloneRestore(FuseRestore):
         #: (when, bytes that were there).
         self._seen: deque[tuple[float, int]] = deque()
         self._came_at = 0.0
-        self._budget = 0.0
+        self._bucket = TokenBucket(0)
         self._uses = _Uses(0, 0)
 
     @property
@@ -127,6 +130,8 @@ class DmCloneRestore(FuseRestore):
         """See :meth:`FuseRestore.fill`."""
         super().fill(mode, limit)
         with self._changed:
+            if limit != self._bucket.rate:
+                self._bucket = TokenBucket(limit, burst=_BURST)
             self._wanted, self._gave_up, self._one_by_one = (mode, limit), False, False
             self._changed.notify_all()
 
@@ -337,12 +342,12 @@ class DmCloneRestore(FuseRestore):
                     raise
         status = self._device.status()
         done = status.hydrated * REGION
-        since, before = self._seen[-1] if self._seen else (time.monotonic(), done)
+        before = self._seen[-1][1] if self._seen else done
         self._note(done, status.total * REGION)
         if status.hydrated == status.total:
             return self._keep_filled()
         came, is_used = done - before, self._is_used()
-        may_go_on = self._may_go_on(came, time.monotonic() - since, is_used)
+        may_go_on = self._may_go_on(came, is_used)
         if is_used and came < AT_ONCE and may_go_on and self._doing in (_ON, _ONE_BY_ONE):
             self._make_room()
         self._hydrate(on=self._zeros_claimed and may_go_on)
@@ -407,8 +412,8 @@ class DmCloneRestore(FuseRestore):
             )
             self._changed.notify_all()
 
-    def _may_go_on(self, came: int, seconds: float, is_used: bool) -> bool:
-        """Whether to copy now, after `came` bytes in the last `seconds`."""
+    def _may_go_on(self, came: int, is_used: bool) -> bool:
+        """Whether to copy now, after `came` bytes since the last look."""
         mode, limit = self._wanted
         now = time.monotonic()
         away = self.news.store_trouble or self.news.fill_trouble
@@ -421,8 +426,7 @@ class DmCloneRestore(FuseRestore):
             return False
         if not limit:
             return True
-        self._budget = min(self._budget + limit * seconds, limit) - came
-        return self._budget > 0
+        return self._bucket.take(came) < 0
 
     def _hydrate(self, on: bool) -> None:
         with self._guard:

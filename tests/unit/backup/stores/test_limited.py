@@ -8,9 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lunr.backup.stores.limited import Limited, Pace
+from lunr.backup.stores.limited import Limited
 from lunr.backup.stores.memory import MemoryStore
 from lunr.common.errors import Cancelled
+from lunr.common.rate import TokenBucket
 
 RATE = 1000
 
@@ -46,7 +47,7 @@ class Slow(MemoryStore):
 
 def limited(request: float = 0.0) -> tuple[Clock, Limited]:
     clock = Clock()
-    return clock, Limited(Slow(clock, request), Pace(RATE, clock=clock, wait=clock.wait))
+    return clock, Limited(Slow(clock, request), TokenBucket(RATE, 1.0, clock), clock.wait)
 
 
 @given(
@@ -97,25 +98,9 @@ def test_a_part_counts_as_a_part() -> None:
     assert clock.now == pytest.approx(60.5)
 
 
-def test_threads_share_it() -> None:
-    clock = Clock()
-    waits: list[float] = []
-
-    def wait(seconds: float) -> bool:
-        waits.append(seconds)
-        return len(waits) > 3
-
-    pace = Pace(RATE, clock=clock, wait=wait)  # nobody's time goes by: they wait side by side
-    for expected in (1.0, 2.0, 3.0):
-        with pytest.raises(Cancelled):
-            waits[:] = [0.0, 0.0, 0.0]
-            pace.take(1000)
-        assert waits[-1] == pytest.approx(expected)
-
-
 def test_cancel_ends_the_waiting() -> None:
     cancel = threading.Event()
-    pace = Pace(1, cancel)
+    store = Limited(MemoryStore(), TokenBucket(1), cancel.wait)
     threading.Timer(0.05, cancel.set).start()
     with pytest.raises(Cancelled):
-        pace.take(1 << 30)
+        store.put("chunks/c", bytes(1 << 20))

@@ -127,15 +127,11 @@ def _overlaid(job: Job, local: FileSource) -> Iterator[Source]:
     if not absent:
         yield local
         return
-    base = Stored(job.repository, job.repository.load_root(job["base_id"]), _unheard)
+    base = Stored(job.repository, job.repository.load_root(job["base_id"]))
     try:
         yield Overlay(local, absent, base)
     finally:
         base.close()
-
-
-def _unheard(event: str, **fields: object) -> None:
-    """The error tells it too."""
 
 
 def _is_there(repository: Repository, backup_id: str) -> bool:

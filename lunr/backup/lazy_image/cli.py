@@ -80,7 +80,7 @@ def _mount(
 ) -> None:
     cancel, keys = threading.Event(), master_keys.load(key_file)
     with open_repository(url, name, keys, cancel=cancel) as repository:
-        source = Source(repository, repository.load_root(backup_id), _ignore)
+        source = Source(repository, repository.load_root(backup_id))
         fd = mounting.mount(folder, fuse_protocol.MAX_IO, read_only=True)
         session = fuse_protocol.Session(fd, Image(source), NAME, patience)
         serving = threading.Thread(target=session.serve)
@@ -91,10 +91,6 @@ def _mount(
             serving.join(1.0)
         cancel.set()
         source.close()
-
-
-def _ignore(event: str, **fields: object) -> None:
-    """The reader logs every event, too."""
 
 
 def _unmount(folder: Path) -> None:

@@ -45,6 +45,10 @@ class Report(Protocol):
         """Report `event`."""
 
 
+def _ignore(event: str, **fields: object) -> None:
+    """The reader logs every event, too."""
+
+
 def kept_root(repository: Repository, backup_id: str, path: Path) -> Root:
     """The root of a backup from the file `path`, or else from the store into that file.
 
@@ -77,7 +81,7 @@ class Source:
         geometry: the sizes of its chunks, blocks and segments.
     """
 
-    def __init__(self, repository: Repository, root: Root, report: Report) -> None:
+    def __init__(self, repository: Repository, root: Root, report: Report | None = None) -> None:
         """Read the backup `root`.
 
         Events that are reported: ``store`` (reason: why requests fail; None: they succeed
@@ -88,7 +92,7 @@ class Source:
         self._repository = repository.of(root)
         self.size = self._root.size_bytes
         self.geometry = self._root.geometry
-        self._report = report
+        self._report = report or _ignore
         self._lock = threading.Lock()
         self._segments: OrderedDict[int, list[Entry]] = OrderedDict()
         self._loading: SingleFlight[int, list[Entry]] = SingleFlight()

@@ -17,7 +17,6 @@ import signal
 import socket
 import subprocess
 import sys
-from types import TracebackType
 
 from lunr.common import log
 from lunr.common.errors import LunrError
@@ -64,12 +63,7 @@ class Guard:
             raise errors.CannotBackUp(reason="the process that guards it does not start.")
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *exc_info: object) -> None:
         self._end()
 
     def release(self) -> None:

@@ -15,7 +15,6 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from lunr.backup.lazy_image import fuse_protocol, mount
@@ -56,7 +55,7 @@ class Disk:
         self.path = folder / f"{member.backup_id}.qcow2"
         self._point = folder / member.backup_id
         root = repository.load_root(member.backup_id)
-        self._source = Source(repository.of(root), root, _ignore)
+        self._source = Source(repository.of(root), root)
         self._serving: threading.Thread | None = None
 
     def __enter__(self) -> Disk:
@@ -74,12 +73,7 @@ class Disk:
             raise
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *exc_info: object) -> None:
         self._leave()
 
     def is_used(self) -> bool:
@@ -95,10 +89,6 @@ class Disk:
         mount.unmount(self._point, lazy=True)
         self._source.close()
         self._point.rmdir()
-
-
-def _ignore(event: str, **fields: object) -> None:
-    """The log tells it too."""
 
 
 def _make_overlay(path: Path, below: Path) -> None:

@@ -55,11 +55,8 @@ class NbdSource:
     def _connection(self, offset: int) -> Iterator[nbd.Connection]:
         connection = self._free.get()
         try:
-            yield connection
-        except OSError as error:
-            raise errors.ExportLost(
-                path=self._name, offset=offset, reason=f"{error.strerror or error}."
-            ) from error
+            with _lost(self._name, offset):
+                yield connection
         finally:
             self._free.put(connection)  # a broken one fails who comes next, too
 
@@ -75,6 +72,17 @@ class NbdSource:
         return view
 
 
+@contextmanager
+def _lost(name: str, offset: int = 0) -> Iterator[None]:
+    """Raise ExportLost for what goes wrong between us and the export of the disk `name`."""
+    try:
+        yield
+    except OSError as error:
+        raise errors.ExportLost(
+            path=name, offset=offset, reason=f"{error.strerror or error}."
+        ) from error
+
+
 def ranges(name: str, connection: nbd.Connection, *, wanted: Callable[[int], bool]) -> list[Extent]:
     """The ranges whose flags in the map of `connection` are `wanted`.
 
@@ -82,13 +90,9 @@ def ranges(name: str, connection: nbd.Connection, *, wanted: Callable[[int], boo
         errors.ExportLost: it can't be read.
     """
     extents = connection.extents(0, connection.size)
-    try:
-        asked_for = ((at, stop) for at, stop, flags in extents if wanted(flags))
+    asked_for = ((at, stop) for at, stop, flags in extents if wanted(flags))
+    with _lost(name):
         return cover(asked_for, MOST_EXTENTS, connection.size)
-    except OSError as error:
-        raise errors.ExportLost(
-            path=name, offset=0, reason=f"{error.strerror or error}."
-        ) from error
 
 
 def await_answers(name: str, connection: nbd.Connection) -> None:
@@ -100,14 +104,11 @@ def await_answers(name: str, connection: nbd.Connection) -> None:
     beginning = memoryview(bytearray(min(_BEGINNING, connection.size)))
     asks: list[Callable[[], None]] = [lambda: connection.read(beginning, 0), connection.flush]
     for ask in asks:
-        try:
-            ask()
-        except nbd.NbdError as error:
-            logger.warning("%s: %s.", name, error.strerror or error)
-        except OSError as error:
-            raise errors.ExportLost(
-                path=name, offset=0, reason=f"{error.strerror or error}."
-            ) from error
+        with _lost(name):
+            try:
+                ask()
+            except nbd.NbdError as error:
+                logger.warning("%s: %s.", name, error.strerror or error)
 
 
 def union(one: list[Extent], other: list[Extent], size: int) -> list[Extent]:
@@ -123,9 +124,5 @@ def negotiate(
     Raises:
         errors.ExportLost: the server does not give it; `name` is in the message.
     """
-    try:
+    with _lost(name):
         return [nbd.Connection(sock, export, context) for sock in sockets]
-    except OSError as error:
-        raise errors.ExportLost(
-            path=name, offset=0, reason=f"{error.strerror or error}."
-        ) from error

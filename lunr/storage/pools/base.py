@@ -86,6 +86,13 @@ class Capacity:
     tight: bool = False
 
 
+def not_found(subject: str | Snapshot) -> errors.NotFound:
+    """The error that a pool raises where `subject` is not there."""
+    if isinstance(subject, Snapshot):
+        return errors.NotFound(kind="snapshot", id=f"{subject.id} of volume {subject.volume_id}")
+    return errors.NotFound(kind="volume", id=subject)
+
+
 class Pool(abc.ABC):
     """Keeps volumes and their snapshots. Sizes are in bytes, ids are those of the records.
 

@@ -43,6 +43,7 @@ from lunr.storage.pools.base import (
     Snapshot,
     Tick,
     no_tick,
+    not_found,
 )
 from lunr.storage.pools.files import fiemap
 
@@ -197,7 +198,7 @@ class FilesPool(Pool):
         """The file of a volume or snapshot that is there."""
         path = self._path(subject)
         if not path.exists():
-            raise _not_found(subject)
+            raise not_found(subject)
         return path
 
     # --- changes -----------------------------------------------------------------
@@ -256,7 +257,7 @@ class FilesPool(Pool):
             old.rename(new)
         except FileNotFoundError as error:
             if not new.exists():
-                raise _not_found(snapshot) from error
+                raise not_found(snapshot) from error
         except OSError as error:
             raise self._translate(error) from error
         files.fsync(new.parent)
@@ -344,7 +345,7 @@ class FilesPool(Pool):
         try:
             file = os.open(self._path(volume_id), os.O_RDWR | os.O_CLOEXEC)
         except FileNotFoundError as error:
-            raise _not_found(volume_id) from error
+            raise not_found(volume_id) from error
         try:
             yield file
         except OSError as error:
@@ -363,7 +364,7 @@ def _clone(origin: Path, new: int, subject: str | Snapshot) -> int:
     try:
         source = os.open(origin, os.O_RDONLY | os.O_CLOEXEC)
     except FileNotFoundError as error:
-        raise _not_found(subject) from error
+        raise not_found(subject) from error
     try:
         # Writes dirty pages of the source out first, which takes its time.
         concurrency.blocking(fcntl.ioctl, new, FICLONE, source)
@@ -376,12 +377,6 @@ def _room(folder: Path) -> tuple[int, int]:
     """Bytes of the file system that `folder` is on: in all, and free."""
     room = os.statvfs(folder)
     return room.f_blocks * room.f_frsize, room.f_bavail * room.f_frsize
-
-
-def _not_found(subject: str | Snapshot) -> errors.NotFound:
-    if isinstance(subject, Snapshot):
-        return errors.NotFound(kind="snapshot", id=f"{subject.id} of volume {subject.volume_id}")
-    return errors.NotFound(kind="volume", id=subject)
 
 
 def _has_reflink(folder: Path) -> bool:

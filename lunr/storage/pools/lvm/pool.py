@@ -32,6 +32,7 @@ from lunr.storage.pools.base import (
     SnapshotLost,
     Tick,
     no_tick,
+    not_found,
 )
 from lunr.storage.pools.lvm import cow
 from lunr.storage.pools.lvm.cow_areas import CowAreas
@@ -442,19 +443,15 @@ class LvmPool(DevicePool):
         if isinstance(subject, Snapshot):
             ids.check(subject.volume_id)
             ids.check(subject.id)
-            missing = errors.NotFound(
-                kind="snapshot", id=f"{subject.id} of volume {subject.volume_id}"
-            )
         else:
             ids.check(subject)
-            missing = errors.NotFound(kind="volume", id=subject)
         for lv in self._lvs() if lvs is None else lvs:
             if isinstance(subject, Snapshot):
                 if lv.snapshot == subject and lv.origin:
                     return lv
             elif lv.role is Role.VOLUME and lv.id == subject:
                 return lv
-        raise missing
+        raise not_found(subject)
 
     def _named(self, name: str) -> LogicalVolume:
         for lv in self._lvs():

@@ -33,6 +33,7 @@ from lunr.storage.pools.base import (
     Snapshot,
     Tick,
     no_tick,
+    not_found,
 )
 from lunr.storage.pools.extent_maps import Run
 from lunr.storage.pools.lvm.logical_volumes import ROLES, LogicalVolume, Role, tags_for
@@ -233,7 +234,7 @@ class ThinPool(DevicePool):
             self._need_size(there, size)
             return
         if (origin := _pick(lvs, of)) is None:
-            raise _not_found(source)
+            raise not_found(source)
         size = self._group.rounded(size)
         if origin.size > size:
             raise errors.Conflict(
@@ -293,7 +294,7 @@ class ThinPool(DevicePool):
         after, lvs = replace(snapshot, purpose=purpose), self._ours()
         lv = _pick(lvs, _key(after)) or _pick(lvs, _key(snapshot))
         if lv is None:
-            raise _not_found(snapshot)
+            raise not_found(snapshot)
         self._group.convert(lv, ROLES[purpose])
 
     # --- for dm-clone --------------------------------------------------------------
@@ -374,7 +375,7 @@ class ThinPool(DevicePool):
 
     def _need(self, subject: str | Snapshot) -> LogicalVolume:
         if (lv := self._find(subject)) is None:
-            raise _not_found(subject)
+            raise not_found(subject)
         return lv
 
     def _need_size(self, lv: LogicalVolume, size: int) -> None:
@@ -436,9 +437,3 @@ def _half_made(
     for lv in lvs:
         if lv.role is Role.BUILDING and volume_id in (None, lv.id):
             yield lv
-
-
-def _not_found(subject: str | Snapshot) -> errors.NotFound:
-    if isinstance(subject, Snapshot):
-        return errors.NotFound(kind="snapshot", id=f"{subject.id} of volume {subject.volume_id}")
-    return errors.NotFound(kind="volume", id=subject)

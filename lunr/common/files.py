@@ -2,11 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import stat
+from collections.abc import Iterator
 from pathlib import Path
 
 from lunr.common import concurrency, errors
+
+
+@contextlib.contextmanager
+def opened(path: Path, flags: int = os.O_RDONLY) -> Iterator[int]:
+    """A descriptor of `path`, as of open(2), while the context lasts. A new file has mode 0600."""
+    file = os.open(path, flags | os.O_CLOEXEC, 0o600)
+    try:
+        yield file
+    finally:
+        os.close(file)
 
 
 def fsync(path: Path) -> None:
@@ -15,11 +27,8 @@ def fsync(path: Path) -> None:
     Raises:
         OSError: it does not.
     """
-    file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
+    with opened(path) as file:
         concurrency.blocking(os.fsync, file)
-    finally:
-        os.close(file)
 
 
 def write(path: Path, text: str) -> None:

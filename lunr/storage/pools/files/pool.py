@@ -275,17 +275,13 @@ class FilesPool(Pool):
         return self._differences(before, after) if before.exists() else None
 
     def _differences(self, old: Path, new: Path) -> Iterator[Extent]:
-        with contextlib.ExitStack() as opened:
-            descriptors: list[int] = []
-            try:
-                for path in (old, new):
-                    descriptors.append(os.open(path, os.O_RDONLY | os.O_CLOEXEC))
-                    opened.callback(os.close, descriptors[-1])
-                sizes = [os.fstat(file).st_size for file in descriptors]
-                runs = [fiemap.runs(file) for file in descriptors]
+        try:
+            with files.opened(old) as before, files.opened(new) as after:
+                sizes = [os.fstat(file).st_size for file in (before, after)]
+                runs = [fiemap.runs(file) for file in (before, after)]
                 yield from extent_maps.changed(runs[0], sizes[0], runs[1], sizes[1])
-            except OSError as error:
-                raise self._translate(error) from error
+        except OSError as error:
+            raise self._translate(error) from error
 
     # --- how ---------------------------------------------------------------------
 
@@ -318,12 +314,9 @@ class FilesPool(Pool):
             return
         new = path.with_name(f"{path.name}.{secrets.token_hex(8)}{_TEMPORARY}")
         try:
-            file = os.open(new, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-            try:
+            with files.opened(new, os.O_RDWR | os.O_CREAT | os.O_EXCL) as file:
                 fill(file)
                 concurrency.blocking(os.fsync, file)
-            finally:
-                os.close(file)
             with contextlib.suppress(FileExistsError):
                 os.link(new, path)  # unlike rename(2), it never replaces what is there
         except OSError as error:

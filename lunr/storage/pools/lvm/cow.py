@@ -15,6 +15,7 @@ The device is read with O_DIRECT: the kernel writes to it below the page cache.
 
 from __future__ import annotations
 
+import contextlib
 import mmap
 import os
 import re
@@ -23,7 +24,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from lunr.common import units
+from lunr.common import files, units
 from lunr.common.extents import Extent, ones_in
 from lunr.storage.pools.extent_maps import within_both
 
@@ -147,9 +148,9 @@ def reader(file: int) -> Read:
     return read
 
 
-def open_area(path: Path) -> int:
-    """A descriptor of a COW area's device for `reader`; the caller closes it."""
-    return os.open(path, os.O_RDONLY | os.O_DIRECT | os.O_CLOEXEC)
+def opened_area(path: Path) -> contextlib.AbstractContextManager[int]:
+    """A descriptor of a COW area's device for `reader`."""
+    return files.opened(path, os.O_RDONLY | os.O_DIRECT)
 
 
 # --- what the kernel says ------------------------------------------------------------

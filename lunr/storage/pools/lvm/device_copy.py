@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import mmap
 import os
 from pathlib import Path
 
-from lunr.common import concurrency, units
+from lunr.common import concurrency, files, units
 from lunr.storage.pools.base import Tick
 
 #: Bytes that are copied at once.
@@ -25,18 +24,17 @@ def copy(source: Path, target: Path, length: int, tick: Tick) -> None:
         OSError: a device fails, or ends.
         errors.Cancelled: `tick` said so.
     """
-    with contextlib.ExitStack() as stack:
-        files = []
-        for path, flags in ((source, os.O_RDONLY), (target, os.O_WRONLY)):
-            files.append(os.open(path, flags | os.O_DIRECT | os.O_CLOEXEC))
-            stack.callback(os.close, files[-1])
-        # Aligned, as O_DIRECT wants it; copied beside the page cache, which others need.
-        buffer = stack.enter_context(mmap.mmap(-1, _STEP))
+    # The buffer is aligned, as O_DIRECT wants it; copied beside the page cache, which others need.
+    with (
+        files.opened(source, os.O_RDONLY | os.O_DIRECT) as old,
+        files.opened(target, os.O_WRONLY | os.O_DIRECT) as new,
+        mmap.mmap(-1, _STEP) as buffer,
+    ):
         for offset in range(0, length, _STEP):
             tick(offset, length)
             size = min(_STEP, length - offset)
-            concurrency.blocking(_copy_piece, *files, buffer, offset, size)
-        concurrency.blocking(os.fsync, files[1])
+            concurrency.blocking(_copy_piece, old, new, buffer, offset, size)
+        concurrency.blocking(os.fsync, new)
         tick(length, length)
 
 

@@ -22,7 +22,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
-from lunr.common import concurrency, errors, ids, units
+from lunr.common import concurrency, errors, files, ids, units
 from lunr.common.extents import Extent
 from lunr.storage.pools.base import (
     Capacity,
@@ -369,16 +369,15 @@ class LvmPool(DevicePool):
             return None
         name = self._find(old, lvs).name
         old_size, new_size = self._size(old, lvs), self._size(new, lvs)
-        file = cow.open_area(Path("/dev/mapper") / f"{self.group.dm_name(name)}-cow")
+        area = Path("/dev/mapper") / f"{self.group.dm_name(name)}-cow"
         try:
-            extents = concurrency.blocking(
-                lambda: cow.changed(cow.exceptions(cow.reader(file)), old_size, new_size)
-            )
+            with cow.opened_area(area) as file:
+                extents = concurrency.blocking(
+                    lambda: cow.changed(cow.exceptions(cow.reader(file)), old_size, new_size)
+                )
         except cow.CowUnreadable as error:
             _log.info("what has changed since snapshot %s is not known: %s", old.id, error)
             return None
-        finally:
-            os.close(file)
         # What was overwritten after the kernel gave up is in no table.
         return None if self._status(name).lost else extents
 
@@ -408,11 +407,8 @@ class LvmPool(DevicePool):
         if isinstance(subject, str):
             return lv.size
         # A snapshot stays as large as its volume was; LVM tells the volume's size now.
-        file = os.open(self.group.path(lv.name), os.O_RDONLY | os.O_CLOEXEC)
-        try:
+        with files.opened(self.group.path(lv.name)) as file:
             return os.lseek(file, 0, os.SEEK_END)
-        finally:
-            os.close(file)
 
     def _lvs(self) -> list[LogicalVolume]:
         """All in the group, also what is not lunr's, but what is in thin pools.

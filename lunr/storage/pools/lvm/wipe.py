@@ -20,9 +20,8 @@ import secrets
 import struct
 import threading
 import time
-from collections.abc import Iterator
 
-from lunr.common import concurrency, errors, linux, units
+from lunr.common import concurrency, errors, files, linux, units
 from lunr.common.rate import TokenBucket
 from lunr.storage.pools.base import Tick
 from lunr.storage.pools.lvm import cow
@@ -213,14 +212,14 @@ class Wiper:
     def _cut(self, lv: LogicalVolume) -> int:
         """Free what was never used of a COW area, and make it a volume like others; its size."""
         size = lv.size
-        file = cow.open_area(self._group.path(lv.name))
         try:
-            used = concurrency.blocking(lambda: cow.end_of_use(cow.exceptions(cow.reader(file))))
+            with cow.opened_area(self._group.path(lv.name)) as file:
+                used = concurrency.blocking(
+                    lambda: cow.end_of_use(cow.exceptions(cow.reader(file)))
+                )
             size = min(size, self._group.rounded(used))
         except cow.CowUnreadable as error:  # of a lost snapshot, or one that never came to be
             _log.debug("all of %s is wiped: %s", lv.name, error)
-        finally:
-            os.close(file)
         if size < lv.size:
             self._group.shrink(lv.name, size)
         # Its table will be overwritten: from now on only its size says what there is to do.
@@ -228,7 +227,7 @@ class Wiper:
         return size
 
     def _overwrite(self, name: str, total: int, tick: Tick) -> None:
-        with _opened(self._group, name) as file:
+        with files.opened(self._group.path(name), os.O_RDWR | os.O_EXCL) as file:
             end, kept = total, total
             kept_at = time.monotonic()
 
@@ -252,15 +251,6 @@ class Wiper:
                 tick(total, total)
             finally:
                 shorten()
-
-
-@contextlib.contextmanager
-def _opened(group: VolumeGroup, name: str) -> Iterator[int]:
-    file = os.open(group.path(name), os.O_RDWR | os.O_EXCL | os.O_CLOEXEC)
-    try:
-        yield file
-    finally:
-        os.close(file)
 
 
 def _seconds_to_zero(file: int, start: int, end: int) -> float:

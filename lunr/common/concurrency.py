@@ -1,9 +1,8 @@
 """The one place where eventlet is imported.
 
-The two servers call :func:`patch` before anything else and are otherwise
-written with plain threads, locks, sockets and subprocesses, which eventlet
-turns into green ones. To run lunr without eventlet, replace the functions
-of this module.
+The two servers call :func:`patch` first. All other code uses plain threads, locks, sockets
+and subprocesses, which eventlet replaces by green ones. To run lunr without eventlet, replace
+the functions of this module.
 """
 
 from __future__ import annotations
@@ -22,15 +21,15 @@ _patched = False
 
 
 def patch() -> None:
-    """Make the standard library cooperative. Call it before any other import of lunr's."""
-    # psycopg 3 blocks every green thread without this; psycopg2 needs nothing.
+    """Make the standard library cooperative. Call it before all other imports of lunr."""
+    # psycopg 3 blocks every green thread without this; psycopg2 does not need it.
     os.environ.setdefault("PSYCOPG_WAIT_FUNC", "wait_select")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
         import eventlet
         import eventlet.green.subprocess as green
     eventlet.monkey_patch()
-    # Its Popen.communicate would raise a TimeoutExpired of its own, which nobody catches.
+    # eventlet's Popen.communicate raises a TimeoutExpired of its own, which callers don't catch.
     green.subprocess_orig.TimeoutExpired = green.TimeoutExpired
     global _patched
     _patched = True
@@ -39,8 +38,8 @@ def patch() -> None:
 def blocking(function: Callable[..., T], *args: Any) -> T:
     """Return `function(*args)`, while the other threads go on.
 
-    For what eventlet can't make cooperative: fsync(2), ioctl(2) and the like,
-    which would stop every green thread until the disk has done its work.
+    eventlet can't make fsync(2), ioctl(2) and the like cooperative: called directly, they stop
+    every green thread until the disk has answered.
     """
     if not _patched:
         return function(*args)
@@ -51,7 +50,7 @@ def blocking(function: Callable[..., T], *args: Any) -> T:
 
 
 def serve(sock: socket.socket, app: WSGIApp, max_requests: int = 1024, **options: Any) -> None:
-    """Serve `app` on the listening socket `sock` until the process is told to end.
+    """Serve `app` on the listening socket `sock` until the process ends.
 
     Args:
         sock: a bound, listening TCP socket.

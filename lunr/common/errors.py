@@ -1,9 +1,8 @@
 """The one tree of errors.
 
-An error's docstring is its message, filled in with the keyword arguments it is
-raised with. Every class has a stable ``code`` for programs and the HTTP
-``status`` under which the API reports it. Errors that belong to one tool or
-layer are subclasses beside that tool.
+An error's docstring is its message, formatted with the error's keyword arguments. Every class
+has a stable ``code`` for programs, and the HTTP ``status`` of the API's answer. Errors of one
+tool or layer are subclasses beside that tool.
 
 >>> raise NotFound(kind="volume", id="v1")
 Traceback (most recent call last):
@@ -21,7 +20,7 @@ class LunrError(Exception):
 
     code: ClassVar[str] = "internal_error"
     status: ClassVar[int] = 500
-    #: Whether the same request can succeed later without being changed.
+    #: Whether the same request can succeed later, unchanged.
     retry: ClassVar[bool] = False
 
     def __init__(self, **fields: Any) -> None:
@@ -29,11 +28,11 @@ class LunrError(Exception):
         super().__init__(inspect.cleandoc(type(self).__doc__ or "").format(**fields))
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # The message and the attributes travel as they are: an instance may have its own.
+        # Pickle message and attributes as they are: an instance may have its own.
         return _rebuild, (type(self), str(self)), self.__dict__
 
     def as_dict(self) -> dict[str, Any]:
-        """``{"code", "reason", "retry"}``: how an error travels between lunr's processes."""
+        """``{"code", "reason", "retry"}``: the form of an error between lunr's processes."""
         return {"code": self.code, "reason": str(self), "retry": self.retry}
 
 
@@ -56,15 +55,15 @@ class RemoteError(LunrError):
 class ApiError(LunrError):
     """{reason}"""
 
-    # The base of what the API answers instead of what was asked for. A client raises the
-    # class of the answer's code, with the service's sentence as the message.
+    # The base of the API's error answers. A client raises the class of the answer's code, with
+    # the service's sentence as the message.
 
-    #: The request in the service's log; None where no answer of the service is behind the error.
+    #: The request's id in the service's log; None if the error is no answer of the service.
     request_id: str | None = None
 
     @classmethod
     def from_answer(cls, code: str, reason: str, status: int, request_id: str | None) -> Self:
-        """The error of this class that an answer reports; its code may be a narrower one."""
+        """The error of this class in an answer; its code may be that of a subclass."""
         error = cls.__new__(cls, reason)
         error.fields = {"reason": reason}
         error.code = code  # type: ignore[misc]
@@ -79,7 +78,7 @@ class ApiError(LunrError):
         return str(self)
 
 
-# --- what the caller got wrong -------------------------------------------------
+# --- errors of the caller ------------------------------------------------------
 
 
 class BadRequest(ApiError):
@@ -143,7 +142,7 @@ class MethodNotAllowed(BadRequest):
     status = 405
 
 
-# --- what can't be done now ----------------------------------------------------
+# --- requests that can't be served now -----------------------------------------
 
 
 class Conflict(ApiError):
@@ -207,7 +206,7 @@ class Cancelled(LunrError):
     status = 409
 
 
-# --- the operator's side -------------------------------------------------------
+# --- errors of the operator ----------------------------------------------------
 
 
 class ConfigError(LunrError):

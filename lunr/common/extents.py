@@ -1,6 +1,6 @@
 """Ranges of bytes.
 
-What takes an iterator of extents and gives one keeps no more than one of them in memory.
+A function from iterator to iterator holds at most one extent in memory.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
-#: The least that extents of a list grow to when it gets too long.
+#: The smallest unit that extents are rounded to when a list gets too long.
 _COARSE = 32 << 10
 #: Bytes that are all ones, or have ones and zeros.
 _ONES = re.compile(rb"\xff+|[^\x00]", re.DOTALL)
@@ -30,9 +30,9 @@ class Extents:
     """Extents of a volume, in order and apart: 16 bytes of memory for each."""
 
     def __init__(self, extents: Iterable[Sequence[int]]) -> None:
-        """Raise ValueError if `extents` are anything but pairs in order and apart.
+        """Raise ValueError unless `extents` are pairs, in order and apart.
 
-        Out of order, some of them would be overlooked, and bytes taken for what they are not.
+        In another order some extents would be overlooked.
         """
         self._starts, self._ends = array("Q"), array("Q")
         last = 0
@@ -50,7 +50,7 @@ class Extents:
         return len(self._ends)
 
     def within(self, start: int, end: int) -> Iterator[Extent]:
-        """What of them lies in `start` to `end`."""
+        """The parts of them from `start` to `end`."""
         for number in range(bisect_right(self._ends, start), len(self._ends)):
             begin, stop = self._starts[number], self._ends[number]
             if begin >= end:
@@ -59,7 +59,7 @@ class Extents:
 
 
 def merge(*lists: Iterable[tuple[int, int]]) -> Iterator[Extent]:
-    """The extents of all `lists`, each of which is in order; those that touch are made one."""
+    """The extents of all `lists`, each of which is in order; those that touch are joined."""
     run: Extent | None = None
     for start, end in heapq.merge(*lists) if len(lists) > 1 else lists[0]:
         if run is not None and start <= run.end:
@@ -73,7 +73,7 @@ def merge(*lists: Iterable[tuple[int, int]]) -> Iterator[Extent]:
 
 
 def clip(extents: Iterable[tuple[int, int]], size: int) -> Iterator[Extent]:
-    """What of `extents`, which are in order, lies in the first `size` bytes."""
+    """The parts of `extents`, which are in order, in the first `size` bytes."""
     for start, end in extents:
         if start >= size:
             return
@@ -82,7 +82,7 @@ def clip(extents: Iterable[tuple[int, int]], size: int) -> Iterator[Extent]:
 
 
 def complement(extents: Iterable[tuple[int, int]], size: int) -> Iterator[Extent]:
-    """What of the first `size` bytes is in none of `extents`, which are in order and apart."""
+    """The parts of the first `size` bytes outside of `extents`, which are in order and apart."""
     at = 0
     for start, end in clip(extents, size):
         if at < start:
@@ -95,15 +95,15 @@ def complement(extents: Iterable[tuple[int, int]], size: int) -> Iterator[Extent
 def cover(
     extents: Iterable[tuple[int, int]], most: int, size: int = sys.maxsize, unit: int = 1
 ) -> list[Extent]:
-    """At most `most` extents that hold all of `extents`; never twice as many are in memory.
+    """At most `most` extents that cover `extents`; never twice as many are in memory.
 
-    They begin and end at multiples of `unit`, or of as much more as it takes for there to be
-    at most `most`.
+    They begin and end at multiples of `unit`, or of a larger unit if there would be more than
+    `most`.
 
     Args:
         extents: in order.
         most: 1 or more.
-        size: bytes; what is beyond is left out.
+        size: bytes; parts beyond are left out.
         unit: bytes.
     """
     short: list[Extent] = []
@@ -118,7 +118,7 @@ def cover(
 
 
 def _append(short: list[Extent], extent: Extent, unit: int, size: int) -> None:
-    """Add `extent`, made larger to multiples of `unit`, to those that begin before it."""
+    """Add `extent`, extended to multiples of `unit`, to those that begin before it."""
     start, end = extent.start // unit * unit, min(-(-extent.end // unit) * unit, size)
     if short and start <= short[-1].end:
         short[-1] = Extent(short[-1].start, max(short[-1].end, end))
@@ -132,7 +132,7 @@ def runs(numbers: Iterable[int]) -> Iterator[Extent]:
 
 
 def ones(bits: int, at: int = 0) -> Iterator[Extent]:
-    """The runs of ones in a number, of which the lowest bit is counted as `at`."""
+    """The runs of ones in a number; the lowest bit counts as `at`."""
     while bits:
         zeros = (bits & -bits).bit_length() - 1
         bits >>= zeros

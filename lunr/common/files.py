@@ -1,4 +1,4 @@
-"""Files that are on the disk when they are said to be, and files that hold secrets."""
+"""Durable writes of files, and files with secrets."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ def opened(path: Path, flags: int = os.O_RDONLY) -> Iterator[int]:
 
 
 def fsync(path: Path) -> None:
-    """Make what was written to a file, or the names in a folder, survive a power cut.
+    """Make the writes to a file, or the names in a folder, survive a power cut.
 
     Raises:
-        OSError: it does not.
+        OSError: the sync failed.
     """
     with opened(path) as file:
         concurrency.blocking(os.fsync, file)
 
 
 def write(path: Path, text: str) -> None:
-    """Put a file with `text`, mode 0600, at `path`: it is there whole, on the disk, or as before.
+    """Write `text` to the file `path`, mode 0600, durably: all of it or nothing.
 
     Raises:
         OSError: it can't be written.
@@ -46,10 +46,10 @@ def write(path: Path, text: str) -> None:
 
 
 def read(name: str, option: str) -> str:
-    """The one line in the file `name`, which nobody but its owner may read.
+    """The line in the file `name`, which only its owner may read.
 
     Raises:
-        errors.ConfigError: it can't be used; the message names `option`.
+        errors.ConfigError: it can't be read, or others may read it; the message names `option`.
     """
     if not name:
         raise errors.ConfigError(reason=f"{option} is not set")

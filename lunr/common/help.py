@@ -1,6 +1,6 @@
-"""How all of lunr's programs show their help."""
+"""The help options of all of lunr's programs."""
 
 from __future__ import annotations
 
-#: What the outermost command of each program is made with (click): those below take it over.
+#: The settings of the outermost click command of each program; its subcommands inherit them.
 HELP = {"help_option_names": ["-h", "--help"]}

@@ -1,4 +1,4 @@
-"""Identifiers: made here, and checked here before they reach a path, a name or a command."""
+"""Ids: their creation, and their check before they become part of a path, name or command."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ import uuid
 
 from lunr.common import errors
 
-#: What a caller may choose as the id of a volume, backup, account or node. It
-#: is safe as a file name, an LV name, an object name and the tail of an IQN.
+#: The ids that a caller may choose for volumes, backups, accounts and nodes. They
+#: are safe as a file name, an LV name, an object name and the tail of an IQN.
 PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 
 
 def new() -> str:
-    """A fresh random id (UUID 4, RFC 9562)."""
+    """A new random id (UUID 4, RFC 9562)."""
     return str(uuid.uuid4())
 
 
@@ -26,7 +26,7 @@ def check(value: object, field: str = "id") -> str:
     """Return `value` if it is a well-formed id.
 
     Raises:
-        errors.InvalidField: it is not; the message names `field`.
+        errors.InvalidField: it has another form; the message names `field`.
     """
     if isinstance(value, str) and PATTERN.fullmatch(value):
         return value

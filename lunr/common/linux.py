@@ -22,14 +22,14 @@ _libc.sync_file_range.argtypes = [
 _KEEP_SIZE = 0x01
 _PUNCH_HOLE = 0x02
 _WRITE = 0x02
-#: Write to disk at once, and forget it when it is there; see pwritev2(2).
+#: Write to disk at once, and drop the pages when they are written; see pwritev2(2).
 _RWF_DONTCACHE = 0x80
-#: Linux has it from 6.14 on, but before this release a page that was written again just when it
-#: should be forgotten could be dropped (mended by "mm/filemap: gate dropbehind invalidate").
+#: Linux has it from 6.14 on. Before this release the kernel could drop a page that was just being
+#: written again (fixed by "mm/filemap: gate dropbehind invalidate").
 _SAFE_DONTCACHE = (6, 16)
 _M_TRIM_THRESHOLD = -1
 _M_MMAP_THRESHOLD = -3
-#: The largest that malloc takes (HEAP_MAX_SIZE / 2), and larger than any object.
+#: The largest threshold that malloc accepts (HEAP_MAX_SIZE / 2); it is larger than any object.
 _LARGEST_KEPT = 32 << 20
 
 
@@ -40,16 +40,16 @@ def _check(result: int) -> None:
 
 
 def syncfs(fd: int) -> None:
-    """Write all that is dirty on the file system of `fd`; see syncfs(2).
+    """Write all dirty pages of the file system of `fd` to disk; see syncfs(2).
 
     Raises:
-        OSError: something written since `fd` was opened did not reach the disk.
+        OSError: a write since `fd` was opened did not reach the disk.
     """
     _check(_libc.syncfs(fd))
 
 
 def punch_hole(fd: int, offset: int, length: int) -> None:
-    """Make a range of a file or block device read as zeros and give its room back.
+    """Make a range of a file or block device read as zeros, and free its room.
 
     Raises:
         OSError: EOPNOTSUPP where the file system or device can't; see fallocate(2).
@@ -72,20 +72,20 @@ def data_ranges(fd: int, start: int = 0) -> Iterator[tuple[int, int]]:
 
 
 def begin_writing(fd: int, offset: int = 0, length: int = 0) -> None:
-    """Have the kernel begin to write a dirty range of a file (length 0: to its end) to disk.
+    """Make the kernel start to write a dirty range of a file (length 0: to its end) to disk.
 
-    It is a hint that makes a later sync short, so failures are left to that
-    sync to report; see sync_file_range(2).
+    It is a hint that makes a later sync short; that sync reports failures. See
+    sync_file_range(2).
     """
     _libc.sync_file_range(fd, offset, length, _WRITE)
 
 
 class UncachedWriter:
-    """Writes to disk of what nobody reads soon, so that memory need not keep it.
+    """Writes data that is not read soon, without filling the page cache.
 
-    Where the kernel and the file system can (uncached buffered I/O), written pages go to disk
-    and are dropped; several times less processor time than to fill the page cache and to clean
-    it. Elsewhere they are written as usual, and the kernel is told to begin with it.
+    If the kernel and the file system support uncached buffered I/O, written pages go to disk
+    and are dropped: that takes several times less processor time than filling and cleaning the
+    page cache. Otherwise it writes as usual, and tells the kernel to start the write to disk.
     Any thread may call it.
     """
 
@@ -93,14 +93,14 @@ class UncachedWriter:
         self._can_forget = _release() >= _SAFE_DONTCACHE
 
     def write(self, fd: int, buffers: Sequence[bytes | bytearray | memoryview], offset: int) -> int:
-        """Write `buffers` at `offset` as pwritev(2) does; how many bytes it were."""
+        """Write `buffers` at `offset` as pwritev(2) does, and return the number of bytes."""
         if self._can_forget:
             try:
                 return os.pwritev(fd, buffers, offset, _RWF_DONTCACHE)
             except OSError as error:
                 if error.errno != errno.EOPNOTSUPP:
                     raise
-                self._can_forget = False  # this file system, or block device, does not know it
+                self._can_forget = False  # this file system or block device does not support it
         written = os.pwritev(fd, buffers, offset)
         begin_writing(fd, offset, written)
         return written
@@ -113,11 +113,11 @@ def _release() -> tuple[int, int]:
 
 
 def reuse_memory() -> None:
-    """Have malloc use large pieces again instead of giving them back to the kernel at once.
+    """Make malloc reuse large pieces instead of returning them to the kernel at once.
 
-    Objects come and go by the thousand in pieces of 4 MiB, and each new piece
-    costs a page fault for each of its pages: nine tenths of all page faults of
-    a restore. What a process had at most it then keeps; see mallopt(3).
+    A restore allocates thousands of pieces of 4 MiB, and each new piece costs a page fault for
+    each of its pages: nine tenths of all page faults of a restore. The process then keeps the
+    most memory that it ever had; see mallopt(3).
     """
     _libc.mallopt(_M_MMAP_THRESHOLD, _LARGEST_KEPT)
     _libc.mallopt(_M_TRIM_THRESHOLD, 1 << 30)

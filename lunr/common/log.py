@@ -1,8 +1,8 @@
 """Logging: one line a record, with the request or job it belongs to.
 
-Strangers' words get into messages: methods, names, answers, output of commands. A line of
-text shows control characters as escapes, so that a terminal obeys none and no stranger's
-line break begins a record; the lines of a traceback are indented. What is very long is cut.
+Messages contain foreign text: methods, names, answers, output of commands. A line of text shows
+control characters as escapes: no terminal obeys them, and no line break in foreign text begins a
+record. The lines of a traceback are indented. Very long messages are cut.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ import time
 from collections.abc import Iterator
 from typing import TextIO
 
-#: What the current thread works for: a request id or a job id.
+#: The request or job id that the current thread works for.
 _context: contextvars.ContextVar[str] = contextvars.ContextVar("lunr_log_context", default="-")
 
 
 @contextlib.contextmanager
 def context(name: str) -> Iterator[None]:
-    """Mark all that is logged inside as belonging to `name` (a request or job id)."""
+    """Mark the log lines of the context with `name` (a request or job id)."""
     token = _context.set(name)
     try:
         yield
@@ -33,7 +33,7 @@ def context(name: str) -> Iterator[None]:
 
 #: The longest message, in characters.
 _LONGEST = 8192
-#: Line breaks of Unicode, and what turns the direction of writing around: "cod.exe" for "exe.doc".
+#: Line breaks of Unicode, and marks that reverse the direction of text: "cod.exe" for "exe.doc".
 _MISLEADING = {*range(0x2028, 0x202F), *range(0x2066, 0x206A)}
 _CONTROLS = {*range(0x20), *range(0x7F, 0xA0)}
 _ESCAPES = {code: chr(code).encode("unicode_escape").decode() for code in _CONTROLS | _MISLEADING}
@@ -79,7 +79,7 @@ class _Json(logging.Formatter):
 
 
 def setup(level: str = "INFO", style: str = "text", stream: TextIO | None = None) -> None:
-    """Send everything from `level` on to `stream` (standard error), as ``text`` or ``json``."""
+    """Log records from `level` on to `stream` (standard error), as ``text`` or ``json``."""
     handler = logging.StreamHandler(stream or sys.stderr)
     handler.setFormatter(_Json() if style == "json" else _Text())
     root = logging.getLogger()

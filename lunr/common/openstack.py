@@ -1,7 +1,7 @@
-"""The variables by which OpenStack's commands are told where to log in, and as whom.
+"""The environment variables with which OpenStack's commands log in.
 
-They are those that an *openrc* file of a cloud sets: `swift` reads ``ST_*`` for Swift's own
-login and ``OS_*`` for Keystone, `openstack` the latter alone
+An *openrc* file of a cloud sets them: `swift` reads ``ST_*`` for Swift's own
+login and ``OS_*`` for Keystone, `openstack` only the latter
 (https://docs.openstack.org/python-openstackclient/latest/cli/man/openstack.html).
 """
 
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-#: What `[swift]` has for an application credential of Keystone; the other way is a password.
+#: The `auth_type` of `[swift]` for an application credential of Keystone; else it is a password.
 APPLICATION_CREDENTIAL = "v3applicationcredential"
 
 #: Options of `[swift]`, the variables of the same meaning.
@@ -32,11 +32,11 @@ def swift_options(env: Mapping[str, str]) -> dict[str, str]:
     """The options of the group ``[swift]``, with ``key`` for the password or secret.
 
     Args:
-        env: variables. A complete login of Swift's own counts before one of Keystone, as it
-            does for `swift`.
+        env: variables. A complete login of Swift's own has precedence over one of Keystone, as
+            in `swift`.
 
     Returns:
-        Nothing where no variable says where to log in.
+        The options; empty if no variable has an authentication URL.
     """
     if env.get("ST_AUTH") and (env.get("ST_USER") or not env.get("OS_AUTH_URL")):
         return {
@@ -54,7 +54,7 @@ def swift_options(env: Mapping[str, str]) -> dict[str, str]:
     for whose in ("user", "project"):
         if not options[f"{whose}_domain_id"] and not options[f"{whose}_domain_name"]:
             options[f"{whose}_domain_name"] = "Default"
-    # OS_ENDPOINT_TYPE is the older name, and its values end so: publicURL.
+    # OS_ENDPOINT_TYPE is the older name; its values end in URL, such as publicURL.
     interface = env.get("OS_INTERFACE") or env.get("OS_ENDPOINT_TYPE") or "public"
     options |= {
         "auth_version": env.get("OS_IDENTITY_API_VERSION") or "3",

@@ -1,7 +1,7 @@
 """The states of every record and the moves between them that are legal.
 
-Nothing else may write a status: a move is one ``UPDATE … WHERE status IN
-(sources of the move)``, so that of two racing moves one loses and is told.
+Only a move may write a status. It is one ``UPDATE … WHERE status IN (sources of the move)``: of
+two racing moves one fails, and reports it.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class Volume(StrEnum):
 
 
 class Snapshot(StrEnum):
-    """A snapshot's life."""
+    """A snapshot's states."""
 
     NEW = "NEW"
     SAVING = "SAVING"
@@ -35,7 +35,7 @@ class Snapshot(StrEnum):
 
 
 class Backup(StrEnum):
-    """A backup's life. AVAILABLE: every byte is acknowledged by the store."""
+    """A backup's states. AVAILABLE: the store has acknowledged every byte."""
 
     NEW = "NEW"
     SAVING = "SAVING"
@@ -46,7 +46,7 @@ class Backup(StrEnum):
 
 
 class Export(StrEnum):
-    """An export's life."""
+    """An export's states."""
 
     ATTACHING = "ATTACHING"
     ATTACHED = "ATTACHED"
@@ -56,7 +56,7 @@ class Export(StrEnum):
 
 
 class Node(StrEnum):
-    """A storage node's life. Only ACTIVE nodes are given new volumes."""
+    """A storage node's states. Only ACTIVE nodes get new volumes."""
 
     PENDING = "PENDING"
     ACTIVE = "ACTIVE"
@@ -65,7 +65,7 @@ class Node(StrEnum):
 
 
 class Job(StrEnum):
-    """A job's life."""
+    """A job's states."""
 
     QUEUED = "QUEUED"
     RUNNING = "RUNNING"
@@ -87,18 +87,18 @@ _SAVED: Mapping[str, frozenset[str]] = {
 MOVES: Mapping[type[StrEnum], Mapping[str, frozenset[str]]] = {
     Volume: {
         "NEW": frozenset({"BUILDING", "RESTORING", "EXTERNAL", "DELETING", "ERROR"}),
-        # RESTORING: a clone of what was itself being restored.
+        # RESTORING: a clone of a volume whose restore is not complete.
         "BUILDING": frozenset({"ACTIVE", "RESTORING", "DELETING", "ERROR"}),
         "RESTORING": frozenset({"ACTIVE", "DELETING", "ERROR"}),
         "ACTIVE": frozenset({"DELETING", "ERROR"}),
         "DELETING": frozenset({"DELETED", "ERROR"}),
         "ERROR": frozenset({"DELETING"}),
         "DELETED": frozenset(),
-        # It is only a record, and that goes as a whole.
+        # Its record is deleted, without a change of state.
         "EXTERNAL": frozenset(),
     },
     Snapshot: _SAVED,
-    # From ERROR: a live backup that nobody had heard of for so long was complete after all.
+    # From ERROR: an external save was complete although its lease had expired.
     Backup: {**_SAVED, "ERROR": _SAVED["ERROR"] | {"AVAILABLE"}},
     Export: {
         "ATTACHING": frozenset({"ATTACHED", "DETACHING", "ERROR"}),
@@ -116,7 +116,7 @@ MOVES: Mapping[type[StrEnum], Mapping[str, frozenset[str]]] = {
     },
     Job: {
         "QUEUED": frozenset({"RUNNING", "CANCELLED", "FAILED"}),
-        # Back to QUEUED: the lease ran out, or an attempt failed that a retry can mend.
+        # Back to QUEUED: the lease expired, or an attempt failed and will be repeated.
         "RUNNING": frozenset({"QUEUED", "DONE", "FAILED", "CANCELLED"}),
         "DONE": frozenset(),
         "FAILED": frozenset(),
@@ -131,5 +131,5 @@ def sources(target: StrEnum) -> frozenset[str]:
 
 
 def is_final(state: StrEnum) -> bool:
-    """Whether nothing can follow `state`."""
+    """Whether a record can't leave `state`."""
     return not MOVES[type(state)][state]

@@ -1,6 +1,6 @@
-"""The one reader of JSON that somebody else wrote: a caller, a store, a guest, a machine.
+"""The reader of all foreign JSON: of callers, stores, guests and machines.
 
-``json.loads`` takes what JSON (RFC 8259) does not have, and raises what callers do not expect:
+``json.loads`` accepts documents that are no JSON (RFC 8259), and causes unexpected errors:
 RecursionError for deep nesting, and later UnicodeEncodeError for half a surrogate pair.
 """
 
@@ -10,10 +10,10 @@ import json
 import re
 from typing import Any
 
-#: The largest document that is read where the caller says nothing, in bytes.
+#: The default limit of a document, in bytes.
 LONGEST = 16 << 20
 
-#: A surrogate as an escape; two of them may be a character, one alone can't be written anywhere.
+#: A surrogate as an escape; two of them may be a character, a single one can't be encoded.
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 
 
@@ -21,11 +21,11 @@ def loads(document: bytes, longest: int = LONGEST) -> Any:
     """The value of a JSON document in UTF-8.
 
     Args:
-        document: the bytes of it.
-        longest: more bytes are refused, so that a document takes a bounded part of the memory.
+        document: its bytes.
+        longest: the most bytes that are accepted, which bounds the memory.
 
     Raises:
-        ValueError: it is no JSON, is too long or nested too deeply, has a name twice in an
+        ValueError: it is no JSON, too long, nested too deeply, has a name twice in an
             object, ``NaN`` or the like, or text that is no Unicode.
     """
     if len(document) > longest:

@@ -1,4 +1,4 @@
-"""Sizes: the constants, and how they are shown to people."""
+"""Sizes: the constants, and their form for people."""
 
 from __future__ import annotations
 

@@ -52,14 +52,14 @@ def live() -> None:
 
 @dataclass(frozen=True)
 class GroupStore:
-    """Where groups are, and the service that knows of them, if there is one."""
+    """The repository of the backup groups, and the service that registers them, or None."""
 
     repository: Repository
     service: Service | None
 
 
 def _command(function: Callable[..., None]) -> Callable[..., None]:
-    """A command of the group, with the options that all have; it gets the place first."""
+    """Make a command of `live`, with the common options; it gets the group store first."""
 
     @live.command(function.__name__.strip("_"), help=function.__doc__)
     @click.option(
@@ -97,7 +97,7 @@ def _command(function: Callable[..., None]) -> Callable[..., None]:
 
 
 def _service() -> Service | None:
-    """The service that `lunr` was told of, by its options, an openrc file or the environment."""
+    """The service that the options of `lunr`, an openrc file or the environment name, or None."""
     ctx = click.get_current_context()
     context = ctx.find_object(ClientContext)
     if context is None:  # not below `lunr`
@@ -195,12 +195,12 @@ def backup(
     if as_json:
         click.echo(json.dumps(asdict(group)))
         return
-    for line in _told(group):
+    for line in _summary(group):
         click.echo(line)
 
 
-def _told(group: Group) -> list[str]:
-    """What a person wants to know of a new group."""
+def _summary(group: Group) -> list[str]:
+    """The lines about a new group for a person."""
     lines = []
     for member in group.members:
         why = f" ({member.reason.rstrip('.')})" if member.reason else ""
@@ -218,17 +218,19 @@ def _told(group: Group) -> list[str]:
 @_as_json
 def list_(place: GroupStore, vm: str | None, as_json: bool) -> None:
     """List the groups, newest first, and what backups that were killed have left."""
-    found = groups.listed(place.repository, vm)
-    left = groups.unfinished(place.repository, vm)
+    complete = groups.listed(place.repository, vm)
+    unfinished = groups.unfinished(place.repository, vm)
     if as_json:
-        click.echo(json.dumps({"groups": [asdict(group) for group in found], "unfinished": left}))
+        click.echo(
+            json.dumps({"groups": [asdict(group) for group in complete], "unfinished": unfinished})
+        )
         return
-    for group in found:
+    for group in complete:
         size = units.human(sum(member.size_bytes for member in group.members))
         stored = units.human(sum(member.bytes_stored for member in group.members))
         disks = ", ".join(f"{member.disk} {member.way}" for member in group.members)
         click.echo(f"{group.group_id}  {size}  stored {stored}  {disks}")
-    for group_id, members in left.items():
+    for group_id, members in unfinished.items():
         click.echo(f"{group_id}  unfinished: {', '.join(members)}")
 
 
@@ -252,7 +254,7 @@ def restore(place: GroupStore, group_id: str, folder: Path, as_json: bool) -> No
             )
     partial = {member: path.with_suffix(".partial") for member, path in paths.items()}
     for member, path in partial.items():
-        path.unlink(missing_ok=True)  # of one that was killed
+        path.unlink(missing_ok=True)  # of a killed restore
         restore_backup(place.repository, member.backup_id, path, create=True)
     for member, path in partial.items():
         path.rename(paths[member])
@@ -283,7 +285,7 @@ def start(place: GroupStore, group_id: str, folder: Path, qmp: Path | None) -> N
     stop = threading.Event()
     signals.on_signal(stop.set)
     with contextlib.ExitStack() as stack:
-        stack.enter_context(instant_start.protected(place.service, group, folder))
+        stack.enter_context(instant_start.protected_backups(place.service, group, folder))
         disks = [
             stack.enter_context(instant_start.Disk(place.repository, member, folder.resolve()))
             for member in group.members
@@ -293,15 +295,15 @@ def start(place: GroupStore, group_id: str, folder: Path, qmp: Path | None) -> N
             if qmp is not None and _fill(qmp, disks, stop):
                 click.echo("All disks are filled: they need nothing of lunr any more.")
                 stop.set()
-        except Exception as error:  # whatever it is, a machine may use the disks
+        except Exception as error:  # a machine may still use the disks
             click.echo(f"{error} The disks stay until Ctrl-C and nobody uses them.", err=True)
             raise
         finally:
-            instant_start.hold(disks, stop)
+            instant_start.wait_until_unused(disks, stop)
 
 
 def _fill(qmp: Path, disks: Sequence[instant_start.Disk], stop: threading.Event) -> bool:
-    """Wait for the machine and fill its disks; whether that is done."""
+    """Wait for the machine and fill its disks; return whether they are full."""
     monitor = instant_start.wait_for(qmp, stop)
     if monitor is not None:
         with monitor:

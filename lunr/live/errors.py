@@ -1,4 +1,4 @@
-"""What can go wrong between lunr and a running virtual machine."""
+"""The errors of backups of running virtual machines."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ class GroupMissing(NotFound):
 
 
 class GroupDeleted(Conflict):
-    """The service does not know the group {id} any more: somebody deleted it meanwhile."""
+    """The service does not know the group {id} any more: it was deleted meanwhile."""
 
     code = "group_deleted"
 

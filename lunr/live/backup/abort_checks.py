@@ -1,4 +1,4 @@
-"""Looking, several times a second, whether a backup is to be given up."""
+"""Checks, several times a second, whether a backup must be given up."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from lunr.common import units
 from lunr.common.errors import Cancelled, LunrError
 from lunr.live import errors
 
-#: Seconds between two looks.
-_LOOK = 0.2
+#: Seconds between two checks.
+_INTERVAL = 0.2
 
-#: Why a backup is to be given up; None: it is not.
+#: Returns why a backup must be given up; None: it goes on.
 Check = Callable[[], LunrError | None]
 
 
 class AbortChecks:
-    """Sets `cancel` when one of its checks says so.
+    """Sets `cancel` when one of its checks fails.
 
     Attributes:
-        cancel: for the engine.
+        cancel: the engine's event.
     """
 
     def __init__(self, *checks: Check) -> None:
@@ -33,28 +33,28 @@ class AbortChecks:
         self._over = threading.Event()
 
     def add(self, check: Check) -> None:
-        """One more thing to look at."""
+        """Add a check."""
         self._checks.append(check)
 
-    def look(self) -> None:
-        """Look now.
+    def check_now(self) -> None:
+        """Run the checks now.
 
         Raises:
-            LunrError: what a check says.
+            LunrError: the error of a check.
         """
-        self._look()
+        self._run_checks()
         if self._error is not None:
             raise self._error
 
     @contextlib.contextmanager
     def watching(self) -> Iterator[None]:
-        """Look as long as this lasts.
+        """Run the checks repeatedly during the context.
 
         Raises:
-            LunrError: what a check said, in place of the engine's Cancelled.
+            LunrError: the error of a check, in place of the engine's Cancelled.
         """
-        self._look()
-        thread = threading.Thread(target=self._go_on_looking, daemon=True, name="watch")
+        self._run_checks()
+        thread = threading.Thread(target=self._run_repeatedly, daemon=True, name="watch")
         thread.start()
         try:
             yield
@@ -64,23 +64,23 @@ class AbortChecks:
             self._over.set()
             thread.join()
 
-    def _look(self) -> None:
+    def _run_checks(self) -> None:
         self._error = next(filter(None, (check() for check in self._checks)), None)
         if self._error is not None:
             self.cancel.set()
 
-    def _go_on_looking(self) -> None:
-        while not (self.cancel.is_set() or self._over.wait(_LOOK)):
-            self._look()
+    def _run_repeatedly(self) -> None:
+        while not (self.cancel.is_set() or self._over.wait(_INTERVAL)):
+            self._run_checks()
 
 
 def is_set(event: threading.Event) -> Check:
-    """Whether somebody set `event`."""
+    """A check that fails when `event` is set."""
     return lambda: Cancelled() if event.is_set() else None
 
 
-def uses_more(files: Sequence[IO[bytes]], limit: int) -> Check:
-    """Whether sparse `files` take more than `limit` bytes in all; 0: no limit."""
+def space_used_above(files: Sequence[IO[bytes]], limit: int) -> Check:
+    """A check that fails when sparse `files` take more than `limit` bytes in all; 0: no limit."""
 
     def check() -> LunrError | None:
         used = sum(os.fstat(file.fileno()).st_blocks for file in files) * 512
@@ -89,23 +89,23 @@ def uses_more(files: Sequence[IO[bytes]], limit: int) -> Check:
     return check
 
 
-def leaves_less(files: Sequence[IO[bytes]], reserve: int | None) -> Check:
-    """Whether less than `reserve` bytes are free where `files` are; None: :func:`reserved`."""
+def space_left_below(files: Sequence[IO[bytes]], reserve: int | None) -> Check:
+    """A check that fails when less than `reserve` bytes are free at `files`; None: `reserved`."""
 
     def check() -> LunrError | None:
         for file in files:
-            found = os.fstatvfs(file.fileno())
-            wanted = reserved(found.f_blocks * found.f_frsize) if reserve is None else reserve
-            if found.f_bavail * found.f_frsize < wanted:
-                return errors.ScratchReserve(reserve=units.human(wanted))
+            room = os.fstatvfs(file.fileno())
+            needed = reserved(room.f_blocks * room.f_frsize) if reserve is None else reserve
+            if room.f_bavail * room.f_frsize < needed:
+                return errors.ScratchReserve(reserve=units.human(needed))
         return None
 
     return check
 
 
 def reserved(size: int) -> int:
-    """What should stay free of a file system of `size` bytes: machines on it stop when it is full.
+    """The bytes that must stay free of a file system of `size` bytes: machines on it need them.
 
-    A twentieth, and at least what a guest may write between two looks.
+    A twentieth, and at least what a guest may write between two checks.
     """
     return max(size // 20, units.GIB)

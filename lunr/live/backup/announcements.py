@@ -1,9 +1,10 @@
-"""A lunr service that knows of the groups: told before they are saved, and when they are complete.
+"""Registration of backup groups at a lunr service: before the save, and when they are complete.
 
-Without it a group is known by the store alone. With it the backups are the account's like any
-others, and the service's collections keep what is being saved. No announcement, no backup: a
-store whose listings are behind could not tell the service's collector of us in time. What
-could not be told afterwards is told before the next backup, from what the store has.
+Without a service a group is only in the store. With it the backups belong to the account like
+all others, and the service's garbage collection keeps the objects that are being saved. A backup
+needs the announcement: if the store's listings are late, the collector does not see the writer
+session in time. A completion that could not be reported is reported before the next backup, from
+the records in the store.
 """
 
 from __future__ import annotations
@@ -30,35 +31,35 @@ from lunr.live.qemu.machine import Disk
 
 logger = logging.getLogger(__name__)
 
-#: Seconds between two signs of life. The service gives up on us after an hour without.
+#: Seconds between two signs of life. The service gives a save up after an hour without one.
 RENEW = 60.0
 
-#: The volume's id in what QEMU says of a disk that is one of lunr's: as an URL (or in JSON,
-#: the target), or as udev names a disk of the kernel's initiator.
+#: The volume's id in QEMU's source of a disk that is a volume of lunr: in an URL (or in JSON,
+#: the target), or in udev's name of a disk of the kernel's initiator.
 _TARGET = re.compile(
     r"iqn\.\d{4}-\d\d\.[^:/\"]+:(?P<id>[A-Za-z0-9][A-Za-z0-9_-]{0,63}?)(?=[/\"]|-lun-\d+|$)"
 )
 
 
 class GroupRegistration:
-    """A group that the service knows we are saving.
+    """The registration of a group that is being saved.
 
     Attributes:
-        condemned: collections that the engine must heed.
-        cancel: set when somebody wants it to stop.
+        pending_deletion: the collections that the save must avoid.
+        cancel: set when the service asks to stop.
     """
 
-    def __init__(self, client: Client, group_id: str, told: dict[str, Any]) -> None:
-        """Announce it."""
-        self._client, self._id, self._told = client, group_id, told
+    def __init__(self, client: Client, group_id: str, report: dict[str, Any]) -> None:
+        """Announce the group."""
+        self._client, self._id, self._report = client, group_id, report
         self._over = threading.Event()
         self.cancel = threading.Event()
         self.progress = 0
-        self.condemned = tuple(self._tell())
+        self.pending_deletion = tuple(self._send_report())
 
-    def _tell(self) -> Sequence[str]:
+    def _send_report(self) -> Sequence[str]:
         answer = self._client.groups.put(
-            self._id, status="SAVING", progress=self.progress, **self._told
+            self._id, status="SAVING", progress=self.progress, **self._report
         )
         if answer.cancel:
             self.cancel.set()
@@ -67,12 +68,12 @@ class GroupRegistration:
     def _renew(self) -> None:
         while not self._over.wait(RENEW):
             try:
-                self._tell()
-            except WrongState as error:  # deleted: nobody wants it
+                self._send_report()
+            except WrongState as error:  # it was deleted
                 logger.warning("%s", error)
                 self.cancel.set()
             except LunrError as error:
-                logger.warning("The service was not told that the backup goes on: %s", error)
+                logger.warning("The progress of the backup could not be reported: %s", error)
 
     def __enter__(self) -> GroupRegistration:
         threading.Thread(target=self._renew, daemon=True, name="announced").start()
@@ -87,26 +88,26 @@ class Service:
 
     def __init__(self, client: Client) -> None:
         self._client = client
-        #: Its repository has the same name.
+        #: The account; its repository has the same name.
         self.account = client.account
 
     def volume_id(self, machine: str, disk: Disk) -> str:
-        """The volume that a disk is: of the account if it has it, else an external one.
+        """The id of a disk's volume: one of the account's, or else an external volume.
 
-        Ids are unique among all accounts, and many have a machine `web`: so theirs end in
-        something of the account.
+        Ids are unique among all accounts, and many accounts have a machine `web`: so the id of an
+        external volume ends in a hash of the account.
 
         Raises:
             errors of :mod:`lunr.client.errors`: the service does not answer.
         """
-        found = _TARGET.search(disk.source)
-        if found is not None:
+        match = _TARGET.search(disk.source)
+        if match is not None:
             with contextlib.suppress(NotFound):
-                return self._client.volumes.get(found["id"]).id
+                return self._client.volumes.get(match["id"]).id
         return external_volume_id(self.account, groups.volume_id(machine, disk.name))
 
     def check_volume(self, volume_id: str) -> None:
-        """Make sure that a volume that somebody named is the account's.
+        """Make sure that the volume of an option is the account's.
 
         Raises:
             errors of :mod:`lunr.client.errors`: it is not, or the service does not answer.
@@ -120,19 +121,19 @@ class Service:
         created_at: str,
         backups: Sequence[dict[str, Any]],
     ) -> GroupRegistration:
-        """Tell that a group is about to be saved; `backups` as docs/api.md has them.
+        """Announce a group that is about to be saved; `backups` as in docs/api.md.
 
         Raises:
             errors of :mod:`lunr.client.errors`: the service refuses, or does not answer.
         """
-        told = {"machine": machine, "created_at": created_at, "backups": backups}
-        return GroupRegistration(self._client, group_id, told)
+        report = {"machine": machine, "created_at": created_at, "backups": backups}
+        return GroupRegistration(self._client, group_id, report)
 
     def complete(self, repository: Repository, group: Group) -> None:
-        """Tell that `group` is in the store.
+        """Report that `group` is in the store.
 
         Raises:
-            errors.GroupDeleted: the service does not want it any more; what was left is deleted.
+            errors.GroupDeleted: the group was deleted in the service; its remains are deleted.
             errors of :mod:`lunr.client.errors`: the service refuses, or does not answer.
         """
         frozen = {} if group.frozen is None else {"frozen": str(group.frozen)}
@@ -142,28 +143,27 @@ class Service:
                 status="AVAILABLE",
                 machine=group.machine,
                 created_at=group.created_at,
-                backups=list(_told(repository, group)),
+                backups=list(_member_reports(repository, group)),
                 metadata={"stall_seconds": f"{group.stall_seconds:.6f}", **frozen},
             )
         except (WrongState, BackupMissing) as error:
-            # Its deletion may be done with, or in the middle of it, or not have begun.
+            # Its deletion may have ended, be under way, or not have begun.
             with contextlib.suppress(errors.GroupMissing):
                 groups.delete(repository, group.group_id)
             raise errors.GroupDeleted(id=group.group_id) from error
 
     def abandon(self, group_id: str) -> None:
-        """Tell that nothing comes of a group; if that can't be told, it is forgotten in an hour."""
+        """Report that a group failed; without the report the service drops it after an hour."""
         try:
             self.delete(group_id)
         except LunrError as error:
-            logger.warning("The service was not told that the backup failed: %s", error)
+            logger.warning("The failure of the backup could not be reported: %s", error)
 
     def delete(self, group_id: str) -> bool:
-        """Have a group deleted: its records, and what is in the store; whether there was one.
+        """Delete a group in the service and the store; return whether the service had it.
 
         Raises:
-            errors of :mod:`lunr.client.errors`: something needs it, or the service does not
-                answer.
+            errors of :mod:`lunr.client.errors`: it is in use, or the service does not answer.
         """
         try:
             self._client.groups.delete(group_id)
@@ -177,11 +177,11 @@ class Service:
         Raises:
             errors of :mod:`lunr.client.errors`: the service refuses, or does not answer.
         """
-        found = (self._client.backups.get(member.backup_id) for member in group.members)
-        return [backup.id for backup in found if not backup.protected]
+        backups = (self._client.backups.get(member.backup_id) for member in group.members)
+        return [backup.id for backup in backups if not backup.protected]
 
     def protect(self, backup_ids: Iterable[str], value: bool) -> None:
-        """Let nobody delete or prune these backups, or take that back.
+        """Set whether these backups are protected from deletion and pruning.
 
         Raises:
             errors of :mod:`lunr.client.errors`: the service refuses, or does not answer.
@@ -189,8 +189,8 @@ class Service:
         for backup_id in backup_ids:
             self._client.backups.update(backup_id, protected=value)
 
-    def make_up(self, repository: Repository, machine: str) -> None:
-        """Tell what could not be told before, of `machine`; forget what a killed backup left.
+    def create_missing(self, repository: Repository, machine: str) -> None:
+        """Report the complete groups of `machine` that the service lacks; drop killed ones.
 
         Raises:
             errors of :mod:`lunr.client.errors`: the service does not answer.
@@ -204,11 +204,11 @@ class Service:
                 continue
             try:
                 self.complete(repository, groups.load(repository, group_id))
-                logger.warning("The service is told only now of %s.", group_id)
+                logger.warning("The completion of %s is reported only now.", group_id)
             except errors.GroupDeleted:
-                logger.warning("Deleted %s, which the service knows as deleted.", group_id)
+                logger.warning("Deleted %s, which was deleted in the service.", group_id)
             except errors.GroupMissing:
-                # Not what is SAVING: another one may be at work on a machine of that name.
+                # Not a group that is SAVING: another process may back up a machine of that name.
                 if status == "ERROR":
                     self.delete(group_id)
             except UNUSABLE as error:
@@ -221,7 +221,7 @@ def external_volume_id(account: str, name: str) -> str:
     return f"{name}-{mark}"
 
 
-def _told(repository: Repository, group: Group) -> Iterator[dict[str, Any]]:
+def _member_reports(repository: Repository, group: Group) -> Iterator[dict[str, Any]]:
     for member in group.members:
         root = repository.load_root(member.backup_id)
         did = root.statistics

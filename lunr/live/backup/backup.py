@@ -18,7 +18,7 @@ from lunr.backup.save.save import Backup, save
 from lunr.common.errors import LunrError
 from lunr.live import errors
 from lunr.live.backup import groups
-from lunr.live.backup.abort_checks import AbortChecks, is_set, leaves_less, uses_more
+from lunr.live.backup.abort_checks import AbortChecks, is_set, space_left_below, space_used_above
 from lunr.live.backup.announcements import GroupRegistration, Service
 from lunr.live.backup.groups import Group, Member
 from lunr.live.qemu import bitmaps, cleanup, exports, fleecing, hardware, machine, names
@@ -35,23 +35,24 @@ Progress = Callable[[str, int, int], None]
 
 @dataclass(frozen=True)
 class Options:
-    """How a virtual machine is backed up.
+    """The options of a live backup.
 
     Attributes:
-        machine: what its backups are called by; None: its own name.
-        disks: the names of those to back up; None: all.
-        scratch: a folder with room for what the guest overwrites meanwhile.
-        scratch_limit: bytes that it may take there; beyond, the backup is given up. 0: no limit.
+        machine: the machine's name in ids; None: its own name.
+        disks: the names of the disks to back up; None: all.
+        scratch: a folder with room for the data that the guest overwrites during the backup.
+        scratch_limit: the most bytes that it may take there; above, the backup is given up. 0: no
+            limit.
         scratch_reserve: bytes that must stay free there; below, the backup is given up. None:
             :func:`lunr.live.backup.abort_checks.reserved`.
-        agent: the socket of the guest's agent, to freeze file systems with; or None.
+        agent: the socket of the guest's agent, which freezes file systems; or None.
         concurrency: requests to the store at once.
         compression: blocks that do not shrink are stored as they are.
-        progress: told what is done.
+        progress: called with the disk's name, and the bytes done and in all.
         cancel: set to give up within a second, with Cancelled.
-        service: whom to tell of the group; None: the store alone knows.
-        volumes: for the names of disks that are volumes of the service their ids, where QEMU
-            does not tell.
+        service: the service that registers the group; None: the group is only in the store.
+        volumes: the ids of volumes of the service by the names of the disks, where QEMU does not
+            give them.
     """
 
     machine: str | None = None
@@ -70,13 +71,13 @@ class Options:
 
 @dataclass(frozen=True)
 class Plan:
-    """What a disk's backup builds upon.
+    """The base and parent of a disk's backup.
 
     Attributes:
-        disk: which.
+        disk: the disk.
         base: the group since whose cut a bitmap has all changes, or None.
         parent_id: a backup to compare with, or None.
-        reason: why there is no base; "" when there is.
+        reason: why there is no base; "" if there is one.
     """
 
     disk: Disk
@@ -88,14 +89,14 @@ class Plan:
 def backup(repository: Repository, monitor: Monitor, options: Options) -> Group:
     """Back up all disks of the machine behind `monitor`, at one instant.
 
-    All of them are backups then, or none is. Whatever happens, the guest goes on.
+    The result is a backup of every disk, or none. The guest goes on in any case.
 
     Raises:
-        errors.CannotBackUp: it can't be done with this machine as it is.
+        errors.CannotBackUp: this machine can't be backed up as it is.
         errors.ExportLost: the guest overwrote more than there was room for, or QEMU ended.
-        errors.FreezeFailed: the guest's agent does not say that it thawed.
+        errors.FreezeFailed: the guest's agent does not confirm that it thawed.
         errors.DiskResized: a disk was resized meanwhile.
-        errors.CommandRefused, errors.MonitorUnavailable: QEMU does not do its part.
+        errors.CommandRefused, errors.MonitorUnavailable: QEMU refuses or does not answer.
         engine errors of :func:`lunr.backup.save.save.save`.
     """
     with contextlib.ExitStack() as stack:
@@ -107,11 +108,10 @@ def backup(repository: Repository, monitor: Monitor, options: Options) -> Group:
 def connected_agent(
     monitor: Monitor, path: Path | None, stack: contextlib.ExitStack
 ) -> Agent | None:
-    """The agent at `path`, closed by `stack`; None when it does not answer.
+    """The agent at `path`, closed by `stack`; None if it does not answer.
 
     Raises:
-        errors.FreezeFailed: it does not answer, and must: a killed backup may have frozen the
-            guest.
+        errors.FreezeFailed: it does not answer, but a killed backup may have frozen the guest.
     """
     if path is None:
         return None
@@ -120,7 +120,7 @@ def connected_agent(
     except errors.FreezeFailed as error:
         if cleanup.is_held(monitor):
             raise
-        logger.warning("Going on without: %s", error)
+        logger.warning("The backup goes on without the agent: %s", error)
         return None
 
 
@@ -132,10 +132,10 @@ def _backup(
     now = datetime.now(UTC)
     group_id = groups.new_id(name, now)
     for disk in disks:
-        groups.backup_id(group_id, disk.name)  # refused now, not after the work
+        groups.backup_id(group_id, disk.name)  # raises for a bad name before the work
     volumes = _volumes(name, disks, options)
     if options.service is not None:
-        options.service.make_up(repository, name)
+        options.service.create_missing(repository, name)
     plans = plan(repository, name, disks)
     with contextlib.ExitStack() as stack:
         guard = stack.enter_context(Guard(monitor, agent))
@@ -148,24 +148,24 @@ def _backup(
         try:
             with watch.watching():
                 group = run.run(plans, guard, announced)
-            _tell(repository, options, group)
+            _report_complete(repository, options, group)
         except BaseException:
-            _clear(monitor, guard, agent)
-            _undo(repository, monitor, disks, group_id)
+            _restore_machine(monitor, guard, agent)
+            _discard_group(repository, monitor, disks, group_id)
             if options.service is not None:
                 options.service.abandon(group_id)
             raise
-        _clear(monitor, guard, agent)
+        _restore_machine(monitor, guard, agent)
     _drop_bitmaps(monitor, disks, lambda since: since != group_id)
     return group
 
 
 def _volumes(name: str, disks: Sequence[Disk], options: Options) -> dict[str, str]:
-    """For each disk the id of the volume that it is.
+    """The ids of the disks' volumes, by the disks' names.
 
     Raises:
-        errors.CannotBackUp: a volume is named for a disk that is not there.
-        errors of :mod:`lunr.client.errors`: a volume that is named is not the account's, or the
+        errors.CannotBackUp: an option gives the volume of a disk that does not exist.
+        errors of :mod:`lunr.client.errors`: the volume of an option is not the account's, or the
             service does not answer.
     """
     names = [disk.name for disk in disks]
@@ -183,8 +183,8 @@ def _volumes(name: str, disks: Sequence[Disk], options: Options) -> dict[str, st
     }
 
 
-def _tell(repository: Repository, options: Options, group: Group) -> None:
-    """Tell the service that `group` is complete.
+def _report_complete(repository: Repository, options: Options, group: Group) -> None:
+    """Report to the service that `group` is complete.
 
     Raises:
         errors.GroupDeleted: it was deleted meanwhile.
@@ -196,27 +196,29 @@ def _tell(repository: Repository, options: Options, group: Group) -> None:
     except errors.GroupDeleted:
         raise
     except LunrError as error:
-        logger.warning("%s is complete, and the service does not know: %s", group.group_id, error)
+        logger.warning("The completion of %s could not be reported: %s", group.group_id, error)
 
 
 def plan(repository: Repository, name: str, disks: Sequence[Disk]) -> list[Plan]:
-    """What each of the `disks` of the machine `name` can build upon.
+    """The plans of the `disks` of the machine `name`.
 
     Raises:
-        StoreUnavailable, StoreRefused: the store does not tell.
+        StoreUnavailable, StoreRefused: the store can't be read.
     """
     known = _GroupCache(repository, name)
     plans = []
     for disk in disks:
-        one = known.plan(disk)
-        if one.reason and one.parent_id is not None:
-            logger.warning("%s: all of it is read and compared: %s", disk.name, one.reason)
-        plans.append(one)
+        disk_plan = known.plan(disk)
+        if disk_plan.reason and disk_plan.parent_id is not None:
+            logger.warning(
+                "Disk %s is read and compared as a whole: %s", disk.name, disk_plan.reason
+            )
+        plans.append(disk_plan)
     return plans
 
 
 class _GroupCache:
-    """The groups of a machine, each asked for once."""
+    """The groups of a machine, each loaded once."""
 
     def __init__(self, repository: Repository, name: str) -> None:
         self._repository = repository
@@ -275,18 +277,18 @@ class _Run:
     agent: Agent | None
 
     def announce(self, plans: Sequence[Plan]) -> GroupRegistration | None:
-        """Tell the service what is about to be saved."""
+        """Announce the group to the service, if there is one."""
         if self.options.service is None:
             return None
         backups = [
             {
-                "id": groups.backup_id(self.group_id, one.disk.name),
-                "disk": one.disk.name,
-                "volume_id": self.volumes[one.disk.name],
-                "size_bytes": one.disk.size,
-                "parent_id": one.parent_id,
+                "id": groups.backup_id(self.group_id, disk_plan.disk.name),
+                "disk": disk_plan.disk.name,
+                "volume_id": self.volumes[disk_plan.disk.name],
+                "size_bytes": disk_plan.disk.size,
+                "parent_id": disk_plan.parent_id,
             }
-            for one in plans
+            for disk_plan in plans
         ]
         return self.options.service.announce(self.group_id, self.name, self._created_at, backups)
 
@@ -296,18 +298,20 @@ class _Run:
         guard: Guard,
         announced: GroupRegistration | None,
     ) -> Group:
-        disks = [one.disk for one in plans]
-        machine_is = hardware.of(self.monitor)
+        disks = [disk_plan.disk for disk_plan in plans]
+        machine_hardware = hardware.read_hardware(self.monitor)
         devices = {disk.name: hardware.device_of(self.monitor, disk) for disk in disks}
-        bases = {one.disk.name: one.base for one in plans if one.base is not None}
+        bases = {
+            disk_plan.disk.name: disk_plan.base for disk_plan in plans if disk_plan.base is not None
+        }
         others = [disk for disk in disks if disk.name not in bases]
         bitmaps.put_marks(self.monitor, disks, self.group_id, fleecing.GRANULARITY)
         fleecing.begin_bitmaps(self.monitor, others, self.group_id)
         allocated = exports.survey(self.monitor, disks, [disk.name for disk in others])
         files = fleecing.put_filters(self.monitor, disks, self.options.scratch, self.held)
-        self.watch.add(uses_more(files, self.options.scratch_limit))
-        self.watch.add(leaves_less(files, self.options.scratch_reserve))
-        self.watch.look()
+        self.watch.add(space_used_above(files, self.options.scratch_limit))
+        self.watch.add(space_left_below(files, self.options.scratch_reserve))
+        self.watch.check_now()
         guard.check()
         stall, frozen = self._cut(disks, bases)
         logger.info("The guest stood still for %.1f ms.", stall * 1000)
@@ -315,15 +319,15 @@ class _Run:
             if disk.name in bases:
                 bitmaps.check(self.monitor, disk, bases[disk.name])
         members: list[Member] = []
-        # Who knows what was written stores little: it is not worth a listing.
+        # An incremental backup stores little: dedup candidates are not worth a listing.
         like = groups.newest_of_others(self.repository, self.name) if others else []
-        with exports.exported(self.monitor, disks, bases, allocated) as found:
-            for number, (one, given) in enumerate(zip(plans, found, strict=True)):
+        with exports.exported(self.monitor, disks, bases, allocated) as exported:
+            for number, (disk_plan, export) in enumerate(zip(plans, exported, strict=True)):
                 saved = [member.backup_id for member in members]
-                members.append(self._save(one, given, announced, (*saved, *like)))
-                bitmaps.check(self.monitor, one.disk, self.group_id)
+                members.append(self._save(disk_plan, export, announced, (*saved, *like)))
+                bitmaps.check(self.monitor, disk_plan.disk, self.group_id)
                 cleanup.clear(self.monitor, number)
-                files[number].truncate(0)  # QEMU has let go of it: the room is free again
+                files[number].truncate(0)  # QEMU has closed it: free its room
                 if announced is not None:
                     announced.progress = 100 * (number + 1) // len(plans)
         group = Group(
@@ -333,24 +337,24 @@ class _Run:
             stall_seconds=round(stall, 6),
             frozen=frozen,
             members=tuple(replace(member, device=devices[member.disk]) for member in members),
-            hardware=machine_is,
+            hardware=machine_hardware,
         )
         groups.store(self.repository, group)
         return group
 
     def _cut(self, disks: Sequence[Disk], bases: Mapping[str, str]) -> tuple[float, int | None]:
-        """Make the cut; the stall in seconds, and how many file systems were frozen.
+        """Make the cut; return the stall in seconds, and how many file systems were frozen.
 
-        After an error the guest may be held: who handles it lets it go.
+        After an error the guest may be held: the caller must release it.
         """
         running = machine.is_running(self.monitor)
         frozen = None
-        if running:  # in one that stands still no agent could answer
-            cleanup.hold(self.monitor)
+        if running:  # in a stopped guest no agent answers
+            cleanup.note_held(self.monitor)
             frozen = None if self.agent is None else _freeze(self.agent)
         stall = fleecing.cut(self.monitor, disks, self.group_id, bases, running=running)
         if running:
-            cleanup.let_go(self.monitor, self.agent)
+            cleanup.release_guest(self.monitor, self.agent)
         return stall, frozen
 
     @property
@@ -359,44 +363,44 @@ class _Run:
 
     def _save(
         self,
-        one: Plan,
-        given: exports.Exported,
+        disk_plan: Plan,
+        export: exports.Exported,
         announced: GroupRegistration | None,
         like: tuple[str, ...],
     ) -> Member:
-        disk, tell = one.disk.name, self.options.progress
+        disk, progress = disk_plan.disk.name, self.options.progress
         root = save(
             self.repository,
-            given.source,
+            export.source,
             Backup(
                 backup_id=groups.backup_id(self.group_id, disk),
                 volume_id=self.volumes[disk],
                 created_at=self._created_at,
-                parent_id=one.parent_id,
+                parent_id=disk_plan.parent_id,
                 like=like,
-                pending_deletion=() if announced is None else announced.condemned,
-                changed=given.changed,
+                pending_deletion=() if announced is None else announced.pending_deletion,
+                changed=export.changed,
                 consistency_group=self.group_id,
             ),
             concurrency=self.options.concurrency,
             compression=self.options.compression,
-            progress=None if tell is None else lambda done, total: tell(disk, done, total),
+            progress=None if progress is None else lambda done, total: progress(disk, done, total),
             cancel=self.watch.cancel,
         )
-        return _member(one, given, root)
+        return _member(disk_plan, export, root)
 
 
-def _member(one: Plan, given: exports.Exported, root: Root) -> Member:
-    way, reason = "incremental", one.reason
+def _member(disk_plan: Plan, export: exports.Exported, root: Root) -> Member:
+    way, reason = "incremental", disk_plan.reason
     if root.parent_id is None:
         way = "full"
         reason = reason or "its parent could not be used, see the log."
-    elif given.changed is None:
+    elif export.changed is None:
         way = "compared"
     did = root.statistics
-    changed = given.changed
+    changed = export.changed
     return Member(
-        disk=one.disk.name,
+        disk=disk_plan.disk.name,
         backup_id=root.backup_id,
         size_bytes=root.size_bytes,
         way=way,
@@ -409,29 +413,31 @@ def _member(one: Plan, given: exports.Exported, root: Root) -> Member:
 
 
 def _freeze(agent: Agent) -> int | None:
-    """How many file systems the agent froze; None when it did not."""
+    """Freeze the file systems and return their number; None if that failed."""
     try:
         return agent.freeze()
     except errors.FreezeFailed as error:
-        logger.warning("Going on without: %s", error)
+        logger.warning("The backup goes on without a freeze: %s", error)
         return None
 
 
 # --- afterwards ------------------------------------------------------------------------
 
 
-def _clear(monitor: Monitor, guard: Guard, agent: Agent | None) -> None:
-    """Leave the machine as it was; if that can't be, the guard goes on with it."""
+def _restore_machine(monitor: Monitor, guard: Guard, agent: Agent | None) -> None:
+    """Restore the machine; if that fails, the guard goes on with it."""
     try:
-        cleanup.settle(monitor, agent)
+        cleanup.restore_machine(monitor, agent)
     except LunrError as error:
-        logger.warning("The machine is not as it was, the guard is to see to it: %s", error)
+        logger.warning("The machine is not restored, the guard tries again: %s", error)
     else:
         guard.release()
 
 
-def _undo(repository: Repository, monitor: Monitor, disks: Sequence[Disk], group_id: str) -> None:
-    """Leave nothing of a group that failed; what can't be removed now does no harm."""
+def _discard_group(
+    repository: Repository, monitor: Monitor, disks: Sequence[Disk], group_id: str
+) -> None:
+    """Delete the backups and bitmaps of a failed group; remains do no harm."""
     try:
         groups.discard(repository, group_id, [disk.name for disk in disks])
     except LunrError as error:
@@ -440,13 +446,13 @@ def _undo(repository: Repository, monitor: Monitor, disks: Sequence[Disk], group
 
 
 def _drop_bitmaps(monitor: Monitor, disks: Sequence[Disk], doomed: Callable[[str], bool]) -> None:
-    """Remove the bitmaps of `disks` that begin with groups that are `doomed`."""
+    """Remove the bitmaps of `disks` since groups that are `doomed`."""
     try:
-        wanted = {disk.name for disk in disks}
+        disk_names = {disk.name for disk in disks}
         for disk in machine.disks_of(monitor):
-            for name in disk.bitmaps if disk.name in wanted else ():
+            for name in disk.bitmaps if disk.name in disk_names else ():
                 since = name.removeprefix(names.SINCE).removeprefix(names.SIZE)
                 if since != name and doomed(since):
                     cleanup.remove_bitmap(monitor, disk, name)
     except LunrError as error:  # it costs some memory, until the next backup
-        logger.warning("Bitmaps of QEMU's are left: %s", error)
+        logger.warning("Bitmaps could not be removed from QEMU: %s", error)

@@ -1,9 +1,9 @@
-"""Consistency groups: the backups of all disks of a machine at one instant.
+"""Backup groups: the backups of all disks of a machine at one instant.
 
-What ties them is a backup itself: it has the group's id, is of the machine's name, and
-its bytes are a JSON object that names the others. It is saved last. A group exists when this
-backup and all that it names do. So groups are checked, encrypted, collected and verified as
-all else is, and the storage format needs nothing new.
+The group's record is a backup itself: it has the group's id, the machine's name as its volume,
+and a JSON object that names the other backups as its bytes. It is saved last. A group exists when
+its record and all backups that it names exist. So groups are checked, encrypted, collected and
+verified like all backups, without an addition to the storage format.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 _VERSION = 1
-#: How many backups a save is told that likely have what it is to store.
+#: How many dedup candidates a save gets.
 MOST_LIKE = 32
 
 _STAMP = r"\d{8}T\d{12}Z"
@@ -46,15 +46,15 @@ class Member:
 
     Attributes:
         disk: the disk's name in the machine.
-        backup_id: of its backup.
-        size_bytes: of the disk.
-        way: "full", "incremental", or "compared": all was read, and what was known not stored.
+        backup_id: the backup's.
+        size_bytes: the disk's.
+        way: "full", "incremental", or "compared": all was read, and only changes were stored.
         reason: why it was not incremental; "" if it was.
-        changed_bytes: what the bitmap had; None without one.
+        changed_bytes: the bytes in the bitmap; None without a bitmap.
         bytes_read: by the save.
         bytes_stored: by the save.
-        seconds: that the save took.
-        device: what it was plugged in as; None in records of old.
+        seconds: of the save.
+        device: the disk's device; None in old records.
     """
 
     disk: str
@@ -78,10 +78,9 @@ class Group:
         machine: the machine's name.
         created_at: ISO 8601 in UTC.
         stall_seconds: how long the guest stood still.
-        frozen: file systems that the guest's agent had frozen; None: it was not asked, or
-            did not.
+        frozen: how many file systems the guest's agent had frozen; None: there was no freeze.
         members: the disks' backups.
-        hardware: what the machine was; None in records of old.
+        hardware: the machine's hardware; None in old records.
     """
 
     group_id: str
@@ -116,7 +115,7 @@ def backup_id(group_id: str, disk: str) -> str:
 
 
 def volume_id(machine: str, disk: str) -> str:
-    """What a disk's backups are backups of."""
+    """The volume id of a disk's backups, without a service."""
     return _fit(f"{machine}-{disk}")
 
 
@@ -147,7 +146,7 @@ class _Record:
 
 
 def store(repository: Repository, group: Group) -> None:
-    """Write what ties `group` together: from now on it exists.
+    """Write the record of `group`: from now on it exists.
 
     Raises:
         engine errors of :func:`lunr.backup.save.save.save`.
@@ -166,7 +165,7 @@ def load(repository: Repository, group_id: str) -> Group:
     """The group `group_id`, if it is complete.
 
     Raises:
-        errors.GroupMissing: it is not there, or a backup of it was deleted.
+        errors.GroupMissing: it does not exist, or one of its backups was deleted.
         engine.CorruptObject, engine.WrongKey and others: it can't be read.
     """
     group = _load(repository, group_id)
@@ -204,10 +203,10 @@ def _decode(raw: bytes, group_id: str) -> Group:
         if version != _VERSION:
             raise engine.UnsupportedFormat(name=group_id, reason=f"group version {version}.")
         members = tuple(
-            Member(**{**member, "device": _made(Device, member.get("device"))})
+            Member(**{**member, "device": _build(Device, member.get("device"))})
             for member in record.pop("members")
         )
-        hardware = _made(Hardware, record.pop("hardware", None))
+        hardware = _build(Hardware, record.pop("hardware", None))
         return Group(**record, members=members, hardware=hardware)
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise engine.CorruptObject(
@@ -215,15 +214,15 @@ def _decode(raw: bytes, group_id: str) -> Group:
         ) from error
 
 
-def _made(kind: type[T], told: dict[str, Any] | None) -> T | None:
-    return None if told is None else kind(**told)
+def _build(kind: type[T], values: dict[str, Any] | None) -> T | None:
+    return None if values is None else kind(**values)
 
 
 def delete(repository: Repository, group_id: str) -> None:
-    """Delete a group, or what is left of one: first what ties it, so that it never seems complete.
+    """Delete a group or its remains, the record first: so it never seems complete.
 
     Raises:
-        errors.GroupMissing: there is nothing of it.
+        errors.GroupMissing: nothing of it exists.
     """
     try:
         members = [member.backup_id for member in _load(repository, group_id).members]
@@ -245,19 +244,19 @@ def ids_of(repository: Repository, machine: str | None = None) -> list[str]:
 def listed(repository: Repository, machine: str | None = None) -> list[Group]:
     """The complete groups that the store lists, the newest first; of `machine`, or of all.
 
-    The log tells of those that can't be read.
+    Groups that can't be read are logged.
     """
-    there = set(repository.backup_ids())
+    existing = set(repository.backup_ids())
     groups = []
-    for found in ids_of(repository, machine):
+    for group_id in ids_of(repository, machine):
         try:
-            group = _load(repository, found)
+            group = _load(repository, group_id)
         except errors.GroupMissing:
             continue
         except UNUSABLE as error:
-            logger.warning("Group %s can't be read: %s", found, error)
+            logger.warning("Group %s can't be read: %s", group_id, error)
             continue
-        if all(member.backup_id in there for member in group.members):
+        if all(member.backup_id in existing for member in group.members):
             groups.append(group)
     return sorted(groups, key=lambda group: group.created_at, reverse=True)
 
@@ -265,39 +264,39 @@ def listed(repository: Repository, machine: str | None = None) -> list[Group]:
 def newest_of_others(repository: Repository, machine: str) -> list[str]:
     """The newest backup of each disk of the other machines, the newest first, at most `MOST_LIKE`.
 
-    Machines are often made from one image: what they have in common need not be stored again.
+    Machines are often made from one image: they are dedup candidates for each other.
     """
     newest: dict[tuple[str, str], tuple[str, str]] = {}
-    for found in repository.backup_ids():
-        match = _MEMBER.fullmatch(found)
+    for listed_id in repository.backup_ids():
+        match = _MEMBER.fullmatch(listed_id)
         if match and match["machine"] != machine:
             disk = match["machine"], match["disk"]
-            newest[disk] = max(newest.get(disk, ("", "")), (match["stamp"], found))
-    return [found for _, found in sorted(newest.values(), reverse=True)][:MOST_LIKE]
+            newest[disk] = max(newest.get(disk, ("", "")), (match["stamp"], listed_id))
+    return [listed_id for _, listed_id in sorted(newest.values(), reverse=True)][:MOST_LIKE]
 
 
 def unfinished(repository: Repository, machine: str | None = None) -> dict[str, list[str]]:
-    """Backups of disks by group, where the store does not list what ties the group.
+    """Backups of disks by group, for groups whose record the store does not list.
 
-    They are of a backup that runs, or was killed, or the store's listing is behind: who
-    deletes them must know.
+    The group's backup runs, or was killed, or the store's listing is late: a caller that deletes
+    them must know which.
     """
-    there = set(repository.backup_ids())
-    left: dict[str, list[str]] = {}
-    for found in sorted(there):
-        match = _MEMBER.fullmatch(found)
-        if match and match["group"] not in there and machine in (None, match["machine"]):
-            left.setdefault(match["group"], []).append(found)
-    return left
+    existing = set(repository.backup_ids())
+    members: dict[str, list[str]] = {}
+    for listed_id in sorted(existing):
+        match = _MEMBER.fullmatch(listed_id)
+        if match and match["group"] not in existing and machine in (None, match["machine"]):
+            members.setdefault(match["group"], []).append(listed_id)
+    return members
 
 
 def discard(repository: Repository, group_id: str, disks: Iterable[str]) -> None:
-    """Delete what there is of a group that failed."""
+    """Delete the remains of a failed group."""
     repository.delete_root(group_id)
     for disk in disks:
         repository.delete_root(backup_id(group_id, disk))
 
 
 def restore_path(folder: Path, member: Member) -> Path:
-    """Where a disk is restored to."""
+    """The file that a disk is restored to."""
     return folder / f"{ids.check(member.disk, 'disk')}.raw"

@@ -19,8 +19,8 @@ logger = logging.getLogger(__name__)
 #: than there is memory for; more is read then, never less.
 MOST_EXTENTS = 1 << 18
 
-#: Bytes at a disk's beginning, where it has a table of partitions, or a file system's own: what
-#: is not allocated, nobody may have to ask the disk for.
+#: Bytes at a disk's beginning, with its partition table or the superblock of a file system. QEMU
+#: may answer a read of unallocated bytes without asking the disk.
 _BEGINNING = 4096
 
 
@@ -42,7 +42,7 @@ class NbdSource:
         Args:
             name: for messages.
             connections: to the same export.
-            allocated: the ranges outside of which there are only zeros; None: nobody knows.
+            allocated: the ranges outside of which there are only zeros; None: unknown.
         """
         self.size = connections[0].size
         self._name = name
@@ -58,7 +58,7 @@ class NbdSource:
             with _lost(self._name, offset):
                 yield connection
         finally:
-            self._free.put(connection)  # a broken one fails who comes next, too
+            self._free.put(connection)  # a broken one fails the next read, too
 
     def data(self, start: int, end: int) -> Iterator[tuple[int, int]]:
         """See :meth:`Source.data`."""
@@ -74,7 +74,7 @@ class NbdSource:
 
 @contextmanager
 def _lost(name: str, offset: int = 0) -> Iterator[None]:
-    """Raise ExportLost for what goes wrong between us and the export of the disk `name`."""
+    """Raise ExportLost for errors of the connection to the export of the disk `name`."""
     try:
         yield
     except OSError as error:
@@ -83,23 +83,25 @@ def _lost(name: str, offset: int = 0) -> Iterator[None]:
         ) from error
 
 
-def ranges(name: str, connection: nbd.Connection, *, wanted: Callable[[int], bool]) -> list[Extent]:
-    """The ranges whose flags in the map of `connection` are `wanted`.
+def ranges(
+    name: str, connection: nbd.Connection, *, matches: Callable[[int], bool]
+) -> list[Extent]:
+    """The ranges whose flags in the map of `connection` satisfy `matches`.
 
     Raises:
         errors.ExportLost: it can't be read.
     """
     extents = connection.extents(0, connection.size)
-    asked_for = ((at, stop) for at, stop, flags in extents if wanted(flags))
+    asked_for = ((at, stop) for at, stop, flags in extents if matches(flags))
     with _lost(name):
         return cover(asked_for, MOST_EXTENTS, connection.size)
 
 
 def await_answers(name: str, connection: nbd.Connection) -> None:
-    """Return when a read and a flush are answered, be it that they failed.
+    """Return when a read and a flush are answered, even by an error.
 
     Raises:
-        errors.ExportLost: they are not.
+        errors.ExportLost: there is no answer.
     """
     beginning = memoryview(bytearray(min(_BEGINNING, connection.size)))
     asks: list[Callable[[], None]] = [lambda: connection.read(beginning, 0), connection.flush]
@@ -122,7 +124,7 @@ def negotiate(
     """A connection to `export` over each of `sockets`, with the map `context`.
 
     Raises:
-        errors.ExportLost: the server does not give it; `name` is in the message.
+        errors.ExportLost: the server refuses; the message has `name`.
     """
     with _lost(name):
         return [nbd.Connection(sock, export, context) for sock in sockets]

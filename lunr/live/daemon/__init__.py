@@ -1,1 +1,1 @@
-"""The program that backs machines up by schedule."""
+"""The daemon that backs up the machines of a hypervisor."""

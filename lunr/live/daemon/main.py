@@ -1,4 +1,4 @@
-"""``lunr-live``: backs up the virtual machines of a hypervisor, each at its time."""
+"""``lunr-live``: backs up the virtual machines of a hypervisor at intervals."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ from lunr.live.qemu.qmp import Monitor
 
 logger = logging.getLogger(__name__)
 
-#: Seconds before a machine whose backup failed is tried again, at least; or its own time, if
-#: that is shorter.
+#: Seconds after a failed backup before the next attempt, or the machine's interval if that is
+#: shorter.
 RETRY = 300.0
 
-#: After this no store is still behind with its listing: what seems unfinished is.
+#: After this the listings of every store are up to date: groups listed as unfinished are so.
 _SETTLED = timedelta(days=1)
 
 
@@ -46,35 +46,37 @@ class BackupDaemon:
         stop: threading.Event,
         service: Service | None = None,
     ) -> None:
-        """`stop` ends it, within a second also amid a backup; `service` is told of the backups."""
+        """`stop` ends it within a second, even during a backup; `service` registers the backups."""
         self._repository = repository
         self._service = service
         self._machines = machines
         self._stop = stop
 
     def run(self) -> None:
-        """Go on until stopped; first let all machines go on that an earlier one has stopped."""
+        """Back up until stopped; first resume all machines that a killed backup left stopped."""
         for machine in self._machines:
             with log.context(machine.name):
                 self._recover(machine)
         due = {machine.name: self._due(machine) for machine in self._machines}
         while not self._stop.is_set():
-            machine = min(self._machines, key=lambda one: due[one.name])
+            machine = min(self._machines, key=lambda other: due[other.name])
             if self._stop.wait(max(0.0, due[machine.name] - time.time())):
                 return
             began = time.time()
             with log.context(machine.name):
-                wait = machine.every if self.attend(machine) else min(machine.every, RETRY)
+                wait = (
+                    machine.every if self.back_up_and_prune(machine) else min(machine.every, RETRY)
+                )
             due[machine.name] = max(began + wait, time.time())
 
     def _due(self, machine: Machine) -> float:
-        """When the next backup of `machine` is due: the store knows of the last one."""
+        """When the next backup of `machine` is due, by the last one in the store."""
         try:
-            found = groups.listed(self._repository, machine.name)
-            if not found:
+            complete = groups.listed(self._repository, machine.name)
+            if not complete:
                 return time.time()
-            last = datetime.fromisoformat(found[0].created_at).astimezone(UTC).timestamp()
-        except Exception as error:  # as in `attend`
+            last = datetime.fromisoformat(complete[0].created_at).astimezone(UTC).timestamp()
+        except Exception as error:  # as in `back_up_and_prune`
             logger.warning("%s: %s", machine.name, error, exc_info=_trace(error))
             return time.time()
         return min(last, time.time()) + machine.every
@@ -84,11 +86,11 @@ class BackupDaemon:
         try:
             with _monitor(machine) as monitor, contextlib.ExitStack() as stack:
                 cleanup.recover(monitor, connected_agent(monitor, path, stack))
-        except Exception as error:  # as in `attend`
-            logger.warning("Not looked after: %s", error, exc_info=_trace(error))
+        except Exception as error:  # as in `back_up_and_prune`
+            logger.warning("Not cleaned up: %s", error, exc_info=_trace(error))
 
-    def attend(self, machine: Machine) -> bool:
-        """Back up `machine` and delete what it has too many of; whether that went well."""
+    def back_up_and_prune(self, machine: Machine) -> bool:
+        """Back up `machine` and delete its oldest groups; return whether the backup succeeded."""
         options = Options(
             machine=machine.name,
             disks=machine.disks or None,
@@ -108,38 +110,40 @@ class BackupDaemon:
             stall = group.stall_seconds * 1000
             logger.info("Saved %s: %s; it stood still for %.1f ms.", group.group_id, ways, stall)
         except Cancelled:
-            logger.info("Given up: the service is being stopped.")
+            logger.info("The backup was given up: the service is being stopped.")
             return False
-        except Exception as error:  # whatever one machine has, the others are to be backed up
+        except Exception as error:  # the other machines must still be backed up
             logger.error("Not backed up: %s", error, exc_info=_trace(error))  # noqa: TRY400
             return False
         try:
-            self._forget(machine)
-        except Exception as error:  # the backup is there; the next time
-            logger.warning("Too old ones are not deleted: %s", error, exc_info=_trace(error))
+            self._prune(machine)
+        except Exception as error:  # the backup is complete; the next run prunes
+            logger.warning("Old groups are not deleted: %s", error, exc_info=_trace(error))
         return True
 
-    def _forget(self, machine: Machine) -> None:
-        """Delete what is too old, and what killed backups have left."""
-        left = groups.unfinished(self._repository, machine.name)
-        found = groups.listed(self._repository, machine.name)
-        count = machine.keep or len(found)
-        for group in found[count:]:
+    def _prune(self, machine: Machine) -> None:
+        """Delete the groups that are too old, and the remains of killed backups."""
+        unfinished = groups.unfinished(self._repository, machine.name)
+        complete = groups.listed(self._repository, machine.name)
+        count = machine.keep or len(complete)
+        for group in complete[count:]:
             if self._delete(group.group_id):
                 logger.info("Deleted %s: %d newer ones are kept.", group.group_id, count)
         bounds = [groups.new_id(machine.name, datetime.now(UTC) - _SETTLED)]
-        if machine.keep and len(found) >= machine.keep:
-            bounds.append(found[machine.keep - 1].group_id)  # no one is kept that is older
-        for group_id in (one for one in left if one < max(bounds)):
+        if machine.keep and len(complete) >= machine.keep:
+            bounds.append(complete[machine.keep - 1].group_id)  # no older group is kept
+        for group_id in (
+            unfinished_id for unfinished_id in unfinished if unfinished_id < max(bounds)
+        ):
             if self._delete(group_id):
-                logger.info("Deleted what a backup that was killed had left: %s.", group_id)
+                logger.info("Deleted the remains of a killed backup: %s.", group_id)
 
     def _delete(self, group_id: str) -> bool:
-        """Delete a group, or what is left of one; whether that went well."""
+        """Delete a group, or its remains; return whether that succeeded."""
         try:
             if self._service is None or not self._service.delete(group_id):
                 groups.delete(self._repository, group_id)
-        except LunrError as error:  # the next time
+        except LunrError as error:  # the next run tries again
             logger.warning("%s is not deleted: %s", group_id, error)
             return False
         return True
@@ -153,7 +157,7 @@ def _monitor(machine: Machine) -> Iterator[Monitor]:
 
 
 def _trace(error: Exception) -> Exception | None:
-    """What nobody has thought of is logged with where it came from."""
+    """The trace to log: only that of unexpected errors."""
     return None if isinstance(error, LunrError) else error
 
 
@@ -163,16 +167,18 @@ def serve(settings: Settings, stop: threading.Event) -> None:
     Raises:
         LunrError: the store or the key can't be used.
     """
-    place = settings.store
-    keys = master_keys.load(Path(place.key_file) if place.key_file else None)
+    store_settings = settings.store
+    keys = master_keys.load(Path(store_settings.key_file) if store_settings.key_file else None)
     with contextlib.ExitStack() as stack:
         service = None
         if settings.service is not None:
-            told = settings.service
-            token = files.read(told.token_file, "[service] token_file")
-            service = Service(stack.enter_context(Client(told.url, told.account, token)))
+            service_settings = settings.service
+            token = files.read(service_settings.token_file, "[service] token_file")
+            service = Service(
+                stack.enter_context(Client(service_settings.url, service_settings.account, token))
+            )
         repository = stack.enter_context(
-            open_repository(place.url, settings.repository, keys, cancel=stop)
+            open_repository(store_settings.url, settings.repository, keys, cancel=stop)
         )
         BackupDaemon(repository, settings.machines, stop, service).run()
 

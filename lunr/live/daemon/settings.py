@@ -19,17 +19,18 @@ class Machine:
     """A virtual machine to back up.
 
     Attributes:
-        name: what its backups are called by.
-        qmp: a QMP socket of its own for lunr.
-        libvirt: or else a domain of libvirt that has one.
+        name: the start of the ids of its backups.
+        qmp: a QMP socket that only lunr uses.
+        libvirt: or else a domain of libvirt that has such a socket.
         every: seconds from one backup to the next.
-        keep: how many groups are kept; the oldest go first. 0: all.
-        disks: only these; empty: all.
-        scratch: a folder with room for what the guest overwrites meanwhile.
-        scratch_limit: MiB that it may take there; beyond, the backup is given up. 0: no limit.
-        scratch_reserve: MiB that must stay free there; below, the backup is given up. -1: a
+        keep: how many groups are kept; the oldest are deleted first. 0: all.
+        disks: the disks to back up; empty: all.
+        scratch: a folder with room for the data that the guest overwrites during a backup.
+        scratch_limit: the most MiB that a backup may take there; above, it is given up. 0: no
+            limit.
+        scratch_reserve: the MiB that must stay free there; below, the backup is given up. -1: a
             twentieth of it, at least 1024.
-        agent: the socket of the guest's agent, to freeze file systems with; "": none.
+        agent: the socket of the guest's agent, which freezes file systems; "": none.
     """
 
     name: str
@@ -46,11 +47,11 @@ class Machine:
 
 @dataclass(frozen=True)
 class Store:
-    """Where backups go.
+    """The store of the backups.
 
     Attributes:
         url: files:/PATH or swift:PREFIX, with ST_* or OS_* in the environment.
-        repository: whose they are; "": the service's account, or without one "default".
+        repository: its repository; "": the service's account, or without a service "default".
         key_file: the master keys, mode 0600; "": a public one.
     """
 
@@ -61,12 +62,12 @@ class Store:
 
 @dataclass(frozen=True)
 class Service:
-    """A lunr service that is told of the backups.
+    """The lunr service that registers the backups.
 
     Attributes:
-        url: where its API is.
-        account: whose they are.
-        token_file: the secret of a token of the account, mode 0600.
+        url: the API's.
+        account: the account of the backups.
+        token_file: the file with the secret of a token of the account, mode 0600.
     """
 
     url: str
@@ -76,7 +77,7 @@ class Service:
 
 @dataclass(frozen=True)
 class Settings:
-    """All of it; without a service the store alone knows of the backups."""
+    """The whole configuration; without a service the backups are only in the store."""
 
     store: Store
     machines: tuple[Machine, ...]
@@ -84,7 +85,7 @@ class Settings:
 
     @property
     def repository(self) -> str:
-        """Whose the backups are."""
+        """The repository of the backups."""
         return self.service.account if self.service else self.store.repository or "default"
 
 
@@ -92,7 +93,7 @@ def load(path: Path) -> Settings:
     """The settings in the file `path`.
 
     Raises:
-        ConfigError: it can't be read, or something in it can't be used.
+        ConfigError: it can't be read, or a value in it can't be used.
     """
     try:
         return parse(tomllib.loads(path.read_text()))
@@ -105,7 +106,7 @@ def parse(table: Mapping[str, Any]) -> Settings:
     """The settings in a TOML document.
 
     Raises:
-        ConfigError: something in it can't be used.
+        ConfigError: a value in it can't be used.
     """
     unknown = sorted(table.keys() - {"store", "service", "machine"})
     if unknown:
@@ -117,7 +118,7 @@ def parse(table: Mapping[str, Any]) -> Settings:
     given = table.get("machine", [])
     if not isinstance(given, list) or not given:
         raise ConfigError(reason="there is no [[machine]].")
-    machines = tuple(_table(Machine, one, f"[[machine]] {n}") for n, one in enumerate(given, 1))
+    machines = tuple(_table(Machine, entry, f"[[machine]] {n}") for n, entry in enumerate(given, 1))
     for machine in machines:
         _check_id(machine.name, "[[machine]] name")
         if bool(machine.qmp) == bool(machine.libvirt):
@@ -148,7 +149,7 @@ def _table(kind: type[T], given: object, where: str) -> T:
     Raises:
         ConfigError: a field is missing, unknown, or of another type.
     """
-    known = {one.name: _KINDS[str(one.type)] for one in fields(kind)}  # type: ignore[arg-type]
+    known = {option.name: _KINDS[str(option.type)] for option in fields(kind)}  # type: ignore[arg-type]
     if not isinstance(given, dict):
         raise ConfigError(reason=f"{where} is a table.")
     for name, value in given.items():

@@ -1,1 +1,1 @@
-"""What a running QEMU is asked and told: QMP, NBD, its guest agent, its command line."""
+"""The interfaces of a running QEMU: QMP, NBD, its guest agent, its command line."""

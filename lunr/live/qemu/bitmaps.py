@@ -1,12 +1,11 @@
-"""Marks by which it is seen that a disk was resized since.
+"""Marks that show whether a disk was resized since a cut.
 
-Who shrinks a disk has QEMU forget the dirty bits beyond the new end, also those of disks that
-grow again afterwards: then the sizes are equal, bytes have become zeros, and no bit says so. So
-each bitmap ``lunr-since-GROUP`` has a mark beside it, a bitmap at rest in which the last bit is
-set, which a shrinking forgets too. What shrinks by less than that bit stands for loses
-nothing of it: so that range is always read.
+When a disk shrinks, QEMU drops the dirty bits beyond the new end. If the disk grows again, its
+size is equal, bytes have become zeros, and no bit shows it. So each bitmap ``lunr-since-GROUP``
+has a mark beside it: a disabled bitmap with the last bit set, which QEMU drops as well. The
+mark survives a shrinking by less than the range of that bit: so that range is always read.
 
-A bit is only set by a write. It is written to a node without a medium, of the disk's size.
+Only a write sets a bit. The write goes to a node of the disk's size without a medium.
 """
 
 from __future__ import annotations
@@ -25,10 +24,10 @@ _SECTOR = 512
 
 
 def put_marks(monitor: Monitor, disks: Sequence[Disk], group: str, granularity: int) -> None:
-    """Mark `disks` for `group`, before its bitmaps begin; the guest need not stand still for it.
+    """Mark `disks` for `group`, before its bitmaps begin; the guest may run.
 
     Raises:
-        errors.CommandRefused: QEMU says no.
+        errors.CommandRefused: QEMU refuses.
     """
     with _tails(monitor, disks, granularity):
         actions = [
@@ -41,10 +40,10 @@ def put_marks(monitor: Monitor, disks: Sequence[Disk], group: str, granularity: 
 
 @contextlib.contextmanager
 def _tails(monitor: Monitor, disks: Sequence[Disk], granularity: int) -> Iterator[None]:
-    """For each of `disks` a node whose last bit is set, while this lasts.
+    """Keep for each of `disks` a node with a bitmap whose last bit is set.
 
     Raises:
-        errors.CommandRefused: QEMU says no.
+        errors.CommandRefused: QEMU refuses.
     """
     with contextlib.ExitStack() as stack:
         for number, disk in enumerate(disks):
@@ -61,7 +60,7 @@ def _tails(monitor: Monitor, disks: Sequence[Disk], granularity: int) -> Iterato
 
 
 def _mark(number: int, disk: Disk, group: str, granularity: int) -> list[dict[str, Any]]:
-    """The actions that put the mark of `group` to `disk`, whose tail has that number."""
+    """The actions that put the mark of `group` on `disk`, the disk `number`."""
     name = f"{names.SIZE}{group}"
     added = {
         "node": disk.node,
@@ -79,16 +78,16 @@ def _mark(number: int, disk: Disk, group: str, granularity: int) -> list[dict[st
 
 
 def is_whole(bitmaps: Mapping[str, dict[str, Any]], group: str) -> bool:
-    """Whether the mark of `group` is there: the disk has not shrunk since."""
+    """Whether the mark of `group` is whole: the disk has not shrunk since."""
     bitmap = bitmaps.get(f"{names.SIZE}{group}")
     return bitmap is not None and bool(bitmap["count"])
 
 
 def check(monitor: Monitor, disk: Disk, group: str) -> None:
-    """Make sure that `disk` has not shrunk since `group`, to whatever it stands upon now.
+    """Make sure that `disk` has not shrunk since `group`.
 
     Raises:
-        errors.DiskResized: it has, or is gone.
+        errors.DiskResized: it has shrunk, or is gone.
     """
     for node in monitor.execute("query-named-block-nodes"):
         if node["node-name"] == disk.node:
@@ -99,5 +98,5 @@ def check(monitor: Monitor, disk: Disk, group: str) -> None:
 
 
 def tail(size: int, granularity: int) -> Extent:
-    """The extent of a disk of `size` bytes that the mark stands for."""
+    """The extent of a disk of `size` bytes that the bit of the mark covers."""
     return Extent(max(0, size - 1) // granularity * granularity, size)

@@ -1,4 +1,4 @@
-"""Taking down what lunr has put up inside a QEMU, whoever did, and however far it came."""
+"""Removing all that lunr has added to a QEMU, also after a killed backup."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ from lunr.live.qemu.qmp import Monitor
 
 logger = logging.getLogger(__name__)
 
-#: Seconds that QEMU has to let go of an export.
+#: Seconds that QEMU has to close an export.
 _PATIENCE = 30.0
 
 
 def clear(monitor: Monitor, only: int | None = None) -> bool:
-    """Take down exports, filters, scratch files and the server; whether there was anything.
+    """Remove exports, filters, scratch files and the server; return whether there were any.
 
-    The bitmaps ``lunr-since-…`` stay: they are what the next backup builds upon.
+    The bitmaps ``lunr-since-…`` stay for the next backup.
 
     Args:
-        monitor: of the machine.
-        only: just what the disk of this number has. Its guest's writes cost no more than
-            one from then on.
+        monitor: the machine's.
+        only: the number of a disk, to remove only what belongs to it. The guest's writes to it
+            are not copied any more from then on.
 
     Raises:
-        errors.CommandRefused, errors.MonitorSilent: QEMU does not let go of something.
+        errors.CommandRefused, errors.MonitorSilent: QEMU does not remove something.
     """
 
     def ours(name: str, pattern: re.Pattern[str]) -> bool:
@@ -41,15 +41,15 @@ def clear(monitor: Monitor, only: int | None = None) -> bool:
     exports = _delete_exports(monitor, lambda name: ours(name, names.EXPORT))
     every = _nodes(monitor)
     nodes = sorted(node for node in every if ours(node, names.NODE))
-    # Sorted, they are in the order in which they stand upon each other.
+    # Sorted, each node comes before those that it uses.
     for node in nodes:
         if node.endswith("-cut"):
             monitor.execute("blockdev-del", {"node-name": node})
-    _put_back(monitor, lambda name: ours(name, names.FILTER))
+    _restore_disks(monitor, lambda name: ours(name, names.FILTER))
     for node in nodes:
         if not node.endswith("-cut"):
             monitor.execute("blockdev-del", {"node-name": node})
-    _forget_files(monitor, lambda note: ours(note, names.NOTE))
+    _close_files(monitor, lambda note: ours(note, names.NOTE))
     if names.SERVER in every and not monitor.execute("query-block-exports"):
         with contextlib.suppress(errors.CommandRefused):  # it was not started yet
             monitor.execute("nbd-server-stop")
@@ -61,72 +61,74 @@ def clear(monitor: Monitor, only: int | None = None) -> bool:
     return bool(exports or nodes)
 
 
-def hold(monitor: Monitor) -> None:
+def note_held(monitor: Monitor) -> None:
     """Note in QEMU that the guest ran, before it is stopped or frozen."""
     monitor.execute("blockdev-add", {"driver": "null-co", "node-name": names.CUTTING})
 
 
 def is_held(monitor: Monitor) -> bool:
-    """Whether the guest may stand still because of us."""
+    """Whether lunr may have stopped or frozen the guest."""
     return names.CUTTING in _nodes(monitor)
 
 
-def let_go(monitor: Monitor, agent: Agent | None, patience: float | None = None) -> None:
-    """Let the guest that we held run, and thaw its file systems.
+def release_guest(monitor: Monitor, agent: Agent | None, patience: float | None = None) -> None:
+    """Resume the guest that lunr held, and thaw its file systems.
 
     Args:
-        monitor: of the machine.
+        monitor: the machine's.
         agent: the guest's, if it has one.
         patience: as of :meth:`Agent.thaw`.
 
     Raises:
-        errors.FreezeFailed: it runs, and may be frozen still; the note of it stays.
-        errors.CommandRefused, errors.MonitorUnavailable: QEMU does not do its part.
+        errors.FreezeFailed: it runs, but may still be frozen; the note of it stays.
+        errors.CommandRefused, errors.MonitorUnavailable: QEMU refuses or does not answer.
     """
-    _go_on(monitor)
+    _resume(monitor)
     if agent is not None:
         agent.thaw(patience)
     monitor.execute("blockdev-del", {"node-name": names.CUTTING})
 
 
-def _go_on(monitor: Monitor) -> None:
+def _resume(monitor: Monitor) -> None:
     if monitor.execute("query-status")["status"] == "paused":
         monitor.execute("cont")
 
 
-def settle(monitor: Monitor, agent: Agent | None, patience: float | None = None) -> bool:
-    """Let the guest go on, and take down all that is put up; whether there was anything.
+def restore_machine(monitor: Monitor, agent: Agent | None, patience: float | None = None) -> bool:
+    """Resume the guest and remove all that lunr has added; return whether there was anything.
 
     Args:
-        monitor: of the machine.
+        monitor: the machine's.
         agent: the guest's, if it has one.
         patience: as of :meth:`Agent.thaw`.
 
     Raises:
-        errors.FreezeFailed: the rest is done, but its file systems may be frozen still.
-        errors.CommandRefused, errors.MonitorUnavailable: QEMU does not do its part.
+        errors.FreezeFailed: all else is done, but the file systems may still be frozen.
+        errors.CommandRefused, errors.MonitorUnavailable: QEMU refuses or does not answer.
     """
     held = is_held(monitor)
     if held:
-        _go_on(monitor)
+        _resume(monitor)
     try:
-        found = clear(monitor)
+        was_used = clear(monitor)
     finally:
         if held:
-            let_go(monitor, agent, patience)
-    return held or found
+            release_guest(monitor, agent, patience)
+    return held or was_used
 
 
 def recover(monitor: Monitor, agent: Agent | None) -> None:
-    """:func:`settle` what a dead client left.
+    """:func:`restore_machine` after a killed backup.
 
     Raises:
-        as :func:`settle`.
+        as :func:`restore_machine`.
     """
     if agent is None and is_held(monitor):
-        logger.warning("Its file systems may be frozen, and no agent is known to thaw them.")
-    if settle(monitor, agent):
-        logger.warning("Took down what a backup that was killed had left: the guest goes on.")
+        logger.warning(
+            "The guest's file systems may be frozen, and no agent is given to thaw them."
+        )
+    if restore_machine(monitor, agent):
+        logger.warning("The remains of a killed backup were removed; the guest runs.")
 
 
 def _nodes(monitor: Monitor) -> set[str]:
@@ -139,27 +141,29 @@ def remove_bitmap(monitor: Monitor, disk: Disk, name: str) -> None:
 
 
 def _delete_exports(monitor: Monitor, ours: Callable[[str], bool]) -> bool:
-    """Delete our exports, whoever reads from them, and wait until they are gone."""
+    """Delete lunr's exports, even while they are read, and wait until they are gone."""
 
-    def left() -> list[str]:
-        return [one["id"] for one in monitor.execute("query-block-exports") if ours(one["id"])]
+    def remaining() -> list[str]:
+        return [
+            entry["id"] for entry in monitor.execute("query-block-exports") if ours(entry["id"])
+        ]
 
-    found = left()
-    for export in found:
-        with contextlib.suppress(errors.CommandRefused):  # it is going already
+    existing = remaining()
+    for export in existing:
+        with contextlib.suppress(errors.CommandRefused):  # it is being deleted already
             monitor.execute("block-export-del", {"id": export, "mode": "hard"})
     deadline = time.monotonic() + _PATIENCE
-    while left():
+    while remaining():
         if time.monotonic() > deadline:
             raise errors.MonitorSilent(
                 path="of QEMU", command="block-export-del", timeout=_PATIENCE
             )
         time.sleep(0.01)
-    return bool(found)
+    return bool(existing)
 
 
-def _put_back(monitor: Monitor, ours: Callable[[str], bool]) -> None:
-    """Let the devices that use our filters use their disks again, and see that they do."""
+def _restore_disks(monitor: Monitor, ours: Callable[[str], bool]) -> None:
+    """Make the devices that use lunr's filters use their disks again, and check that they do."""
     own_nodes = _nodes_behind_filters(monitor)
     expected = {}
     for disk in machine.disks_of(monitor):
@@ -175,16 +179,16 @@ def _put_back(monitor: Monitor, ours: Callable[[str], bool]) -> None:
 
 
 def _nodes_behind_filters(monitor: Monitor) -> dict[str, str]:
-    """The node that each of our filters stands before, by the filter's name.
+    """The node behind each of lunr's filters, by the filter's name.
 
-    The note that counts is the one of the descriptor that the filter's own scratch file uses.
-    QEMU keeps descriptors with their notes as long as the machine does not run, so notes of
-    earlier backups with the same number may be there.
+    The valid note is that of the descriptor of the filter's own scratch file. QEMU keeps
+    descriptors with their notes while the machine is stopped: there may be notes of earlier
+    backups with the same number.
     """
     notes = {
-        f"/dev/fdset/{one['fdset-id']}": names.NOTE.fullmatch(fd.get("opaque", ""))
-        for one in monitor.execute("query-fdsets")
-        for fd in one["fds"]
+        f"/dev/fdset/{fdset['fdset-id']}": names.NOTE.fullmatch(fd.get("opaque", ""))
+        for fdset in monitor.execute("query-fdsets")
+        for fd in fdset["fds"]
     }
     behind = {}
     for node in monitor.execute("query-named-block-nodes"):
@@ -194,9 +198,9 @@ def _nodes_behind_filters(monitor: Monitor) -> dict[str, str]:
     return behind
 
 
-def _forget_files(monitor: Monitor, ours: Callable[[str], bool]) -> None:
-    """Let QEMU close the files whose notes are ours."""
-    for one in monitor.execute("query-fdsets"):
-        for fd in one["fds"]:
+def _close_files(monitor: Monitor, ours: Callable[[str], bool]) -> None:
+    """Make QEMU close the files whose notes are lunr's."""
+    for fdset in monitor.execute("query-fdsets"):
+        for fd in fdset["fds"]:
             if ours(fd.get("opaque", "")):
-                monitor.execute("remove-fd", {"fdset-id": one["fdset-id"], "fd": fd["fd"]})
+                monitor.execute("remove-fd", {"fdset-id": fdset["fdset-id"], "fd": fd["fd"]})

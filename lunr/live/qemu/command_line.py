@@ -1,7 +1,7 @@
-"""The command line for QEMU of a machine that is started from a group.
+"""The command line for QEMU of a machine that is started from a backup group.
 
-As far as the group's record tells: the kind of machine, its memory, processors and disks. Its
-network, firmware and the like are the caller's to know.
+It has what the group's record has: the type of machine, its memory, processors and disks. The
+caller must add network, firmware and the like.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from lunr.live.qemu.hardware import Device, Hardware
 #: The longest name that QEMU lets a node have.
 _LONGEST_NODE = 31
 
-#: Drivers that can be told to stop the machine at an error, by what their names begin with.
+#: Prefixes of the drivers that can stop the machine at an error.
 _STOPPING = ("virtio-blk", "scsi-", "ide-", "usb-storage")
 
 
 def command_line(group: Group, paths: Mapping[str, Path]) -> str:
-    """What to start the machine of `group` with; `paths` has its disks' qcow2 files."""
+    """The command that starts the machine of `group`; `paths` has its disks' qcow2 files."""
     hardware = group.hardware
     arch = "x86_64" if hardware is None else hardware.arch
     words = [f"qemu-system-{arch}", "-name", group.machine]
@@ -62,9 +62,9 @@ def _disk(member: Member, path: Path) -> list[str]:
     plugged = {"drive": node, "id": member.disk, "bus": device.bus, **device.place}
     options = [f"{key}={value}" for key, value in plugged.items() if value != ""]
     if driver.startswith(_STOPPING):
-        # A store that is away makes the machine wait: its programs see no errors.
+        # While the store is away the machine waits, and its programs see no errors.
         options += ["rerror=stop", "werror=stop"]
-    # A comma in a value is doubled. What the guest discards need not be kept.
+    # A comma in a value is doubled. Discards of the guest free room.
     file = f"file.driver=file,file.filename={str(path).replace(',', ',,')},file.discard=unmap"
     return [
         *("-blockdev", f"driver=qcow2,node-name={node},discard=unmap,{file}"),
@@ -73,7 +73,7 @@ def _disk(member: Member, path: Path) -> list[str]:
 
 
 def node_name(disk: str) -> str:
-    """What the node of `disk` is called: its name where QEMU can stand that."""
+    """The name of the node of `disk`: the disk's, if QEMU allows it."""
     if len(disk) <= _LONGEST_NODE and disk[0].isalpha():
         return disk
     return f"disk-{hashlib.blake2b(disk.encode(), digest_size=8).hexdigest()}"

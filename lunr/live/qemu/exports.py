@@ -1,7 +1,7 @@
-"""What QEMU gives out over NBD: disks as they were at the cut, and their maps.
+"""QEMU's NBD exports: disks as they were at the cut, and their maps.
 
-No file is left behind: we are connected to the server's socket before QEMU has it, and its
-name is gone by then. Nobody else can connect, and QEMU may run as another user.
+No file is left behind: lunr connects to the server's socket and removes its name before QEMU
+gets it. No other process can connect, and QEMU may run as another user.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ _PATIENCE = 60.0
 
 @dataclass(frozen=True)
 class Exported:
-    """What is given out of one disk.
+    """The export of one disk.
 
     Attributes:
         source: the disk as it was at the cut.
-        changed: the ranges that were written since its base; None without one.
+        changed: the ranges that were written since its base; None without a base.
     """
 
     source: NbdSource
@@ -44,23 +44,23 @@ class Exported:
 
 
 def survey(
-    monitor: Monitor, disks: Sequence[Disk], wanted: Sequence[str]
+    monitor: Monitor, disks: Sequence[Disk], mapped: Sequence[str]
 ) -> dict[str, list[Extent]]:
-    """Outside of which ranges the disks of the names `wanted` have only zeros; all must answer.
+    """The allocated ranges of the disks of the names `mapped`; all of `disks` must answer.
 
-    Before QEMU stops the guest it waits until each disk has done what it was told, and flushes
-    it: if one does not answer (the target of an iSCSI disk is away), the guest stands still, with
-    all its disks. So each is asked, and flushed, before that.
+    Before QEMU stops the guest it waits until each disk has completed its requests, and flushes
+    it. If a disk does not answer (the target of an iSCSI disk is away), the guest stands still
+    with all its disks. So this reads and flushes each disk before that.
 
-    The guest goes on writing: a bitmap that began before must tell where. The map of the
-    cut itself can't be had: QEMU 7.2 tells of zeros in it where there are none (see
+    The guest goes on writing: bitmaps that began earlier must record these writes. A map of the
+    cut itself is not available: that of QEMU 7.2 has zeros where there is data (see
     :data:`lunr.live.qemu.nbd.PIECE`).
 
     Raises:
-        errors.CannotBackUp: the machine's NBD server is taken.
+        errors.CannotBackUp: another program uses the machine's NBD server.
         errors.ExportLost, errors.CommandRefused: a disk does not answer, or there is no map.
     """
-    found: dict[str, list[Extent]] = {}
+    allocated: dict[str, list[Extent]] = {}
     with _served(monitor, len(disks)) as sockets:
         for number, disk in enumerate(disks):
             _export(monitor, number, disk.node, [])
@@ -68,12 +68,12 @@ def survey(
                 disk.name, [next(sockets)], names.export(number), nbd.ALLOCATION
             )
             source.await_answers(disk.name, asked)
-            if disk.name in wanted:
-                found[disk.name] = source.ranges(
-                    disk.name, asked, wanted=lambda flags: not flags & nbd.ZERO
+            if disk.name in mapped:
+                allocated[disk.name] = source.ranges(
+                    disk.name, asked, matches=lambda flags: not flags & nbd.ZERO
                 )
     cleanup.clear(monitor)
-    return found
+    return allocated
 
 
 @contextmanager
@@ -83,21 +83,21 @@ def exported(
     bases: Mapping[str, str],
     allocated: Mapping[str, list[Extent]],
 ) -> Iterator[list[Exported]]:
-    """What the `disks` were at the cut, to be read.
+    """Exports of the `disks` as they were at the cut.
 
     Args:
-        monitor: of the machine.
-        disks: which; the cut was made.
+        monitor: the machine's.
+        disks: the disks; the cut was made.
         bases: as for :func:`lunr.live.qemu.fleecing.cut`.
-        allocated: for the others, what :func:`survey` found.
+        allocated: for the other disks, the result of :func:`survey`.
 
     Raises:
-        errors.CannotBackUp: the machine's NBD server is taken.
-        errors.DiskResized: one has another size than it had before.
-        errors.ExportLost, errors.CommandRefused: there is nothing to read.
+        errors.CannotBackUp: another program uses the machine's NBD server.
+        errors.DiskResized: a disk has another size than before.
+        errors.ExportLost, errors.CommandRefused: an export can't be read.
     """
     with _served(monitor, _READERS * len(disks)) as sockets:
-        found: list[Exported] = []
+        exports: list[Exported] = []
         for number, disk in enumerate(disks):
             options = {
                 "driver": "snapshot-access",
@@ -115,19 +115,19 @@ def exported(
             )
             if connections[0].size != disk.size:
                 raise errors.DiskResized(disk=disk.name)
-            written = source.ranges(disk.name, connections[0], wanted=bool)
+            written = source.ranges(disk.name, connections[0], matches=bool)
             if disk.name in bases:
                 changed = source.union(written, [sizes.tail(disk.size, GRANULARITY)], disk.size)
-                found.append(Exported(NbdSource(disk.name, connections), changed))
+                exports.append(Exported(NbdSource(disk.name, connections), changed))
             else:
                 data = source.union(allocated[disk.name], written, disk.size)
-                found.append(Exported(NbdSource(disk.name, connections, data), None))
-        yield found
+                exports.append(Exported(NbdSource(disk.name, connections, data), None))
+        yield exports
 
 
 @contextmanager
 def _served(monitor: Monitor, count: int) -> Iterator[Iterator[socket.socket]]:
-    """`count` sockets that are connected to QEMU's NBD server, of which it has one."""
+    """`count` sockets that are connected to QEMU's only NBD server."""
     with contextlib.ExitStack() as stack:
         listener = stack.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM))
         sockets = [
@@ -146,7 +146,7 @@ def _served(monitor: Monitor, count: int) -> Iterator[Iterator[socket.socket]]:
 
 
 def _start_server(monitor: Monitor, listener: int) -> None:
-    # A note that the server is ours, before it runs: after us nobody could tell.
+    # Note before the start that the server is lunr's: a later cleanup must know that.
     monitor.execute("blockdev-add", {"driver": "null-co", "node-name": names.SERVER})
     try:
         monitor.execute("getfd", {"fdname": names.SERVER}, descriptor=listener)

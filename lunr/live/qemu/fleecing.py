@@ -1,8 +1,8 @@
-"""All disks of a virtual machine at one instant, kept while the guest goes on writing.
+"""Fleecing: all disks of a virtual machine at one instant, while the guest goes on writing.
 
-Between each disk and its device comes a filter (``copy-before-write``) that copies what the
-guest is about to overwrite into a scratch file. The scratch files have no names, so none is
-left behind; QEMU gets them as open descriptors.
+A filter (``copy-before-write``) between each disk and its device copies data that the guest is
+about to overwrite into a scratch file. The scratch files have no names, so that none is left
+behind; QEMU gets them as open descriptors.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ from lunr.live.qemu.qmp import Monitor
 #: Bytes that a bit of a bitmap stands for: the engine's unit of change.
 GRANULARITY = Geometry().block
 
-#: Seconds that a write of the guest waits for its old data to be copied, then goes on
-#: without: the backup is lost, the guest is not.
+#: Seconds that a write of the guest waits until the old data is copied. After that the write goes
+#: on, and the backup fails.
 _COPY_TIMEOUT = 10
 
 
 def begin_bitmaps(monitor: Monitor, disks: Sequence[Disk], group: str) -> None:
-    """Note from now on, before the cut, what is written to `disks`.
+    """Start to record the writes to `disks`, before the cut.
 
     Raises:
-        errors.CommandRefused: QEMU says no.
+        errors.CommandRefused: QEMU refuses.
     """
     if disks:
         actions = [_added(disk, f"{names.SINCE}{group}") for disk in disks]
@@ -45,17 +45,17 @@ def put_filters(
     """Prepare the filters; the guest does not use them yet.
 
     Args:
-        monitor: of the machine.
-        disks: which.
-        scratch: a folder with room for what the guest overwrites meanwhile.
-        held: closes our side of the files there.
+        monitor: the machine's.
+        disks: the disks.
+        scratch: a folder with room for the data that the guest overwrites during the backup.
+        held: closes lunr's descriptors of the files there.
 
     Returns:
-        These files, to see how large they get. They are gone when QEMU has closed them too.
+        These files, to check their sizes. They are gone when QEMU has closed them, too.
 
     Raises:
-        errors.CannotBackUp: there can be no file in `scratch`.
-        errors.CommandRefused: QEMU says no.
+        errors.CannotBackUp: no file can be created in `scratch`.
+        errors.CommandRefused: QEMU refuses.
     """
     files = []
     for number, disk in enumerate(disks):
@@ -84,11 +84,11 @@ def put_filters(
 
 def _scratch_file(folder: Path, size: int) -> IO[bytes]:
     try:
-        file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 - it outlives this
+        file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 - it outlives this function
         os.truncate(file.fileno(), size)
     except OSError as error:
         raise errors.CannotBackUp(
-            reason=f"there can be no scratch file in {folder}: {error.strerror}."
+            reason=f"no scratch file can be created in {folder}: {error.strerror}."
         ) from error
     return file
 
@@ -101,21 +101,21 @@ def cut(
     *,
     running: bool,
 ) -> float:
-    """Stop, let the bitmaps begin, let the devices use the filters, go on.
+    """Make the cut: stop the guest, start the bitmaps, insert the filters, resume the guest.
 
     Args:
-        monitor: of the machine.
-        disks: which; they have their filters, and marks (:mod:`lunr.live.qemu.bitmaps`).
+        monitor: the machine's.
+        disks: the disks; they have their filters, and marks (:mod:`lunr.live.qemu.bitmaps`).
         group: the new group's id.
-        bases: for a disk's name the group since which its changes are wanted. The bitmaps of
+        bases: by the disk's name, the group since which its changes are needed. The bitmaps of
             the other disks have begun (:func:`begin_bitmaps`).
-        running: whether the guest runs, so that it must be stopped.
+        running: whether the guest runs, and must be stopped.
 
     Returns:
-        Seconds that the guest stood still; 0.0 when it did not run anyway.
+        Seconds that the guest stood still; 0.0 if it was stopped before.
 
     Raises:
-        errors.CommandRefused: QEMU says no; the guest runs all the same.
+        errors.CommandRefused: QEMU refuses; the guest runs nevertheless.
     """
     actions: list[dict[str, Any]] = []
     for disk in disks:
@@ -133,7 +133,7 @@ def cut(
     if running:
         commands = [("stop", {}), *commands, ("cont", {})]
     monitor.forget_events()
-    # At once, so that nothing the guest waits for depends on us.
+    # In one message: QEMU resumes the guest even if this process dies.
     monitor.execute_all(commands)
     if not running:
         return 0.0
@@ -146,7 +146,7 @@ def _added(disk: Disk, name: str, *, at_rest: bool = False) -> dict[str, Any]:
         "node": disk.node,
         "name": name,
         "granularity": GRANULARITY,
-        # In memory only. One in a qcow2 file could outlive a change that no QEMU saw.
+        # In memory only: a bitmap in a qcow2 file would miss changes made without QEMU.
         "persistent": False,
         "disabled": at_rest,
     }

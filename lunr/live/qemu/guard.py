@@ -1,11 +1,11 @@
-"""A process that outlives its parent, to leave the virtual machine as it was.
+"""A guard process that outlives its parent, to restore the virtual machine.
 
-Between `stop` and `cont` the guest stands still. If we were killed there it would stand
-for ever, and QEMU drops the commands that a client sent just before it hung up. So the
-connections to QEMU and to the guest's agent are shared with a small process: when our end
-of its standard input closes before we said good-bye, it lets the guest run, thaws its file
-systems, and takes down what we have put up. Good-bye is said by those who have seen that
-there is nothing to do.
+Between `stop` and `cont` the guest stands still. If lunr were killed there, the guest would
+never run again, and QEMU drops the commands that a client sent just before it hung up. So lunr
+shares the connections to QEMU and to the guest's agent with a small process. When the
+standard input of the guard closes without a good-bye, the guard resumes the guest, thaws its
+file systems, and removes all that lunr has added. lunr says good-bye when it has done all that
+itself.
 """
 
 from __future__ import annotations
@@ -29,15 +29,15 @@ logger = logging.getLogger(__name__)
 
 _READY, _GOOD_BYE = b"!", b"q"
 
-#: Seconds that it has to start, and to end.
+#: Seconds that the guard has to start, and to end.
 _PATIENCE = 30.0
 
-#: Seconds for which it tells a guest to thaw that does not say that it did.
+#: Seconds for which the guard tells a guest to thaw until the guest confirms it.
 _THAWING = 600.0
 
 
 class Guard:
-    """The process, as seen from its parent. It runs while the context does."""
+    """The guard process, for its parent. It runs during the context."""
 
     def __init__(self, monitor: Monitor, agent: Agent | None = None) -> None:
         """Prepare to share the connections of `monitor` and `agent`."""
@@ -46,45 +46,45 @@ class Guard:
 
     def __enter__(self) -> Guard:
         self._process = subprocess.Popen(
-            # -P: no module comes from the folder that somebody happens to be in.
+            # -P: import no module from the current folder.
             [sys.executable, "-P", "-m", __name__, *map(str, self._descriptors)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            bufsize=0,  # what could not be said to one that is gone is not said again at the end
+            bufsize=0,  # else a failed write is repeated at the close
             pass_fds=self._descriptors,
-            start_new_session=True,  # Ctrl-C is for us alone
+            start_new_session=True,  # Ctrl-C must not reach the guard
         )
         assert self._process.stdout is not None
         poll = select.poll()  # select() takes no descriptor above 1023
         poll.register(self._process.stdout, select.POLLIN)
         if not poll.poll(_PATIENCE * 1000) or self._process.stdout.read(1) != _READY:
             self._process.kill()  # it has nothing to do yet
-            self._end()
+            self._await_end()
             raise errors.CannotBackUp(reason="the process that guards it does not start.")
         return self
 
     def __exit__(self, *exc_info: object) -> None:
-        self._end()
+        self._await_end()
 
     def release(self) -> None:
-        """Say good-bye: the machine is known to be as it was."""
+        """Say good-bye: the machine is restored."""
         assert self._process is not None
         assert self._process.stdin is not None
         with contextlib.suppress(BrokenPipeError):  # it is gone already
             self._process.stdin.write(_GOOD_BYE)
 
     def check(self) -> None:
-        """Make sure that it is there.
+        """Make sure that the guard runs.
 
         Raises:
-            errors.CannotBackUp: it is not.
+            errors.CannotBackUp: it does not.
         """
         assert self._process is not None
         if self._process.poll() is not None:
             raise errors.CannotBackUp(reason="the process that guards it is gone.")
 
-    def _end(self) -> None:
-        """Let it do what is to be done. One that is not done with it in time goes on alone."""
+    def _await_end(self) -> None:
+        """Close its input and wait; a guard that needs longer goes on alone."""
         process = self._process
         assert process is not None
         assert process.stdin is not None
@@ -94,14 +94,14 @@ class Guard:
         try:
             process.wait(_PATIENCE)
         except subprocess.TimeoutExpired:
-            logger.error("The machine is not as it was; process %d works on it.", process.pid)  # noqa: TRY400 - a sentence is enough
+            logger.error("The machine is not restored yet; process %d works on it.", process.pid)  # noqa: TRY400 - a sentence is enough
 
 
 def main() -> int:
     """Watch over the parent; the arguments are the connections' descriptors."""
     log.setup()
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, signal.SIG_IGN)  # a service manager tells all processes at once
+        signal.signal(number, signal.SIG_IGN)  # a service manager signals all processes at once
     monitor, *agents = (
         LineReader(socket.socket(fileno=int(number)), "of the guarded machine")
         for number in sys.argv[1:]
@@ -110,10 +110,10 @@ def main() -> int:
     sys.stdout.buffer.flush()
     if sys.stdin.buffer.read(1) == _GOOD_BYE:
         return 0
-    logger.warning("The backup ended without a word: leaving the virtual machine as it was.")
+    logger.warning("The backup ended unexpectedly: restoring the virtual machine.")
     agent = Agent(agents[0]) if agents else None
     try:
-        cleanup.settle(Monitor(monitor), agent, _THAWING)
+        cleanup.restore_machine(Monitor(monitor), agent, _THAWING)
     except LunrError as error:
         logger.error("%s", error)  # noqa: TRY400 - a sentence is enough
         return 1

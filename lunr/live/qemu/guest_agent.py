@@ -1,6 +1,6 @@
-"""Freezing a guest's file systems, by the agent in it (qemu-ga).
+"""Freezing a guest's file systems by its agent (qemu-ga).
 
-The agent is in the guest's hands: it may not answer, answer nonsense, or be gone.
+The guest controls the agent: it may not answer, answer nonsense, or be gone.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ logger = logging.getLogger(__name__)
 #: Seconds that the guest has to freeze, and then to thaw.
 PATIENCE = 20.0
 
-#: Seconds after which it is told to thaw once more.
+#: Seconds after which the agent is told again to thaw.
 _AGAIN = 5.0
 
 
@@ -28,15 +28,15 @@ class Agent:
     """A connection to the agent of a guest. One thread at a time."""
 
     def __init__(self, lines: qmp.LineReader) -> None:
-        """Go on with a connection; see :meth:`open` for a new one."""
+        """Use a connection; see :meth:`open` for a new one."""
         self._lines = lines
 
     @classmethod
     def open(cls, path: Path, timeout: float = 5.0) -> Agent:
-        """Connect to the socket `path` of the guest's channel, and see whether somebody is there.
+        """Connect to the socket `path` of the guest's channel, and make sure that it answers.
 
         Raises:
-            errors.FreezeFailed: nobody is.
+            errors.FreezeFailed: it does not answer.
         """
         try:
             agent = cls(qmp.LineReader(qmp.connect(path, timeout), str(path)))
@@ -59,10 +59,10 @@ class Agent:
         return self._lines.sock.fileno()
 
     def freeze(self) -> int:
-        """Freeze all file systems; how many there were.
+        """Freeze all file systems, and return their number.
 
         Raises:
-            errors.FreezeFailed: some may be frozen all the same: :meth:`thaw` them.
+            errors.FreezeFailed: some may be frozen nevertheless: :meth:`thaw` them.
         """
         count = self._call("guest-fsfreeze-freeze", "freeze")
         if type(count) is not int:
@@ -70,16 +70,16 @@ class Agent:
         return count
 
     def thaw(self, patience: float | None = None) -> None:
-        """Thaw what is frozen; fine when nothing is.
+        """Thaw all file systems, if any are frozen.
 
-        The agent may be late, or still freeze. It is told before it answers anything, so it
-        thaws as soon as it gets to it, and told again until it says that nothing is frozen.
+        The agent may be late, or still freezing. The command is sent before the agent answers
+        an earlier one, and again until the agent confirms that nothing is frozen.
 
         Args:
             patience: seconds until that is given up; None: :data:`PATIENCE`.
 
         Raises:
-            errors.FreezeFailed: the agent does not say that nothing is frozen.
+            errors.FreezeFailed: the agent does not confirm that nothing is frozen.
         """
         patience = PATIENCE if patience is None else patience
         deadline = time.monotonic() + patience
@@ -90,30 +90,30 @@ class Agent:
             time.sleep(max(0.0, min(1.0, until - time.monotonic())))  # it may have refused at once
 
     def _is_thawed(self, deadline: float) -> bool:
-        """Tell the agent to thaw; whether it says until `deadline` that nothing is frozen."""
-        self._lines.drop()
-        told = ({"execute": "guest-fsfreeze-thaw"}, {"execute": "guest-fsfreeze-status"})
-        mark = self._begin("thaw", *told)
-        if not self._skip(mark, deadline, "thaw"):
+        """Tell the agent to thaw; return whether it confirms until `deadline` that it did."""
+        self._lines.discard_received()
+        commands = ({"execute": "guest-fsfreeze-thaw"}, {"execute": "guest-fsfreeze-status"})
+        mark = self._send_marked("thaw", *commands)
+        if not self._await_mark(mark, deadline, "thaw"):
             return False
-        thawed, status = (self._receive(deadline, "thaw") for _ in told)
+        thawed, status = (self._receive(deadline, "thaw") for _ in commands)
         return thawed is not None and status is not None and status.get("return") == "thawed"
 
     def _sync(self, timeout: float) -> None:
-        mark = self._begin("answer about")
-        if not self._skip(mark, time.monotonic() + timeout, "answer about"):
+        mark = self._send_marked("answer about")
+        if not self._await_mark(mark, time.monotonic() + timeout, "answer about"):
             reason = "it does not answer: does qemu-ga run in the guest?"
             raise self._failed("answer about", reason)
 
-    def _begin(self, action: str, *messages: dict[str, Any]) -> int:
-        """Send a mark, and `messages` right behind it; the mark."""
+    def _send_marked(self, action: str, *messages: dict[str, Any]) -> int:
+        """Send a mark and then `messages`, and return the mark."""
         mark = secrets.randbits(31)
         sync = {"execute": "guest-sync", "arguments": {"id": mark}}
         self._send(action, sync, *messages)
         return mark
 
-    def _skip(self, mark: int, deadline: float, action: str) -> bool:
-        """Skip what was for others: the agent answers each client that was there before.
+    def _await_mark(self, mark: int, deadline: float, action: str) -> bool:
+        """Skip the answers to earlier clients, up to the mark.
 
         Returns:
             Whether `mark` came back until `deadline`.
@@ -129,9 +129,9 @@ class Agent:
         if answer is None:
             raise self._failed(action, f"it has not answered for {PATIENCE:g} seconds.")
         if "return" not in answer:
-            told = answer.get("error")
-            reason = told.get("desc") if isinstance(told, dict) else None
-            # As it is, it could write anything to somebody's terminal.
+            error = answer.get("error")
+            reason = error.get("desc") if isinstance(error, dict) else None
+            # Escaped: the guest must not control the terminal.
             raise self._failed(action, f"it says {ascii(reason)[:200]}.")
         return answer["return"]
 

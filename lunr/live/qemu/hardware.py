@@ -1,4 +1,4 @@
-"""What a machine is, as far as QEMU tells: so that it can be started again as one like it."""
+"""A machine's hardware as QEMU reports it, to start a similar machine from a backup group."""
 
 from __future__ import annotations
 
@@ -12,19 +12,20 @@ from lunr.live.qemu.qmp import Monitor
 
 logger = logging.getLogger(__name__)
 
-#: What a device on a bus of its own kind is told by, besides the bus.
+#: The properties that place a device on its bus.
 _PLACES = ("channel", "scsi-id", "lun", "unit")
 
 
 @dataclass(frozen=True)
 class Device:
-    """What a disk is plugged in as.
+    """The device of a disk.
 
     Attributes:
-        driver: such as virtio-blk-pci; "": nobody knows.
-        bus: such as scsi.0; "": whichever there is.
-        place: on that bus, as the driver's properties.
-        controller: the driver of what has that bus, and must be added for it; "": the machine.
+        driver: such as virtio-blk-pci; "": unknown.
+        bus: such as scsi.0; "": any.
+        place: its place on that bus, as the driver's properties.
+        controller: the driver of the controller that must be added for the bus; "": none, the
+            machine has the bus.
         controller_id: its id, or "".
     """
 
@@ -37,15 +38,15 @@ class Device:
 
 @dataclass(frozen=True)
 class Hardware:
-    """The rest of it.
+    """The hardware of a machine besides its disks.
 
     Attributes:
         arch: such as x86_64.
         machine: its type, with the version.
-        cpu: the model of its processors, without what was added or taken away.
-        cpus: how many it has.
-        memory_bytes: of the guest.
-        kvm: whether the kernel runs it.
+        cpu: the model of its processors, without added or removed features.
+        cpus: the number of processors.
+        memory_bytes: the guest's memory.
+        kvm: whether KVM runs it.
     """
 
     arch: str
@@ -56,16 +57,16 @@ class Hardware:
     kvm: bool
 
 
-def of(monitor: Monitor) -> Hardware | None:
-    """What the machine behind `monitor` is; None where QEMU does not tell.
+def read_hardware(monitor: Monitor) -> Hardware | None:
+    """The hardware of the machine behind `monitor`; None if QEMU refuses to report it.
 
     Raises:
-        errors.MonitorUnavailable: it has ended.
+        errors.MonitorUnavailable: QEMU has ended.
     """
     try:
         return _hardware(monitor)
     except errors.CommandRefused as error:
-        logger.warning("The group's record will not say what the machine is: %s", error)
+        logger.warning("The group's record will lack the machine's hardware: %s", error)
         return None
 
 
@@ -75,8 +76,8 @@ def _hardware(monitor: Monitor) -> Hardware:
     memory = monitor.execute("query-memory-size-summary")
     return Hardware(
         arch=arch,
-        machine=_get(monitor, "/machine", "type").removesuffix("-machine"),
-        cpu=_get(monitor, cpus[0]["qom-path"], "type").removesuffix(f"-{arch}-cpu"),
+        machine=_get_property(monitor, "/machine", "type").removesuffix("-machine"),
+        cpu=_get_property(monitor, cpus[0]["qom-path"], "type").removesuffix(f"-{arch}-cpu"),
         cpus=len(cpus),
         memory_bytes=memory["base-memory"] + memory.get("plugged-memory", 0),
         kvm=monitor.execute("query-kvm")["enabled"],
@@ -84,31 +85,33 @@ def _hardware(monitor: Monitor) -> Hardware:
 
 
 def device_of(monitor: Monitor, disk: Disk) -> Device | None:
-    """What `disk` is plugged in as; None where QEMU does not tell.
+    """The device of `disk`; None if QEMU refuses to report it.
 
     Raises:
-        errors.MonitorUnavailable: it has ended.
+        errors.MonitorUnavailable: QEMU has ended.
     """
     try:
         return _device(monitor, _owner(disk.device))
     except errors.CommandRefused as error:
-        logger.warning("The group's record will not say what %s is: %s", disk.name, error)
+        logger.warning("The group's record will lack the device of %s: %s", disk.name, error)
         return None
 
 
 def _device(monitor: Monitor, path: str) -> Device:
-    driver = _get(monitor, path, "type")
-    bus = _get(monitor, path, "parent_bus")
-    if _get(monitor, bus, "type").startswith("PCI"):
+    driver = _get_property(monitor, path, "type")
+    bus = _get_property(monitor, path, "parent_bus")
+    if _get_property(monitor, bus, "type").startswith("PCI"):
         return Device(driver)  # wherever there is room
     place = {}
     for name in _PLACES:
         try:
-            place[name] = int(_get(monitor, path, name))
+            place[name] = int(_get_property(monitor, path, name))
         except errors.CommandRefused:  # no such property
             continue
     _, _, kind, owner, *_ = bus.split("/")
-    controller = _get(monitor, _owner(bus), "type") if kind.startswith("peripheral") else ""
+    controller = (
+        _get_property(monitor, _owner(bus), "type") if kind.startswith("peripheral") else ""
+    )
     named = owner if kind == "peripheral" else ""
     return Device(driver, bus.rpartition("/")[2], place, controller, named)
 
@@ -118,5 +121,5 @@ def _owner(path: str) -> str:
     return "/".join(path.split("/")[:4])
 
 
-def _get(monitor: Monitor, path: str, name: str) -> Any:
+def _get_property(monitor: Monitor, path: str, name: str) -> Any:
     return monitor.execute("qom-get", {"path": path, "property": name})

@@ -1,8 +1,8 @@
-"""Domains of libvirt: where the QMP socket is that a domain has for lunr.
+"""The QMP sockets that domains of libvirt have for lunr.
 
-libvirt keeps the first monitor to itself. What a cut needs does not fit through it: several
-commands given at once, that are done also when we are gone, and open files that go with them.
-So a domain gets a second one (docs/live.md), and libvirt is only asked where that is.
+libvirt uses the first monitor itself, and passes neither several commands in one message, which
+QEMU completes even if lunr dies, nor open files. A cut needs both. So a domain gets a second
+monitor (docs/live.md), and libvirt only tells its path.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from lunr.live import errors
 
 _ARG = "{http://libvirt.org/schemas/domain/qemu/1.0}arg"
 
-#: Seconds that libvirt has.
+#: Seconds that libvirt has to answer.
 _PATIENCE = 30.0
 
 
@@ -25,9 +25,9 @@ def socket_of(domain: str) -> Path:
     """The QMP socket that `domain` has besides libvirt's own.
 
     Raises:
-        errors.NoSuchDomain: libvirt does not know it, or is not there, or it has none.
+        errors.NoSuchDomain: libvirt is missing, does not know it, or it has no such socket.
     """
-    # LIBVIRT_DEFAULT_URI says which libvirt.
+    # LIBVIRT_DEFAULT_URI selects the libvirt.
     argv = ["virsh", "--quiet", "dumpxml", "--domain", domain]
     try:
         done = subprocess.run(

@@ -1,4 +1,4 @@
-"""What a virtual machine has, and whether it can be backed up while it runs."""
+"""A virtual machine's disks, and whether they can be backed up while it runs."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from lunr.live.qemu.qmp import Monitor
 
 logger = logging.getLogger(__name__)
 
-#: `on-cbw-error` and `cbw-timeout` came with QEMU 7.1; what runs here is tested with 7.2.
+#: `on-cbw-error` and `cbw-timeout` came with QEMU 7.1; lunr is tested with 7.2.
 OLDEST = (7, 2)
 
 
-#: Where UEFI keeps its variables: the board's own memory. It can't stand behind a filter.
+#: The board's flash memory, in which UEFI keeps its variables. A filter can't be put before it.
 _FLASH = re.compile(r"/machine/\w+\.flash\d+")
 
 
@@ -27,12 +27,12 @@ class Disk:
     """A disk of a virtual machine.
 
     Attributes:
-        name: the id of its device; stays the same as long as the machine's definition does.
+        name: the id of its device, from the machine's definition.
         device: the QOM path of the device.
         node: the block node that the device uses.
         size: in bytes.
-        source: where its bytes are, as QEMU tells: a path, an URL, or ``json:``.
-        bitmaps: the dirty bitmaps of that node, by name, as ``query-block`` tells of them.
+        source: where its bytes are, as QEMU gives it: a path, an URL, or ``json:``.
+        bitmaps: the dirty bitmaps of that node, by name, as ``query-block`` gives them.
     """
 
     name: str
@@ -44,10 +44,10 @@ class Disk:
 
 
 def name_of(monitor: Monitor) -> str:
-    """What the machine is called (``-name``).
+    """The machine's name (``-name``).
 
     Raises:
-        errors.CannotBackUp: it has no name, or none that can be part of an id.
+        errors.CannotBackUp: it has no name, or one that can't be part of an id.
     """
     name = monitor.execute("query-name").get("name")
     if name is None:
@@ -65,41 +65,41 @@ def is_running(monitor: Monitor) -> bool:
 
 
 def using(disk: Disk, node: str) -> tuple[str, dict[str, Any]]:
-    """The command that lets the device of `disk` use `node` from then on."""
+    """The command that makes the device of `disk` use `node`."""
     return "qom-set", {"path": disk.device, "property": "drive", "value": node}
 
 
-def disks(monitor: Monitor, wanted: Sequence[str] | None = None) -> list[Disk]:
-    """The disks that can be written to, or those of the names `wanted`.
+def disks(monitor: Monitor, selected: Sequence[str] | None = None) -> list[Disk]:
+    """The writable disks, or those of the names `selected`.
 
     Raises:
-        errors.CannotBackUp: there are none, one of `wanted` is not there, or QEMU could not
-            stand it.
+        errors.CannotBackUp: there are none, one of `selected` is missing, or this QEMU can't
+            back one up.
     """
     if monitor.version < OLDEST:
         have = ".".join(map(str, monitor.version))
         raise errors.CannotBackUp(reason=f"its QEMU is {have}, and 7.2 is needed.")
-    found = {disk.name: disk for disk in disks_of(monitor)}
-    if wanted is not None:
-        missing = [name for name in wanted if name not in found]
+    by_name = {disk.name: disk for disk in disks_of(monitor)}
+    if selected is not None:
+        missing = [name for name in selected if name not in by_name]
         if missing:
             raise errors.CannotBackUp(
-                reason=f"it has no disk {missing[0]}; it has: {', '.join(found) or 'none'}."
+                reason=f"it has no disk {missing[0]}; it has: {', '.join(by_name) or 'none'}."
             )
-        found = {name: found[name] for name in wanted}
-    if not found:
+        by_name = {name: by_name[name] for name in selected}
+    if not by_name:
         raise errors.CannotBackUp(reason="it has no disk that can be written to.")
-    _tell_of_flash(monitor)
-    for disk in found.values():
+    _log_flash(monitor)
+    for disk in by_name.values():
         _refuse_iothread(monitor, disk)
         if not ids.is_valid(disk.name):
             raise errors.CannotBackUp(
                 reason=f"the disk {disk.name!r} needs a device with an id of letters and digits."
             )
-    return list(found.values())
+    return list(by_name.values())
 
 
-def _tell_of_flash(monitor: Monitor) -> None:
+def _log_flash(monitor: Monitor) -> None:
     for block in monitor.execute("query-block"):
         qdev, inserted = block.get("qdev") or "", block.get("inserted")
         if _FLASH.fullmatch(qdev) and inserted is not None and not inserted["ro"]:
@@ -113,7 +113,7 @@ def disks_of(monitor: Monitor) -> Iterator[Disk]:
         if inserted is None or qdev is None or inserted["ro"]:
             continue  # no medium, no device, or nothing that could change
         if _FLASH.fullmatch(qdev):
-            continue  # `disks` tells of it
+            continue  # `disks` logs it
         device = qdev if qdev.startswith("/") else f"/machine/peripheral/{qdev}"
         yield Disk(
             name=_name(device, block["device"]),
@@ -130,7 +130,7 @@ def disks_of(monitor: Monitor) -> Iterator[Disk]:
 
 
 def _name(device: str, backend: str) -> str:
-    """The device's id, or where it has none (``-drive if=virtio``) that of the drive."""
+    """The device's id, or if it has none (``-drive if=virtio``) the drive's."""
     parts = device.split("/")
     if parts[2] == "peripheral":
         return parts[3]

@@ -1,16 +1,16 @@
-"""What lunr calls things inside QEMU, so that what a dead client left is known as such.
+"""lunr's names inside QEMU, by which a cleanup recognizes the remains of a killed backup.
 
 - The nodes ``lunr-N-filter``, ``lunr-N-scratch`` and ``lunr-N-cut`` and the export ``lunr-N``,
   with N the number of the disk.
-- The bitmap ``lunr-since-GROUP``: all that was written since the cut of GROUP. It is kept,
-  and goes on, until a later group is complete, so a backup that fails loses nothing.
-- The bitmap ``lunr-size-GROUP``, at rest beside it, by which a shrinking is seen
+- The bitmap ``lunr-since-GROUP``: all writes since the cut of GROUP. It stays active until a
+  later group is complete, so that a failed backup loses no changes.
+- The disabled bitmap ``lunr-size-GROUP`` beside it, which shows whether the disk has shrunk
   (:mod:`lunr.live.qemu.bitmaps`); it comes from the node ``lunr-N-tail``.
-- The bitmap ``lunr-changed``: what the export shows, a copy of one of those, at rest.
-- The node ``lunr-server``, which is nothing but a note that the NBD server is ours.
-- The node ``lunr-cutting``, a note too: the guest ran, and we may have stopped or frozen it.
-- The note ``lunr-N NODE``, which goes with the open scratch file, says what the filter stands
-  before. QEMU keeps it as long as it uses the file.
+- The disabled bitmap ``lunr-changed``: a copy of one of those for the export.
+- The node ``lunr-server``: a note that the NBD server is lunr's.
+- The node ``lunr-cutting``: a note that the guest ran, and lunr may have stopped or frozen it.
+- The note ``lunr-N NODE`` of the descriptor of the scratch file: the node behind the filter.
+  QEMU keeps it as long as it uses the file.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def scratch(number: int) -> str:
 
 
 def filter_of(number: int) -> str:
-    """The node that stands before disk `number`."""
+    """The filter node before disk `number`."""
     return f"{PREFIX}{number}-filter"
 
 
@@ -57,5 +57,5 @@ def export(number: int) -> str:
 
 
 def note(number: int, node: str) -> str:
-    """What goes with the scratch file of disk `number`, which is `node`."""
+    """The note of the scratch file of disk `number`, whose node is `node`."""
     return f"{PREFIX}{number} {node}"

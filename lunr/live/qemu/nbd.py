@@ -1,8 +1,8 @@
-"""Reading an NBD export, with its maps.
+"""A client of NBD exports and their maps.
 
-As much of the protocol as QEMU's server needs: fixed newstyle negotiation, structured
+It has the part of the protocol that QEMU's server needs: fixed newstyle negotiation, structured
 replies, metadata contexts, block status (doc/proto.md of NetworkBlockDevice/nbd). libnbd
-is not on PyPI, and is slower from Python than this is.
+is not on PyPI, and is slower from Python than this module.
 """
 
 from __future__ import annotations
@@ -31,26 +31,26 @@ _DONT_FRAGMENT = 4  # the flag of a read that is answered in one chunk, whatever
 _OFFSET_DATA, _STATUS = 1, 5
 _ERROR = 1 << 15
 
-#: Of ``base:allocation``: what is there reads as zeros.
+#: The flag of ``base:allocation``: the range reads as zeros.
 ZERO = 2
 ALLOCATION = "base:allocation"
 
-#: The longest name the protocol has, and so the longest sentence that is believed.
+#: The longest name in the protocol, and so the longest text that is accepted.
 _LONGEST_TEXT = 1 << 16
-#: Bytes that are asked about at once: the protocol's lengths have 32 bits.
+#: Bytes of one request for a map: the protocol's lengths have 32 bits.
 _STEP = 1 << 30
 
-#: Bytes that are read with one request, none of which crosses a multiple of this. QEMU copies
-#: aside in units of 64 KiB (or multiples), and 7.2 reads a snapshot at the wrong place when a
-#: read begins in what was copied and ends beyond: there hbitmap_status() says "clean" of a
-#: range whose first part is dirty. Who reads unit by unit never meets that.
+#: Bytes of one read, which never crosses a multiple of this. QEMU copies overwritten data in
+#: units of 64 KiB (or multiples). QEMU 7.2 reads a snapshot at the wrong place when a read begins
+#: in a copied unit and ends beyond: hbitmap_status() returns "clean" for a range whose first part
+#: is dirty. A read within one unit avoids that.
 PIECE = 64 << 10
 #: Requests that wait for their answers at the same time; QEMU works on 16 of a client.
 _DEPTH = 16
 
 
 class NbdError(OSError):
-    """The server says no, or something that is not NBD."""
+    """The server refuses, or does not speak NBD."""
 
 
 class _Chunk(NamedTuple):
@@ -64,14 +64,14 @@ class Connection:
     """A connection to one export. One thread at a time.
 
     Attributes:
-        size: of the export, in bytes.
+        size: the export's, in bytes.
     """
 
     def __init__(self, sock: socket.socket, export: str, context: str) -> None:
         """Negotiate `export` and the map `context` over the connected `sock`.
 
         Raises:
-            OSError: that is no NBD server, or it has no such export or map.
+            OSError: it is no NBD server, or has no such export or map.
         """
         self._sock = sock
         self._cookie = 0
@@ -109,7 +109,7 @@ class Connection:
                 (self.size,) = struct.unpack_from(">Q", payload, 2)
 
     def close(self) -> None:
-        """Say good-bye."""
+        """Disconnect."""
         with contextlib.suppress(OSError):  # it may be gone
             self._request(_DISCONNECT, 0, 0)
         self._sock.close()
@@ -137,7 +137,7 @@ class Connection:
                 self._receive_into(part)
                 waiting[chunk.cookie] = at, part[:0]
             else:
-                failed = self._other(chunk) or failed
+                failed = self._read_error(chunk) or failed
             if chunk.last:
                 _, missing = waiting.pop(chunk.cookie)
                 if missing and not failed:
@@ -148,17 +148,17 @@ class Connection:
             raise failed
 
     def flush(self) -> None:
-        """Return when what was written to the disk, by whomever, is there to stay.
+        """Return when all writes to the disk are durable, also those of other clients.
 
         Raises:
-            OSError: it is not.
+            OSError: the flush failed.
         """
         self._request(_FLUSH, 0, 0)
         head = self._receive(16)
         magic, error, _cookie = struct.unpack(">IIQ", head)
         failed = None
-        if magic != _SIMPLE_REPLY:  # QEMU structures its errors only
-            failed = self._other(self._chunk(head))
+        if magic != _SIMPLE_REPLY:  # QEMU structures only its errors
+            failed = self._read_error(self._chunk(head))
         elif error:
             failed = NbdError(error, os.strerror(error))
         if failed is not None:
@@ -168,7 +168,7 @@ class Connection:
         """The map's (first byte, end, flags) in `start` to `end`, one after the other.
 
         Raises:
-            OSError: the server can't tell.
+            OSError: the server has no map.
         """
         at = start
         while at < end:
@@ -180,7 +180,7 @@ class Connection:
 
     def _status(self, offset: int, length: int) -> list[tuple[int, int]]:
         self._request(_BLOCK_STATUS, offset, length)
-        found: list[tuple[int, int]] = []
+        extents: list[tuple[int, int]] = []
         failed: NbdError | None = None
         last = False
         while not last:
@@ -190,19 +190,19 @@ class Connection:
                 raw = self._receive(chunk.length)
                 context, *numbers = struct.unpack(f">{len(raw) // 4}I", raw)
                 if context == self._context:
-                    found = list(zip(numbers[::2], numbers[1::2], strict=True))
+                    extents = list(zip(numbers[::2], numbers[1::2], strict=True))
             else:
-                failed = self._other(chunk) or failed
+                failed = self._read_error(chunk) or failed
         if failed is not None:
             raise failed
-        if not any(size for size, _ in found):
+        if not any(size for size, _ in extents):
             raise NbdError("the answer has no map")
-        return found
+        return extents
 
     # --- messages --------------------------------------------------------------------
 
     def _request(self, command: int, offset: int, length: int, flags: int = 0) -> int:
-        """Send a request; the cookie that its answer has."""
+        """Send a request, and return the cookie that its answer will have."""
         self._cookie += 1
         self._sock.sendall(
             struct.pack(">IHHQQI", _REQUEST, flags, command, self._cookie, offset, length)
@@ -210,21 +210,21 @@ class Connection:
         return self._cookie
 
     def _chunk(self, head: bytes = b"") -> _Chunk:
-        """The next chunk's head, of which `head` was received already."""
+        """The next chunk's header; its first bytes `head` were received already."""
         head += self._receive(20 - len(head))
         magic, flags, kind, cookie, length = struct.unpack(">IHHQI", head)
         if magic != _REPLY:
             raise NbdError("that is no answer to a request")
         return _Chunk(cookie, bool(flags & _DONE), kind, length)
 
-    def _other(self, chunk: _Chunk) -> NbdError | None:
-        """The error that a chunk tells of, if it is of that kind."""
+    def _read_error(self, chunk: _Chunk) -> NbdError | None:
+        """Read the payload of a chunk; the error in it, if it is an error chunk."""
         payload = self._receive(chunk.length)
         if not chunk.kind & _ERROR:
             return None
         number, size = struct.unpack_from(">IH", payload)
-        told = payload[6 : 6 + size].decode(errors="replace")
-        return NbdError(number, told or os.strerror(number))
+        message = payload[6 : 6 + size].decode(errors="replace")
+        return NbdError(number, message or os.strerror(number))
 
     def _receive(self, length: int) -> bytes:
         data = bytearray(length)
@@ -240,7 +240,7 @@ class Connection:
 
 
 def _pieces(view: memoryview, offset: int) -> Iterator[tuple[int, memoryview]]:
-    """Parts of `view`, which begins at `offset`, and where each begins; see PIECE."""
+    """The offset and part of `view`, which begins at `offset`, of each read; see PIECE."""
     done = 0
     while done < len(view):
         at = offset + done

@@ -25,11 +25,11 @@ logger = logging.getLogger(__name__)
 #: Seconds that QEMU has for a command, unless the caller says otherwise.
 PATIENCE = 30.0
 
-#: Events that are kept until somebody waits for them.
+#: Events that are kept for a later :meth:`Monitor.wait`.
 _KEPT_EVENTS = 1000
 
 _PIECE = 1 << 16
-#: The longest line that is waited for. The other side may be a guest, which may be hostile.
+#: The longest line that is accepted. The peer may be a guest, which may be hostile.
 _LONGEST = 16 << 20
 
 
@@ -37,7 +37,7 @@ class LineReader:
     """JSON objects, one a line, over a connected stream socket. One thread at a time.
 
     Attributes:
-        path: whom it is connected to, for messages.
+        path: the peer's, for messages.
         sock: the socket.
     """
 
@@ -50,7 +50,7 @@ class LineReader:
         """Send `messages` at once, and open files with them (unix(7), SCM_RIGHTS).
 
         Raises:
-            errors.MonitorUnavailable: nobody is there any more.
+            errors.MonitorUnavailable: the peer is gone.
         """
         data = b"".join(json.dumps(message).encode() + b"\n" for message in messages)
         passed = array.array("i", descriptors)
@@ -64,17 +64,17 @@ class LineReader:
             ) from error
 
     def receive(self, deadline: float) -> dict[str, Any] | None:
-        """The next object; None if there is none until `deadline` (on the monotonic clock).
+        """The next object; None if none comes until `deadline` (on the monotonic clock).
 
         Raises:
-            errors.MonitorUnavailable: nobody is there any more.
+            errors.MonitorUnavailable: the peer is gone.
         """
         while True:
             line, newline, rest = self._buffer.partition(b"\n")
             if newline:
                 self._buffer = rest
-                if found := _parse(line):
-                    return found
+                if message := _parse(line):
+                    return message
                 continue
             left = deadline - time.monotonic()
             if left <= 0:
@@ -92,13 +92,13 @@ class LineReader:
                 raise errors.MonitorUnavailable(path=self.path, reason="it hung up.")
             self._buffer += piece
 
-    def drop(self) -> None:
-        """Forget what was received and not read."""
+    def discard_received(self) -> None:
+        """Discard the bytes that were received and not read."""
         self._buffer = b""
 
 
 def _parse(line: bytes) -> dict[str, Any] | None:
-    """The object in `line`, or None: a connection taken over may begin in the middle of one."""
+    """The object in `line`, or None: a connection taken over may begin amid a line."""
     try:
         return strict_json.load_object(line, _LONGEST + _PIECE)
     except ValueError:
@@ -109,7 +109,7 @@ def connect(path: Path, timeout: float) -> socket.socket:
     """A socket that is connected to `path`.
 
     Raises:
-        errors.MonitorUnavailable: there is nobody.
+        errors.MonitorUnavailable: nothing listens there.
     """
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     sock.settimeout(timeout)
@@ -122,14 +122,14 @@ def connect(path: Path, timeout: float) -> socket.socket:
     return sock
 
 
-def _greeted(lines: LineReader, timeout: float) -> tuple[int, ...]:
-    """The version of the QEMU that has just been connected to."""
+def _read_greeting(lines: LineReader, timeout: float) -> tuple[int, ...]:
+    """The version in the greeting of a QEMU."""
     greeting = lines.receive(time.monotonic() + timeout)
     if greeting is None:
         raise errors.MonitorUnavailable(path=lines.path, reason="another client uses it.")
     try:
-        told = greeting["QMP"]["version"]["qemu"]
-        return int(told["major"]), int(told["minor"]), int(told["micro"])
+        version = greeting["QMP"]["version"]["qemu"]
+        return int(version["major"]), int(version["minor"]), int(version["micro"])
     except (KeyError, TypeError, ValueError) as error:
         raise errors.MonitorUnavailable(path=lines.path, reason="that is no QMP.") from error
 
@@ -138,11 +138,11 @@ class Monitor:
     """A connection to a QEMU. One thread at a time.
 
     Attributes:
-        version: of QEMU, as (7, 2, 22); () when the connection was taken over.
+        version: QEMU's, as (7, 2, 22); () when the connection was taken over.
     """
 
     def __init__(self, lines: LineReader, version: tuple[int, ...] = ()) -> None:
-        """Go on with a connection that is past its greeting; see :meth:`open` for a new one."""
+        """Use a connection that is past its greeting; see :meth:`open` for a new one."""
         self.version = version
         self._lines = lines
         self._events: deque[dict[str, Any]] = deque(maxlen=_KEPT_EVENTS)
@@ -159,7 +159,7 @@ class Monitor:
         """
         lines = LineReader(connect(path, timeout), str(path))
         try:
-            version = _greeted(lines, timeout)
+            version = _read_greeting(lines, timeout)
             monitor = cls(lines, version)
             monitor.execute("qmp_capabilities")
         except BaseException:
@@ -189,20 +189,20 @@ class Monitor:
         descriptor: int | None = None,
         timeout: float = PATIENCE,
     ) -> Any:
-        """What QEMU returns for `command`.
+        """Execute `command` and return QEMU's answer.
 
-        An answer that comes after the time is dropped; the next command can be given at once.
+        A late answer is dropped; the next command can be given at once.
 
         Args:
             command: of the QMP reference.
             arguments: its arguments.
-            descriptor: an open file that goes with it (for ``getfd`` and ``add-fd``).
+            descriptor: an open file to pass (for ``getfd`` and ``add-fd``).
             timeout: seconds.
 
         Raises:
-            errors.CommandRefused: QEMU says no.
-            errors.MonitorSilent: it says nothing.
-            errors.MonitorUnavailable: it is gone.
+            errors.CommandRefused: QEMU refuses.
+            errors.MonitorSilent: QEMU does not answer.
+            errors.MonitorUnavailable: QEMU is gone.
         """
         message = self._message(command, arguments or {})
         passed = () if descriptor is None else (descriptor,)
@@ -212,13 +212,13 @@ class Monitor:
     def execute_all(
         self, commands: Sequence[tuple[str, dict[str, Any]]], timeout: float = PATIENCE
     ) -> None:
-        """Give all of `commands` (and their arguments) at once.
+        """Send all of `commands` (and their arguments) at once.
 
-        QEMU does one after the other, also those after one that it refuses, and also when
-        we are gone, as long as another process has the connection.
+        QEMU executes one after the other, also those after a refused one. It does so even if
+        this process dies, as long as another process has the connection.
 
         Raises:
-            errors.CommandRefused: QEMU says no to one; the first of them.
+            errors.CommandRefused: QEMU refused a command; the first error is raised.
             errors.MonitorSilent, errors.MonitorUnavailable: as :meth:`execute`.
         """
         messages = [self._message(command, arguments) for command, arguments in commands]
@@ -252,23 +252,23 @@ class Monitor:
         raise errors.MonitorSilent(path=self._lines.path, command=command, timeout=timeout)
 
     def forget_events(self) -> None:
-        """Forget what happened until now."""
+        """Discard the events until now."""
         self._events.clear()
 
     def wait(
-        self, wanted: Callable[[dict[str, Any]], bool], what: str, timeout: float = PATIENCE
+        self, matches: Callable[[dict[str, Any]], bool], what: str, timeout: float = PATIENCE
     ) -> dict[str, Any]:
-        """The first event that is `wanted`, of those since `forget_events` and those to come.
+        """The first event since `forget_events` that `matches`; wait for it if necessary.
 
         Raises:
-            errors.MonitorSilent: it did not happen in time; `what` is named.
+            errors.MonitorSilent: it did not happen in time; the message names `what`.
             errors.MonitorUnavailable: QEMU is gone.
         """
         deadline = time.monotonic() + timeout
         while True:
             while self._events:
                 event = self._events.popleft()
-                if wanted(event):
+                if matches(event):
                     return event
             answer = self._lines.receive(deadline)
             if answer is None:

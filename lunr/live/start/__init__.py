@@ -1,1 +1,1 @@
-"""A machine that starts from a backup which is not fetched yet."""
+"""Starting a machine from a backup group before its data is fetched."""

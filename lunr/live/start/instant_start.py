@@ -1,8 +1,8 @@
-"""Starting a machine from a group at once: its disks are there before their bytes are.
+"""Instant start of a machine from a backup group, before the data of its disks is fetched.
 
-Each disk is a qcow2 file over the backup, which is shown as a file (FUSE) and fetched as it is
-read. What the machine writes goes to the qcow2 file. QEMU itself brings the rest
-(``block-stream``); from then on the qcow2 file needs nothing of lunr.
+Each disk is a qcow2 file over the backup, a FUSE file whose blocks are fetched as they are
+read. The machine's writes go to the qcow2 file. QEMU itself copies the rest
+(``block-stream``); after that the qcow2 file does not need lunr any more.
 """
 
 from __future__ import annotations
@@ -33,24 +33,23 @@ logger = logging.getLogger(__name__)
 
 _JOB = "lunr-fill-"
 
-#: Seconds after which what stands still because of an error is told to try again.
+#: Seconds after which jobs and machines that an error has stopped are told to try again.
 _TRY_AGAIN = 5.0
 
-#: Seconds between two looks whether the machine is there, or a job is done.
-_LOOK = 0.2
+#: Seconds between two checks whether the machine is there, or a job is done.
+_INTERVAL = 0.2
 
 
 class Disk:
-    """A disk of a group, to be used while its context lasts.
+    """A disk of a group, usable during the context.
 
     Attributes:
         name: the disk's, in its machine.
-        path: the qcow2 file to give to QEMU. One that is there from an earlier start is used
-            as it is.
+        path: the qcow2 file for QEMU. A file of an earlier start is used as it is.
     """
 
     def __init__(self, repository: Repository, member: Member, folder: Path) -> None:
-        """Prepare the disk of `member` in `folder`; nobody else may use its files."""
+        """Prepare the disk of `member` in `folder`; no other process may use its files."""
         self.name = member.disk
         self.path = folder / f"{member.backup_id}.qcow2"
         self._point = folder / member.backup_id
@@ -59,7 +58,7 @@ class Disk:
         self._serving: threading.Thread | None = None
 
     def __enter__(self) -> Disk:
-        mount.detach_dead(self._point)  # of a start that was killed
+        mount.detach_dead(self._point)  # of a killed start
         self._point.mkdir(mode=0o700, exist_ok=True)
         fd = mount.mount(self._point, fuse_protocol.MAX_IO, read_only=True)
         session = fuse_protocol.Session(fd, Image(self._source), NAME, PATIENCE)
@@ -69,23 +68,23 @@ class Disk:
             if not self.path.exists():
                 _make_overlay(self.path, self._point / NAME)
         except BaseException:
-            self._leave()
+            self._close()
             raise
         return self
 
     def __exit__(self, *exc_info: object) -> None:
-        self._leave()
+        self._close()
 
     def is_used(self) -> bool:
-        """Unmount the backup, unless somebody has it open; whether that is so."""
+        """Unmount the backup, unless it is open; return whether it is open."""
         try:
             mount.unmount(self._point)
         except mount.MountBusy:
             return True
         return False
 
-    def _leave(self) -> None:
-        # Whoever still has it open gets errors from now on: the caller has waited.
+    def _close(self) -> None:
+        # Processes that have it open get errors from now on: the caller has waited for them.
         mount.unmount(self._point, lazy=True)
         self._source.close()
         self._point.rmdir()
@@ -105,38 +104,38 @@ def _make_overlay(path: Path, below: Path) -> None:
 
 
 def fill(monitor: Monitor, disks: Sequence[Disk], stop: threading.Event) -> None:
-    """Let the machine behind `monitor` bring all of `disks`; it goes on meanwhile.
+    """Make QEMU copy all of `disks`, while the machine runs.
 
     Raises:
-        errors.CannotStart: it does not use one of them, or could not read it.
-        errors.MonitorUnavailable: it has ended.
+        errors.CannotStart: the machine does not use one of them, or QEMU could not read it.
+        errors.MonitorUnavailable: QEMU has ended.
     """
     nodes = {
         node["image"]["filename"]: node["node-name"]
         for node in monitor.execute("query-named-block-nodes")
         if node["drv"] == "qcow2"
     }
-    there = {job["id"] for job in _jobs(monitor)}
+    existing = {job["id"] for job in _jobs(monitor)}
     for disk in disks:
         if str(disk.path) not in nodes:
             raise errors.CannotStart(reason=f"the machine does not use {disk.path}.")
         job = {"job-id": _job(disk), "device": nodes[str(disk.path)]}
-        if job["job-id"] in there:  # of a start that was killed
+        if job["job-id"] in existing:  # of a start that was killed
             continue
-        # It waits when it can't read, when all is copied, and again when it has ended, until it
-        # is told to go on.
+        # The job waits for a command after a read error, when all is copied, and when it has
+        # ended.
         waits = {"on-error": "stop", "auto-finalize": False, "auto-dismiss": False}
         monitor.execute("block-stream", {**job, **waits})
     tried = time.monotonic()
     while (jobs := _jobs(monitor)) and not stop.is_set():
         for job in jobs:
             disk = next(disk for disk in disks if job["id"] == _job(disk))
-            _go_on(monitor, job, nodes[str(disk.path)])
+            _advance_job(monitor, job, nodes[str(disk.path)])
         if time.monotonic() - tried > _TRY_AGAIN:
-            _try_again(monitor)
+            _resume_after_error(monitor)
             tried = time.monotonic()
-        stop.wait(_LOOK)
-    _call_off(monitor, jobs)
+        stop.wait(_INTERVAL)
+    _cancel_jobs(monitor, jobs)
 
 
 def _job(disk: Disk) -> str:
@@ -147,10 +146,10 @@ def _jobs(monitor: Monitor) -> list[dict[str, Any]]:
     return [job for job in monitor.execute("query-jobs") if job["id"].startswith(_JOB)]
 
 
-def _go_on(monitor: Monitor, job: dict[str, Any], node: str) -> None:
+def _advance_job(monitor: Monitor, job: dict[str, Any], node: str) -> None:
     if job["status"] == "pending":
-        # The file is about to forget what is below it. What QEMU only remembers until now, of
-        # where it has put what it copied, must be on the disk before.
+        # The file is about to drop its backing file. QEMU's cached metadata of the copied
+        # clusters must be on the disk before.
         monitor.execute("human-monitor-command", {"command-line": f'qemu-io {node} "flush"'})
         monitor.execute("job-finalize", {"id": job["id"]})
     elif job["status"] == "concluded":
@@ -159,8 +158,8 @@ def _go_on(monitor: Monitor, job: dict[str, Any], node: str) -> None:
             raise errors.CannotStart(reason=f"{job['id']}: {job['error']}.")
 
 
-def _try_again(monitor: Monitor) -> None:
-    """Let what stands still after an error try once more: the store may be back."""
+def _resume_after_error(monitor: Monitor) -> None:
+    """Resume jobs and the machine after an error: the store may be back."""
     for job in monitor.execute("query-block-jobs"):
         if job["device"].startswith(_JOB) and job["io-status"] != "ok":
             logger.warning("%s could not read or write; it tries again.", job["device"])
@@ -170,8 +169,8 @@ def _try_again(monitor: Monitor) -> None:
         monitor.execute("cont")
 
 
-def _call_off(monitor: Monitor, jobs: Sequence[dict[str, Any]]) -> None:
-    """End `jobs`; what they have copied stays."""
+def _cancel_jobs(monitor: Monitor, jobs: Sequence[dict[str, Any]]) -> None:
+    """Cancel `jobs`; the copied data stays."""
     for job in jobs:
         with contextlib.suppress(errors.CommandRefused):  # it has ended
             monitor.execute("block-job-cancel", {"device": job["id"], "force": True})
@@ -181,15 +180,15 @@ def _call_off(monitor: Monitor, jobs: Sequence[dict[str, Any]]) -> None:
         for job in jobs:
             if job["status"] == "concluded":
                 monitor.execute("job-dismiss", {"id": job["id"]})
-        time.sleep(_LOOK)
+        time.sleep(_INTERVAL)
 
 
 @contextlib.contextmanager
-def protected(service: Service | None, group: Group, folder: Path) -> Iterator[None]:
-    """While this lasts, nobody deletes the backups of `group` that the service knows.
+def protected_backups(service: Service | None, group: Group, folder: Path) -> Iterator[None]:
+    """Protect the backups of `group` in the service from deletion, during the context.
 
-    A note in `folder` says which of them were not protected before, for the next start there
-    should this one be killed. Without a service nothing is protected.
+    A note in `folder` names those that were not protected before: the next start there needs it
+    if this one is killed. Without a service nothing is protected.
 
     Raises:
         errors of :mod:`lunr.client.errors`: the service refuses, or does not answer.
@@ -213,20 +212,20 @@ def protected(service: Service | None, group: Group, folder: Path) -> Iterator[N
 
 
 def wait_for(path: Path, stop: threading.Event) -> Monitor | None:
-    """The monitor at `path` as soon as there is one; None when stopped before."""
+    """Wait for a monitor at `path`, and open it; None when stopped before."""
     while not stop.is_set():
         try:
             return Monitor.open(path)
         except errors.MonitorUnavailable:
-            stop.wait(_LOOK)
+            stop.wait(_INTERVAL)
     return None
 
 
-def hold(disks: Sequence[Disk], stop: threading.Event) -> None:
-    """Return when stopped, and when nobody uses the `disks` any more.
+def wait_until_unused(disks: Sequence[Disk], stop: threading.Event) -> None:
+    """Return when stopped, and when no process uses the `disks` any more.
 
-    They are wanted until then: a machine whose disks go away has errors.
+    A machine whose disks vanish would see errors.
     """
     stop.wait()
     while any([disk.is_used() for disk in disks]):  # noqa: C419 - ask all of them
-        time.sleep(_LOOK)
+        time.sleep(_INTERVAL)

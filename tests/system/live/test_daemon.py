@@ -107,7 +107,7 @@ qmp = "{machine.qmp}"
         process.send_signal(signal.SIGTERM)
         assert process.wait(PATIENCE) == 0
     said = (tmp_path / "log").read_text()
-    assert "[gone] Not looked after" in said
+    assert "[gone] Not cleaned up" in said
     assert "[vm] Saved" not in said  # it is not due
 
 

@@ -224,7 +224,7 @@ def test_what_could_not_be_told_is_made_up_for(
     monkeypatch.undo()
     # And one of which the service never heard.
     alone = hypervisor.backup(machine, service=None)
-    hypervisor.service.make_up(hypervisor.repository, "vm")
+    hypervisor.service.create_missing(hypervisor.repository, "vm")
     for one in (group, alone):
         assert client.groups.get(one.group_id).status == "AVAILABLE"
     later = hypervisor.backup(machine)
@@ -324,12 +324,12 @@ def test_what_a_machine_is_started_from_is_kept(
         return [client.backups.get(id).protected for id in ids]
 
     client.backups.update(ids[0], protected=True)  # somebody's own wish
-    killed = instant_start.protected(hypervisor.service, group, tmp_path)
+    killed = instant_start.protected_backups(hypervisor.service, group, tmp_path)
     killed.__enter__()
     assert are_protected() == [True, True]
     with pytest.raises(LunrError, match="protected"):
         client.groups.delete(group.group_id)
-    with instant_start.protected(hypervisor.service, group, tmp_path):
+    with instant_start.protected_backups(hypervisor.service, group, tmp_path):
         assert are_protected() == [True, True]
     assert are_protected() == [True, False]
     assert not list(tmp_path.glob("*.protected"))

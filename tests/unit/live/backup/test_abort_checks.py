@@ -8,7 +8,13 @@ import pytest
 
 from lunr.common.errors import Cancelled
 from lunr.live import errors
-from lunr.live.backup.abort_checks import AbortChecks, is_set, leaves_less, reserved, uses_more
+from lunr.live.backup.abort_checks import (
+    AbortChecks,
+    is_set,
+    reserved,
+    space_left_below,
+    space_used_above,
+)
 from tests.support.waiting import PATIENCE
 
 
@@ -16,7 +22,7 @@ def test_the_check_that_speaks_first_says_why(tmp_path: Path) -> None:
     stop = threading.Event()
     with (tmp_path / "scratch").open("wb") as file:
         watch = AbortChecks(is_set(stop))
-        watch.add(uses_more([file], 1 << 20))
+        watch.add(space_used_above([file], 1 << 20))
         with pytest.raises(errors.ScratchLimit, match=r"1\.0 MiB"), watch.watching():
             file.write(bytes([1]) * (2 << 20))
             file.flush()
@@ -37,8 +43,8 @@ def test_what_is_not_limited_is_not(tmp_path: Path) -> None:
     with (tmp_path / "scratch").open("wb") as file:
         file.write(b"1" * 4096)
         file.flush()
-        assert uses_more([file], 0)() is None
-        assert uses_more([file], 1 << 20)() is None
+        assert space_used_above([file], 0)() is None
+        assert space_used_above([file], 1 << 20)() is None
 
 
 @pytest.mark.parametrize(
@@ -64,7 +70,7 @@ def test_what_must_stay_free(
     found = os.statvfs_result((512, 4096, size >> 12, free >> 12, free >> 12, 0, 0, 0, 0, 255))
     monkeypatch.setattr(os, "fstatvfs", lambda _fd: found)
     with (tmp_path / "scratch").open("wb") as file:
-        error = leaves_less([file], reserve)()
+        error = space_left_below([file], reserve)()
     assert (error is None) == is_enough
     assert error is None or isinstance(error, errors.ScratchReserve)
 

@@ -51,7 +51,7 @@ class Place:
 
     def attend(self, keep: int) -> tuple[bool, int, int]:
         """Whether the backup went well, and how many groups and leftovers there are then."""
-        went_well = self.keeper().attend(Machine("web", qmp="/x", keep=keep))
+        went_well = self.keeper().back_up_and_prune(Machine("web", qmp="/x", keep=keep))
         self.before = lambda _call, _name: None
         listed = groups.listed(self.repository, "web")
         return went_well, len(listed), len(groups.unfinished(self.repository, "web"))
@@ -107,7 +107,7 @@ def test_a_listing_that_is_behind(place: Place, monkeypatch: pytest.MonkeyPatch)
     place.left(NOW - timedelta(hours=1))
     with monkeypatch.context() as patch:
         patch.setattr(groups, "listed", lambda *_: [])
-        went_well = place.keeper().attend(Machine("web", qmp="/x", keep=2))
+        went_well = place.keeper().back_up_and_prune(Machine("web", qmp="/x", keep=2))
     assert went_well
     assert len(groups.unfinished(place.repository)) == 1
 

@@ -199,6 +199,12 @@ class Unavailable(ApiError):
     retry = True
 
 
+class DatabaseFull(Unavailable):
+    """The disk of the service's database is full: make room there. Nothing was changed."""
+
+    code = "database_full"
+
+
 class Cancelled(LunrError):
     """Cancelled on request."""
 

@@ -20,6 +20,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import random
+import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -38,6 +39,10 @@ ATTEMPTS = 10
 #: SQLSTATEs after which PostgreSQL asks for the transaction to be run again:
 #: serialization failure, deadlock, lock not available.
 RETRY_STATES = frozenset({"40001", "40P01", "55P03"})
+#: What says that the disk is full: of SQLite (https://sqlite.org/rescode.html), the index of the
+#: log too, and the SQLSTATE of PostgreSQL.
+_SQLITE_FULL = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR_SHMSIZE)
+_POSTGRESQL_FULL = "53100"
 #: Milliseconds to wait for a writer of another process (SQLite).
 BUSY_TIMEOUT = 30_000
 
@@ -147,7 +152,18 @@ def on_commit(session: Session, function: Callable[[], None]) -> None:
 
 def _unavailable(error: exc.SQLAlchemyError) -> errors.Unavailable:
     log.error("The database can't be used: %s", error)
+    if _is_full(error):
+        return errors.DatabaseFull()
     return errors.Unavailable(what="The database", reason="the service's log says why; try again")
+
+
+def _is_full(error: exc.SQLAlchemyError) -> bool:
+    """Whether a statement failed as the disk of the database has no room."""
+    cause = getattr(error, "orig", None)
+    return (
+        getattr(cause, "sqlite_errorcode", None) in _SQLITE_FULL
+        or getattr(cause, "pgcode", None) == _POSTGRESQL_FULL
+    )
 
 
 def _prepare(connection: Any, _record: Any) -> None:

@@ -255,6 +255,28 @@ def test_an_image_counts_the_disk_below_it(run_folder: Path) -> None:
         subprocess.run(["umount", folder], check=True)
 
 
+def test_a_pool_whose_disk_has_no_room_is_full(run_folder: Path) -> None:
+    need_root()
+    need_command("mkfs.xfs", "xfsprogs")
+    folder = Path(tempfile.mkdtemp(prefix="full-", dir=run_folder))
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256m", "tmpfs", folder], check=True)
+    try:
+        pool = FilesPool(folder, image_gib=8)
+        pool.check()
+        assert pool.capacity().full == ""
+        other = folder / "of-another-program"
+        free = pool.capacity().free_bytes
+        subprocess.run(["fallocate", "-l", str(free - 8 * MIB), other], check=True)
+        assert str(folder) in pool.capacity().full
+        other.unlink()
+        assert pool.capacity().full == ""
+        pool.close()
+    finally:
+        subprocess.run(["umount", folder / "mnt"], check=False)
+        wait_until(lambda: not leftovers.loop_devices(folder), what="the loop device is detached")
+        subprocess.run(["umount", folder], check=True)
+
+
 def test_a_foreign_mount_in_the_folder_is_refused(plain_folder: Path) -> None:
     (plain_folder / "mnt").mkdir()
     subprocess.run(["mount", "-t", "tmpfs", "tmpfs", plain_folder / "mnt"], check=True)

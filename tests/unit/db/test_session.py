@@ -118,3 +118,13 @@ def test_a_database_that_can_not_be_opened_is_unavailable(tmp_path: Path) -> Non
     with pytest.raises(errors.Unavailable), database.read():
         pass
     database.close()
+
+
+def test_a_full_disk_is_called_so_and_changes_nothing(database: Database) -> None:
+    def fill(session: Session) -> None:
+        session.connection().exec_driver_sql("PRAGMA max_page_count = 1")
+        session.add_all(Account(id=f"a{number}") for number in range(10_000))
+
+    with pytest.raises(errors.DatabaseFull, match="make room"):
+        database.write(fill)
+    assert _accounts(database) == []

@@ -54,6 +54,9 @@ FICLONE = 0x40049409
 
 _TEMPORARY = ".tmp"
 
+#: Bytes; with less of them free, in the pool or on the disk below its image, it is full.
+_LEAST_FREE = 16 * units.MIB
+
 #: Share of the room; with less of it free, baselines are given up.
 _TIGHT = 0.1
 
@@ -165,7 +168,10 @@ class FilesPool(Pool):
                 total, free = min(total, image + below), min(free, below)
         except OSError as error:
             raise PoolUnusable(place=self.folder, reason=str(error)) from error
-        return Capacity(int(total * self._overcommit), free, tight=free < total * _TIGHT)
+        full = ""
+        if free < _LEAST_FREE:  # the file system's own notes need some of it
+            full = f"{self.folder} has {units.human(free)} free: writes to volumes fail soon."
+        return Capacity(int(total * self._overcommit), free, full=full, tight=free < total * _TIGHT)
 
     def volumes(self) -> frozenset[str]:
         """The files in ``volumes``."""

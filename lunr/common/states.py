@@ -35,7 +35,7 @@ class Snapshot(StrEnum):
 
 
 class Backup(StrEnum):
-    """A backup's states. AVAILABLE: the store has acknowledged every byte."""
+    """A backup's or backup group's states. AVAILABLE: the store has acknowledged every byte."""
 
     NEW = "NEW"
     SAVING = "SAVING"

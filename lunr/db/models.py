@@ -129,6 +129,22 @@ class VolumeType(Base):
     created_at: Mapped[datetime] = mapped_column(default=times.now)
 
 
+class _Resource:
+    """What volumes, snapshots, backups and backup groups have alike."""
+
+    id: Mapped[str] = mapped_column(ID, primary_key=True)
+    account_id: Mapped[str] = mapped_column(ForeignKey("accounts.id"))
+    #: The states of all of them begin with this one.
+    status: Mapped[str] = mapped_column(STATUS, default="NEW")
+    reason: Mapped[str | None] = mapped_column(Text)
+    progress: Mapped[int] = mapped_column(default=0)
+    meta: Mapped[dict[str, Any]] = mapped_column("metadata", default=dict)
+    job_id: Mapped[str | None] = mapped_column(ID)
+    created_at: Mapped[datetime] = mapped_column(default=times.now)
+    updated_at: Mapped[datetime] = mapped_column(default=times.now, onupdate=times.now)
+    deleted_at: Mapped[datetime | None]
+
+
 class VolumeKind(StrEnum):
     """Where a volume is: on a node, or outside of lunr, which knows only its backups."""
 
@@ -136,27 +152,21 @@ class VolumeKind(StrEnum):
     EXTERNAL = "external"
 
 
-class Volume(Base):
+class Volume(_Resource, Base):
     """A volume."""
 
     __tablename__ = "volumes"
 
-    id: Mapped[str] = mapped_column(ID, primary_key=True)
-    account_id: Mapped[str] = mapped_column(ForeignKey("accounts.id"))
     name: Mapped[str] = mapped_column(String(255), default="")
     size: Mapped[int]
     #: What is promised on the node and counted in the quota: more than `size` during an extend.
     reserved: Mapped[int]
-    status: Mapped[str] = mapped_column(STATUS, default=states.Volume.NEW.value)
-    reason: Mapped[str | None] = mapped_column(Text)
-    progress: Mapped[int] = mapped_column(default=0)
     kind: Mapped[str] = mapped_column(
         String(8), default=VolumeKind.LOCAL.value, server_default=VolumeKind.LOCAL.value
     )
     #: None: it is external; so is the node's.
     volume_type_name: Mapped[str | None] = mapped_column(ID)
     node_id: Mapped[str | None] = mapped_column(ID)
-    meta: Mapped[dict[str, Any]] = mapped_column("metadata", default=dict)
     #: The parameters it was made with: the same PUT again is the same volume.
     request: Mapped[dict[str, Any]] = mapped_column(default=dict)
     backup_id: Mapped[str | None] = mapped_column(ID, index=True)
@@ -179,10 +189,6 @@ class Volume(Base):
     fill_remaining: Mapped[int | None] = mapped_column(BigInteger)
     #: Which of its backups are kept; None: as its type says.
     retention: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
-    job_id: Mapped[str | None] = mapped_column(ID)
-    created_at: Mapped[datetime] = mapped_column(default=times.now)
-    updated_at: Mapped[datetime] = mapped_column(default=times.now, onupdate=times.now)
-    deleted_at: Mapped[datetime | None]
 
     __table_args__ = (
         Index("ix_volumes_page", "account_id", "created_at", "id"),
@@ -193,27 +199,17 @@ class Volume(Base):
     )
 
 
-class Snapshot(Base):
+class Snapshot(_Resource, Base):
     """A snapshot of a volume, on the volume's node."""
 
     __tablename__ = "snapshots"
 
-    id: Mapped[str] = mapped_column(ID, primary_key=True)
-    account_id: Mapped[str] = mapped_column(ForeignKey("accounts.id"))
     volume_id: Mapped[str] = mapped_column(ForeignKey("volumes.id"), index=True)
     name: Mapped[str] = mapped_column(String(255), default="")
     size: Mapped[int]
-    status: Mapped[str] = mapped_column(STATUS, default=states.Snapshot.NEW.value)
-    reason: Mapped[str | None] = mapped_column(Text)
-    progress: Mapped[int] = mapped_column(default=0)
     node_id: Mapped[str] = mapped_column(ID)
     #: The backup that has what it lacks, as its volume was being restored from that.
     base_id: Mapped[str | None] = mapped_column(ID, index=True)
-    meta: Mapped[dict[str, Any]] = mapped_column("metadata", default=dict)
-    job_id: Mapped[str | None] = mapped_column(ID)
-    created_at: Mapped[datetime] = mapped_column(default=times.now)
-    updated_at: Mapped[datetime] = mapped_column(default=times.now, onupdate=times.now)
-    deleted_at: Mapped[datetime | None]
 
     __table_args__ = (
         Index("ix_snapshots_page", "account_id", "created_at", "id"),
@@ -222,13 +218,22 @@ class Snapshot(Base):
     )
 
 
-class Backup(Base):
+class BackupGroup(_Resource, Base):
+    """The backups of a machine's disks at one instant: all of them, or none."""
+
+    __tablename__ = "backup_groups"
+
+    #: What its client calls the machine.
+    machine: Mapped[str] = mapped_column(ID)
+
+    __table_args__ = (Index("ix_backup_groups_page", "account_id", "created_at", "id"),)
+
+
+class Backup(_Resource, Base):
     """A backup; it outlives its volume, so `volume_id` points at no row."""
 
     __tablename__ = "backups"
 
-    id: Mapped[str] = mapped_column(ID, primary_key=True)
-    account_id: Mapped[str] = mapped_column(ForeignKey("accounts.id"))
     volume_id: Mapped[str] = mapped_column(ID)
     #: The snapshot that is saved; None: the volume as it is when the save begins.
     snapshot_id: Mapped[str | None] = mapped_column(ID, index=True)
@@ -238,20 +243,14 @@ class Backup(Base):
     protected: Mapped[bool] = mapped_column(default=False, server_default=false())
     #: The schedule that asked for it, which may be gone; None: somebody did.
     schedule_id: Mapped[str | None] = mapped_column(ID)
-    #: The backups of a machine's disks at one instant share it. The one that has it as its own id
-    #: ties them (lunr.api.services.backups.groups), and is internal.
-    group_id: Mapped[str | None] = mapped_column(ID, index=True)
+    group_id: Mapped[str | None] = mapped_column(ForeignKey("backup_groups.id"), index=True)
     name: Mapped[str] = mapped_column(String(255), default="")
     size: Mapped[int]
-    status: Mapped[str] = mapped_column(STATUS, default=states.Backup.NEW.value)
-    reason: Mapped[str | None] = mapped_column(Text)
-    progress: Mapped[int] = mapped_column(default=0)
     #: Asked to be stored without a parent.
     full: Mapped[bool] = mapped_column(default=False)
     parent_id: Mapped[str | None] = mapped_column(ID, index=True)
     #: The backup that has what is not there of what is saved; only a running save needs it.
     base_id: Mapped[str | None] = mapped_column(ID, index=True)
-    meta: Mapped[dict[str, Any]] = mapped_column("metadata", default=dict)
     request: Mapped[dict[str, Any]] = mapped_column(default=dict)
     bytes_read: Mapped[int] = mapped_column(BigInteger, default=0)
     bytes_stored: Mapped[int] = mapped_column(BigInteger, default=0)
@@ -259,10 +258,6 @@ class Backup(Base):
     verified_at: Mapped[datetime | None]
     #: What of it is lost, as far as somebody looked; None: nothing.
     damaged: Mapped[str | None] = mapped_column(Text)
-    job_id: Mapped[str | None] = mapped_column(ID)
-    created_at: Mapped[datetime] = mapped_column(default=times.now)
-    updated_at: Mapped[datetime] = mapped_column(default=times.now, onupdate=times.now)
-    deleted_at: Mapped[datetime | None]
 
     __table_args__ = (
         Index("ix_backups_page", "account_id", "created_at", "id"),
@@ -273,6 +268,10 @@ class Backup(Base):
         Index("ix_backups_internal", "internal", "status"),
         Index("ix_backups_changed", "status", "updated_at"),
     )
+
+
+#: A record of these has a root of its id in the store.
+STORED = (Backup, BackupGroup)
 
 
 class Schedule(Base):

@@ -10,15 +10,16 @@ from sqlalchemy import CursorResult, select, update
 from sqlalchemy.orm import Session
 
 from lunr.common import errors, states, times
-from lunr.db.models import Backup, Export, Job, Node, Snapshot, Volume
+from lunr.db.models import Backup, BackupGroup, Export, Job, Node, Snapshot, Volume
 
-Model = type[Volume] | type[Snapshot] | type[Backup] | type[Export] | type[Node] | type[Job]
+Model = type[Volume | Snapshot | Backup | BackupGroup | Export | Node | Job]
 
 #: What a record is found by.
 KEYS: dict[Model, Any] = {
     Volume: Volume.id,
     Snapshot: Snapshot.id,
     Backup: Backup.id,
+    BackupGroup: BackupGroup.id,
     Export: Export.volume_id,
     Node: Node.id,
     Job: Job.id,
@@ -79,7 +80,7 @@ def move(
     if try_move(session, model, id, target, only, **values):
         return
     state = session.scalar(select(model.status).where(KEYS[model] == id))
-    kind = model.__name__.lower()
+    kind = model.__tablename__.removesuffix("s").replace("_", " ")
     if state is None:
         raise errors.NotFound(kind=kind, id=id)
     needed = states.sources(target) if only is None else states.sources(target) & frozenset(only)

@@ -78,8 +78,7 @@ def _stored(account_id: str, root: Root, **told: Any) -> StoredBackup:
         account_id=account_id,
         volume_id=root.volume_id,
         parent_id=root.parent_id,
-        # What ties a group is no disk: its record has no size, whoever made it.
-        size=0 if root.consistency_group == root.backup_id else -(-root.size_bytes // GIB),
+        size=-(-root.size_bytes // GIB),
         created_at=created,
         bytes_read=did.bytes_read,
         bytes_stored=did.bytes_stored,

@@ -124,21 +124,26 @@ class JobType:
         """The same for a FAILED or CANCELLED one."""
         return self.failed
 
+    def find_model(self, job: Job) -> Model | None:
+        """The model of the subject of `job`."""
+        return self.model
+
     def move_subject(self, session: Session, job: Job) -> None:
         """Move the subject on: the `job` is over."""
-        if self.model is None:
+        model = self.find_model(job)
+        if model is None:
             return
         is_done = job.status == State.DONE
         target = self.done_state(session, job) if is_done else self.failed_state(job)
         values: dict[str, Any] = {"job_id": None, "reason": job.reason}
-        if is_done and target is not None and "progress" in self.model.__table__.columns:
+        if is_done and target is not None and "progress" in model.__table__.columns:
             values["progress"] = 100
         if target is not None:
-            if try_move(session, self.model, job.subject_id, target, **values):
+            if try_move(session, model, job.subject_id, target, **values):
                 return
             log.error("%s of %s ended, its record can't be %s", job.kind, job.subject_id, target)
         session.execute(
-            update(self.model).where(KEYS[self.model] == job.subject_id).values(**values),
+            update(model).where(KEYS[model] == job.subject_id).values(**values),
             execution_options={"synchronize_session": "fetch"},
         )
 

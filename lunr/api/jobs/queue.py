@@ -28,8 +28,8 @@ def enqueue(
     *,
     account_id: str,
     subject_id: str,
-    volume_id: str | None,
-    node_id: str | None,
+    volume_id: str | None = None,
+    node_id: str | None = None,
     data: dict[str, Any] | None = None,
     after: Iterable[str] = (),
 ) -> Job:
@@ -107,8 +107,6 @@ def enqueue_unique(
         job_type,
         account_id=account_id,
         subject_id=account_id,
-        volume_id=None,
-        node_id=None,
         data=data,
     )
     return job, True

@@ -26,8 +26,6 @@ from lunr.db.transitions import move
 Source = TypeVar("Source", Snapshot, Backup)
 
 _GONE = (State.DELETING, State.DELETED)
-#: Made for a cross-node copy alone; the record of a group is internal too.
-_IS_HIDDEN = Backup.internal & Backup.group_id.is_(None)
 
 
 def lock_source(
@@ -130,7 +128,7 @@ def release_if_unneeded(session: Session, context: Context, backup_id: str | Non
         return
     backup = session.scalar(
         select(Backup)
-        .where(Backup.id == backup_id, _IS_HIDDEN, Backup.status.not_in(_GONE))
+        .where(Backup.id == backup_id, Backup.internal, Backup.status.not_in(_GONE))
         .with_for_update(key_share=True)
         .execution_options(populate_existing=True)
     )
@@ -163,7 +161,7 @@ def release_if_unneeded(session: Session, context: Context, backup_id: str | Non
 def release_unneeded(session: Session, context: Context, before: datetime) -> list[str]:
     """Delete again the hidden backups that nothing needs, unchanged since `before`; their ids."""
     query = select(Backup.id).where(
-        _IS_HIDDEN, Backup.status.not_in(_GONE), Backup.updated_at < before, ~_IS_NEEDED
+        Backup.internal, Backup.status.not_in(_GONE), Backup.updated_at < before, ~_IS_NEEDED
     )
     unneeded = list(session.scalars(query.order_by(Backup.id)))
     for id in unneeded:

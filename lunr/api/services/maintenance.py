@@ -15,8 +15,10 @@ from lunr.api.jobs.queue import LIVE
 from lunr.api.services.dependencies import release_unneeded
 from lunr.common import errors, states
 from lunr.db.models import (
+    STORED,
     Account,
     Backup,
+    BackupGroup,
     Collection,
     Export,
     Job,
@@ -36,6 +38,7 @@ _PASSING: tuple[tuple[Any, StrEnum, tuple[str, ...]], ...] = (
     (Volume, states.Volume.ERROR, ("NEW", "BUILDING", "RESTORING", "DELETING")),
     (Snapshot, states.Snapshot.ERROR, ("NEW", "SAVING", "DELETING")),
     (Backup, states.Backup.ERROR, ("NEW", "SAVING", "DELETING")),
+    (BackupGroup, states.Backup.ERROR, ("NEW", "SAVING", "DELETING")),
     (Export, states.Export.ERROR, ("ATTACHING", "DETACHING")),
 )
 
@@ -103,19 +106,17 @@ class Maintenance:
                     ~exists().where(Export.volume_id == Volume.id),
                     ~exists().where(Snapshot.volume_id == Volume.id),
                 ),
-                # Its objects are garbage until a collection that began later; the
-                # record is what makes the account due for one.
-                delete(Backup).where(
-                    _old(Backup, before),
-                    exists().where(
-                        Account.id == Backup.account_id, Account.collected_at > Backup.deleted_at
-                    ),
+                delete(Backup).where(_old(Backup, before), _is_collected(Backup)),
+                delete(BackupGroup).where(
+                    _old(BackupGroup, before),
+                    _is_collected(BackupGroup),
+                    ~exists().where(Backup.group_id == BackupGroup.id),
                 ),
                 delete(Account).where(
                     Account.deleted_at < before,
                     *(
                         ~exists().where(model.account_id == Account.id)
-                        for model in (Volume, Snapshot, Backup, Export, Job, Token, Collection)
+                        for model in (Volume, Snapshot, *STORED, Export, Job, Token, Collection)
                     ),
                 ),
             )
@@ -124,6 +125,14 @@ class Maintenance:
 
 def _old(model: Any, before: datetime) -> Any:
     return (model.status == "DELETED") & (model.deleted_at < before)
+
+
+def _is_collected(model: Any) -> Any:
+    """Whether a collection began after the deletion: until then there are garbage objects of it.
+
+    The record is what makes the account due for one.
+    """
+    return exists().where(Account.id == model.account_id, Account.collected_at > model.deleted_at)
 
 
 def _run(session: Session, statement: Delete) -> int:

@@ -61,11 +61,11 @@ def backup(row: Any) -> View:
 
 
 def group(row: Any, backups: list[View]) -> View:
-    """A group: what ties it, and the backups of its disks."""
+    """A backup group."""
     return {
         "id": row.id,
         "account_id": row.account_id,
-        "machine": row.volume_id,
+        "machine": row.machine,
         "status": row.status,
         "reason": row.reason,
         "progress": row.progress,

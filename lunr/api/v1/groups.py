@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from lunr.api.request import Request, Response
 from lunr.api.schema import (
     MAX_BYTES,
@@ -46,11 +44,7 @@ PUT: Schema = {
 
 def index(request: Request) -> Response:
     """List the account's groups."""
-    query = request.query(request.account)
-    filters = dict(query.filters)
-    if "machine" in filters:
-        filters["volume_id"] = filters.pop("machine")
-    return Response(200, request.services.groups.list(replace(query, filters=filters)))
+    return Response(200, request.services.groups.list(request.query(request.account)))
 
 
 def show(request: Request) -> Response:

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from datetime import datetime, timedelta
+from functools import partial
 from typing import Any
 
 import pytest
-from sqlalchemy import select
+from sqlalchemy import delete, select
+from sqlalchemy.orm import Session
 
 from lunr.api.services.backups.groups import GroupReport, MemberReport
 from lunr.api.services.backups.records import StoredBackup
 from lunr.api.services.pagination import Query
 from lunr.common import errors, times
 from lunr.common.units import GIB
-from lunr.db.models import Backup, Volume
+from lunr.db.models import STORED, Backup, Job, Volume
 from tests.functional.api.world import World
 
 AT = datetime(2026, 11, 23, 12)
@@ -36,11 +38,15 @@ def put(world: World, id: str = "g1", account: str = "acme", **fields: Any) -> A
 
 def states(world: World) -> dict[str, str]:
     with world.services.context.db.read() as connection:
-        return {row.id: row.status for row in connection.execute(select(Backup.id, Backup.status))}
+        return {
+            row.id: row.status
+            for model in STORED
+            for row in connection.execute(select(model.id, model.status))
+        }
 
 
 def only(world: World) -> set[str]:
-    """The one state that all backups are in."""
+    """The one state that the groups and all backups are in."""
     return set(states(world).values())
 
 
@@ -68,7 +74,7 @@ def test_a_group_becomes_available_as_a_whole(world: World) -> None:
     assert (root["size"], root["bytes_stored"], root["group"]) == (4, 5, "g1")
     assert world.services.groups.get("acme", "g1")["backups"][1] == root
     listed = world.services.backups.list(Query("acme"))["backups"]
-    assert [one["id"] for one in listed] == ["g1-root", "g1-data"], "what ties them is not shown"
+    assert [one["id"] for one in listed] == ["g1-root", "g1-data"], "the group is none of them"
 
 
 def test_a_group_that_was_never_announced(world: World) -> None:
@@ -182,7 +188,7 @@ def test_a_group_is_deleted_as_a_whole(world: World) -> None:
     for job in members:
         world.done(job)
     assert world.services.groups.get("acme", "g1")["status"] == "DELETING"
-    assert world.claim()["payload"]["backup_id"] == "g1", "the one that ties them, last"
+    assert world.claim()["payload"]["backup_id"] == "g1", "the group itself, last"
     world.services.leases.expire(times.now() + timedelta(minutes=2))
     assert world.work() == ["backup.delete"]
     assert only(world) == {"DELETED"}
@@ -232,6 +238,55 @@ def test_a_running_one_is_cancelled_or_deleted(world: World) -> None:
     with pytest.raises(errors.WrongState):
         put(world, status="AVAILABLE")
     assert world.work() == ["backup.delete"] * 3
+
+
+def test_a_deletion_that_fails_is_done_again(world: World) -> None:
+    put(world, status="AVAILABLE")
+    world.services.groups.delete("acme", "g1")
+    for _ in range(2):
+        world.done(world.claim())
+    world.fail(world.claim())
+    assert states(world) == {"g1": "ERROR", "g1-data": "DELETED", "g1-root": "DELETED"}
+    assert world.services.groups.delete("acme", "g1")["status"] == "DELETING"
+    assert world.work() == ["backup.delete"]
+    assert only(world) == {"DELETED"}
+
+
+def test_a_deleted_group_is_forgotten_with_its_backups(world: World) -> None:
+    put(world, status="AVAILABLE")
+    world.services.groups.delete("acme", "g1")
+    world.work()
+    far = times.now() + timedelta(days=90)
+    forget = partial(world.services.upkeep.purge, far, keep_records=0)
+    forget()
+    assert only(world) == {"DELETED"}, "their objects were not collected"
+    world.done(collect(world))
+    assert world.services.collect.due(far + timedelta(days=1), 0) == ["acme"]
+    forget()
+    assert states(world) == {}
+    assert world.services.collect.due(far + timedelta(days=1), 0) == []
+
+
+def test_a_group_that_lost_its_job_is_given_up(world: World) -> None:
+    begun = put(world)
+
+    def lose(session: Session) -> None:
+        session.execute(delete(Job).where(Job.id == begun["job_id"]))
+
+    world.services.context.db.write(lose)
+    assert sorted(world.services.upkeep.repair()) == ["g1", "g1-data", "g1-root"]
+    assert only(world) == {"ERROR"}
+
+
+def test_a_group_whose_root_is_lost_says_so(world: World) -> None:
+    put(world, status="AVAILABLE")
+    world.services.verification.request("acme", 1)
+    job = world.claim(kinds=["repository.verify"])
+    assert job["payload"]["backup_ids"] == ["g1", "g1-data", "g1-root"]
+    world.done(job, damaged=[{"reason": "It is not there.", "backup_ids": ["g1"]}])
+    group = world.services.groups.get("acme", "g1")
+    assert (group["status"], group["reason"]) == ("AVAILABLE", "It is not there.")
+    assert {one["damaged"] for one in group["backups"]} == {None}
 
 
 def test_upkeep_leaves_it_alone(world: World) -> None:
@@ -324,13 +379,22 @@ def test_an_ordinary_backup_is_no_group(world: World) -> None:
         world.services.groups.delete("acme", "b1")
     with pytest.raises(errors.IdInUse):
         put(world, "b1")
+    put(world)
+    with pytest.raises(errors.IdInUse):
+        world.services.backups.create("acme", "v1", {}, "g1")
+    with pytest.raises(errors.IdInUse):
+        put(world, "g2", backups=(MemberReport("g1", "root", "v1", GIB),))
 
 
 def test_records_made_again_from_the_store(world: World) -> None:
-    for id in ("g1-root", "g1", "g1-data"):
+    def record(id: str) -> bool:
         volume = "web" if id == "g1" else f"web-{id[3:]}"
         stored = StoredBackup(id, "acme", volume, None, 1, AT, 0, 0, 0, group_id="g1")
-        assert world.services.records.put(stored)
+        return world.services.records.put(stored)
+
+    assert record("g1-root") and record("g1") and record("g1-data")
+    assert not record("g1-root"), "that it is of the group is recorded only now"
+    assert not record("g1")
     group = world.services.groups.get("acme", "g1")
     assert (group["status"], group["machine"]) == ("AVAILABLE", "web")
     assert {one["id"] for one in group["backups"]} == {"g1-root", "g1-data"}

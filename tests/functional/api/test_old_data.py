@@ -72,6 +72,8 @@ def test_every_record_is_listed_and_shown_as_it_was(old: OldData, url: str) -> N
     session.headers["X-Auth-Token"] = openrc.partition("LUNR_TOKEN=")[2].strip()
     found = []
     for path, answer in old.answers.items():
+        if path.startswith("/v1.0/admin/backups?"):  # groups were listed as backups, too
+            answer["backups"] = [one for one in answer["backups"] if one["id"] != one["group"]]
         response = session.get(url + path, timeout=PATIENCE)
         assert response.ok, f"{path}: {response.status_code} {response.text}"
         found += differences(path, answer, response.json())

@@ -151,6 +151,22 @@ def test_what_lunr_made_for_itself_is_recorded_as_that(stored: Manage) -> None:
     assert stored("record", "export", "moved").exit_code == 1
 
 
+def test_a_group_is_recorded_with_its_backups(stored: Manage) -> None:
+    with stored.repository("acme") as repository:
+        save_bytes(repository, DATA, "g", volume_id="web", consistency_group="g")
+        save_bytes(repository, DATA, "g-root", consistency_group="g")
+        save_bytes(repository, DATA, "h-root", consistency_group="h")  # h itself was not written
+    assert stored.told("rebuild", "--from-store")["made"] == 6
+    assert stored.told("rebuild", "--from-store")["there"] == 6
+    services = stored.services()
+    group = services.groups.get("acme", "g")
+    services.close()
+    assert (group["machine"], group["status"], group["progress"]) == ("web", "AVAILABLE", 100)
+    assert [one["id"] for one in group["backups"]] == ["g-root"]
+    assert backup(stored, "acme", "h-root")["group"] is None
+    assert "g" not in {one["id"] for one in backups(stored, "acme", internal=True)}
+
+
 @pytest.mark.parametrize(
     ("changes", "said"),
     [

@@ -8,13 +8,17 @@ from lunr.common import errors
 from lunr.db import migrate
 from lunr.db.session import Database
 from tests.support.waiting import free_port
-from tests.unit.db.test_migrate import check_volumes_of_old, differences
+from tests.unit.db.test_migrate import check_groups_of_old, check_volumes_of_old, differences
 
 
 def test_models_equal_migrations(postgresql: str) -> None:
     migrate.upgrade(postgresql)
     migrate.upgrade(postgresql)
     assert differences(postgresql) == []
+
+
+def test_groups_of_old(postgresql: str) -> None:
+    check_groups_of_old(postgresql)
 
 
 def test_external_volumes_of_old(postgresql: str) -> None:

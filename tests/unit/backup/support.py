@@ -115,6 +115,7 @@ def save_bytes(
     changed: Sequence[tuple[int, int]] | None = None,
     internal: bool = False,
     like: tuple[str, ...] = (),
+    consistency_group: str | None = None,
 ) -> Root:
     return save(
         repo,
@@ -129,6 +130,7 @@ def save_bytes(
             geometry=geometry,
             internal=internal,
             like=like,
+            consistency_group=consistency_group,
         ),
         concurrency=concurrency,
         compression=compression,

@@ -13,7 +13,7 @@ from sqlalchemy import Connection, MetaData, Table, insert, select, text
 
 from lunr.common import errors
 from lunr.db import migrate
-from lunr.db.models import Backup, Base, Export, Node, Schedule, Volume
+from lunr.db.models import Backup, BackupGroup, Base, Export, Job, Node, Schedule, Volume
 from lunr.db.session import Database
 
 
@@ -113,6 +113,58 @@ def check_volumes_of_old(url: str) -> None:
             assert connection.scalars(select(Schedule.volume_id)).all() == ["own"]
     finally:
         database.close()
+
+
+def check_groups_of_old(url: str) -> None:
+    """Backups of the schema 0008 that tied a group are groups; all others stay."""
+    migrate.upgrade(url, "0008")
+    database = Database(url)
+    tie = {"internal": True, "volume_id": "web", "metadata": {"frozen": "2"}}
+    rows: dict[str, dict[str, Any]] = {
+        "g1": {**tie, "group_id": "g1", "status": "AVAILABLE", "progress": 100},
+        "g1-root": {"group_id": "g1", "status": "AVAILABLE"},
+        "g2": {**tie, "group_id": "g2", "status": "DELETING", "job_id": "j2"},
+        "g2-root": {"group_id": "g2", "status": "DELETED"},
+        "g3": {**tie, "group_id": "g3", "status": "AVAILABLE", "damaged": "Its root is lost."},
+        "left": {"group_id": "gone", "status": "ERROR"},
+        "hidden": {"internal": True, "status": "AVAILABLE"},
+        "own": {"status": "AVAILABLE"},
+    }
+    try:
+        with database.writer.begin() as connection:
+            add(connection, "accounts", id="acme")
+            for id, values in rows.items():
+                add(connection, "backups", id=id, account_id="acme", **values)
+            for id, subject in (("j1", "own"), ("j2", "g2")):
+                job = {"kind": "backup.delete", "subject_id": subject}
+                add(connection, "jobs", id=id, account_id="acme", lane=id, **job)
+        migrate.upgrade(url)
+        group = select(
+            *(BackupGroup.id, BackupGroup.machine, BackupGroup.status, BackupGroup.reason),
+            *(BackupGroup.progress, BackupGroup.meta, BackupGroup.job_id),
+        )
+        backup = select(Backup.id, Backup.group_id, Backup.internal)
+        with database.read() as connection:
+            assert connection.execute(group.order_by(BackupGroup.id)).all() == [
+                ("g1", "web", "AVAILABLE", None, 100, {"frozen": "2"}, None),
+                ("g2", "web", "DELETING", None, 0, {"frozen": "2"}, "j2"),
+                ("g3", "web", "AVAILABLE", "Its root is lost.", 0, {"frozen": "2"}, None),
+            ]
+            assert connection.execute(backup.order_by(Backup.id)).all() == [
+                ("g1-root", "g1", False),
+                ("g2-root", "g2", False),
+                ("hidden", None, True),
+                ("left", None, False),
+                ("own", None, False),
+            ]
+            jobs = select(Job.id, Job.data).order_by(Job.id)
+            assert connection.execute(jobs).all() == [("j1", {}), ("j2", {"is_group": True})]
+    finally:
+        database.close()
+
+
+def test_groups_of_old(tmp_path: Path) -> None:
+    check_groups_of_old(f"sqlite:///{tmp_path}/lunr.db")
 
 
 def test_external_volumes_of_old(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from sqlalchemy.orm import Session
 
 from lunr.common import errors, ids
 from lunr.common.states import Backup as State
-from lunr.db.models import Backup
+from lunr.db.models import Backup, BackupGroup
 
 #: The most of a reason that is kept.
 _REASON = 2000
@@ -49,7 +49,7 @@ def read_damage(result: dict[str, Any]) -> dict[str, list[str]]:
 
 
 def mark_damaged(session: Session, account_id: str, damage: dict[str, list[str]]) -> None:
-    """Mark the account's backups as damaged for these reasons."""
+    """Mark the account's backups, and groups whose root is lost, as damaged for these reasons."""
     for reason, backup_ids in damage.items():
         for first in range(0, len(backup_ids), _AT_ONCE):
             _mark(session, account_id, backup_ids[first : first + _AT_ONCE], reason)
@@ -63,13 +63,14 @@ def mark_intact(session: Session, account_id: str, backup_id: str) -> None:
 def _mark(
     session: Session, account_id: str, backup_ids: Iterable[str], damaged: str | None
 ) -> None:
-    session.execute(
-        update(Backup)
-        .where(
-            Backup.id.in_(backup_ids),
-            Backup.account_id == account_id,
-            Backup.status == State.AVAILABLE,
+    for model, column in ((Backup, "damaged"), (BackupGroup, "reason")):
+        session.execute(
+            update(model)
+            .where(
+                model.id.in_(backup_ids),
+                model.account_id == account_id,
+                model.status == State.AVAILABLE,
+            )
+            .values({column: damaged}),
+            execution_options={"synchronize_session": "fetch"},
         )
-        .values(damaged=damaged),
-        execution_options={"synchronize_session": "fetch"},
-    )

@@ -14,7 +14,7 @@ from lunr.api.services import views
 from lunr.api.services.backups.collections import find_unswept, lock_account
 from lunr.api.services.backups.job_types import CollectGarbage, SweepGarbage, enqueue_sweep
 from lunr.common import times
-from lunr.db.models import Account, Backup, Collection, Job
+from lunr.db.models import STORED, Account, Collection, Job
 
 
 class GarbageCollection:
@@ -57,8 +57,10 @@ class GarbageCollection:
                             Account.collected_at < now - timedelta(seconds=interval),
                         ),
                         or_(
-                            exists().where(Backup.account_id == Account.id),
-                            exists().where(Collection.account_id == Account.id),
+                            *(
+                                exists().where(model.account_id == Account.id)
+                                for model in (*STORED, Collection)
+                            ),
                         ),
                     )
                     .order_by(Account.id)

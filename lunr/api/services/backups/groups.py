@@ -1,4 +1,4 @@
-"""Consistency groups: backups of a machine's disks at one instant, made by live clients.
+"""Backup groups: backups of a machine's disks at one instant, made by live clients.
 
 A client that backs up a running machine (lunr/live) writes to the store itself, as a
 node does. It *announces* the group before: the records are then there, so that a collection
@@ -7,15 +7,14 @@ keeps what it writes; it learns which collections it must heed; and a job of its
 save of a node does (:mod:`lunr.api.services.backups.collections`). It renews the job's lease
 until it says that the group is complete. Then all of it is AVAILABLE, in one transaction.
 
-A group has no table: it is the backup that ties the others in the store, whose id is
-theirs (``group_id``) and which is internal. So it is kept, verified and deleted as they are, and
-the records can be made again from the store.
+In the store a group has a root too, of its id: that names the backups. So a collection keeps
+it, a verify checks it, and the record can be made again from it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
@@ -29,22 +28,23 @@ from lunr.api.services import views
 from lunr.api.services.accounts import service as accounts
 from lunr.api.services.backups import service as backups
 from lunr.api.services.backups.collections import find_unswept
-from lunr.api.services.backups.job_types import SaveGroup
-from lunr.api.services.pagination import Query
+from lunr.api.services.backups.job_types import BACKUP_COUNTS, DeleteBackup, SaveGroup
+from lunr.api.services.pagination import Listing, Query
 from lunr.common import errors, ids, times
 from lunr.common.states import Backup as State
 from lunr.common.states import Job as JobState
 from lunr.common.states import Volume as VolumeState
 from lunr.common.units import GIB
-from lunr.db.models import Account, Backup, Job, Volume, VolumeKind, columns
+from lunr.db.models import Account, Backup, BackupGroup, Job, Volume, VolumeKind, columns
 from lunr.db.transitions import move
 
-_IS_TIE = Backup.group_id == Backup.id
-LISTING = replace(
-    backups.EVERY,
-    name="groups",
-    statement=backups.EVERY.statement.where(_IS_TIE),
-    view=lambda row: views.group(row, []),
+LISTING = Listing(
+    "groups",
+    BackupGroup,
+    select(*columns(BackupGroup)),
+    lambda row: views.group(row, []),
+    (BackupGroup.created_at, BackupGroup.id),
+    BackupGroup.id,
 )
 _OVER = (State.DELETING, State.DELETED)
 
@@ -67,6 +67,12 @@ class MemberReport:
     def size(self) -> int:
         """GiB that a volume needs to hold it."""
         return max(1, -(-self.size_bytes // GIB))
+
+    @property
+    def values(self) -> dict[str, Any]:
+        """What goes into the record of the backup, by column."""
+        counts = {name: getattr(self, name) for name in BACKUP_COUNTS}
+        return {**counts, "size": self.size, "parent_id": self.parent_id, "meta": self.metadata}
 
 
 @dataclass(frozen=True)
@@ -114,7 +120,7 @@ class Groups:
         with self._context.db.read() as connection:
             return _fetch(connection, account_id, id)
 
-    def put(self, account_id: str, id: str, told: GroupReport) -> Any:
+    def put(self, account_id: str, id: str, report: GroupReport) -> Any:
         """Announce the group, show that it is still being saved, or make it AVAILABLE.
 
         The same may be told again. A group that is complete need not have been announced. What
@@ -131,22 +137,22 @@ class Groups:
             errors.QuotaExceeded: the account has all the backups or volumes it may have.
         """
         ids.check(id)
-        return self._context.db.write(self._put, account_id, id, told)
+        return self._context.db.write(self._put, account_id, id, report)
 
-    def _put(self, session: Session, account_id: str, id: str, told: GroupReport) -> Any:
+    def _put(self, session: Session, account_id: str, id: str, report: GroupReport) -> Any:
         # The same lock as a collect's end takes: see collect.
         account = accounts.lock(session, account_id)
-        tie = _lock(session, id)
-        if tie is None:
-            tie = self._begin(session, account, id, told)
+        group = _lock(session, id)
+        if group is None:
+            group = self._begin(session, account, id, report)
         else:
-            _check_same(session, tie, account_id, told)
-        job = _job(session, tie)
-        if told.status == State.AVAILABLE and tie.status != State.AVAILABLE:
-            self._complete(session, account, tie, job, told)
-        elif tie.status == State.SAVING and job is not None:
+            _check_same(session, group, account_id, report)
+        job = _job(session, group)
+        if report.status == State.AVAILABLE and group.status != State.AVAILABLE:
+            self._complete(session, account, group, job, report)
+        elif group.status == State.SAVING and job is not None:
             job.lease_until = _lease()
-            job.progress = tie.progress = told.progress
+            job.progress = group.progress = report.progress
             session.flush()
         return {
             **_fetch(session, account_id, id),
@@ -154,117 +160,101 @@ class Groups:
             "cancel": job is not None and job.cancel,
         }
 
-    def _begin(self, session: Session, account: Account, id: str, told: GroupReport) -> Backup:
-        names = [id, *(one.id for one in told.backups)]
-        if len(set(names)) < len(names) or not told.backups:
+    def _begin(
+        self, session: Session, account: Account, id: str, report: GroupReport
+    ) -> BackupGroup:
+        names = [id, *(member.id for member in report.backups)]
+        if len(set(names)) < len(names) or not report.backups:
             raise errors.InvalidField(
                 field="backups", reason="there are some, each with its own id"
             )
-        tie = Backup(
+        backups.require_free(session, id, "group")
+        group = BackupGroup(
             id=id,
             account_id=account.id,
-            volume_id=told.machine,
-            group_id=id,
-            internal=True,
-            name=told.machine,
-            size=0,
-            meta=told.metadata,
-            created_at=told.created_at,
+            machine=report.machine,
+            meta=report.metadata,
+            created_at=report.created_at,
         )
+        session.add(group)
+        session.flush()
         job_id = None
-        if told.status == State.SAVING:
+        if report.status == State.SAVING:
             job_id = self._start_job(session, account.id, id)
-        for one in told.backups:
-            if session.get(Backup, one.id) is not None:
-                raise errors.IdInUse(kind="backup", id=one.id, differs="choose another id")
+        for member in report.backups:
+            backups.require_free(session, member.id)
             accounts.check_quota(session, self._context, account, Backup)
             session.add(
                 Backup(
-                    id=one.id,
+                    id=member.id,
                     account_id=account.id,
-                    volume_id=one.volume_id,
+                    volume_id=member.volume_id,
                     group_id=id,
-                    name=one.disk,
-                    size=one.size,
-                    parent_id=one.parent_id,
-                    meta=one.metadata,
-                    created_at=told.created_at,
+                    name=member.disk,
+                    created_at=report.created_at,
+                    **member.values,
                 )
             )
-            self._know_volume(session, account, told.machine, one)
-        session.add(tie)
-        session.flush()
-        for name in names:
-            move(session, Backup, name, State.SAVING, "save it", job_id=job_id)
-        session.refresh(tie)
-        return tie
+            self._know_volume(session, account, report.machine, member)
+            session.flush()
+            move(session, Backup, member.id, State.SAVING, "save it", job_id=job_id)
+        move(session, BackupGroup, id, State.SAVING, "save it", job_id=job_id)
+        session.refresh(group)
+        return group
 
     def _start_job(self, session: Session, account_id: str, id: str) -> str:
-        job = queue.enqueue(
-            session,
-            self._context,
-            SaveGroup,
-            account_id=account_id,
-            subject_id=id,
-            volume_id=None,
-            node_id=None,
-        )
+        job = queue.enqueue(session, self._context, SaveGroup, account_id=account_id, subject_id=id)
+        job.attempt, job.lease = 1, ids.new()
+        job.started_at, job.lease_until = times.now(), _lease()
         session.flush()
-        begun: dict[str, Any] = {
-            "lease": ids.new(),
-            "lease_until": _lease(),
-            "started_at": times.now(),
-        }
-        move(session, Job, job.id, JobState.RUNNING, "begin it", attempt=1, **begun)
+        move(session, Job, job.id, JobState.RUNNING, "begin it")
         return job.id
 
     def _know_volume(
-        self, session: Session, account: Account, machine: str, told: MemberReport
+        self, session: Session, account: Account, machine: str, report: MemberReport
     ) -> None:
         """Have a record of the disk: one of lunr's volumes, or an external one."""
-        volume = session.get(Volume, told.volume_id)
+        volume = session.get(Volume, report.volume_id)
         if volume is None:
             accounts.check_volume_quota(session, self._context, account, 1, 0)
             session.add(
                 Volume(
-                    id=told.volume_id,
+                    id=report.volume_id,
                     account_id=account.id,
-                    name=f"{machine}-{told.disk}",
-                    size=told.size,
+                    name=f"{machine}-{report.disk}",
+                    size=report.size,
                     reserved=0,
                     progress=100,
                     kind=VolumeKind.EXTERNAL,
-                    meta={"machine": machine, "disk": told.disk},
+                    meta={"machine": machine, "disk": report.disk},
                 )
             )
             session.flush()
-            move(session, Volume, told.volume_id, VolumeState.EXTERNAL, "record it")
+            move(session, Volume, report.volume_id, VolumeState.EXTERNAL, "record it")
         elif volume.account_id != account.id:
-            raise errors.IdInUse(kind="volume", id=told.volume_id, differs="choose another id")
+            raise errors.IdInUse(kind="volume", id=report.volume_id, differs="choose another id")
         elif volume.kind == VolumeKind.EXTERNAL:
-            volume.size = told.size
+            volume.size = report.size
 
     def _complete(
-        self, session: Session, account: Account, tie: Backup, job: Job | None, told: GroupReport
+        self,
+        session: Session,
+        account: Account,
+        group: BackupGroup,
+        job: Job | None,
+        report: GroupReport,
     ) -> None:
         done: dict[str, Any] = {"progress": 100, "job_id": None, "reason": None}
-        for one in told.backups:
-            saved: dict[str, Any] = {
-                "size": one.size,
-                "parent_id": one.parent_id,
-                "bytes_read": one.bytes_read,
-                "bytes_stored": one.bytes_stored,
-                "objects_stored": one.objects_stored,
-                "meta": one.metadata,
-            }
-            move(session, Backup, one.id, State.AVAILABLE, "complete it", **saved, **done)
-            self._know_volume(session, account, told.machine, one)
-        tie.meta = told.metadata
+        for member in report.backups:
+            values = member.values | done
+            move(session, Backup, member.id, State.AVAILABLE, "complete it", **values)
+            self._know_volume(session, account, report.machine, member)
+        group.meta = report.metadata
         session.flush()
         if job is not None:
             completion.complete(session, self._context, job, JobState.DONE)
         else:
-            move(session, Backup, tie.id, State.AVAILABLE, "complete it", **done)
+            move(session, BackupGroup, group.id, State.AVAILABLE, "complete it", **done)
 
     def delete(self, account_id: str, id: str) -> Any:
         """Delete a group with all its backups; one that is being saved is given up.
@@ -278,24 +268,34 @@ class Groups:
         return self._context.db.write(self._delete, account_id, id)
 
     def _delete(self, session: Session, account_id: str, id: str) -> Any:
-        tie = _lock(session, id)
-        if tie is None or not _is_group(tie, account_id) or tie.status == State.DELETED:
+        group = _lock(session, id)
+        if group is None or group.account_id != account_id or group.status == State.DELETED:
             raise errors.NotFound(kind="group", id=id)
-        if tie.status == State.DELETING:
+        if group.status == State.DELETING:
             return _fetch(session, account_id, id)
-        if (job := _job(session, tie)) is not None:
+        if (job := _job(session, group)) is not None:
             completion.complete(
                 session, self._context, job, JobState.CANCELLED, errors.Cancelled().as_dict()
             )
-        found = select(Backup).where(Backup.group_id == id, Backup.status.not_in(_OVER))
-        locked = found.order_by(Backup.id).with_for_update(key_share=True)
-        jobs = []
-        for backup in session.scalars(locked.execution_options(populate_existing=True)).all():
-            if backup is not tie:
-                backups.discard(session, self._context, backup, with_group=True)
-                jobs.append(str(backup.job_id))
+        # First: its backups are not deleted while it is to stay.
+        move(session, BackupGroup, id, State.DELETING, "delete it", reason=None)
+        query = select(Backup).where(Backup.group_id == id, Backup.status.not_in(_OVER))
+        locked = query.order_by(Backup.id).with_for_update(key_share=True)
+        members = session.scalars(locked.execution_options(populate_existing=True)).all()
+        for backup in members:
+            backups.discard(session, self._context, backup)
         # Last, so that a group that is DELETED has nothing left.
-        backups.discard(session, self._context, tie, with_group=True, after=jobs)
+        job = queue.enqueue(
+            session,
+            self._context,
+            DeleteBackup,
+            account_id=account_id,
+            subject_id=id,
+            data={"is_group": True},
+            after=[str(backup.job_id) for backup in members],
+        )
+        group.job_id = job.id
+        session.flush()
         return _fetch(session, account_id, id)
 
 
@@ -303,54 +303,49 @@ def _lease() -> datetime:
     return lease_end(SaveGroup.external_lease_seconds)
 
 
-def _lock(session: Session, id: str) -> Backup | None:
-    """The backup `id`, whosever it is, locked."""
+def _lock(session: Session, id: str) -> BackupGroup | None:
+    """The group `id`, whosever it is, locked."""
     return session.scalar(
-        select(Backup)
-        .where(Backup.id == id)
+        select(BackupGroup)
+        .where(BackupGroup.id == id)
         .with_for_update(key_share=True)
         .execution_options(populate_existing=True)
     )
 
 
-def _job(session: Session, tie: Backup) -> Job | None:
+def _job(session: Session, group: BackupGroup) -> Job | None:
     """The job of the client that saves the group, locked; None: nobody does."""
     return session.scalar(
         select(Job)
-        .where(Job.id == tie.job_id, Job.kind == SaveGroup.name, Job.status == JobState.RUNNING)
+        .where(Job.id == group.job_id, Job.kind == SaveGroup.name, Job.status == JobState.RUNNING)
         .with_for_update()
         .execution_options(populate_existing=True)
     )
 
 
-def _is_group(backup: Backup, account_id: str) -> bool:
-    return backup.account_id == account_id and backup.group_id == backup.id
-
-
-def _check_same(session: Session, tie: Backup, account_id: str, told: GroupReport) -> None:
-    """Make sure that what is told is of the group that is there.
+def _check_same(session: Session, group: BackupGroup, account_id: str, report: GroupReport) -> None:
+    """Make sure that the report is of the `group` that is there.
 
     Raises:
         errors.IdInUse: it is not.
         errors.WrongState: the group is deleted.
     """
-    if not _is_group(tie, account_id):
-        raise errors.IdInUse(kind="group", id=tie.id, differs="choose another id")
-    members = session.execute(
-        select(Backup.id, Backup.volume_id).where(Backup.group_id == tie.id, Backup.id != tie.id)
-    )
+    if group.account_id != account_id:
+        raise errors.IdInUse(kind="group", id=group.id, differs="choose another id")
+    members = select(Backup.id, Backup.volume_id).where(Backup.group_id == group.id)
+    existing = session.execute(members)
     is_same = {
-        "machine": told.machine == tie.volume_id,
-        "created_at": told.created_at == tie.created_at,
-        "backups": {(one.id, one.volume_id) for one in told.backups} == {*map(tuple, members)},
+        "machine": report.machine == group.machine,
+        "created_at": report.created_at == group.created_at,
+        "backups": {(one.id, one.volume_id) for one in report.backups} == {*map(tuple, existing)},
     }
     if differs := [name for name, same in is_same.items() if not same]:
-        raise errors.IdInUse(kind="group", id=tie.id, differs=", ".join(differs))
-    if tie.status in _OVER:
+        raise errors.IdInUse(kind="group", id=group.id, differs=", ".join(differs))
+    if group.status in _OVER:
         raise errors.WrongState(
             kind="group",
-            id=tie.id,
-            state=tie.status,
+            id=group.id,
+            state=group.status,
             action="go on with it",
             needed="unknown, SAVING, AVAILABLE or ERROR",
         )
@@ -362,7 +357,7 @@ def _fetch(reader: Session | Connection, account_id: str, id: str) -> Any:
     Raises:
         errors.NotFound: the account has none of that id.
     """
-    statement = LISTING.statement.where(Backup.id == id, Backup.account_id == account_id)
+    statement = LISTING.statement.where(BackupGroup.id == id, BackupGroup.account_id == account_id)
     row = reader.execute(statement).one_or_none()
     if row is None:
         raise errors.NotFound(kind="group", id=id)
@@ -370,10 +365,10 @@ def _fetch(reader: Session | Connection, account_id: str, id: str) -> Any:
 
 
 def _members(reader: Session | Connection, group_ids: Sequence[str]) -> list[Any]:
-    """The backups of these groups as the API shows them, without what ties them."""
+    """The backups of these groups as the API shows them."""
     rows = reader.execute(
         select(*columns(Backup))
-        .where(Backup.group_id.in_(group_ids), ~_IS_TIE)
+        .where(Backup.group_id.in_(group_ids))
         .order_by(Backup.group_id, Backup.name, Backup.id)
     )
     return [views.backup(row) for row in rows]

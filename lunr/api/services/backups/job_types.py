@@ -25,11 +25,11 @@ from lunr.common.states import Backup as State
 from lunr.common.states import Job as JobState
 from lunr.common.states import Volume as VolumeState
 from lunr.common.times import iso
-from lunr.db.models import Account, Backup, Collection, Job, Snapshot, Volume
-from lunr.db.transitions import try_move
+from lunr.db.models import STORED, Account, Backup, BackupGroup, Collection, Job, Snapshot, Volume
+from lunr.db.transitions import Model, try_move
 
 #: What the result of a save counts.
-_COUNTS = ("bytes_read", "bytes_stored", "objects_stored")
+BACKUP_COUNTS = ("bytes_read", "bytes_stored", "objects_stored")
 #: Backups that may be in the store; those that are AVAILABLE must be.
 _KEPT = (State.NEW, State.SAVING, State.DELETING, State.ERROR)
 
@@ -76,7 +76,7 @@ class SaveBackup(JobType):
         }
 
     def check_result(self, job: Job, result: Result) -> errors.LunrError | None:
-        for name in _COUNTS:
+        for name in BACKUP_COUNTS:
             count = result.get(name, 0)
             if not isinstance(count, int) or isinstance(count, bool) or not 0 <= count < 1 << 63:
                 raise errors.InvalidField(
@@ -89,7 +89,7 @@ class SaveBackup(JobType):
     def on_done(self, session: Session, context: Context, job: Job, result: Result) -> None:
         backup = session.get_one(Backup, job.subject_id)
         needed = backup.parent_id
-        for name in _COUNTS:
+        for name in BACKUP_COUNTS:
             setattr(backup, name, result.get(name, 0))
         backup.parent_id = result.get("parent_id")
         self._release(session, context, backup, needed)
@@ -106,13 +106,19 @@ class SaveBackup(JobType):
 
 
 class DeleteBackup(JobType):
-    """Removes the root of a backup; what only it needed is left to garbage collection."""
+    """Removes the root of a backup; what only it needed is left to garbage collection.
+
+    The root of a backup group is removed by the same work of a node.
+    """
 
     name = "backup.delete"
     model = Backup
     lock_key = "backup/{subject_id}"
     done, failed = State.DELETED, State.ERROR
     any_node = True
+
+    def find_model(self, job: Job) -> Model | None:
+        return BackupGroup if job.data.get("is_group") else Backup
 
     def payload(self, session: Session, context: Context, job: Job) -> Payload:
         return {"backup_id": job.subject_id, "repository": job.account_id}
@@ -145,14 +151,14 @@ class VerifyBackup(JobType):
 
 
 class SaveGroup(JobType):
-    """A client writes a group of backups into the store; its subject is the group's record.
+    """A client writes a backup group into the store.
 
     It holds back the sweeps of later collections, as the save of a node does
     (:mod:`lunr.api.services.backups.collections`).
     """
 
     name = "group.save"
-    model = Backup
+    model = BackupGroup
     lock_key = "backup/{subject_id}"
     done, failed = State.AVAILABLE, State.ERROR
     reports_progress = True
@@ -226,7 +232,7 @@ class VerifyRepository(JobType):
         number = session.get_one(Account, job.account_id).shares_verified
         return {
             "repository": job.account_id,
-            "backup_ids": _find_backups(session, job.account_id, (State.AVAILABLE,)),
+            "backup_ids": _find_roots(session, job.account_id, (State.AVAILABLE,)),
             "share": [number, job.data["shares"]],
         }
 
@@ -270,8 +276,6 @@ def enqueue_sweep(session: Session, context: Context, account_id: str, collectio
         SweepGarbage,
         account_id=account_id,
         subject_id=account_id,
-        volume_id=None,
-        node_id=None,
         data={"collection": collection},
         after=begun,
     )
@@ -313,11 +317,15 @@ def _lock_parent(session: Session, backup: Backup) -> Backup | None:
 
 def _describe_kept(session: Session, job: Job) -> Payload:
     return {
-        "keep": _find_backups(session, job.account_id, _KEPT),
-        "required": _find_backups(session, job.account_id, (State.AVAILABLE,)),
+        "keep": _find_roots(session, job.account_id, _KEPT),
+        "required": _find_roots(session, job.account_id, (State.AVAILABLE,)),
     }
 
 
-def _find_backups(session: Session, account_id: str, states: Iterable[State]) -> list[str]:
-    query = select(Backup.id).where(Backup.account_id == account_id, Backup.status.in_(states))
-    return sorted(session.scalars(query))
+def _find_roots(session: Session, account_id: str, states: Iterable[State]) -> list[str]:
+    """The ids of the account's backups and backup groups in these states."""
+    queries = (
+        select(model.id).where(model.account_id == account_id, model.status.in_(states))
+        for model in STORED
+    )
+    return sorted(id for query in queries for id in session.scalars(query))

@@ -11,10 +11,11 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from lunr.api.context import Context
+from lunr.api.services.backups.service import require_free
 from lunr.common import errors, ids
 from lunr.common.states import Backup as State
 from lunr.common.times import iso
-from lunr.db.models import Backup
+from lunr.db.models import STORED, Backup, BackupGroup
 from lunr.db.transitions import move
 
 
@@ -28,9 +29,9 @@ class StoredBackup:
         created_at: naive, UTC.
         bytes_read, bytes_stored, objects_stored: what its save did.
         name, metadata, protected, schedule_id: as in the record, where they are known.
-        group_id: what those share that were taken at one instant.
-        internal: lunr made it for itself: it is deleted unless a volume needs it, or it ties
-            a group.
+        group_id: its backup group; with the id of its own it is the root of a group itself, and
+            `volume_id` the machine.
+        internal: lunr made it for itself: it is deleted unless a volume needs it.
     """
 
     id: str
@@ -57,12 +58,13 @@ class Records:
         self._context = context
 
     def known(self) -> dict[str, list[str]]:
-        """The ids of the AVAILABLE backups of each account that has some."""
+        """The ids of the AVAILABLE backups and groups of each account that has some."""
         found: dict[str, list[str]] = {}
-        statement = select(Backup.account_id, Backup.id).where(Backup.status == State.AVAILABLE)
         with self._context.db.read() as connection:
-            for account_id, id in connection.execute(statement):
-                found.setdefault(account_id, []).append(id)
+            for model in STORED:
+                query = select(model.account_id, model.id).where(model.status == State.AVAILABLE)
+                for account_id, id in connection.execute(query):
+                    found.setdefault(account_id, []).append(id)
         return found
 
     def export(self, id: str) -> dict[str, Any]:
@@ -72,12 +74,11 @@ class Records:
             errors.NotFound: there is no such backup.
             errors.WrongState: it is not AVAILABLE.
         """
-        statement = select(Backup).where(Backup.id == id, Backup.internal.is_(False))
-        return self._context.db.write(self._export, statement, id)
+        return self._context.db.write(self._export, id)
 
-    def _export(self, session: Session, statement: Any, id: str) -> dict[str, Any]:
-        backup = session.scalar(statement)
-        if backup is None:
+    def _export(self, session: Session, id: str) -> dict[str, Any]:
+        backup = session.get(Backup, id)
+        if backup is None or backup.internal:
             raise errors.NotFound(kind="backup", id=id)
         if backup.status != State.AVAILABLE:
             raise errors.WrongState(
@@ -102,6 +103,9 @@ class Records:
     def put(self, stored: StoredBackup) -> bool:
         """Make a record of a backup that is in the store; whether there was none.
 
+        A group's comes before those of its backups. A backup that was recorded without it gets
+        into the group when it is put again.
+
         Raises:
             errors.IdInUse: there is another backup of that id.
             errors.WrongState: it was deleted, or is being deleted: only its objects are left.
@@ -111,49 +115,66 @@ class Records:
         return self._context.db.write(self._put, stored)
 
     def _put(self, session: Session, stored: StoredBackup) -> bool:
-        there = session.get(Backup, stored.id)
-        if there is not None:
-            _check_same(there, stored)
+        record: Any = _make_record(session, stored)
+        model = type(record)
+        existing = session.get(model, stored.id)
+        if existing is not None:
+            _check_same(existing, record)
+            if isinstance(existing, Backup) and existing.group_id is None:
+                existing.group_id = record.group_id
             return False
-        session.add(
-            Backup(
-                id=stored.id,
-                account_id=stored.account_id,
-                volume_id=stored.volume_id,
-                name=stored.name,
-                meta=dict(stored.metadata),
-                protected=stored.protected,
-                schedule_id=stored.schedule_id,
-                group_id=stored.group_id,
-                internal=stored.internal or stored.group_id == stored.id,
-                size=stored.size,
-                parent_id=stored.parent_id,
-                bytes_read=stored.bytes_read,
-                bytes_stored=stored.bytes_stored,
-                objects_stored=stored.objects_stored,
-                progress=100,
-                created_at=stored.created_at,
-            )
-        )
+        require_free(session, stored.id)
+        session.add(record)
         session.flush()
         for state in (State.SAVING, State.AVAILABLE):
-            move(session, Backup, stored.id, state, "record it")
+            move(session, model, stored.id, state, "record it")
         return True
 
 
-def _check_same(there: Backup, stored: StoredBackup) -> None:
-    names = ["account_id", "volume_id"]
-    if stored.group_id != stored.id:
-        # What ties a group has no size; where earlier code made its record from the store, it has.
-        names.append("size")
-    differs = [name for name in names if getattr(there, name) != getattr(stored, name)]
+def _make_record(session: Session, stored: StoredBackup) -> Backup | BackupGroup:
+    if stored.group_id == stored.id:
+        return BackupGroup(
+            id=stored.id,
+            account_id=stored.account_id,
+            machine=stored.volume_id,
+            progress=100,
+            created_at=stored.created_at,
+        )
+    group = select(BackupGroup.id).where(
+        BackupGroup.id == stored.group_id, BackupGroup.account_id == stored.account_id
+    )
+    return Backup(
+        id=stored.id,
+        account_id=stored.account_id,
+        volume_id=stored.volume_id,
+        name=stored.name,
+        meta=dict(stored.metadata),
+        protected=stored.protected,
+        schedule_id=stored.schedule_id,
+        group_id=session.scalar(group),
+        internal=stored.internal,
+        size=stored.size,
+        parent_id=stored.parent_id,
+        bytes_read=stored.bytes_read,
+        bytes_stored=stored.bytes_stored,
+        objects_stored=stored.objects_stored,
+        progress=100,
+        created_at=stored.created_at,
+    )
+
+
+def _check_same(existing: Any, record: Backup | BackupGroup) -> None:
+    names = ("volume_id", "size") if isinstance(record, Backup) else ("machine",)
+    differs = [
+        name for name in ("account_id", *names) if getattr(existing, name) != getattr(record, name)
+    ]
     if differs:
-        raise errors.IdInUse(kind="backup", id=stored.id, differs=", ".join(differs))
-    if there.status in (State.DELETING, State.DELETED):
+        raise errors.IdInUse(kind="backup", id=record.id, differs=", ".join(differs))
+    if existing.status in (State.DELETING, State.DELETED):
         raise errors.WrongState(
             kind="backup",
-            id=stored.id,
-            state=there.status,
+            id=record.id,
+            state=existing.status,
             action="record it again",
             needed="unknown or AVAILABLE",
         )

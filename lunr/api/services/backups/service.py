@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -20,7 +19,7 @@ from lunr.api.services.volumes import service as volumes
 from lunr.common import errors, ids
 from lunr.common.states import Backup as State
 from lunr.common.states import Volume as VolumeState
-from lunr.db.models import Account, Backup, Snapshot, Volume, columns
+from lunr.db.models import STORED, Account, Backup, BackupGroup, Snapshot, Volume, columns
 from lunr.db.transitions import move
 
 EVERY = Listing(
@@ -100,6 +99,8 @@ class Backups:
         account = accounts.lock(session, account_id)
         request = {**request, "volume_id": volume_id}
         known = None if id is None else session.get(Backup, id)
+        if id is not None and known is None:
+            require_free(session, id)
         if known is not None and known.account_id == account_id:
             volumes.same_request("backup", known, account_id, request)
             return views.backup(known), False
@@ -237,19 +238,18 @@ def start(
     return backup
 
 
-def discard(
-    session: Session,
-    context: Context,
-    backup: Backup,
-    *,
-    with_group: bool = False,
-    after: Sequence[str] = (),
-) -> None:
-    """Begin to delete the `backup`, whose row is locked.
+def require_free(session: Session, id: str, kind: str = "backup") -> None:
+    """Make sure that no backup and no backup group has the `id`: both are roots in the store.
 
-    Args:
-        with_group: all of the group that it belongs to is being deleted.
-        after: ids of jobs that are to end before it is removed from the store.
+    Raises:
+        errors.IdInUse: one has.
+    """
+    if any(session.get(model, id) for model in STORED):
+        raise errors.IdInUse(kind=kind, id=id, differs="choose another id")
+
+
+def discard(session: Session, context: Context, backup: Backup) -> None:
+    """Begin to delete the `backup`, whose row is locked.
 
     Raises:
         errors.InUse: something is at work on it, or needs it, or its group is to stay.
@@ -258,7 +258,7 @@ def discard(
     id = backup.id
     if backup.protected:
         raise BackupProtected(id=id)
-    if not with_group and _is_tied(session, backup):
+    if _is_in_group(session, backup):
         raise errors.InUse(
             kind="backup", id=id, reason=f"it belongs to the group {backup.group_id}: delete that"
         )
@@ -289,22 +289,16 @@ def discard(
     if backup.status == State.NEW and backup.job_id is not None:
         queue.cancel_queued(session, backup.job_id)
     move(session, Backup, id, State.DELETING, "delete it", reason=None)
-    _queue(session, context, DeleteBackup, backup, after)
+    _queue(session, context, DeleteBackup, backup)
 
 
-def _is_tied(session: Session, backup: Backup) -> bool:
-    """Whether the backup belongs to a group that is there."""
-    status = session.scalar(select(Backup.status).where(Backup.id == backup.group_id))
+def _is_in_group(session: Session, backup: Backup) -> bool:
+    """Whether the backup belongs to a group that is there, and is to stay."""
+    status = session.scalar(select(BackupGroup.status).where(BackupGroup.id == backup.group_id))
     return status is not None and status not in (State.DELETING, State.DELETED)
 
 
-def _queue(
-    session: Session,
-    context: Context,
-    job_type: type[JobType],
-    backup: Backup,
-    after: Sequence[str] = (),
-) -> Any:
+def _queue(session: Session, context: Context, job_type: type[JobType], backup: Backup) -> Any:
     node_id = session.scalar(select(Volume.node_id).where(Volume.id == backup.volume_id))
     job = queue.enqueue(
         session,
@@ -314,7 +308,6 @@ def _queue(
         subject_id=backup.id,
         volume_id=backup.volume_id,
         node_id=node_id,
-        after=after,
     )
     backup.job_id = job.id
     session.flush()

@@ -1,9 +1,8 @@
 """``lunr up``: the whole service on one machine, in the foreground, all state in one folder.
 
-It only composes: each part runs as its own process, exactly as it would under
-systemd, from one configuration file that is written to the folder. A part
-that dies is started again. When this process dies, the kernel ends the parts
-(``setpriv --pdeathsig``), and the next start goes on with what the folder holds.
+Each part runs as its own process, as it would under systemd, with one configuration file in the
+folder. This process starts a part again that has died. When this process dies, the kernel ends
+the parts (``setpriv --pdeathsig``); the next start continues with the state in the folder.
 """
 
 from __future__ import annotations
@@ -36,14 +35,14 @@ from lunr.common.hosts import NO_PROXY
 
 #: A unix socket's path has at most 107 bytes (unix(7)); tgtd appends ".0.lock" or the like.
 _SOCKET_PATH_LIMIT = 100
-#: Seconds that a part may take to come up: on a busy machine a second becomes a minute. One that
-#: can't come up ends, which is seen at once.
+#: Seconds that a part may take to start: on a busy machine a second becomes a minute. A part that
+#: can't start ends, which is noticed at once.
 _START_TIMEOUT = 600.0
-#: Seconds that the API may take for one answer meanwhile.
+#: Seconds that the API may take for one answer during the start.
 _ANSWER_TIMEOUT = 30.0
-#: Seconds that a part may take to end, before it is killed.
+#: Seconds that a part may take to end before it is killed.
 _STOP_TIMEOUT = 60.0
-#: Seconds after which a part that kept running is taken for healthy again.
+#: Seconds of uninterrupted running after which a part counts as healthy again.
 _HEALTHY_AFTER = 5.0
 _MAX_BACKOFF = 5.0
 
@@ -59,7 +58,7 @@ class StartError(errors.LunrError):
 
 @dataclass(frozen=True)
 class Settings:
-    """What one folder is run with; remembered in the folder from one start to the next."""
+    """The settings of a service, kept in its folder from one start to the next."""
 
     api_port: int = 8080
     portal: str = "127.0.0.1:3260"
@@ -72,7 +71,7 @@ class Settings:
     target: str = "tgt"
 
     @classmethod
-    def remembered(cls, root: Path, given: Mapping[str, Any]) -> Settings:
+    def load_previous(cls, root: Path, given: Mapping[str, Any]) -> Settings:
         """The settings of the last start under `root`, replaced by those that are `given`."""
         path = root / "up.json"
         known = json.loads(path.read_text()) if path.exists() else {}
@@ -102,7 +101,7 @@ class ChildProcess:
     argv: list[str]
     env: Mapping[str, str] = field(default_factory=dict)
     process: subprocess.Popen[bytes] | None = None
-    #: When it was started last: on the monotonic clock, and in seconds since the epoch.
+    #: The last start: on the monotonic clock, and in seconds since the epoch.
     started: float = 0.0
     started_at: float = 0.0
     backoff: float = 1.0
@@ -123,7 +122,7 @@ class ChildProcess:
         self.started, self.started_at = time.monotonic(), time.time()
 
     def stop(self, sig: signal.Signals = signal.SIGTERM) -> None:
-        """Ask the process to end, wait, and kill it if it does not."""
+        """Send `sig`, wait until the process has ended, and kill it if it does not."""
         if self.process is None:
             return
         self.process.send_signal(sig)
@@ -165,10 +164,10 @@ class Service:
         return f"http://127.0.0.1:{self.settings.api_port}"
 
     def prepare(self) -> None:
-        """Check what is needed, write the configuration, make keys, database, account and node.
+        """Check the machine, write the configuration, make keys, database, account and node.
 
         Raises:
-            StartError: something is missing or taken; nothing was started.
+            StartError: a program or right is missing, or a port is in use; nothing was started.
         """
         needed = {"setpriv": "util-linux"} | ({"tgtd": "tgt"} if self.tgtd else {})
         for command, package in needed.items():
@@ -185,7 +184,7 @@ class Service:
         _check_free("127.0.0.1", self.settings.api_port, "--api-port")
         host, port = self.settings.portal_address
         if self.tgtd is not None:
-            # tgtd listens elsewhere, without a word, when its portal is taken.
+            # If its portal is in use, tgtd listens elsewhere without an error.
             _check_free(host, port, "--portal")
         for folder in ("log", "run", "pool", "keys"):
             (self.root / folder).mkdir(mode=0o700, exist_ok=True)
@@ -213,7 +212,7 @@ class Service:
         self._wait("the storage node", self.storage, self._node_is_active)
 
     def watch(self) -> None:
-        """Start parts that died again, each time a little later, until told to stop."""
+        """Start parts again that died, each time after a longer pause, until the stop."""
         while not self.stopping.wait(0.2):
             now = time.monotonic()
             for part in (self.tgtd, self.api, self.storage, self.orbit):
@@ -233,12 +232,12 @@ class Service:
                 part.start(self.logs)
 
     def stop(self) -> None:
-        """Stop every part; the pool is unmounted, nothing is left running."""
+        """Stop every part, and unmount the pool."""
         self.orbit.stop()
         self.storage.stop()
         self.api.stop()
         if self.tgtd is not None:
-            # tgtd ignores SIGTERM. What initiators wrote is in the kernel already.
+            # tgtd ignores SIGTERM. The kernel already has the initiators' writes.
             self.tgtd.stop(signal.SIGKILL)
         for mount in _mounts_below(self.root):
             self._run(["umount", mount], f"unmount {mount}")
@@ -318,7 +317,7 @@ class Service:
         if answer is None or not answer.ok:
             return False
         node = answer.json()
-        # ACTIVE may be what the database remembers of the last run.
+        # The database may still have ACTIVE from the last run.
         return node["status"] in ("ACTIVE", "MAINTENANCE") and (
             datetime.fromisoformat(node["last_seen"]).timestamp() > self.storage.started_at
         )
@@ -328,7 +327,7 @@ def _mounts_below(root: Path) -> list[str]:
     """Mount points under `root`, innermost first (proc_pid_mountinfo(5))."""
     below = []
     for line in Path("/proc/self/mountinfo").read_text().splitlines():
-        # Blanks in the path are written as octal escapes.
+        # Spaces in the path are octal escapes.
         point = line.split()[4].encode().decode("unicode_escape")
         if point.startswith(f"{root}/"):
             below.append(point)
@@ -336,7 +335,7 @@ def _mounts_below(root: Path) -> list[str]:
 
 
 def _answer(url: str, headers: Mapping[str, str] | None = None) -> requests.Response | None:
-    """The API's answer; None as long as it gives none."""
+    """The API's answer; None if it does not answer."""
     try:
         return requests.get(url, headers=headers, timeout=_ANSWER_TIMEOUT, proxies=NO_PROXY)
     except (requests.ConnectionError, requests.Timeout):
@@ -423,7 +422,7 @@ def up(root: Path, **given: Any) -> None:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
                 raise StartError(reason=f"another `lunr up` runs on {root}") from error
-            _serve(Service(root, Settings.remembered(root, given), console))
+            _serve(Service(root, Settings.load_previous(root, given), console))
     except errors.LunrError as error:
         raise click.ClickException(str(error)) from error
 

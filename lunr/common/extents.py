@@ -112,8 +112,8 @@ def cover(
         while len(short) > most:
             unit = max(2 * unit, _COARSE)
             finer, short = short, []
-            for one in finer:
-                _append(short, one, unit, size)
+            for finer_extent in finer:
+                _append(short, finer_extent, unit, size)
     return short
 
 

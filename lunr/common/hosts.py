@@ -1,16 +1,16 @@
-"""Which hosts are this machine."""
+"""The addresses of this machine."""
 
 from __future__ import annotations
 
 import ipaddress
 from urllib.parse import urlsplit
 
-#: For requests: ask no proxy, whatever the environment names (None would be left out of it).
+#: For requests: use no proxy, whatever the environment says (requests ignores None here).
 NO_PROXY = {"http": "", "https": ""}
 
 
 def is_loopback(url: str) -> bool:
-    """Whether a URL leads to this machine alone. What does goes there, and to no proxy.
+    """Whether a URL leads to this machine; such requests must not use a proxy.
 
     >>> is_loopback("http://127.0.0.1:8080"), is_loopback("http://[::1]/"), is_loopback("http://h/")
     (True, True, False)

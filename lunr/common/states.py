@@ -11,7 +11,7 @@ from enum import StrEnum
 
 
 class Volume(StrEnum):
-    """A volume's life. RESTORING is being filled from a backup; external volumes are EXTERNAL."""
+    """A volume's states. RESTORING: its restore is not complete; EXTERNAL: external volumes."""
 
     NEW = "NEW"
     BUILDING = "BUILDING"

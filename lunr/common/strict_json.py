@@ -47,7 +47,7 @@ def load_object(document: bytes, longest: int = LONGEST) -> dict[str, Any]:
     """The object in a JSON document; see :func:`loads`.
 
     Raises:
-        ValueError: as there, or the document holds something else.
+        ValueError: as there, or the document is no object.
     """
     value = loads(document, longest)
     if not isinstance(value, dict):
@@ -56,7 +56,7 @@ def load_object(document: bytes, longest: int = LONGEST) -> dict[str, Any]:
 
 
 def is_number(value: object) -> bool:
-    """Whether a value of JSON is a number; what is true or false is none, nor is infinity."""
+    """Whether a value of JSON is a number, and neither a boolean nor infinite."""
     return (
         isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < float("inf")
     )

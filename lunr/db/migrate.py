@@ -1,4 +1,4 @@
-"""Bring a database to the newest schema, or see whether it is there."""
+"""Upgrade a database to the newest schema, or check that it has it."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ _FOLDER = Path(__file__).with_name("migrations")
 def upgrade(url: str, revision: str = "head") -> None:
     """Run the migrations that the database at `url` has not had yet.
 
-    A new SQLite file is made with mode 0600 where its folder exists.
+    A new SQLite file is created with mode 0600 if its folder exists.
 
     Raises:
-        errors.ConfigError: `url` is no usable URL.
+        errors.ConfigError: `url` can't be used.
         errors.Unavailable: the database can't be reached.
     """
     database = Database(url)
@@ -44,15 +44,15 @@ def check(database: Database) -> None:
     """Make sure that `database` has the schema that this version of lunr needs.
 
     Raises:
-        errors.ConfigError: it has not, or is empty.
+        errors.ConfigError: it has another schema, or none.
         errors.Unavailable: it can't be reached.
     """
     head = ScriptDirectory.from_config(_config()).get_current_head()
     with database.read() as connection:
-        found = MigrationContext.configure(connection).get_current_revision()
-    if found != head:
+        revision = MigrationContext.configure(connection).get_current_revision()
+    if revision != head:
         raise errors.ConfigError(
-            reason=f"the database has {f'the schema {found}' if found else 'no schema'}, and "
+            reason=f"the database has {f'the schema {revision}' if revision else 'no schema'}, and "
             f"{head} is needed; run `lunr-manage database upgrade`"
         )
 

@@ -1,9 +1,9 @@
 """The records, as SQLAlchemy models.
 
-A model gives a record its first status; after that only
-:func:`lunr.db.transitions.move` writes one. Times are naive and in UTC, sizes
-are GiB unless the name says bytes. Records outlive what they describe (soft
-delete): an id is not used again while its record is kept.
+A model sets a record's first status; after that only
+:func:`lunr.db.transitions.move` changes it. Times are naive and in UTC, sizes
+are GiB unless the name says bytes. The record of a deleted object is kept for a while (soft
+delete): its id can't be used again meanwhile.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ SEQUENCE = BigInteger().with_variant(Integer, "sqlite")
 
 
 class Base(DeclarativeBase):
-    """Where the tables meet; constraints have names, so that migrations can name them."""
+    """The base of all models. It names constraints, so that migrations can refer to them."""
 
     metadata = MetaData(
         naming_convention={
@@ -64,9 +64,9 @@ class Account(Base):
     quota_gigabytes: Mapped[int | None]
     quota_snapshots: Mapped[int | None]
     quota_backups: Mapped[int | None]
-    #: When its garbage was last asked to be collected.
+    #: When the last garbage collection was requested.
     collected_at: Mapped[datetime | None]
-    #: When a share of its objects was last asked to be verified, and how many shares were.
+    #: When the last verification of a share of its objects was requested, and how many were.
     verify_asked_at: Mapped[datetime | None]
     shares_verified: Mapped[int] = mapped_column(default=0, server_default=text("0"))
     created_at: Mapped[datetime] = mapped_column(default=times.now)
@@ -74,21 +74,21 @@ class Account(Base):
 
 
 class Token(Base):
-    """What a caller proves itself with; only the SHA-256 of the secret is kept."""
+    """A caller's token; only the SHA-256 of the secret is kept."""
 
     __tablename__ = "tokens"
 
     id: Mapped[str] = mapped_column(ID, primary_key=True)
     hash: Mapped[str] = mapped_column(String(64), unique=True)
     role: Mapped[str] = mapped_column(String(16))
-    #: Whose it is: an account's (role member or admin) or a node's (role node).
+    #: Its owner: an account (role member or admin) or a node (role node).
     account_id: Mapped[str | None] = mapped_column(ForeignKey("accounts.id"), index=True)
     node_id: Mapped[str | None] = mapped_column(ForeignKey("nodes.id"), index=True)
     created_at: Mapped[datetime] = mapped_column(default=times.now)
 
 
 class Node(Base):
-    """A storage node, as its operator set it and as its last heartbeat told."""
+    """A storage node: the operator's settings, and the report of its last heartbeat."""
 
     __tablename__ = "nodes"
 
@@ -103,19 +103,19 @@ class Node(Base):
     target: Mapped[str] = mapped_column(String(64), default="")
     capacity_bytes: Mapped[int] = mapped_column(BigInteger, default=0)
     free_bytes: Mapped[int] = mapped_column(BigInteger, default=0)
-    #: Why it takes no new volumes whatever is promised; "" if it does.
+    #: Why it takes no new volumes although it has room for them; "" if it takes them.
     full: Mapped[str] = mapped_column(String(255), default="", server_default=text("''"))
-    #: Whether it can keep volumes to the IOPS of their types.
+    #: Whether it can limit the IOPS of volumes.
     limits_io: Mapped[bool] = mapped_column(default=False, server_default=false())
     version: Mapped[str] = mapped_column(String(64), default="")
-    #: Counts the node's starts: a claim that began before the last one gets nothing.
+    #: Counts the node's starts: a claim that began before the last start gets no jobs.
     epoch: Mapped[int] = mapped_column(default=0)
     last_seen: Mapped[datetime | None]
     created_at: Mapped[datetime] = mapped_column(default=times.now)
 
 
 class VolumeType(Base):
-    """What volumes may be like. IOPS of 0: no limit."""
+    """The limits of volumes of a type. IOPS of 0: no limit."""
 
     __tablename__ = "volume_types"
 
@@ -130,11 +130,11 @@ class VolumeType(Base):
 
 
 class _Resource:
-    """What volumes, snapshots, backups and backup groups have alike."""
+    """The common columns of volumes, snapshots, backups and backup groups."""
 
     id: Mapped[str] = mapped_column(ID, primary_key=True)
     account_id: Mapped[str] = mapped_column(ForeignKey("accounts.id"))
-    #: The states of all of them begin with this one.
+    #: The first state of each of them.
     status: Mapped[str] = mapped_column(STATUS, default="NEW")
     reason: Mapped[str | None] = mapped_column(Text)
     progress: Mapped[int] = mapped_column(default=0)
@@ -159,7 +159,7 @@ class Volume(_Resource, Base):
 
     name: Mapped[str] = mapped_column(String(255), default="")
     size: Mapped[int]
-    #: What is promised on the node and counted in the quota: more than `size` during an extend.
+    #: GiB promised on the node and counted in the quota: more than `size` during an extend.
     reserved: Mapped[int]
     kind: Mapped[str] = mapped_column(
         String(8), default=VolumeKind.LOCAL.value, server_default=VolumeKind.LOCAL.value
@@ -167,27 +167,27 @@ class Volume(_Resource, Base):
     #: None: it is external; so is the node's.
     volume_type_name: Mapped[str | None] = mapped_column(ID)
     node_id: Mapped[str | None] = mapped_column(ID)
-    #: The parameters it was made with: the same PUT again is the same volume.
+    #: The parameters it was created with: the same PUT again is the same volume.
     request: Mapped[dict[str, Any]] = mapped_column(default=dict)
     backup_id: Mapped[str | None] = mapped_column(ID, index=True)
     snapshot_id: Mapped[str | None] = mapped_column(ID, index=True)
     source_volume_id: Mapped[str | None] = mapped_column(ID, index=True)
-    #: The internal backup that brings its bytes here, where the source is on another node.
+    #: The hidden backup of a cross-node copy; None: the source is on the same node, or none.
     transfer_id: Mapped[str | None] = mapped_column(ID, index=True)
-    #: The backup that it is filled from; only as long as it is being made does it need that.
+    #: The backing backup; needed until the volume is complete.
     base_id: Mapped[str | None] = mapped_column(ID, index=True)
-    #: Whether it can be used while it is RESTORING: its node serves it.
+    #: Whether it can be used while it is RESTORING (lazy restore).
     usable: Mapped[bool] = mapped_column(default=False, server_default=false())
-    #: How it is filled while it is RESTORING: eager, lazy or never; None: it is from no backup.
+    #: The mode of its fill while it is RESTORING: eager, lazy or never; None: no lazy restore.
     fill: Mapped[str | None] = mapped_column(String(8))
-    #: The most MiB a second that are fetched for that; 0: no limit.
+    #: The most MiB a second that the fill fetches; 0: no limit.
     fill_limit: Mapped[int] = mapped_column(default=0, server_default=text("0"))
-    #: The job that fills it; None: nobody does now.
+    #: The job of its fill; None: there is none now.
     fill_job_id: Mapped[str | None] = mapped_column(ID)
-    #: Bytes a second, and the seconds that are left, as its node told last.
+    #: The fill's bytes a second and remaining seconds, by the last report of its node.
     fill_rate: Mapped[int] = mapped_column(BigInteger, default=0, server_default=text("0"))
     fill_remaining: Mapped[int | None] = mapped_column(BigInteger)
-    #: Which of its backups are kept; None: as its type says.
+    #: Which of its backups are kept; None: by the rules of its type.
     retention: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
 
     __table_args__ = (
@@ -208,7 +208,7 @@ class Snapshot(_Resource, Base):
     name: Mapped[str] = mapped_column(String(255), default="")
     size: Mapped[int]
     node_id: Mapped[str] = mapped_column(ID)
-    #: The backup that has what it lacks, as its volume was being restored from that.
+    #: The backing backup, if the volume was being restored; it has the blocks that are not local.
     base_id: Mapped[str | None] = mapped_column(ID, index=True)
 
     __table_args__ = (
@@ -223,7 +223,7 @@ class BackupGroup(_Resource, Base):
 
     __tablename__ = "backup_groups"
 
-    #: What its client calls the machine.
+    #: The name of the machine, as its client gives it.
     machine: Mapped[str] = mapped_column(ID)
 
     __table_args__ = (Index("ix_backup_groups_page", "account_id", "created_at", "id"),)
@@ -235,28 +235,28 @@ class Backup(_Resource, Base):
     __tablename__ = "backups"
 
     volume_id: Mapped[str] = mapped_column(ID)
-    #: The snapshot that is saved; None: the volume as it is when the save begins.
+    #: The snapshot that is saved; None: the volume at the begin of the save.
     snapshot_id: Mapped[str | None] = mapped_column(ID, index=True)
-    #: Made and deleted by lunr itself, for a cross-node copy; no tenant sees it.
+    #: Whether it is a hidden backup: lunr makes and deletes it for a cross-node copy.
     internal: Mapped[bool] = mapped_column(default=False, server_default=false())
-    #: Neither deleted nor pruned until somebody takes this back.
+    #: Whether it is protected from deletion and pruning.
     protected: Mapped[bool] = mapped_column(default=False, server_default=false())
-    #: The schedule that asked for it, which may be gone; None: somebody did.
+    #: The schedule that requested it, which may be deleted; None: a caller requested it.
     schedule_id: Mapped[str | None] = mapped_column(ID)
     group_id: Mapped[str | None] = mapped_column(ForeignKey("backup_groups.id"), index=True)
     name: Mapped[str] = mapped_column(String(255), default="")
     size: Mapped[int]
-    #: Asked to be stored without a parent.
+    #: Whether the caller requested a save without a parent.
     full: Mapped[bool] = mapped_column(default=False)
     parent_id: Mapped[str | None] = mapped_column(ID, index=True)
-    #: The backup that has what is not there of what is saved; only a running save needs it.
+    #: The backing backup of the saved volume or snapshot; only a running save needs it.
     base_id: Mapped[str | None] = mapped_column(ID, index=True)
     request: Mapped[dict[str, Any]] = mapped_column(default=dict)
     bytes_read: Mapped[int] = mapped_column(BigInteger, default=0)
     bytes_stored: Mapped[int] = mapped_column(BigInteger, default=0)
     objects_stored: Mapped[int] = mapped_column(BigInteger, default=0)
     verified_at: Mapped[datetime | None]
-    #: What of it is lost, as far as somebody looked; None: nothing.
+    #: Its damage by the last verification or restore; None: no known damage.
     damaged: Mapped[str | None] = mapped_column(Text)
 
     __table_args__ = (
@@ -280,7 +280,7 @@ class Schedule(Base):
     __tablename__ = "schedules"
 
     id: Mapped[str] = mapped_column(ID, primary_key=True)
-    #: The volume's; None: a type's, which is nobody's.
+    #: The volume's account; None: the schedule of a type.
     account_id: Mapped[str | None] = mapped_column(ForeignKey("accounts.id"))
     volume_id: Mapped[str | None] = mapped_column(
         ForeignKey("volumes.id", ondelete="CASCADE"), unique=True
@@ -303,20 +303,20 @@ class Schedule(Base):
 
 
 class ScheduleRun(Base):
-    """How far a volume is with its schedule."""
+    """The state of a volume's schedule."""
 
     __tablename__ = "schedule_runs"
 
     volume_id: Mapped[str] = mapped_column(
         ForeignKey("volumes.id", ondelete="CASCADE"), primary_key=True
     )
-    #: The schedule that `next_run` was reckoned by; None: reckon it again.
+    #: The schedule that `next_run` was computed from; None: compute it again.
     schedule_id: Mapped[str | None] = mapped_column(
         ForeignKey("schedules.id", ondelete="SET NULL"), index=True
     )
-    #: In the past: it is due, and made up for once. None: never (`every` is none).
+    #: In the past: a run is due; several missed runs are one. None: never (`every` is none).
     next_run: Mapped[datetime | None] = mapped_column(index=True)
-    #: When what is due could not be begun, it is tried again then.
+    #: The next attempt of a due run that could not begin.
     not_before: Mapped[datetime | None]
     last_run: Mapped[datetime | None]
     last_backup_id: Mapped[str | None] = mapped_column(ID)
@@ -325,7 +325,7 @@ class ScheduleRun(Base):
 
 
 class Export(Base):
-    """How a volume is exported; one row a volume, used again for its next export."""
+    """The export of a volume; one row a volume, reused for its next export."""
 
     __tablename__ = "exports"
 
@@ -354,9 +354,9 @@ class Export(Base):
 
 
 class Job(Base):
-    """A piece of work for a node.
+    """A unit of work of a node.
 
-    Jobs with the same lock key are done one at a time, oldest first; see
+    Jobs with the same lock key run one at a time, oldest first; see
     :mod:`lunr.api.jobs.job_type` for the keys.
     """
 
@@ -370,11 +370,11 @@ class Job(Base):
     kind: Mapped[str] = mapped_column(String(32))
     lock_key: Mapped[str] = mapped_column("lane", String(96))
     status: Mapped[str] = mapped_column(STATUS, default=states.Job.QUEUED.value)
-    #: The node that must do it, or does it; None: any.
+    #: The node that must run it, or runs it; None: any node.
     node_id: Mapped[str | None] = mapped_column(ID)
     volume_id: Mapped[str | None] = mapped_column(ID, index=True)
     subject_id: Mapped[str] = mapped_column(ID)
-    #: What the payload needs and the records don't hold.
+    #: Parts of the payload that the records don't have.
     data: Mapped[dict[str, Any]] = mapped_column(default=dict)
     cancel: Mapped[bool] = mapped_column(default=False)
     progress: Mapped[int] = mapped_column(default=0)
@@ -418,7 +418,7 @@ class JobAfter(Base):
 
 
 class Collection(Base):
-    """Garbage that an account's collect job condemned and that is not swept yet."""
+    """A list of an account's objects pending deletion, which is not swept yet."""
 
     __tablename__ = "collections"
 
@@ -430,7 +430,7 @@ class Collection(Base):
 def columns(model: type[Base]) -> list[Any]:
     """All columns of `model` to select, under the names of its attributes.
 
-    A row of them can be read like an instance, at a fraction of what one costs.
+    A row of them can be read like an instance, at a fraction of its cost.
     """
     return [
         getattr(model, attribute.key).label(attribute.key)

@@ -1,18 +1,18 @@
 """Transactions.
 
-Reads and writes are told apart, because SQLite has one writer at a time:
+Reads and writes have different transactions, because SQLite has one writer at a time:
 
-- a write begins with ``BEGIN IMMEDIATE``, so that it waits for its turn before
-  it has read anything, and never fails in the middle for being too late;
-- within a process writers queue at a lock, not inside SQLite: under eventlet a
+- a write begins with ``BEGIN IMMEDIATE``: it waits for its turn before it reads anything, and
+  can't fail later because of another write;
+- within a process writers wait for a lock, not inside SQLite: under eventlet a
   green thread that waits in SQLite's busy handler stops the whole process,
-  also the green thread that would have to commit first. Against writers of
-  other processes the busy handler is right: they go on by themselves;
-- a read is one statement or several without a common snapshot, outside of any
+  also the green thread that must commit first. For writers of
+  other processes the busy handler is right: they are not stopped;
+- a read is one or several statements without a common snapshot, outside of any
   transaction.
 
 SQLite runs with WAL and ``synchronous=FULL``: a commit is on the disk when it
-returns. With NORMAL a power cut could take back what a caller was told.
+returns. With NORMAL a power cut could undo a commit that a caller has seen.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ from lunr.common import errors
 
 log = logging.getLogger(__name__)
 
-#: How often a write that lost a race in the database is run again.
+#: How often a write that lost a race in the database is repeated.
 ATTEMPTS = 10
-#: SQLSTATEs after which PostgreSQL asks for the transaction to be run again:
+#: SQLSTATEs after which the transaction must be repeated in PostgreSQL:
 #: serialization failure, deadlock, lock not available.
 RETRY_STATES = frozenset({"40001", "40P01", "55P03"})
 #: What says that the disk is full: of SQLite (https://sqlite.org/rescode.html), the index of the
@@ -46,18 +46,18 @@ _POSTGRESQL_FULL = "53100"
 #: Milliseconds to wait for a writer of another process (SQLite).
 BUSY_TIMEOUT = 30_000
 
-#: Not the one of the process: whoever seeds that expects to be alone with it.
+#: Not that of the process: code that seeds that one expects to use it alone.
 _random = random.Random()  # noqa: S311 - no secret
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
-# One lock a database, however many Database objects there are for it.
+# One lock a database, shared by all its Database objects.
 _writers: dict[str, threading.Lock] = {}
 
 
 class Database:
-    """The way to one database, for all threads of the process.
+    """The connections to one database, for all threads of the process.
 
     Args:
         url: an SQLAlchemy URL of SQLite (a file) or PostgreSQL.
@@ -84,7 +84,7 @@ class Database:
         self._lock = (
             _writers.setdefault(str(parsed.database), threading.Lock()) if self.sqlite else None
         )
-        #: The same connections, for those who write: see :func:`_begin`.
+        #: The same connections, for writes: see :func:`_begin`.
         self.writer = self.engine.execution_options(lunr_write=True)
         self._session = sessionmaker(self.writer, expire_on_commit=False)
         if self.sqlite:
@@ -109,10 +109,9 @@ class Database:
     ) -> T:
         """Run ``work(session, …)`` in one transaction, committed when it returns.
 
-        It is run again when the database asks for it (a deadlock, a row that
-        another transaction inserted first), so it must have no effect but on the
-        session. What it puts into ``session.info["committed"]`` (a list of
-        functions) is called after the commit.
+        It is repeated after a deadlock, or when another transaction inserted a row first: so
+        `work` may only change the session. The functions that it puts into
+        ``session.info["committed"]`` (a list) are called after the commit.
 
         Raises:
             errors.Unavailable: the database can't be reached or stays too busy.

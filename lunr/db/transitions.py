@@ -14,7 +14,7 @@ from lunr.db.models import Backup, BackupGroup, Export, Job, Node, Snapshot, Vol
 
 Model = type[Volume | Snapshot | Backup | BackupGroup | Export | Node | Job]
 
-#: What a record is found by.
+#: The key of each model's records.
 KEYS: dict[Model, Any] = {
     Volume: Volume.id,
     Snapshot: Snapshot.id,
@@ -37,12 +37,12 @@ def try_move(
     """Move the record `id` to `target` and set `values`, if its state allows it.
 
     Args:
-        only: the states it may come from, where that is less than
+        only: the states it may come from, if fewer than
             :func:`lunr.common.states.sources` allows.
         values: further columns to set in the same UPDATE.
 
     Returns:
-        Whether it moved; of two racing moves one gets False.
+        Whether it moved; of two racing moves one returns False.
     """
     allowed = states.sources(target)
     if only is not None:
@@ -68,14 +68,14 @@ def move(
     only: Collection[str] | None = None,
     **values: Any,
 ) -> None:
-    """Like :func:`try_move`, for a caller who is to be told.
+    """Like :func:`try_move`, with an error if the record does not move.
 
     Args:
-        action: what was asked for, as a verb phrase for the message.
+        action: the requested action, as a verb phrase for the message.
 
     Raises:
         errors.NotFound: there is no such record.
-        errors.WrongState: its state allows no such move.
+        errors.WrongState: its state does not allow the move.
     """
     if try_move(session, model, id, target, only, **values):
         return

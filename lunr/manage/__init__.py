@@ -1,1 +1,1 @@
-"""What an operator does without the API: to the database, the keys and the store."""
+"""The operator's tool for the database, the keys and the store, without the API."""

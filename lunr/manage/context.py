@@ -1,4 +1,4 @@
-"""What the commands of ``lunr-manage`` have in common."""
+"""The context, errors and output of all commands of ``lunr-manage``."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Context:
 
 
 def command(function: Callable[Concatenate[Context, P], None]) -> Callable[P, None]:
-    """Give the command its context, and turn lunr's errors into one line."""
+    """Pass the command its context, and print lunr's errors as one line."""
 
     @wraps(function)
     def run(context: Context, /, *args: P.args, **kwargs: P.kwargs) -> None:

@@ -1,8 +1,8 @@
 """``lunr-manage key``: the files with keys, and a change of the master key.
 
-The first key of the file writes, the others are still read. So a change is:
-a new key goes to the front; each volume's next backup is full; when the old
-backups are gone, the old key goes too.
+The first key of the file writes, the others only read. A change of the key has three steps:
+put a new key in front; wait until a full backup of each volume has replaced the old ones; remove
+the old key.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def make(file: Path) -> None:
 
 
 def make_key(file: Path) -> bool:
-    """Whether there was none and one was made."""
+    """Create a key file if it is missing, and return whether it was."""
     if file.exists():
         return False
     write_private(file, master_keys.text([secrets.token_bytes(KEY_SIZE)]))
@@ -62,7 +62,7 @@ def make_key(file: Path) -> bool:
 
 
 def path_of(context: Context) -> Path | None:
-    """The file with the master keys, or None if they are elsewhere."""
+    """The file with the master keys; None if they are in Barbican."""
     scheme, _, place = context.conf.store.key.partition(":")
     return Path(place) if scheme == "file" else None
 
@@ -74,13 +74,13 @@ def list_(context: Context) -> None:
 
     Keys that no node has any more, but backups need, are told by the id in their roots.
     """
-    found = from_config.open_master_keys(context.conf)
-    uses = _uses(context, found)
+    keys = from_config.open_master_keys(context.conf)
+    uses = _uses(context, keys)
     show(
         {
             "keys": [
                 {"id": master_id(master), "writes": number == 0, "backups": uses.pop(master, 0)}
-                for number, master in enumerate(found)
+                for number, master in enumerate(keys)
             ],
             "unreadable": uses.total(),
         }
@@ -99,9 +99,9 @@ def rotate(context: Context, later: bool) -> None:
     to all nodes and restart them, so that all can read what any of them will write; then `use`
     the new key, and copy and restart again.
     """
-    path, found = _file(context)
+    path, keys = _file(context)
     new = secrets.token_bytes(KEY_SIZE)
-    _write(path, (*found, new) if later else (new, *found))
+    _write(path, (*keys, new) if later else (new, *keys))
     show({"id": master_id(new), "writes": not later})
 
 
@@ -110,9 +110,9 @@ def rotate(context: Context, later: bool) -> None:
 @command
 def use(context: Context, id: str) -> None:
     """Let the master key ID write, from the nodes' next start."""
-    path, found = _file(context)
-    master = _named(path, found, id)
-    _write(path, (master, *(other for other in found if other != master)))
+    path, keys = _file(context)
+    master = _named(path, keys, id)
+    _write(path, (master, *(other for other in keys if other != master)))
     show({"id": id, "writes": True})
 
 
@@ -121,18 +121,18 @@ def use(context: Context, id: str) -> None:
 @command
 def drop(context: Context, id: str) -> None:
     """Remove the master key ID from the file, if no backup needs it and it does not write."""
-    path, found = _file(context)
-    master = _named(path, found, id)
-    if master == found[0]:
-        raise KeyNeeded(id=id, reason="it writes. Let another one write first.")
+    path, keys = _file(context)
+    master = _named(path, keys, id)
+    if master == keys[0]:
+        raise KeyNeeded(id=id, reason="it writes. Let another key write first.")
     if saves := catalog.running_saves(
         context.conf.store.url, from_config.store_options(context.conf)
     ):
         raise KeyNeeded(id=id, reason=f"backup {saves[0]} is being saved, perhaps with it.")
-    count = _uses(context, found)[master]
+    count = _uses(context, keys)[master]
     if count:
         raise KeyNeeded(id=id, reason=f"{count} backups can't be read without it.")
-    _write(path, tuple(other for other in found if other != master))
+    _write(path, tuple(other for other in keys if other != master))
     show({"id": id, "dropped": True})
 
 
@@ -143,27 +143,27 @@ def _file(context: Context) -> tuple[Path, master_keys.MasterKeys]:
     return path, master_keys.load(path)
 
 
-def _named(path: Path, found: master_keys.MasterKeys, id: str) -> bytes:
-    for master in found:
+def _named(path: Path, keys: master_keys.MasterKeys, id: str) -> bytes:
+    for master in keys:
         if master_id(master) == id:
             return master
     raise NoSuchKey(id=id, path=path)
 
 
-def _write(path: Path, found: master_keys.MasterKeys) -> None:
-    write_private(path, master_keys.text(found))
+def _write(path: Path, keys: master_keys.MasterKeys) -> None:
+    write_private(path, master_keys.text(keys))
 
 
-def _uses(context: Context, found: master_keys.MasterKeys) -> Counter[bytes | None]:
-    """How many backups need each of the master keys; None: one that is not there.
+def _uses(context: Context, keys: master_keys.MasterKeys) -> Counter[bytes | None]:
+    """How many backups need each of the master keys; None: a key that is missing.
 
     Raises:
-        errors.LunrError: a root can't be read, so that nobody knows.
+        errors.LunrError: a root can't be read, so the number is unknown.
     """
     uses: Counter[bytes | None] = Counter()
     known = context.services.records.known()
     options = from_config.store_options(context.conf)
     for repository, key_id in catalog.key_ids(context.conf.store.url, options, known):
-        names = {derive(master, repository).id: master for master in found}
+        names = {derive(master, repository).id: master for master in keys}
         uses[names.get(key_id)] += 1
     return uses

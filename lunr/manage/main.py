@@ -1,4 +1,4 @@
-"""``lunr-manage``: what an operator does before there is an API to ask, or past it.
+"""``lunr-manage``: the operator's tool for tasks before or without the API.
 
 It works on the database directly, with the services of the API, and on the store
 and the keys with the engine.
@@ -21,7 +21,7 @@ from lunr.manage.context import Context, command, show, write_private
 
 T = TypeVar("T")
 
-#: The type that a volume is of when its creator names none.
+#: The volume type of volumes whose creator names none.
 DEFAULT_TYPE = "default"
 
 
@@ -176,11 +176,11 @@ def bootstrap(context: Context, account: str, node: str, url: str, openrc: Path)
         if file is not None:
             keys.make_key(file)
     migrate.upgrade(conf.database.connection)
-    _unless_there(context.services.volume_types.create, DEFAULT_TYPE)
-    _unless_there(context.services.accounts.create, account)
+    _create_missing(context.services.volume_types.create, DEFAULT_TYPE)
+    _create_missing(context.services.accounts.create, account)
     token_file = Path(conf.node.token_file)
     if not token_file.exists():
-        made = _unless_there(context.services.nodes.create, node, volume_types=[DEFAULT_TYPE])
+        made = _create_missing(context.services.nodes.create, node, volume_types=[DEFAULT_TYPE])
         made = made or context.services.tokens.create_for_node(node)
         write_private(token_file, made["token"] + "\n")
     secret = _openrc_token(openrc) or context.services.tokens.create(account, "admin")["token"]
@@ -188,7 +188,7 @@ def bootstrap(context: Context, account: str, node: str, url: str, openrc: Path)
     write_private(openrc, text)
 
 
-def _unless_there(create: Callable[..., T], *args: Any, **kwargs: Any) -> T | None:
+def _create_missing(create: Callable[..., T], *args: Any, **kwargs: Any) -> T | None:
     try:
         return create(*args, **kwargs)
     except errors.IdInUse:
@@ -196,7 +196,7 @@ def _unless_there(create: Callable[..., T], *args: Any, **kwargs: Any) -> T | No
 
 
 def _openrc_token(openrc: Path) -> str | None:
-    """The token that an earlier bootstrap wrote."""
+    """The token in the openrc file of an earlier bootstrap."""
     if openrc.exists():
         for line in openrc.read_text().splitlines():
             if line.startswith("export LUNR_TOKEN="):

@@ -40,22 +40,22 @@ def rebuild(context: Context, _: bool, account: str | None) -> None:
     as that, and the housekeeper deletes it when no volume needs it. What can't be recorded is told
     with the reason, and the exit code is 1.
     """
-    made = there = 0
+    made = existing = 0
     failed: list[dict[str, Any]] = []
-    for repository, backup_id, found in _roots(context, account):
+    for repository, backup_id, root in _roots(context, account):
         try:
-            if isinstance(found, errors.LunrError):
-                raise found
+            if isinstance(root, errors.LunrError):
+                raise root
             context.services.accounts.ensure(repository)
-            if context.services.records.put(_stored(repository, found)):
+            if context.services.records.put(_stored(repository, root)):
                 made += 1
             else:
-                there += 1
+                existing += 1
         except errors.Unavailable:
             raise
         except errors.LunrError as error:
             failed.append({"account_id": repository, "id": backup_id, **error.as_dict()})
-    show({"made": made, "there": there, "failed": failed})
+    show({"made": made, "there": existing, "failed": failed})
     if failed:
         raise SystemExit(1)
 
@@ -69,8 +69,8 @@ def _roots(
     return catalog.backups(conf.store.url, options, master_keys, account)
 
 
-def _stored(account_id: str, root: Root, **told: Any) -> StoredBackup:
-    """What `root` tells of a backup, and what was `told` of it."""
+def _stored(account_id: str, root: Root, **fields: Any) -> StoredBackup:
+    """The backup of `root`, with the further `fields` of its record."""
     created = datetime.fromisoformat(root.created_at).astimezone(UTC).replace(tzinfo=None)
     did = root.statistics
     return StoredBackup(
@@ -85,7 +85,7 @@ def _stored(account_id: str, root: Root, **told: Any) -> StoredBackup:
         objects_stored=did.objects_stored,
         group_id=root.consistency_group,
         internal=root.internal,
-        **told,
+        **fields,
     )
 
 
@@ -107,23 +107,23 @@ def export(context: Context, id: str) -> None:
 @command
 def import_(context: Context, file: TextIO) -> None:
     """Make the record that FILE (-: standard input) holds. Its backup must be in the store."""
-    told = _parse(file)
+    fields = _parse(file)
     conf = context.conf
     master_keys = from_config.open_master_keys(conf)
     options = from_config.store_options(conf)
-    with open_repository(conf.store.url, told["account_id"], master_keys, options) as repository:
-        root = repository.load_root(told.pop("id"))
-    context.services.accounts.ensure(told["account_id"])
-    stored = _stored(told.pop("account_id"), root, **told)
+    with open_repository(conf.store.url, fields["account_id"], master_keys, options) as repository:
+        root = repository.load_root(fields.pop("id"))
+    context.services.accounts.ensure(fields["account_id"])
+    stored = _stored(fields.pop("account_id"), root, **fields)
     show({"id": stored.id, "made": context.services.records.put(stored)})
 
 
 def _parse(file: TextIO) -> dict[str, Any]:
     try:
-        told = strict_json.load_object(file.read().encode())
-        id, account_id = told["id"], told["account_id"]
-        name, metadata = told.get("name", ""), told.get("metadata", {})
-        protected, schedule_id = told.get("protected", False), told.get("schedule_id")
+        fields = strict_json.load_object(file.read().encode())
+        id, account_id = fields["id"], fields["account_id"]
+        name, metadata = fields.get("name", ""), fields.get("metadata", {})
+        protected, schedule_id = fields.get("protected", False), fields.get("schedule_id")
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise NotARecord(reason=f"{type(error).__name__}: {error}.") from error
     ids.check(id)

@@ -1,4 +1,4 @@
-"""The first schema, and the volume type that a volume has unless it is told another."""
+"""The first schema, and the default volume type."""
 
 from __future__ import annotations
 

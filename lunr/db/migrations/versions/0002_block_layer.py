@@ -1,4 +1,4 @@
-"""What nodes on LVM tell, backups of snapshots, and copies from node to node.
+"""Reports of nodes on LVM, backups of snapshots, and cross-node copies.
 
 Columns that must have a value have it from the server: SQLite then adds them in
 place, and an older process that still runs can go on inserting.

@@ -1,4 +1,4 @@
-"""Snapshots of volumes that are being restored, and what is made from them."""
+"""Backing backups of volumes that are being restored, of their snapshots and backups."""
 
 from __future__ import annotations
 

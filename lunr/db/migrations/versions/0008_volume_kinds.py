@@ -1,4 +1,4 @@
-"""External volumes are said to be that, and have neither a node nor a type.
+"""External volumes have a kind of their own, and neither a node nor a type.
 
 SQLite can't make a column nullable in place, and would empty the tables that refer to this one
 if it made it anew: so the columns are replaced.

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from datetime import datetime, timedelta
 
@@ -40,8 +41,9 @@ class Housekeeper:
         self._keep_records: int = options.orbit.keep_records
         #: When it last pruned at all, and when all volumes.
         self._pruned: datetime | None = None
-        self._all_pruned: datetime | None = None
+        self._all_pruned: float | None = None
         self._duties = (
+            self._clock,
             self._leases,
             self._nodes,
             self._repair,
@@ -69,6 +71,10 @@ class Housekeeper:
                 logger.warning("%s: %s", duty.__name__.strip("_"), error)
             except Exception:  # a defect in one duty must not keep the others from being done
                 logger.exception("%s failed", duty.__name__.strip("_"))
+
+    def _clock(self) -> Iterator[str]:
+        for name, count in self._services.clock.correct(times.now()).items():
+            yield f"the times of {count} {name} were too far ahead"
 
     def _leases(self) -> Iterator[str]:
         if count := self._services.leases.expire(times.now()):
@@ -98,9 +104,11 @@ class Housekeeper:
     def _retention(self) -> Iterator[str]:
         """Prune the volumes whose backups changed; once a day, and at first, all."""
         now = times.now()
-        daily = self._all_pruned is None or now - self._all_pruned > timedelta(seconds=_DAY)
-        # What was committed late has an earlier time than it was seen; twice does no harm.
-        since = None if daily or self._pruned is None else self._pruned - _LATE
+        daily = self._all_pruned is None or time.monotonic() - self._all_pruned > _DAY
+        # What was committed late has an earlier time than it was seen; twice does no harm. A
+        # clock that was set back makes it all of them.
+        is_back = self._pruned is not None and self._pruned > now
+        since = None if daily or is_back or self._pruned is None else self._pruned - _LATE
         for account_id, volume_id in self._services.retention.due(since):
             told = self._services.retention.prune(account_id, volume_id)
             for backup in told["backups"]:
@@ -108,7 +116,7 @@ class Housekeeper:
                     yield f"backup {backup['id']} of volume {volume_id} is pruned"
         self._pruned = now
         if daily:
-            self._all_pruned = now
+            self._all_pruned = time.monotonic()
 
     def _collect(self) -> Iterator[str]:
         for account in self._services.collect.due(times.now(), self._collect_interval):

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
+
+#: By how much the clocks of a service's machines may differ.
+SKEW = timedelta(minutes=5)
 
 
 def now() -> datetime:

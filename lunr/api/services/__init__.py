@@ -15,6 +15,7 @@ from lunr.api.services.backups.groups import Groups
 from lunr.api.services.backups.records import Records
 from lunr.api.services.backups.service import Backups
 from lunr.api.services.backups.verification import Verification
+from lunr.api.services.clock import Clock
 from lunr.api.services.exports import job_types as export_jobs
 from lunr.api.services.exports.service import Exports
 from lunr.api.services.jobs import Jobs
@@ -60,6 +61,7 @@ class Services:
         self.exports = Exports(context)
         self.jobs = Jobs(context)
         self.claims = Claims(context)
+        self.clock = Clock(context)
         self.leases = Leases(context)
         self.collect = GarbageCollection(context)
         self.upkeep = Maintenance(context)

@@ -26,6 +26,7 @@ from lunr.api.services.retention import rules as keeping
 from lunr.api.services.volumes import service as volumes
 from lunr.common import errors, times
 from lunr.common.states import Backup as State
+from lunr.common.times import SKEW
 from lunr.db.models import Backup, Volume, VolumeType, columns
 
 #: How long a schedule's backup that failed is kept, to be looked at.
@@ -179,7 +180,7 @@ def evaluate(
         by_hand: those that no schedule made count too.
     """
     newest_first = sorted(found, key=lambda row: (row.created_at, row.id), reverse=True)
-    exempt = {row.id: reason for row in newest_first if (reason := _exempt(row, by_hand))}
+    exempt = {row.id: reason for row in newest_first if (reason := _exempt(row, by_hand, now))}
     counted = [row for row in newest_first if row.id not in exempt]
     good = [(row.id, row.created_at) for row in counted if row.status == State.AVAILABLE]
     has_rules = any(rules.values())
@@ -199,8 +200,10 @@ def evaluate(
     return verdicts
 
 
-def _exempt(row: Any, by_hand: bool) -> str | None:
+def _exempt(row: Any, by_hand: bool, now: datetime) -> str | None:
     """Why no rule is about the backup."""
+    if row.created_at > now + SKEW:  # and would be the newest for as long as that
+        return "made when the clock was ahead"
     if row.protected:
         return "protected"
     if row.schedule_id is None and not by_hand:

@@ -71,7 +71,7 @@ class BackgroundFill:
             volume: the volume to fill.
             report: called with ``progress`` (done, total, rate in bytes a second, remaining in
                 seconds or null, mode, damaged and missing: chunks), ``trouble`` (reason, or
-                null when it is over), ``given_up`` (the same: it goes on after :meth:`set`)
+                null when it is over), ``given_up`` (the same: it goes on with new settings)
                 and, at the end, ``filled``.
             mode: how eagerly it fetches.
             concurrency: chunks fetched at once.
@@ -103,14 +103,14 @@ class BackgroundFill:
             threading.Thread(target=self._work, args=(number,), name=f"fill-{number}", daemon=True)
             for number in range(max(1, concurrency))
         ]
-        volume.missed, volume.passed = self._missed, self._passed
+        volume.on_miss, volume.on_progress = self._on_miss, self._on_progress
 
     @property
     def mode(self) -> Mode:
         """The present mode."""
         return self._mode
 
-    def set(self, mode: Mode | None = None, limit: int | None = None) -> None:
+    def apply_settings(self, mode: Mode | None = None, limit: int | None = None) -> None:
         """Change the settings. The fill tries damaged chunks again."""
         with self._changed:
             self._mode = self._mode if mode is None else mode
@@ -188,7 +188,7 @@ class BackgroundFill:
 
     # --- what to do next -------------------------------------------------------------
 
-    def _missed(self, chunk: int) -> None:
+    def _on_miss(self, chunk: int) -> None:
         """Read ahead for a reader that waits for `chunk`."""
         with self._changed:
             if chunk in self._middles:  # it is being fetched just now
@@ -200,7 +200,7 @@ class BackgroundFill:
             self._cursor = chunk
             self._changed.notify_all()
 
-    def _passed(self, chunk: int) -> None:
+    def _on_progress(self, chunk: int) -> None:
         """Read further ahead for a reader of `chunk`, the middle of those read ahead."""
         with self._changed:
             self._extend(chunk)

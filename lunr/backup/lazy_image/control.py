@@ -1,4 +1,4 @@
-"""Orders in and events out, as lines: over the standard streams, and over a unix socket.
+"""Commands in and events out, as lines: over the standard streams, and over a unix socket.
 
 Whoever connects to the socket first gets what it missed that still matters: the
 last event of each kind, and each damaged object. Who does not read is not waited for.
@@ -31,7 +31,7 @@ class Answer(Protocol):
         """Tell `event`."""
 
 
-Order = Callable[[str, Answer], None]
+CommandHandler = Callable[[str, Answer], None]
 
 
 class EventWriter:
@@ -64,19 +64,19 @@ class EventWriter:
 
 
 class Control:
-    """Where orders come from, and events go to."""
+    """Where commands come from, and events go to."""
 
-    def __init__(self, orders: IO[str], events: IO[str]) -> None:
+    def __init__(self, commands: IO[str], events: IO[str]) -> None:
         """Use these streams, besides the sockets of those who connect."""
-        self._orders = orders
+        self._commands = commands
         self._lock = threading.Lock()
         self._sinks = [EventWriter(events)]
         self._kept: dict[str, str] = {}
         self._path: Path | None = None
-        self._order: Order | None = None
+        self._handler: CommandHandler | None = None
 
-    def tell(self, event: str, **fields: Any) -> None:
-        """Tell an event to everyone."""
+    def report(self, event: str, **fields: Any) -> None:
+        """Report an event to everyone that is connected."""
         line = _line(event, fields)
         kind = f"{event} {fields['object']}" if "object" in fields else event
         with self._lock:
@@ -103,13 +103,13 @@ class Control:
         self._path = path
         threading.Thread(target=self._accept, args=(listening,), daemon=True).start()
 
-    def listen(self, order: Order) -> None:
-        """From now on call `order` for each order, with what answers whoever gave it.
+    def listen(self, handler: CommandHandler) -> None:
+        """From now on call `handler` with each command, and with what answers its sender.
 
-        The end of standard input is the order of an empty line, unless there is a socket.
+        The end of standard input is the command of an empty line, unless there is a socket.
         """
-        self._order = order
-        threading.Thread(target=self._listen, name="orders", daemon=True).start()
+        self._handler = handler
+        threading.Thread(target=self._listen, name="commands", daemon=True).start()
 
     def close(self) -> None:
         """Get rid of all that is still to be told, and of the socket."""
@@ -120,16 +120,16 @@ class Control:
 
     def _listen(self) -> None:
         sink = self._sinks[0]
-        self._take(self._orders, sink)
-        if self._path is None and self._order is not None:
-            self._order("", _answering(sink))
+        self._handle_lines(self._commands, sink)
+        if self._path is None and self._handler is not None:
+            self._handler("", _answering(sink))
 
-    def _take(self, lines: IO[str], sink: EventWriter) -> None:
+    def _handle_lines(self, lines: IO[str], sink: EventWriter) -> None:
         for line in lines:
-            if self._order is None:
+            if self._handler is None:
                 sink.put(_line("refused", {"code": "conflict", "reason": "It is not mounted yet."}))
             else:
-                self._order(line, _answering(sink))
+                self._handler(line, _answering(sink))
 
     def _accept(self, listening: socket.socket) -> None:
         while True:
@@ -137,14 +137,14 @@ class Control:
             threading.Thread(target=self._converse, args=(connection,), daemon=True).start()
 
     def _converse(self, connection: socket.socket) -> None:
-        with connection, connection.makefile("w") as events, connection.makefile() as orders:
+        with connection, connection.makefile("w") as events, connection.makefile() as commands:
             sink = EventWriter(events)
             with self._lock:
                 for line in self._kept.values():
                     sink.put(line)
                 self._sinks.append(sink)
             try:
-                self._take(orders, sink)
+                self._handle_lines(commands, sink)
             except OSError as error:
                 logger.info("A connection broke: %s", error)
             with self._lock:

@@ -1,8 +1,8 @@
 """A backup as a file, in a process of its own: ``python -m lunr.backup.lazy_image.process``.
 
 The first line of standard input is a task, one JSON object; secrets come only this
-way. Orders follow, a line each, and events are written to standard output, one JSON
-object a line. With ``control`` in the task, the same orders and events go over that
+way. Commands follow, a line each, and events are written to standard output, one JSON
+object a line. With ``control`` in the task, the same commands and events go over that
 unix socket too, and the process outlives its parent: a file that is in use must not
 vanish when whoever started it does. Without, the end of standard input unmounts it.
 
@@ -29,7 +29,7 @@ limit          bytes a second that the fill may fetch (0: no limit)
 =============  ===================================================================
 
 =================  ===============================================================
-order
+command
 =================  ===============================================================
 fill MODE          fill so from now on, and try damaged chunks again
 limit BYTES        the limit from now on
@@ -49,7 +49,7 @@ detach             out of sight now, and the end when the last one closes the fi
 Events: ``mounted`` (path, seconds), ``progress``, ``trouble``, ``filled``
 (lunr/backup/lazy_image/background_fill.py), ``store``, ``damaged``
 (lunr/backup/read/backup_reader.py),
-``refused`` (code, reason: of an order), and last ``done`` (result: ``{"filled"}``) or
+``refused`` (code, reason: of a command), and last ``done`` (result: ``{"filled"}``) or
 ``failed`` (code, reason, retry).
 """
 
@@ -120,7 +120,7 @@ class Worker:
         """Tell everyone."""
         if event == "progress":
             self._progress = fields
-        self._control.tell(event, **fields)
+        self._control.report(event, **fields)
 
     def detach(self) -> None:
         """Unmount, and end when nobody has the file open any more."""
@@ -151,7 +151,7 @@ class Worker:
                 self.detach()
                 raise mount.MountFailed(path=path, reason=f"{error.strerror}.") from error
             self.report("mounted", path=str(path), seconds=round(time.monotonic() - started, 3))
-            self._control.listen(self._order)
+            self._control.listen(self._handle_command)
             behind = self._go_on_behind()
             serving.join()
             self._mounted = False  # by now another may be there
@@ -250,13 +250,13 @@ class Worker:
             return area_without(shape, gaps.extents)
         return area_with(shape, source.zero_ranges(shape.size) if is_zero else [])
 
-    # --- orders ------------------------------------------------------------------------
+    # --- commands ----------------------------------------------------------------------
 
-    def _order(self, line: str, answer: Callable[..., None]) -> None:
-        """Do what `line` says; `answer` tells whoever gave the order alone."""
-        order, _, argument = line.strip().partition(" ")
+    def _handle_command(self, line: str, answer: Callable[..., None]) -> None:
+        """Do what `line` says; `answer` tells the sender alone."""
+        command, _, argument = line.strip().partition(" ")
         try:
-            match order:
+            match command:
                 case "unmount":
                     mount.unmount(self._point)
                 case "detach" | "":  # "": standard input ended
@@ -267,28 +267,28 @@ class Worker:
                     under_way = self._session.under_way
                     answer("requests", count=self._session.requests, under_way=under_way)
                 case "fill" if self._fill is not None:
-                    self._fill.set(mode=_mode(argument))
+                    self._fill.apply_settings(mode=_mode(argument))
                 case "limit" if self._fill is not None and argument.isdecimal():
-                    self._fill.set(limit=int(argument))
+                    self._fill.apply_settings(limit=int(argument))
                 case "still" if self._volume is not None:
-                    self._hold(self._volume, answer)
+                    self._freeze(self._volume, answer)
                 case "go":
                     self._go.set()
                 case _:
-                    raise errors.BadRequest(reason=f"the order {line.strip()!r}.")
+                    raise errors.BadRequest(reason=f"the command {line.strip()!r}.")
         except mount.MountBusy as error:
             answer("busy", reason=str(error))
         except errors.LunrError as error:
             answer("refused", code=error.code, reason=str(error))
 
-    def _hold(self, volume: RestoredVolume, answer: Callable[..., None]) -> None:
+    def _freeze(self, volume: RestoredVolume, answer: Callable[..., None]) -> None:
         """Keep what is absent absent, in a thread of its own, until ``go``."""
         go = threading.Event()
         self._go, earlier = go, self._go
         earlier.set()  # whoever wanted that one has ended it, or was killed
 
         def hold() -> None:
-            with volume.still() as extents:
+            with volume.freeze() as extents:
                 answer("unfetched", extents=[(start, end - start) for start, end in extents])
                 in_time = go.wait(_STILL_AT_MOST) and self._go is go
             answer("gone", in_time=in_time)
@@ -336,13 +336,13 @@ def main() -> int:
     control = Control(sys.stdin, sys.stdout)
     try:
         result = _run(sys.stdin.readline(), control)
-        control.tell("done", result=result)
+        control.report("done", result=result)
     except errors.LunrError as error:
-        control.tell("failed", **error.as_dict())
+        control.report("failed", **error.as_dict())
     except Exception as error:  # the parent must get an answer, whatever it is
         logger.exception("The task failed in a way nobody thought of.")
         wrapped = errors.LunrError(reason=f"{type(error).__name__}: {error}")
-        control.tell("failed", **wrapped.as_dict())
+        control.report("failed", **wrapped.as_dict())
     else:
         return 0
     finally:

@@ -68,9 +68,9 @@ class RestoredVolume:
     Attributes:
         requests: reads and writes so far.
         waiting: reads (and writes of half units) that wait for the store now.
-        missed: called with the number of a chunk that a request waits for.
-        marks: chunks whose first read calls `passed`; the set is replaced, never changed.
-        passed: called with the number of such a chunk.
+        on_miss: called with the number of a chunk that a request waits for.
+        marks: chunks whose first read calls `on_progress`; the set is replaced, never changed.
+        on_progress: called with the number of such a chunk.
     """
 
     writable = True
@@ -88,9 +88,9 @@ class RestoredVolume:
         self.size = maps.header.shape.size
         self.requests = 0
         self.waiting = 0
-        self.missed: Callable[[int], None] = lambda _chunk: None
+        self.on_miss: Callable[[int], None] = lambda _chunk: None
         self.marks: set[int] = set()
-        self.passed: Callable[[int], None] = lambda _chunk: None
+        self.on_progress: Callable[[int], None] = lambda _chunk: None
         self.presence = maps.presence
         self._source = source
         self._data = data
@@ -114,7 +114,7 @@ class RestoredVolume:
         if not self.presence.has(offset, end):
             self._need(offset, end, until)
         elif self.marks and offset // self._chunk in self.marks:
-            self.passed(offset // self._chunk)
+            self.on_progress(offset // self._chunk)
         return self._data.read(offset, into)
 
     def write(self, offset: int, data: memoryview, until: float) -> None:
@@ -231,7 +231,7 @@ class RestoredVolume:
         with self._counting:
             self.waiting += 1
         try:
-            self.missed(chunk)
+            self.on_miss(chunk)
             is_small = (last - first) * UNIT * _SMALL_PART <= self._chunk
             is_first = self.presence.state(chunk) == ABSENT and chunk not in self._fetching
             if not (is_small and is_first and self._fetch_part(chunk, first, last, until)):
@@ -362,7 +362,7 @@ class RestoredVolume:
                 yield Extent(max(offset, base + low * UNIT), min(end, base + high * UNIT))
 
     @contextlib.contextmanager
-    def still(self) -> Iterator[Iterator[Extent]]:
+    def freeze(self) -> Iterator[Iterator[Extent]]:
         """The absent extents, which stay absent within the context.
 
         Used for a snapshot of the local storage. Writes to absent blocks and the fill wait

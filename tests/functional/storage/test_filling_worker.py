@@ -26,16 +26,16 @@ task = json.loads(sys.stdin.readline())
 time.sleep(task["pause"])
 control = Control(sys.stdin, sys.stdout)
 control.open(Path(task["control"]))
-control.tell("mounted", secret=task["secret"])
+control.report("mounted", secret=task["secret"])
 
-def order(line, answer):
+def handle(line, answer):
     answer("heard", line=line.strip())
     if line.strip() == "end":
-        control.tell("done")
+        control.report("done")
         control.close()
         os._exit(0)
 
-control.listen(order)
+control.listen(handle)
 time.sleep(600)
 """
 COMMAND = (sys.executable, "-c", PROGRAM)

@@ -82,7 +82,7 @@ def test_never_waits_to_be_told(world: World) -> None:
         time.sleep(0.3)
         assert present(world) == 1
         assert list(world.volume.presence.absent_extents())[1][0] == 7 * CHUNK + 2 * UNIT
-        fill.set(mode=Mode.EAGER)
+        fill.apply_settings(mode=Mode.EAGER)
         wait_until(lambda: told(world, "filled"))
 
 
@@ -107,8 +107,8 @@ def test_the_limit_is_kept_and_can_be_lifted(world: World) -> None:
     with Running(world, Mode.EAGER, concurrency=2, limit=10 * CHUNK) as fill:
         wait_until(lambda: present(world) >= 8)
         assert time.monotonic() - started > 0.4  # two chunks come at once
-        fill.set(limit=CHUNK // 100)
-        fill.set(limit=0)  # or it would take an hour
+        fill.apply_settings(limit=CHUNK // 100)
+        fill.apply_settings(limit=0)  # or it would take an hour
         wait_until(lambda: told(world, "filled"))
 
 
@@ -185,7 +185,7 @@ def test_what_is_damaged_is_left_and_tried_again_when_told(world: World) -> None
         wait_until(lambda: [seen["damaged"] for seen in told(world, "progress")][-1:] == [1])
         assert told(world, "damaged")[0]["object"] == name
         world.objects.objects[name] = kept  # type: ignore[attr-defined]
-        fill.set(mode=Mode.EAGER)
+        fill.apply_settings(mode=Mode.EAGER)
         wait_until(lambda: told(world, "filled"))
 
 
@@ -203,13 +203,13 @@ def test_what_was_read_ahead_of_and_is_there_does_not_count(world: World) -> Non
 def test_a_reader_that_goes_on_does_not_wait_again(world: World) -> None:
     waited: list[int] = []
     with Running(world, Mode.NEVER):
-        missed = world.volume.missed
+        missed = world.volume.on_miss
 
         def note(chunk: int) -> None:
             waited.append(chunk)
             missed(chunk)
 
-        world.volume.missed = note
+        world.volume.on_miss = note
         for chunk in range(40):
             assert world.read(chunk * CHUNK, CHUNK) == world.data[chunk * CHUNK :][:CHUNK]
             if 1 <= chunk < 39:  # it is slower than the store
@@ -218,7 +218,7 @@ def test_a_reader_that_goes_on_does_not_wait_again(world: World) -> None:
     assert waited == [0, 1]
 
 
-def test_after_a_sync_that_failed_it_ends_until_it_is_ordered_again(
+def test_after_a_sync_that_failed_it_rests_until_new_settings_come(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail() -> None:
@@ -230,7 +230,7 @@ def test_after_a_sync_that_failed_it_ends_until_it_is_ordered_again(
         wait_until(lambda: told(world, "given_up"))
         time.sleep(0.2)
         assert len(told(world, "given_up")) == 1, "it does not try on and on"
-        fill.set(mode=Mode.EAGER)
+        fill.apply_settings(mode=Mode.EAGER)
         wait_until(lambda: len(told(world, "given_up")) == 3)
     reasons = [event["reason"] for event in told(world, "given_up")]
     assert [reason is None for reason in reasons] == [False, True, False]
@@ -249,11 +249,11 @@ def test_a_defect_is_told_and_can_be_tried_again(
         wait_until(lambda: told(world, "given_up"))
         assert "a defect" in str(told(world, "given_up")[0]["reason"])
         monkeypatch.setattr(world.source, "chunk", real)
-        fill.set(mode=Mode.EAGER)
+        fill.apply_settings(mode=Mode.EAGER)
         wait_until(lambda: told(world, "filled"))
 
 
-def test_what_fails_after_an_order_does_not_undo_it(
+def test_what_fails_after_new_settings_does_not_undo_them(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     begun, ordering, ordered = threading.Semaphore(0), threading.Event(), threading.Event()
@@ -264,14 +264,14 @@ def test_what_fails_after_an_order_does_not_undo_it(
         begun.release()
         assert ordered.wait(PATIENCE)
         if is_of_before:
-            raise ZeroDivisionError("a defect of before the order")
+            raise ZeroDivisionError("a defect of before the settings")
         return real(chunk, until)
 
     monkeypatch.setattr(world.source, "chunk", slow_and_broken)
     with Running(world, Mode.EAGER) as fill:
         assert begun.acquire(timeout=PATIENCE)
         ordering.set()
-        fill.set(mode=Mode.EAGER)
+        fill.apply_settings(mode=Mode.EAGER)
         ordered.set()
         wait_until(lambda: told(world, "filled"))
     assert not told(world, "given_up")

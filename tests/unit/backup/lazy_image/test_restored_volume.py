@@ -288,7 +288,7 @@ def test_still_means_that_nothing_becomes_present(world: World) -> None:
         world.write(4 * CHUNK, b"y" * UNIT)
         done.set()
 
-    with world.volume.still() as extents:
+    with world.volume.freeze() as extents:
         writer = threading.Thread(target=write)
         writer.start()
         world.write(0, b"z" * UNIT)  # is present
@@ -304,7 +304,7 @@ def test_still_keeps_nobody_waiting_but_who_writes_what_is_absent(world: World) 
     world.weather.gate = threading.Event()
     kernel = Kernel(world.volume)
     far = [kernel.send(Op.READ, read_in(chunk * CHUNK, UNIT)) for chunk in range(1, 11)]
-    with world.volume.still():
+    with world.volume.freeze():
         for _ in range(2):
             with pytest.raises(Contended):
                 world.volume.write(11 * CHUNK, memoryview(bytes(UNIT)), 0.0)

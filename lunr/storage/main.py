@@ -147,12 +147,12 @@ def _agent(conf: config.ConfigOpts, metrics: Metrics, problems: _Problems) -> Ag
         moved=metrics.worker_bytes.inc,
     )
     by_clone = conf.node.pool != "files" and conf.node.dm_clone == "auto"
-    fillings = RestoreRegistry(
+    restores = RestoreRegistry(
         *(pool, engine, Path(conf.node.state_dir), run),
         dm_clone=by_clone and device.available(),
     )
     return Agent(
-        NodeContext(pool, Exports(fillings, target), engine, fillings, _baselines(conf, pool)),
+        NodeContext(pool, Exports(restores, target), engine, restores, _baselines(conf, pool)),
         target,
         ApiClient(conf.node.api_url, node_id, token),
         conf[conf.node.target].portal,

@@ -40,9 +40,9 @@ class Metrics:
             registry=self.registry,
         )
 
-    def watch(self, pool: PoolWatch, exports: Exports, fillings: RestoreRegistry) -> None:
+    def watch(self, pool: PoolWatch, exports: Exports, restores: RestoreRegistry) -> None:
         """Report pool, sessions and fills as they were when they were looked at last."""
-        self.registry.register(_Gauges(pool, exports, fillings))
+        self.registry.register(_Gauges(pool, exports, restores))
 
     def text(self) -> bytes:
         """All of them in Prometheus' text format."""
@@ -50,15 +50,15 @@ class Metrics:
 
 
 class _Gauges(Collector):
-    def __init__(self, pool: PoolWatch, exports: Exports, fillings: RestoreRegistry) -> None:
+    def __init__(self, pool: PoolWatch, exports: Exports, restores: RestoreRegistry) -> None:
         self._pool = pool
         self._exports = exports
-        self._fillings = fillings
+        self._restores = restores
 
     def collect(self) -> Iterable[GaugeMetricFamily]:
         capacity = self._pool.capacity()
         sessions = self._exports.sessions()
-        fills = [one.news.progress for one in self._fillings.all() if not one.is_filled]
+        fills = [restore.status for restore in self._restores.all() if not restore.is_filled]
         for name, text, value in (
             (
                 "lunr_node_pool_capacity_bytes",

@@ -102,7 +102,7 @@ class NodeApi:
         except errors.NotFound:
             if removing is None and not jobs:
                 raise  # else it is being made, or wiped
-        filling = agent.node.fillings.get(volume_id)
+        restore = agent.node.restores.get(volume_id)
         mine = [snap for snap in pool.snapshots() if snap.volume_id == volume_id]
         return {
             "id": volume_id,
@@ -113,7 +113,7 @@ class NodeApi:
             "backups_running": sorted(snap.id for snap in mine if snap.purpose is Purpose.BACKUP),
             "sessions": agent.node.exports.sessions().get(volume_id, []),
             "jobs": jobs,
-            "filling": None if filling is None or filling.is_settled else filling.shown(),
+            "filling": None if restore is None or restore.is_plain else restore.describe(),
             "removing": removing,
         }
 

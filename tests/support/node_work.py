@@ -15,7 +15,7 @@ from lunr.storage.jobs import HANDLERS
 from lunr.storage.jobs.node_context import NodeContext
 from lunr.storage.pools.base import Pool
 from lunr.storage.targets.tgt.target import TgtTarget
-from tests.system.storage.nodes import KEY, make_fillings
+from tests.system.storage.nodes import KEY, make_restores
 
 
 class Work:
@@ -31,10 +31,10 @@ class Work:
         self.pool = pool
         self.engine = Engine(url=f"files:{folder}/store", options={}, key=KEY, limit=limit)
         self._folder = folder
-        fillings = make_fillings(pool, self.engine)
-        exports = Exports(fillings, TgtTarget(folder / "no-socket", folder))
+        restores = make_restores(pool, self.engine)
+        exports = Exports(restores, TgtTarget(folder / "no-socket", folder))
         baselines = Baselines(pool, keep=True, days=1)
-        self._node = NodeContext(pool, exports, self.engine, fillings, baselines)
+        self._node = NodeContext(pool, exports, self.engine, restores, baselines)
 
     def do(self, kind: str, volume_id: str, **payload: Any) -> Any:
         """Do a job; returns its result."""

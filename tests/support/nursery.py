@@ -73,9 +73,9 @@ from lunr.storage.pools.lvm import pool as lvm
 from lunr.storage.pools.lvm.cow_areas import CowAreas
 from lunr.storage.pools.lvm.wipe import Wiper
 from lunr.storage.pools.thin import pool as thin
-from lunr.storage.restore.dm_clone.restore import DmCloneRestore
-from lunr.storage.restore.fuse_restore import FuseRestore
+from lunr.storage.restore.dm_clone.backend import DmCloneBackend
 from lunr.storage.restore.process import RestoreProcess
+from lunr.storage.restore.supervisor import ProcessSupervisor
 from lunr.storage.targets.lio import target as lio
 from lunr.storage.targets.tgt import target as tgt
 from lunr.storage.targets.tgt.control import Mode, Op
@@ -237,9 +237,9 @@ def _watch_work(doom: Doom) -> None:
     watch(Agent, "stop", lambda *_: "stop")
     watch(PendingDeletes, "_remove", lambda *_: "removals")
     watch(Wiper, "_wipe_if_free", lambda *_: "wiper")
-    watch(FuseRestore, "_serve", lambda _: "filling")
-    watch(DmCloneRestore, "_look_after", lambda _: "cloning")
-    watch(Exports, "_leave", lambda *_: "leaving")
+    watch(ProcessSupervisor, "_keep_alive", lambda _: "filling")
+    watch(DmCloneBackend, "_drive_fill", lambda _: "cloning")
+    watch(Exports, "_hand_over", lambda *_: "leaving")
     watch(CowAreas, "_grow", lambda *_: "growing")
     watch(Baselines, "_try_to_give_up", lambda *_: "tidying")
     CowAreas.least = _LEAST_AREA
@@ -248,7 +248,7 @@ def _watch_work(doom: Doom) -> None:
 def _watch_steps(doom: Doom) -> None:
     """Have `doom` told of the steps that Python's audit does not tell of."""
     tick, blocking, start = ClaimedJob.advance, concurrency.blocking, system._start
-    request, order, kill = tgt.request, RestoreProcess.order, RestoreProcess.kill
+    request, send, kill = tgt.request, RestoreProcess.send, RestoreProcess.kill
 
     def doomed_tick(self: ClaimedJob, done: int, total: int) -> None:
         doom.step(f"say that {done} of {total} are done")
@@ -273,10 +273,10 @@ def _watch_steps(doom: Doom) -> None:
             doom.step(f"ask tgtd: {mode.name} {op.name} {told} {numbers}".replace("\0", " "))
         return request(socket, mode, op, params, **numbers)
 
-    def doomed_order(self: RestoreProcess, order_: str) -> None:
-        if order_ != "requests":  # a look
-            doom.step(f"order {order_.split()[0]}" if order_[:1] != "{" else "give the task")
-        order(self, order_)
+    def doomed_send(self: RestoreProcess, command: str) -> None:
+        if command != "requests":  # a look
+            doom.step(f"order {command.split()[0]}" if command[:1] != "{" else "give the task")
+        send(self, command)
 
     def doomed_kill(self: RestoreProcess) -> None:
         doom.step("kill the process that serves")
@@ -286,7 +286,7 @@ def _watch_steps(doom: Doom) -> None:
     concurrency.blocking = doomed_blocking
     system._start = doomed_start  # type: ignore[assignment]
     tgt.request = doomed_request
-    RestoreProcess.order = doomed_order  # type: ignore[method-assign]
+    RestoreProcess.send = doomed_send  # type: ignore[method-assign]
     RestoreProcess.kill = doomed_kill  # type: ignore[method-assign]
 
 

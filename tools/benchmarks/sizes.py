@@ -67,10 +67,10 @@ class Bench:
         self.pool = FilesPool(folder / "pool", image_gib=2 * most + 16)
         self.pool.check()
         engine = Engine(url=f"files:{folder / 'store'}", options={}, key="5a" * 32)
-        fillings = RestoreRegistry(self.pool, engine, folder / "state", folder / "run")
-        exports = Exports(fillings, TgtTarget(folder / "tgtd", self.pool.folder))
+        restores = RestoreRegistry(self.pool, engine, folder / "state", folder / "run")
+        exports = Exports(restores, TgtTarget(folder / "tgtd", self.pool.folder))
         baselines = Baselines(self.pool, keep=True, days=1)
-        self.node = NodeContext(self.pool, exports, engine, fillings, baselines)
+        self.node = NodeContext(self.pool, exports, engine, restores, baselines)
         self._folder = folder
 
     def close(self) -> None:

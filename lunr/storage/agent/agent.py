@@ -80,8 +80,8 @@ class Agent:
         self.supervisor = JobRunner(node, api, HANDLERS, metrics, self._stopping)
         self.pool_monitor = PoolWatch(node.pool, node.baselines)
         self.pending_deletes = PendingDeletes(node, (), self._stopping)
-        metrics.watch(self.pool_monitor, node.exports, node.fillings)
-        node.fillings.remounted = node.exports.remount
+        metrics.watch(self.pool_monitor, node.exports, node.restores)
+        node.restores.on_replaced = node.exports.reopen
 
     def start(self) -> None:
         """Make the node ready, agree with the API on what there is, then begin to work.
@@ -128,7 +128,7 @@ class Agent:
             self._removing.join(STOP_TIMEOUT)
         if detach:
             self.node.exports.detach_all()
-            self.node.fillings.close()
+            self.node.restores.close()
         try:
             self._target.close()
         except errors.LunrError as error:  # it is as it is when the agent is killed
@@ -148,7 +148,7 @@ class Agent:
 
         queued = {(str(job["kind"]), str(job["subject_id"])) for job in truth["jobs"]}
         # What a snapshot of a volume that was being filled lacks is not known any more.
-        filling = self.node.fillings.known()
+        filling = self.node.restores.known()
         is_doomed = {
             Purpose.USER: lambda snap: snap.id in truth["delete"]["snapshots"],
             Purpose.BACKUP: lambda snap: (
@@ -170,7 +170,7 @@ class Agent:
         beginning = [
             subject for kind, subject in queued if kind in ("volume.restore", "volume.clone")
         ]
-        self.node.fillings.load(volumes - deleted, truth["filling"], beginning)
+        self.node.restores.load(volumes - deleted, truth["filling"], beginning)
         exports.restore(lambda: truth["exports"])
         wanted = {export["volume_id"] for export in truth["exports"]}
         coming = {subject for kind, subject in queued if kind in ("export.create", "export.delete")}
@@ -212,8 +212,8 @@ class Agent:
             "full": capacity.full,
             "limits_io": self._target.limits_io(),
             "lost_snapshots": sorted(self.pool_monitor.lost_snapshots()),
-            "filled": self.node.fillings.full(),
-            "troubles": self.node.fillings.troubles(),
+            "filled": self.node.restores.full(),
+            "troubles": self.node.restores.troubles(),
             "version": __version__,
             "sessions": self.node.exports.sessions(),
         }

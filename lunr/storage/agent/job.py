@@ -33,10 +33,10 @@ class ClaimedJob:
         self._volume_id = claimed.get("volume_id")
         #: Percent.
         self.progress = 0
-        #: What else is told with the progress.
-        self.news: Mapping[str, Any] = {}
-        #: What the API answered last: the payload may have changed by now.
-        self.orders: Mapping[str, Any] = {}
+        #: Fields of its reports besides the progress.
+        self.report_fields: Mapping[str, Any] = {}
+        #: The API's answer to the last report: it takes precedence over the payload.
+        self.answer: Mapping[str, Any] = {}
         self.stop_reason: Stop | None = None
         self._lock = threading.Lock()
         self._callback: Callable[[Stop], None] | None = None

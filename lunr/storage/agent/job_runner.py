@@ -112,8 +112,12 @@ class JobRunner:
             while not ended.wait(min(job.lease_seconds / 3, _NEWS_INTERVAL)):
                 asked = time.monotonic()
                 try:
-                    job.orders = self._api.update(
-                        job.id, job.lease, status="RUNNING", progress=job.progress, **job.news
+                    job.answer = self._api.update(
+                        job.id,
+                        job.lease,
+                        status="RUNNING",
+                        progress=job.progress,
+                        **job.report_fields,
                     )
                 except errors.StaleLease as error:
                     _log.warning("%s", error)
@@ -127,7 +131,7 @@ class JobRunner:
                         return
                 else:
                     renewed = asked
-                    if job.orders.get("cancel"):
+                    if job.answer.get("cancel"):
                         job.stop(Stop.CANCELLED)
 
     def _report(self, job: ClaimedJob, ending: Mapping[str, Any]) -> str:

@@ -63,7 +63,7 @@ class PendingDeletes:
 
         _log.info("removing volume %s, which was deleted", subject)
         self._node.exports.detach(subject, force=True)
-        self._node.fillings.remove(subject)
+        self._node.restores.remove(subject)
         self._node.pool.delete(subject, tick)
 
 

@@ -42,7 +42,7 @@ def save(node: NodeContext, job: ClaimedJob) -> dict[str, Any]:
         snapshot = Snapshot(volume_id, job.id_of("snapshot_id"))
         gaps = None
         if job.payload.get("base_id") is not None:
-            gaps = node.fillings.lacking.of(snapshot, job.id_of("base_id"))
+            gaps = node.restores.snapshot_gaps.of(snapshot, job.id_of("base_id"))
         result = _save(node, job, snapshot, gaps, lambda size: _there(job, gaps, size))
         del result["written"]
         return result
@@ -50,7 +50,7 @@ def save(node: NodeContext, job: ClaimedJob) -> dict[str, Any]:
     with _gone_on_failure(node.pool, job, snapshot):
         # There is one if an attempt was killed after all was done.
         node.baselines.give_up(volume_id, backup_id)
-        if node.fillings.get(volume_id) is not None:
+        if node.restores.get(volume_id) is not None:
             # What one of an earlier attempt lacks, nobody knows any more.
             node.pool.delete_snapshot(snapshot)
         gaps = take(node, snapshot)

@@ -25,15 +25,15 @@ def take(
         keep: called with what it will lack, before it is taken.
 
     Raises:
-        FillingBusy: the volume did not stand still, and so the snapshot is worth nothing.
-        FillStateLost: nobody knows what it lacks.
+        RestoreBusy: the volume did not stand still, and so the snapshot is worth nothing.
+        RestoreStateLost: nobody knows what it lacks.
     """
-    filling = node.fillings.get(snapshot.volume_id)
-    if filling is None or filling.is_filled or filling.task is None:
+    restore = node.restores.get(snapshot.volume_id)
+    if restore is None or restore.is_filled or restore.spec is None:
         node.pool.snapshot(snapshot)
         return None
-    with filling.still() as absent:
-        gaps = MissingExtents(filling.task.backup_id, absent)
+    with restore.freeze() as absent:
+        gaps = MissingExtents(restore.spec.backup_id, absent)
         keep(gaps)
         node.pool.snapshot(snapshot)
     return gaps if absent else None
@@ -58,5 +58,5 @@ def taken(node: NodeContext, volume_id: str) -> Iterator[tuple[Snapshot, Missing
 def drop(node: NodeContext, snapshot: Snapshot) -> None:
     """See that the snapshot is gone, and what is known of it; nobody uses it any more."""
     if snapshot.purpose is Purpose.USER:
-        node.fillings.lacking.forget(snapshot)
+        node.restores.snapshot_gaps.forget(snapshot)
     node.pool.delete_snapshot(snapshot)

@@ -21,7 +21,7 @@ class NodeContext:
     pool: Pool
     exports: Exports
     engine: Engine
-    fillings: RestoreRegistry
+    restores: RestoreRegistry
     baselines: Baselines
 
 

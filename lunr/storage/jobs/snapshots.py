@@ -18,22 +18,22 @@ def create(node: NodeContext, job: ClaimedJob) -> dict[str, Any]:
     nothing is kept is whole.
     """
     snapshot = Snapshot(job.volume_id, job.id_of("snapshot_id"))
-    lacking = node.fillings.lacking
+    snapshot_gaps = node.restores.snapshot_gaps
 
     def keep(gaps: MissingExtents) -> None:
         job.heed(0, 0)  # another attempt may have ended while this one waited
         if gaps.extents:
-            lacking.keep(snapshot, gaps)
+            snapshot_gaps.keep(snapshot, gaps)
 
-    if lacking.has(snapshot):  # by an attempt that was killed: perhaps before it stood still
+    if snapshot_gaps.has(snapshot):  # by an attempt that was killed: perhaps before it stood still
         node.pool.delete_snapshot(snapshot)
-        lacking.forget(snapshot)
+        snapshot_gaps.forget(snapshot)
     try:
         gaps = take(node, snapshot, keep)
     except BaseException:
-        if job.stop_reason is not Stop.LOST and lacking.has(snapshot):
+        if job.stop_reason is not Stop.LOST and snapshot_gaps.has(snapshot):
             node.pool.delete_snapshot(snapshot)
-            lacking.forget(snapshot)
+            snapshot_gaps.forget(snapshot)
         raise
     return {"base_id": None if gaps is None else gaps.backup_id}
 

@@ -12,9 +12,9 @@ from lunr.storage.agent.job import ClaimedJob, Stop
 from lunr.storage.jobs.consistent_snapshot import taken
 from lunr.storage.jobs.node_context import NodeContext
 from lunr.storage.pools.base import Snapshot
-from lunr.storage.restore.fuse_restore import FuseRestore
+from lunr.storage.restore.lazy_restore import LazyRestore
 from lunr.storage.restore.spec import RestoreSpec
-from lunr.storage.restore.status import DAMAGE_TOLD
+from lunr.storage.restore.status import MAX_DAMAGE_NAMED, RestoreSettings
 
 
 def create(node: NodeContext, job: ClaimedJob) -> None:
@@ -25,7 +25,7 @@ def create(node: NodeContext, job: ClaimedJob) -> None:
 def clone(node: NodeContext, job: ClaimedJob) -> None:
     """A volume with the bytes of a snapshot or of another volume.
 
-    Where these are of a volume that was being filled, or is, it fills as that one does.
+    A clone of a lazy restore, or of a snapshot of one, is a lazy restore itself.
     """
     source = job.payload.get("source") or {}
     source_id = ids.check(source.get("id"), "payload.source.id")
@@ -41,35 +41,35 @@ def clone(node: NodeContext, job: ClaimedJob) -> None:
     if job.payload.get("base_id") is None:
         node.pool.clone(job.volume_id, origin, job.size(), job.tick)
     else:
-        _clone_lacking(node, job, origin)
+        _clone_lazily(node, job, origin)
 
 
-def _clone_lacking(node: NodeContext, job: ClaimedJob, origin: str | Snapshot) -> None:
+def _clone_lazily(node: NodeContext, job: ClaimedJob, origin: str | Snapshot) -> None:
     volume_id = job.volume_id
-    task = RestoreSpec(job.id_of("base_id"), job.id_of("repository"), job.size())
-    # What it lacks is kept before the pool has it. So one without was made by an attempt whose
-    # state was lost; nobody has used it.
-    if not (volume_id in node.pool.volumes() and node.fillings.has(volume_id)):
-        node.fillings.remove(volume_id)
+    spec = RestoreSpec(job.id_of("base_id"), job.id_of("repository"), job.size())
+    # What the clone lacks is kept before the pool has it. So a clone without that was made by an
+    # attempt whose state was lost; nobody has used it.
+    if not (volume_id in node.pool.volumes() and node.restores.has(volume_id)):
+        node.restores.remove(volume_id)
         node.pool.delete(volume_id)
-        with _standing(node, origin, task.backup_id) as (snapshot, gaps):
-            node.fillings.prepare(volume_id, task, gaps)
-            node.pool.clone(volume_id, snapshot, task.size_bytes, job.tick)
+        with _snapshot_with_gaps(node, origin, spec.backup_id) as (snapshot, gaps):
+            node.restores.prepare(volume_id, spec, gaps)
+            node.pool.clone(volume_id, snapshot, spec.size_bytes, job.tick)
     try:
-        node.fillings.begin(volume_id, task, lambda: job.heed(0, 0))
+        node.restores.begin(volume_id, spec, lambda: job.heed(0, 0))
     except BaseException:
         if job.stop_reason is not Stop.LOST:
-            node.fillings.stop(volume_id)
+            node.restores.stop(volume_id)
         raise
 
 
 @contextlib.contextmanager
-def _standing(
+def _snapshot_with_gaps(
     node: NodeContext, origin: str | Snapshot, base_id: str
 ) -> Iterator[tuple[Snapshot, MissingExtents]]:
-    """A snapshot with the bytes of `origin`, and what it lacks."""
+    """A snapshot with the bytes of `origin`, and what the snapshot lacks."""
     if isinstance(origin, Snapshot):
-        yield origin, node.fillings.lacking.of(origin, base_id)
+        yield origin, node.restores.snapshot_gaps.of(origin, base_id)
         return
     with taken(node, origin) as (snapshot, gaps):
         yield snapshot, gaps or MissingExtents(base_id, [])
@@ -100,57 +100,52 @@ class RestoreStopped(errors.LunrError):
 
 def restore(node: NodeContext, job: ClaimedJob) -> None:
     """A volume that can be used as if it had the bytes of a backup (docs/restores.md)."""
-    task = RestoreSpec(job.id_of("backup_id"), job.id_of("repository"), job.size())
+    spec = RestoreSpec(job.id_of("backup_id"), job.id_of("repository"), job.size())
     try:
         # Nobody has written to it before its task is kept: one that is there is all zeros.
-        node.pool.create(job.volume_id, task.size_bytes)
-        node.fillings.begin(job.volume_id, task, lambda: job.heed(0, 0))
+        node.pool.create(job.volume_id, spec.size_bytes)
+        node.restores.begin(job.volume_id, spec, lambda: job.heed(0, 0))
     except BaseException:
         # If the job was lost, another attempt may be at it already.
         if job.stop_reason is not Stop.LOST:
             # The volume stays, all zeros, for the next attempt, or until it is deleted.
-            node.fillings.remove(job.volume_id)
+            node.restores.remove(job.volume_id)
         raise
 
 
 def fill(node: NodeContext, job: ClaimedJob) -> None:
-    """All bytes of the backup on the volume; as long as it is filled, the job is about that."""
-    filling = node.fillings.need(job.volume_id)
-    with job.stoppable(lambda _: filling.wake()):
-        _follow(filling, job)
-    filling.is_told = True
+    """All blocks of the volume are local; the job follows the fill, and passes messages on."""
+    restore = node.restores.need(job.volume_id)
+    with job.stoppable(lambda _: restore.wake_waiting()):
+        _follow_fill(restore, job)
+    restore.is_reported = True
 
 
-def _follow(filling: FuseRestore, job: ClaimedJob) -> None:
-    """Have it filled as the API says, until it is full."""
-    wanted, done, moved_at = None, -1, time.monotonic()
-    while not filling.is_filled:
-        told = {**job.payload, **job.orders}
-        if wanted != (wanted := (str(told["fill"]), int(told["fill_limit_bytes"]))):
-            filling.fill(*wanted)
-        filling.wait(1.0)
+def _follow_fill(restore: LazyRestore, job: ClaimedJob) -> None:
+    """Have the volume filled by the API's settings, and report its status, until it is full."""
+    settings, done, moved_at = None, -1, time.monotonic()
+    while not restore.is_filled:
+        latest = RestoreSettings.parse({**job.payload, **job.answer})
+        if latest != settings:
+            restore.apply_settings(latest)
+        settings = latest
+        restore.wait_for_change(1.0)
         if job.stop_reason is Stop.CANCELLED:
-            filling.fill("never", 0)
+            restore.apply_settings(RestoreSettings("never"))
         job.heed(0, 0)
-        progress = filling.news.progress
-        job.advance(progress.done, progress.total)
-        job.news = {
-            "fill": {
-                "rate": progress.rate,
-                "remaining": progress.remaining,
-                "trouble": filling.trouble,
-            }
-        }
-        if progress.done != done:
-            done, moved_at = progress.done, time.monotonic()
+        status = restore.status
+        job.advance(status.done, status.total)
+        job.report_fields = {"fill": status.as_report()}
+        if status.done != done:
+            done, moved_at = status.done, time.monotonic()
         idle = time.monotonic() - moved_at
-        if wanted[0] == "lazy" and told.get("others_wait") and idle > _TURN:
-            filling.fill("never", 0)
+        if settings.mode == "lazy" and settings.others_wait and idle > _TURN:
+            restore.apply_settings(RestoreSettings("never"))
             raise FillYields
-        if filling.news.given_up is not None:
-            raise RestoreStopped(reason=filling.news.given_up)
-        if filling.news.is_stuck:
-            raise RestoreDamaged(damage=" ".join(filling.news.damaged[:DAMAGE_TOLD]))
+        if status.given_up is not None:
+            raise RestoreStopped(reason=status.given_up)
+        if status.is_stuck:
+            raise RestoreDamaged(damage=" ".join(status.damage_sentences[:MAX_DAMAGE_NAMED]))
 
 
 def extend(node: NodeContext, job: ClaimedJob) -> None:
@@ -166,5 +161,5 @@ def delete(node: NodeContext, job: ClaimedJob) -> None:
     logged in all the same, nothing is done to it.
     """
     node.exports.detach(job.volume_id)
-    node.fillings.remove(job.volume_id)
+    node.restores.remove(job.volume_id)
     node.pool.delete(job.volume_id, job.tick)

@@ -1,1 +1,1 @@
-"""Volumes that are used while they are filled from a backup: the node's side (docs/restores.md)."""
+"""Lazy restores on a node: volumes that are used before all of them is local (docs/restores.md)."""

@@ -1,10 +1,10 @@
-"""The process that serves a filling volume, as the node sees it.
+"""The process that serves a lazy restore, as the node sees it.
 
 Its code is lunr/backup/lazy_image/process.py.
 
-It outlives the agent, which may be killed and started again while the volume is in
-use. So whoever wants to start one takes a lock first that the process inherits and
-holds as long as it lives; who does not get the lock talks to the one that is there.
+The process outlives the agent, which may be killed and started again while the volume is in
+use. An agent takes a lock before it starts a process; the process inherits the lock and holds it
+as long as it lives. An agent that does not get the lock connects to the process that is there.
 """
 
 from __future__ import annotations
@@ -34,19 +34,19 @@ COMMAND = (sys.executable, "-P", "-m", "lunr.backup.lazy_image.process")
 CONTROL = "control"
 _LOCK = "lock"
 _PAUSE = 0.05
-#: Seconds that one which lives is given to open its socket, or to die.
-_REACH = 60.0
+#: Seconds that a process which lives is given to open its socket, or to die.
+_CONNECT_TIMEOUT = 60.0
 
 
-class WorkerSilent(errors.LunrError):
-    """The process that serves the filling volume in {folder} lives but can't be reached."""
+class ProcessSilent(errors.LunrError):
+    """The process that serves the lazy restore in {folder} lives but can't be reached."""
 
     code = "filling_silent"
     retry = True
 
 
 class RestoreProcess:
-    """One process, and the connection that orders go over, and events come.
+    """One process, and the connection that commands go over, and events come.
 
     Attributes:
         is_new: whether it was started here; else it was there already.
@@ -64,25 +64,25 @@ class RestoreProcess:
         self._process = process
 
     def events(self) -> Iterator[dict[str, Any]]:
-        """What it tells, until it ends or the connection does."""
+        """The events of the process, until it ends or the connection does."""
         with contextlib.suppress(ConnectionError), self._connection.makefile("rb") as lines:
             for line in lines:
-                if line.endswith(b"\n"):  # else it was killed while it told
+                if line.endswith(b"\n"):  # else it was killed while it wrote
                     yield json.loads(line)
 
-    def order(self, order: str) -> None:
-        """Give an order. One that is gone is noticed where its events end."""
+    def send(self, command: str) -> None:
+        """Give a command. That the process is gone is noticed where its events end."""
         with contextlib.suppress(OSError):
-            self._connection.sendall(order.encode() + b"\n")
+            self._connection.sendall(command.encode() + b"\n")
 
     def kill(self) -> None:
         """End it at once."""
-        _log.warning("killing the process %d, which serves a filling volume", self._pid)
+        _log.warning("killing the process %d, which serves a lazy restore", self._pid)
         with contextlib.suppress(ProcessLookupError):
             os.kill(self._pid, signal.SIGKILL)
 
     def close(self) -> None:
-        """Let go of it, after its events have ended."""
+        """Close the connection, after the events have ended."""
         self._connection.close()
         if self._process is not None:
             # Its connection closes when it exits; where a device hangs, that takes its time.
@@ -90,38 +90,38 @@ class RestoreProcess:
                 self._process.wait(1.0)
 
 
-def reach(
+def connect_or_spawn(
     folder: Path,
     task: Mapping[str, Any],
     command: Sequence[str] = COMMAND,
-    starting: Callable[[], None] = lambda: None,
+    before_spawn: Callable[[], None] = lambda: None,
 ) -> RestoreProcess:
-    """The process that serves in `folder`; one is started with `task` if there is none.
+    """Connect to the process that serves in `folder`; spawn one with `task` if there is none.
 
     Args:
         folder: where it has its lock and its control socket.
         task: as lunr/backup/lazy_image/process.py has it; holds secrets.
-        command: what starts one.
-        starting: called before one is started.
+        command: what starts a process.
+        before_spawn: called before a process is started.
 
     Raises:
-        WorkerSilent: there is one that does not answer.
+        ProcessSilent: a process lives and does not answer.
         OSError: none can be started.
     """
-    deadline = time.monotonic() + _REACH
+    deadline = time.monotonic() + _CONNECT_TIMEOUT
     while time.monotonic() < deadline:
         lock = take_lock(folder)
         if lock is not None:
             try:
-                starting()
-                return _start(folder, task, command, lock)
+                before_spawn()
+                return _spawn(folder, task, command, lock)
             finally:
                 os.close(lock)
         try:
-            return adopt(folder)
+            return attach(folder)
         except OSError:  # it is just beginning, or ending
             time.sleep(_PAUSE)
-    raise WorkerSilent(folder=folder)
+    raise ProcessSilent(folder=folder)
 
 
 def take_lock(folder: Path) -> int | None:
@@ -135,7 +135,7 @@ def take_lock(folder: Path) -> int | None:
     return lock
 
 
-def _start(
+def _spawn(
     folder: Path, task: Mapping[str, Any], command: Sequence[str], lock: int
 ) -> RestoreProcess:
     ours, its = socket.socketpair()
@@ -151,16 +151,16 @@ def _start(
                 start_new_session=True,
                 pass_fds=[lock],
             )
-        worker = RestoreProcess(ours, process.pid, process)
+        connected = RestoreProcess(ours, process.pid, process)
     except BaseException:
         ours.close()
         raise
-    worker.order(json.dumps({**task, "control": CONTROL}))
-    return worker
+    connected.send(json.dumps({**task, "control": CONTROL}))
+    return connected
 
 
-def adopt(folder: Path) -> RestoreProcess:
-    """The process that serves in `folder`.
+def attach(folder: Path) -> RestoreProcess:
+    """Connect to the process that serves in `folder`.
 
     Raises:
         OSError: there is none, or it does not listen.

@@ -1,8 +1,7 @@
-"""What users' snapshots lack that were taken of volumes while they were filled.
+"""What users' snapshots lack that were taken of lazy restores.
 
-It is written before the snapshot is taken. So a snapshot without a record is whole,
-as long as the record was not lost; that the API tells, which knows which snapshots
-need a backup.
+A record is written before its snapshot is taken. So a snapshot without a record is whole,
+unless the record was lost: the API knows which snapshots need a backup.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What a volume is filled from, and how far that is."""
+"""What a volume is restored from."""
 
 from __future__ import annotations
 
@@ -11,11 +11,14 @@ from lunr.common import concurrency, files
 
 @dataclass(frozen=True)
 class RestoreSpec:
-    """What a volume is filled from; kept on the node until it is full.
+    """What a volume is restored from; the node keeps it until the API knows that it is full.
 
     Attributes:
-        is_filled: nothing is absent any more.
-        is_clone: it is filled by dm-clone, not through FUSE.
+        backup_id: the backup.
+        repository: where that is.
+        size_bytes: of the volume.
+        is_filled: all blocks are local.
+        is_clone: dm-clone fills it, not FUSE.
     """
 
     backup_id: str
@@ -37,23 +40,3 @@ class RestoreSpec:
             FileNotFoundError: nothing.
         """
         return cls(**json.loads(path.read_text()))
-
-
-@dataclass(frozen=True)
-class Progress:
-    """How far a fill is.
-
-    Attributes:
-        done: bytes that are there, of `total`.
-        rate: bytes a second.
-        remaining: seconds, or None: nobody knows.
-        damaged: parts of it that can't be fetched, because the backup is damaged.
-        missing: parts of it that are not there yet, the damaged ones included.
-    """
-
-    done: int = 0
-    total: int = 0
-    rate: int = 0
-    remaining: int | None = None
-    damaged: int = 0
-    missing: int = 1

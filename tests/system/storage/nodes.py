@@ -62,12 +62,12 @@ def own_folder(engine: Engine) -> Path:
     return Path(f"{engine.url.removeprefix('files:')}-node")
 
 
-def make_fillings(pool: Pool, engine: Engine) -> RestoreRegistry:
+def make_restores(pool: Pool, engine: Engine) -> RestoreRegistry:
     folder = own_folder(engine)
     return RestoreRegistry(pool, engine, folder / "state", folder / "run")
 
 
-def end_fillings(run: Path) -> None:
+def end_restores(run: Path) -> None:
     """End the processes that an agent which was killed left to serve filling volumes."""
     for folder in RestoreRegistry.folder_in(run).glob("*"):
         for entry in Path("/proc").glob("[0-9]*/cwd"):
@@ -88,12 +88,12 @@ def make_agent(
     portal: str,
     **options: Any,
 ) -> Agent:
-    fillings = make_fillings(pool, engine)
-    exports = Exports(fillings, target)
+    restores = make_restores(pool, engine)
+    exports = Exports(restores, target)
     baselines = Baselines(pool, keep=options.pop("keep", True), days=1)
     metrics = Metrics()
     return Agent(
-        NodeContext(pool, exports, engine, fillings, baselines),
+        NodeContext(pool, exports, engine, restores, baselines),
         target,
         ApiClient(url, NODE, options.pop("token", TOKEN)),
         portal,

@@ -55,7 +55,7 @@ def start(place: Place, api: ContractApi) -> Iterator[Callable[..., Agent]]:
     yield start
     for agent in agents:
         agent.stop()
-        agent.node.fillings.close()
+        agent.node.restores.close()
 
 
 def export_payload(volume_id: str, **others: Any) -> dict[str, Any]:

@@ -101,7 +101,7 @@ class running:
 
     def __exit__(self, *_: object) -> None:
         self.agent.stop()
-        self.agent.node.fillings.close()
+        self.agent.node.restores.close()
         self.api.stop()
 
 

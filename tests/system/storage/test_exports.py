@@ -23,17 +23,18 @@ from lunr.backup.save.block_source import FileSource
 from lunr.backup.save.save import Backup, save
 from lunr.backup.stores import open_store
 from lunr.client.records import Export as Record
-from lunr.storage.exports import Exports
+from lunr.storage.exports import Exports, _Mover
 from lunr.storage.pools.files.pool import FilesPool
 from lunr.storage.restore.registry import RestoreRegistry
 from lunr.storage.restore.spec import RestoreSpec
+from lunr.storage.restore.status import RestoreSettings
 from lunr.storage.targets.base import Session as Who
 from lunr.storage.targets.tgt.target import TgtTarget
 from tests.support.services import Tgtd, need_fuse
 from tests.support.waiting import PATIENCE, wait_until
 from tests.system.backup.lazy_image.mounted import KEY, MIB
 from tests.system.storage import iscsi
-from tests.system.storage.nodes import Place, end_fillings, make_fillings, own_folder
+from tests.system.storage.nodes import Place, end_restores, make_restores, own_folder
 from tests.system.storage.test_agent import export_payload
 from tools.demos.stage import Disk, Session
 
@@ -44,14 +45,14 @@ TASK = RestoreSpec("b1", "account", SIZE)
 DOOMED = """
 import json, os, signal, sys, threading
 from pathlib import Path
-from lunr.storage.restore.process import adopt
+from lunr.storage.restore.process import attach
 from tests.system.storage import test_exports as test
 from tests.system.storage.nodes import Place
 
 node = test.Node(Place(**{k: Path(v) if k != "portal" else v for k, v in json.loads(sys.argv[1]).items()}))
-node.fillings.remounted = lambda _id: os.kill(os.getpid(), signal.SIGKILL)
+node.restores.on_replaced = lambda _id: os.kill(os.getpid(), signal.SIGKILL)
 node.start()
-adopt(node.run / "v1").kill()
+attach(node.run / "v1").kill()
 threading.Event().wait()
 """  # noqa: E501
 
@@ -64,19 +65,19 @@ class Node:
         self.target: TgtTarget
         self.pool, self.target, engine = place.parts()
         self.pool.check()
-        self.fillings = make_fillings(self.pool, engine)
+        self.restores = make_restores(self.pool, engine)
         self.run = RestoreRegistry.folder_in(own_folder(engine) / "run")
-        self.exports = Exports(self.fillings, self.target)
-        self.fillings.remounted = self.exports.remount
+        self.exports = Exports(self.restores, self.target)
+        self.restores.on_replaced = self.exports.reopen
 
     def end(self) -> None:
         self.exports.detach_all()
-        self.fillings.close()
+        self.restores.close()
         self.pool.close()
 
     def start(self) -> None:
         """As an agent does, with the API's answer that `v1` ought to be exported."""
-        self.fillings.load(self.pool.volumes(), self.fillings.known(), [])
+        self.restores.load(self.pool.volumes(), self.restores.known(), [])
         self.exports.restore(lambda: [wanted("v1")])
 
     def watch_until(self, condition: Any, what: str) -> None:
@@ -101,7 +102,7 @@ def place(xfs_mount: Path, tgtd: Tgtd, run_folder: Path) -> Iterator[Place]:
     place = Place(xfs_mount, store, tgtd.socket, tgtd.portal)
     yield place
     tgtd.kill()  # it has the files open
-    end_fillings(own_folder(place.engine()) / "run")
+    end_restores(own_folder(place.engine()) / "run")
 
 
 @pytest.fixture
@@ -130,7 +131,7 @@ def filling(node: Node, content: bytes) -> Node:
     """With `v1`, which nobody fills, exported."""
     assert content
     node.pool.create("v1", SIZE)
-    node.fillings.begin("v1", TASK, lambda: None)
+    node.restores.begin("v1", TASK, lambda: None)
     node.exports.attach("v1", wanted("v1"))
     return node
 
@@ -172,12 +173,12 @@ def test_half_of_an_export_is_made_whole(
     node.pool.create("v1", SIZE)
     file = node.pool.path("v1")
     hidden = file.with_name("hidden")
-    real = node.fillings.path
+    real = node.restores.device
     # Its path is known, and then it can't be opened: a target without a disk is left.
-    monkeypatch.setattr(node.fillings, "path", lambda _id: file)
+    monkeypatch.setattr(node.restores, "device", lambda _id: file)
     file.rename(hidden)
     node.exports.restore(lambda: [wanted("v1")])
-    monkeypatch.setattr(node.fillings, "path", real)
+    monkeypatch.setattr(node.restores, "device", real)
     hidden.rename(file)
     node.watch_until(
         lambda: "Unit Serial Number" in iscsi.inquire(place.portal, shown("v1")), "it has its disk"
@@ -203,15 +204,15 @@ def test_a_volume_that_hangs_keeps_no_other_from_being_exported(
 ) -> None:
     for volume_id in ("v1", "v2"):
         node.pool.create(volume_id, SIZE)
-    real = node.fillings.path
+    real = node.restores.device
 
     def path(volume_id: str) -> Path:
         if volume_id == "v1":
-            time.sleep(5)  # as one does that is settled, and hangs
+            time.sleep(5)  # as one does that is made plain, and hangs
         return real(volume_id)
 
     node.exports.attach("v1", wanted("v1"))
-    monkeypatch.setattr(node.fillings, "path", path)
+    monkeypatch.setattr(node.restores, "device", path)
     node.target.remove("v1")
     begun = time.monotonic()
     node.exports.watch()
@@ -227,10 +228,10 @@ def test_an_agent_that_dies_before_the_target_has_opened_the_file_anew(
     """The next one takes over a process that is not the one which the target has open."""
     where = json.dumps({name: str(value) for name, value in asdict(place).items()})
     # From now on it is as if this agent had ended.
-    filling.fillings.remounted = lambda _id: None
-    one = filling.fillings.get("v1")
+    filling.restores.on_replaced = lambda _id: None
+    one = filling.restores.get("v1")
     assert one is not None
-    one._stopping.set()
+    one._supervisor.stop()
     filling.pool.close()
     log = tmp_path / "log"
     with log.open("wb") as said:  # not a pipe: the process that it starts keeps that open
@@ -245,8 +246,8 @@ def test_an_agent_that_dies_before_the_target_has_opened_the_file_anew(
     filling.pool.check()
     second = Node.__new__(Node)
     second.__dict__.update(filling.__dict__)
-    second.fillings = make_fillings(filling.pool, place.engine())
-    second.exports = Exports(second.fillings, filling.target)
+    second.restores = make_restores(filling.pool, place.engine())
+    second.exports = Exports(second.restores, filling.target)
     second.start()
     copy = tmp_path / "copy"
     disk(place, tmp_path).read_image(copy, lambda _: None, seconds=30)
@@ -254,9 +255,9 @@ def test_an_agent_that_dies_before_the_target_has_opened_the_file_anew(
 
 
 def fill(node: Node) -> None:
-    one = node.fillings.get("v1")
+    one = node.restores.get("v1")
     assert one is not None
-    one.fill("eager", 0)
+    one.apply_settings(RestoreSettings("eager"))
     wait_until(lambda: one.is_filled, what="it is full")
 
 
@@ -290,8 +291,8 @@ def test_who_stays_logged_in_gets_the_pool_s_file_at_the_first_quiet_moment(
             node.exports.watch()
             time.sleep(0.2)
         assert exported(node) == str(node.run / "v1" / "mnt" / "volume")
-        settled = lambda: node.fillings.get("v1").is_settled  # type: ignore[union-attr]  # noqa: E731
-        node.watch_until(settled, "it is an ordinary volume")
+        is_plain = lambda: node.restores.get("v1").is_plain  # type: ignore[union-attr]  # noqa: E731
+        node.watch_until(is_plain, "it is an ordinary volume")
         assert exported(node) == str(node.pool.path("v1"))
         # Cleared just after that is noted.
         node.watch_until(lambda: not (node.run / "v1").exists(), "its process has left nothing")
@@ -309,19 +310,23 @@ def test_who_stays_logged_in_gets_the_pool_s_file_at_the_first_quiet_moment(
 def test_requests_that_come_as_the_export_is_moved_are_done(
     filling: Node, place: Place, content: bytes, tmp_path: Path
 ) -> None:
-    """Moved again and again under an initiator that is at work, whatever `quiet` says."""
+    """Moved again and again under an initiator that is at work, whatever `idle_seconds` says."""
     node, model = filling, bytearray(content)
     session = Session(disk(place, tmp_path), tmp_path)
     piece = tmp_path / "piece"
-    one = node.fillings.get("v1")
+    one = node.restores.get("v1")
     assert one is not None
     fill(node)
-    one.quiet = lambda: 60.0  # type: ignore[method-assign]
+    one.idle_seconds = lambda: 60.0  # type: ignore[method-assign]
+
+    def move_again(volume_id: str) -> None:
+        _Mover(node.exports, volume_id).open_device()
+
     try:
         for number in range(60):
             if number % 20 == 10:
-                node.exports._past.discard("v1")
-                node.exports._beside("v1", node.exports._leave)
+                move = node.exports._hand_over if number == 10 else move_again
+                node.exports._beside("v1", move)
             piece.write_bytes(data := os.urandom(4096))
             at = number * 65536
             session.write(piece, at, 4096)
@@ -329,5 +334,5 @@ def test_requests_that_come_as_the_export_is_moved_are_done(
         session.flush()
     finally:
         session.close()
-    node.watch_until(lambda: one.is_settled, "it is an ordinary volume")
+    node.watch_until(lambda: one.is_plain, "it is an ordinary volume")
     assert node.pool.path("v1").read_bytes() == model

@@ -15,9 +15,9 @@ import pytest
 
 from lunr.backup.lazy_image.presence import UNIT
 from lunr.storage.agent.agent import Agent
-from lunr.storage.exports import Exports
 from lunr.storage.jobs import volumes
-from lunr.storage.restore import fuse_restore
+from lunr.storage.restore import supervisor
+from lunr.storage.restore.handover import Handover
 from tests.support.services import Tgtd, need_fuse
 from tests.support.waiting import wait_until
 from tests.system.backup.lazy_image.mounted import MIB
@@ -58,7 +58,7 @@ def agent(place: Place, api: ContractApi) -> Iterator[Agent]:
 
 def there(agent: Agent, volume_id: str) -> int:
     """The bytes of a volume that are there."""
-    return agent.node.fillings.need(volume_id).news.progress.done
+    return agent.node.restores.need(volume_id).status.done
 
 
 def fill(api: ContractApi, volume_id: str, mode: str, limit: int = 0, others: bool = False) -> str:
@@ -113,7 +113,7 @@ def test_a_lazy_fill_of_a_volume_that_is_used_lets_others_fill(
     over = threading.Event()
 
     def use() -> None:
-        with agent.node.fillings.need("v1").path.open("rb", buffering=0) as file:
+        with agent.node.restores.need("v1").path.open("rb", buffering=0) as file:
             while not over.wait(0.02):
                 os.pread(file.fileno(), UNIT, 0)
 
@@ -153,7 +153,7 @@ def test_damage_is_told_though_nobody_fills_until_it_is_mended(
         return str(api.heartbeats[-1]["troubles"].get("v1", ""))
 
     def read(offset: int) -> None:
-        with agent.node.fillings.need("v1").path.open("rb", buffering=0) as file:
+        with agent.node.restores.need("v1").path.open("rb", buffering=0) as file:
             os.pread(file.fileno(), UNIT, offset)
 
     chunks = sorted(path for path in place.store.rglob("chunks/*/*") if path.is_file())
@@ -170,7 +170,7 @@ def test_damage_is_told_though_nobody_fills_until_it_is_mended(
     # Of a buffer that begins in the middle of a page, the kernel makes requests that do so.
     with (
         mmap.mmap(-1, 4 * MIB) as aligned,
-        agent.node.fillings.need("v1").path.open("r+b", buffering=0) as file,
+        agent.node.restores.need("v1").path.open("r+b", buffering=0) as file,
     ):
         os.pwrite(file.fileno(), aligned, bad)
     begun = time.monotonic()
@@ -178,25 +178,25 @@ def test_damage_is_told_though_nobody_fills_until_it_is_mended(
     assert time.monotonic() - begun < 10
 
 
-def test_an_agent_that_ends_while_a_full_volume_settles(
+def test_an_agent_that_ends_while_a_full_volume_becomes_plain(
     agent: Agent, api: ContractApi, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The volume's folder goes while it is looked for in there whether the process lives."""
-    one = agent.node.fillings.need("v1")
-    # Nobody but this test settles it.
-    monkeypatch.setattr(Exports, "_settle", lambda _self, _volume_id: None)
-    settle = threading.Thread(target=one.settle)
-    take_lock = fuse_restore.take_lock
+    one = agent.node.restores.need("v1")
+    # Nothing but this test makes it plain.
+    monkeypatch.setattr(Handover, "end_process", lambda _self: None)
+    make_plain = threading.Thread(target=one.make_plain)
+    take_lock = supervisor.take_lock
 
     def take(folder: Path) -> int | None:
-        if threading.current_thread() is not settle and settle.ident is None:
-            settle.start()
-            settle.join(2)
+        if threading.current_thread() is not make_plain and make_plain.ident is None:
+            make_plain.start()
+            make_plain.join(2)
         return take_lock(folder)
 
     fill(api, "v1", "eager")
     wait_until(lambda: one.is_filled, what="it is full")
-    monkeypatch.setattr(fuse_restore, "take_lock", take)
+    monkeypatch.setattr(supervisor, "take_lock", take)
     one.close()
-    settle.join()
-    assert not one._run.exists()
+    make_plain.join()
+    assert not one._record.run.exists()

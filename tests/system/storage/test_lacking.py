@@ -20,7 +20,7 @@ import pytest
 from lunr.common import units
 from lunr.storage.agent.agent import Agent
 from lunr.storage.pools.base import Purpose, Snapshot
-from lunr.storage.restore.process import adopt
+from lunr.storage.restore.process import attach
 from lunr.storage.restore.snapshot_gaps import SnapshotStateLost
 from tests.support.services import Tgtd, need_fuse
 from tests.support.thorough import steps
@@ -124,7 +124,7 @@ class Ground:
         """Kill the process that serves a volume, if one does."""
         folder = own_folder(self.place.engine()) / "run" / "fillings" / id
         with contextlib.suppress(OSError):
-            worker = adopt(folder)
+            worker = attach(folder)
             worker.kill()
             worker.close()
 
@@ -134,7 +134,7 @@ class Ground:
 
         def attempt() -> int | None:
             try:
-                fd = os.open(self.agent.node.fillings.path(id), os.O_RDWR)
+                fd = os.open(self.agent.node.restores.path(id), os.O_RDWR)
                 os.pread(fd, 1, 0)
             except OSError as error:
                 assert error.errno in (errno.ENOTCONN, errno.ENOENT, errno.ECONNABORTED), error

@@ -20,7 +20,7 @@ from tests.support.services import CHECKOUT, Tgtd, need_fuse
 from tests.support.waiting import PATIENCE, free_port, wait_until
 from tests.system.storage import iscsi
 from tests.system.storage.contract_api import NODE, TOKEN, ContractApi
-from tests.system.storage.nodes import KEY, end_fillings
+from tests.system.storage.nodes import KEY, end_restores
 from tests.system.storage.test_agent import backup, export_payload
 
 MIB = 1 << 20
@@ -119,7 +119,7 @@ def storage(
         storage.process.kill()
         storage.process.wait()
     wait_until(lambda: not storage.workers(), what="no worker is left")
-    end_fillings(folder / "run")
+    end_restores(folder / "run")
 
 
 def fill(pool: Path, volume_id: str) -> bytes:

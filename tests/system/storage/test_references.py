@@ -116,7 +116,7 @@ def ground(xfs_mount: Path, tgtd: Tgtd, run_folder: Path) -> Iterator[Ground]:
     ground = Ground(Place(xfs_mount, store, tgtd.socket, tgtd.portal), api)
     yield ground
     ground.agent.stop()
-    ground.agent.node.fillings.close()
+    ground.agent.node.restores.close()
     api.stop()
 
 

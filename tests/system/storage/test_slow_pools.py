@@ -112,7 +112,7 @@ def start(place: Place, api: ContractApi) -> Iterator[Callable[[FilesPool], Agen
     yield start
     for agent in agents:
         agent.stop()
-        agent.node.fillings.close()
+        agent.node.restores.close()
 
 
 def save(api: ContractApi, backup_id: str, snapshot_id: str | None = None) -> dict[str, Any]:

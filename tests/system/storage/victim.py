@@ -20,7 +20,7 @@ from lunr.storage.baselines import Baselines
 from lunr.storage.exports import Exports
 from lunr.storage.jobs import HANDLERS
 from lunr.storage.jobs.node_context import NodeContext
-from tests.system.storage.nodes import Place, make_fillings
+from tests.system.storage.nodes import Place, make_restores
 
 
 class Doomed:
@@ -58,10 +58,10 @@ def main() -> None:
     pool, target, engine = place.parts()
     pool.check()
     parts: list[Any] = [Doomed(part) for part in (pool, target, engine)]
-    fillings = make_fillings(pool, engine)
-    fillings.load(pool.volumes(), fillings.known(), [])
+    restores = make_restores(pool, engine)
+    restores.load(pool.volumes(), restores.known(), [])
     baselines = Baselines(parts[0], keep=True, days=1)
-    node = NodeContext(parts[0], Exports(fillings, parts[1]), parts[2], fillings, baselines)
+    node = NodeContext(parts[0], Exports(restores, parts[1]), parts[2], restores, baselines)
     concurrency.blocking = lambda function, *args: doomed(function)(*args)
     Doomed.left = int(sys.argv[3])
     try:

@@ -248,7 +248,7 @@ class World:
             for disk in tree.disks().values():
                 tree.take_down(disk)
             tree.sweep()
-        self._end_fillings()
+        self._end_restores()
         sh("vgchange", "-qqan", GROUP)
         shutil.rmtree(self.service.root / "run")
         (self.service.root / "run").mkdir(mode=0o700)
@@ -263,7 +263,7 @@ class World:
                 if b"lunr.backup.lazy_image.process" in path.read_bytes():
                     os.kill(int(path.parent.name), signal.SIGKILL)
 
-    def _end_fillings(self) -> None:
+    def _end_restores(self) -> None:
         """End the processes that serve filling volumes, and what stands on them."""
         self.end_what_serves()
         for name in sh("dmsetup", "ls", "--target", "clone", check=False).splitlines():

@@ -22,10 +22,12 @@ from lunr.storage.pools.base import DevicePool, Snapshot
 from lunr.storage.pools.lvm.pool import LvmPool
 from lunr.storage.pools.thin.pool import ThinPool
 from lunr.storage.restore.dm_clone import device as clone_device
-from lunr.storage.restore.dm_clone.restore import DmCloneRestore
-from lunr.storage.restore.process import adopt
+from lunr.storage.restore.dm_clone.backend import DmCloneBackend
+from lunr.storage.restore.lazy_restore import LazyRestore
+from lunr.storage.restore.process import attach
 from lunr.storage.restore.registry import RestoreRegistry
 from lunr.storage.restore.spec import RestoreSpec
+from lunr.storage.restore.status import RestoreSettings
 from lunr.storage.targets.lio import tree
 from lunr.storage.targets.lio.target import LioTarget
 from tests.support.initiator import Initiator, sh
@@ -94,24 +96,28 @@ class Node:
         shutil.copytree(place.store, self.store)
         self.engine = Engine(url=f"files:{self.store}", options={}, key=KEY)
         self.shadow = bytearray(place.data) + bytes(SIZE - len(place.data))
-        self.fillings = self.make()
+        self.restores = self.make()
         pool.create("v1", SIZE)
-        self.task = RestoreSpec("b1", "account", SIZE)
-        self.fillings.begin("v1", self.task, lambda: None)
+        self.spec = RestoreSpec("b1", "account", SIZE)
+        self.restores.begin("v1", self.spec, lambda: None)
 
     def make(self) -> RestoreRegistry:
         places = self.folder / "state", self.folder / "run"
         return RestoreRegistry(self.pool, self.engine, *places, dm_clone=True)
 
     @property
-    def volume(self) -> DmCloneRestore:
-        one = self.fillings.get("v1")
-        assert isinstance(one, DmCloneRestore)
-        return one
+    def volume(self) -> LazyRestore:
+        return self.restores.need("v1")
+
+    @property
+    def backend(self) -> DmCloneBackend:
+        backend = self.volume._backend
+        assert isinstance(backend, DmCloneBackend)
+        return backend
 
     def read(self, offset: int, length: int) -> bytes:
         """Past the page cache."""
-        file = os.open(self.fillings.path("v1"), os.O_RDONLY | os.O_DIRECT)
+        file = os.open(self.restores.path("v1"), os.O_RDONLY | os.O_DIRECT)
         try:
             with mmap.mmap(-1, length) as buffer:
                 assert os.preadv(file, [buffer], offset) == length
@@ -137,22 +143,21 @@ class Node:
 
     def abandon(self) -> None:
         """Stop here as an agent that is killed does."""
-        one = self.volume
-        one._over.set()
-        one._stopping.set()
-        if one._worker is not None:
-            one._worker._connection.shutdown(2)
-        for thread in (one._driver, one._thread):
+        backend, supervisor = self.backend, self.volume._supervisor
+        backend.stop()
+        if supervisor._process is not None:
+            supervisor._process._connection.shutdown(2)
+        for thread in (backend._driver, supervisor._thread):
             assert thread is not None
             thread.join(PATIENCE)
 
     def restart(self) -> None:
         """Begin anew as the next agent does."""
-        self.fillings = self.make()
-        self.fillings.load(["v1"], ["v1"], [])
+        self.restores = self.make()
+        self.restores.load(["v1"], ["v1"], [])
 
     def kill_process(self) -> None:
-        worker = adopt(self.folder / "run" / "fillings" / "v1")
+        worker = attach(self.folder / "run" / "fillings" / "v1")
         worker.kill()
         worker.close()
 
@@ -161,7 +166,7 @@ class Node:
 def node(pool: DevicePool, stored: Place, tmp_path: Path) -> Iterator[Node]:
     node = Node(pool, stored, tmp_path)
     yield node
-    node.fillings.remove("v1")
+    node.restores.remove("v1")
     pool.delete("v1")
     assert nothing_left(tmp_path)
 
@@ -172,7 +177,7 @@ def nothing_left(folder: Path) -> bool:
     assert stray_mappings() == []
     assert sh("losetup", "-a") == ""
     assert str(folder) not in Path("/proc/self/mounts").read_text()
-    said = subprocess.run(["pgrep", "-f", "image.worker"], capture_output=True, check=False)
+    said = subprocess.run(["pgrep", "-f", "lazy_image.process"], capture_output=True, check=False)
     assert not said.stdout
     return True
 
@@ -215,16 +220,16 @@ def test_it_is_used_while_it_is_filled_and_then_it_is_plain(
     chance = random.Random(1)
     # Zeros are there, and nobody copied them; the rest is fetched when it is read.
     assert node.volume.path.is_block_device()
-    wait_until(lambda: node.volume.news.progress.done)
+    wait_until(lambda: node.volume.status.done)
     zeros = SIZE - 12 * MIB - 12 * MIB  # all but the chunks that have data
-    wait_until(lambda: node.volume.news.progress.done == zeros)
+    wait_until(lambda: node.volume.status.done == zeros)
     assert node.is_right(32 * MIB, 2 * MIB)
     node.write(5 * UNIT, chance.randbytes(UNIT))  # where nothing is: no fetch
     node.write(33 * MIB + 512, chance.randbytes(700 * 512))
     node.write(60 * MIB, chance.randbytes(3 * UNIT))
     # A snapshot has all but just what it is told to lack.
     snapshot = Snapshot("v1", "s1")
-    with node.volume.still() as absent:
+    with node.volume.freeze() as absent:
         pool.snapshot(snapshot)
     assert sum(end - start for start, end in absent) == 24 * MIB - UNIT - 88 * UNIT
     lacks = bytearray(pool.path(snapshot).read_bytes())
@@ -233,15 +238,15 @@ def test_it_is_used_while_it_is_filled_and_then_it_is_plain(
         lacks[start:end] = node.shadow[start:end]
     assert lacks == node.shadow
     # What is made from it is filled from the same backup, through FUSE.
-    node.fillings.prepare("v2", node.task, MissingExtents("b1", absent))
+    node.restores.prepare("v2", node.spec, MissingExtents("b1", absent))
     pool.clone("v2", snapshot, SIZE)
     pool.delete_snapshot(snapshot)
-    node.fillings.begin("v2", node.task, lambda: None)
-    made = node.fillings.need("v2")
+    node.restores.begin("v2", node.spec, lambda: None)
+    made = node.restores.need("v2")
     assert made.path.read_bytes() == node.shadow
-    wait_until(lambda: made.is_filled and made.settle(), what="it was filled by being read")
+    wait_until(lambda: made.is_filled and made.make_plain(), what="it was filled by being read")
     assert pool.path("v2").read_bytes() == node.shadow
-    node.fillings.remove("v2")
+    node.restores.remove("v2")
     pool.delete("v2")
     # The agent dies in the middle of a snapshot, then the process; then it is another boot.
     node.abandon()
@@ -259,14 +264,14 @@ def test_it_is_used_while_it_is_filled_and_then_it_is_plain(
     # Filled under who uses it; then there is the volume and nothing else.
     free = pool.capacity().free_bytes
     with writing(node, chance):
-        node.volume.fill("eager", 0)
+        node.volume.apply_settings(RestoreSettings("eager"))
         wait_until(lambda: node.volume.is_filled, what="it is filled")
         table = ["dmsetup", "table", pool.clone_name("v1")]
         wait_until(lambda: "linear" in sh(*table))
         time.sleep(1)
     assert free - pool.capacity().free_bytes < 40 * MIB  # zeros that nobody writes take no room
-    wait_until(node.volume.settle)
-    assert node.fillings.path("v1") == pool.path("v1")
+    wait_until(node.volume.make_plain)
+    assert node.restores.path("v1") == pool.path("v1")
     assert node.is_right()
     assert "filling" not in sh("lvs", "-o", "lv_tags", GROUP)
 
@@ -297,23 +302,23 @@ def test_the_store_is_away_and_part_of_it_is_lost(node: Node) -> None:
     with away(node.store):
         reader = threading.Thread(target=try_to_read)
         reader.start()
-        wait_until(lambda: node.volume.news.store_trouble, what="it knows that the store is away")
+        wait_until(lambda: node.volume.status.store_trouble, what="it knows that the store is away")
         node.kill_process()
         reader.join(PATIENCE)
-    wait_until(lambda: not node.volume.trouble, what="all is well again")
+    wait_until(lambda: not node.volume.status.trouble, what="all is well again")
     # One object rots: all else comes.
     chunk = max((path for path in node.store.rglob("*") if path.is_file()), key=os.path.getsize)
     good = chunk.read_bytes()
     middle = len(good) // 2
     chunk.write_bytes(good[:middle] + bytes(64) + good[middle + 64 :])
     node.kill_process()  # it has that in memory, perhaps
-    wait_until(lambda: node.volume._mounted)
-    node.volume.fill("eager", 0)
-    wait_until(lambda: node.volume.news.is_stuck, what="all is there but what is lost")
-    assert node.volume.news.damaged
-    assert SIZE - node.volume.news.progress.done in (32 << 10, 64 << 10)
+    wait_until(lambda: node.volume._supervisor.is_mounted)
+    node.volume.apply_settings(RestoreSettings("eager"))
+    wait_until(lambda: node.volume.status.is_stuck, what="all is there but what is lost")
+    assert node.volume.status.damage
+    assert SIZE - node.volume.status.done in (32 << 10, 64 << 10)
     chunk.write_bytes(good)
-    node.volume.fill("eager", 0)
+    node.volume.apply_settings(RestoreSettings("eager"))
     wait_until(lambda: node.volume.is_filled, what="it is filled")
     assert node.is_right()
 
@@ -326,13 +331,13 @@ def test_it_grows_while_it_is_used_and_is_left_after(
     initiator: Initiator,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    exports = Exports(node.fillings, lio)
+    exports = Exports(node.restores, lio)
     export = export_of(node.volume.path)
     names = ("volume_id", "iqn", "lun", "username", "password", "serial", "initiator")
     exports.attach("v1", {name: getattr(export, name) for name in names})
     offer = offered(export, lio_portal)
     with logged_in(initiator, offer) as device:
-        node.volume.fill("eager", 0)
+        node.volume.apply_settings(RestoreSettings("eager"))
         wait_until(lambda: node.volume.is_filled, what="it is filled")
         before = lio_session("v1")
         node.pool.extend("v1", 2 * SIZE)
@@ -342,9 +347,9 @@ def test_it_grows_while_it_is_used_and_is_left_after(
         sh("dd", "if=/dev/urandom", f"of={device}", "bs=1M", "seek=100", "count=1", "oflag=direct")
         assert lio_session("v1") == before
         exports.watch()
-        assert not node.volume.is_settled
+        assert not node.volume.is_plain
     wait_until(lambda: not exports.watch().sessions_changed)
-    wait_until(lambda: node.volume.is_settled, what="nobody uses the device any more")
+    wait_until(lambda: node.volume.is_plain, what="nobody uses the device any more")
     wait_until(lambda: "v1" in exports.present())
     assert tree.backing(tree.disks()["v1"]) == node.pool.path("v1")
     assert node.is_right()
@@ -386,7 +391,7 @@ def test_it_is_filled_however_busy_it_is(node: Node) -> None:
         for thread in busy:
             thread.start()
         try:
-            node.volume.fill("eager", 0)
+            node.volume.apply_settings(RestoreSettings("eager"))
             wait_until(lambda: node.volume.is_filled, what="it is filled")
         finally:
             over.set()
@@ -397,11 +402,11 @@ def test_it_is_filled_however_busy_it_is(node: Node) -> None:
 
 @pytest.mark.parametrize("pool", ["thin"], indirect=True)
 def test_it_goes_while_it_is_filled(node: Node, tmp_path: Path) -> None:
-    node.volume.fill("eager", MIB)
-    wait_until(lambda: node.volume.news.progress.rate)
+    node.volume.apply_settings(RestoreSettings("eager", MIB))
+    wait_until(lambda: node.volume.status.rate)
     with away(node.store):
         began = time.monotonic()
-        node.fillings.remove("v1")
+        node.restores.remove("v1")
         node.pool.delete("v1")
         assert time.monotonic() - began < 15
         assert nothing_left(tmp_path)

@@ -21,7 +21,7 @@ from tests.support.initiator import Initiator, sh
 from tests.support.services import XFS_MINIMUM
 from tests.support.slices import Slices
 from tests.support.target_contract import export_of
-from tests.system.storage.nodes import KEY, make_fillings
+from tests.system.storage.nodes import KEY, make_restores
 from tests.vm.storage.conftest import (
     Driver,
     lio_left_over,
@@ -159,8 +159,8 @@ def test_a_node_starts_anew(
     export = dataclasses.replace(export_of(pool.path("v1")), ip="127.0.0.1")
     names = ("volume_id", "iqn", "lun", "username", "password", "serial", "initiator", "ip")
     wanted = {name: getattr(export, name) for name in names}
-    fillings = make_fillings(pool, Engine(url=f"files:{pool.folder}/store", options={}, key=KEY))
-    Exports(fillings, lio).attach("v1", wanted)
+    restores = make_restores(pool, Engine(url=f"files:{pool.folder}/store", options={}, key=KEY))
+    Exports(restores, lio).attach("v1", wanted)
     with (
         logged_in(initiator, offered(export, lio_portal)) as device,
         writing(device) as counted,
@@ -170,7 +170,7 @@ def test_a_node_starts_anew(
         assert lio_left_over() == []
         target = LioTarget(lio_portal, pool.folder)
         target.check()
-        Exports(fillings, target).restore(lambda: [wanted])
+        Exports(restores, target).restore(lambda: [wanted])
         wait_for_answer(device)
         assert target.exports() == {"v1": [{"initiator": export.initiator, "ip": export.ip}]}
     assert_written(export.path, counted[0])

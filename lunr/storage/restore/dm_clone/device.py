@@ -164,7 +164,7 @@ class CloneDevice:
         """Let I/O go on."""
         self._dmsetup("resume")
 
-    def become(self, destination: Path, size: int) -> None:
+    def replace_by_linear(self, destination: Path, size: int) -> None:
         """Be `destination` and nothing else, without anybody who has the device open noticing."""
         self.suspend()
         try:

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from lunr.storage.restore import process as module
-from lunr.storage.restore.process import RestoreProcess, adopt, reach, take_lock
+from lunr.storage.restore.process import RestoreProcess, attach, connect_or_spawn, take_lock
 from tests.support.waiting import PATIENCE, wait_until
 
 #: Listens as the real one does, tells what it was told, and ends when told to.
@@ -50,13 +50,13 @@ def folder(tmp_path: Path) -> Iterator[Path]:
     yield folder
     lock = take_lock(folder)
     if lock is None:
-        adopt(folder).kill()
+        attach(folder).kill()
         lock = wait_until(lambda: take_lock(folder))
     os.close(lock)
 
 
 def start(folder: Path, pause: float = 0.0) -> RestoreProcess:
-    return reach(folder, {"secret": "s3cret", "pause": pause}, COMMAND)
+    return connect_or_spawn(folder, {"secret": "s3cret", "pause": pause}, COMMAND)
 
 
 def test_it_is_started_once_and_then_taken_over(folder: Path) -> None:
@@ -66,9 +66,9 @@ def test_it_is_started_once_and_then_taken_over(folder: Path) -> None:
     second = start(folder)
     others = second.events()
     assert not second.is_new and next(others)["event"] == "mounted"
-    second.order("hello")
+    second.send("hello")
     assert next(others) == {"event": "heard", "line": "hello"}
-    first.order("end")
+    first.send("end")
     assert [event["event"] for event in told] == ["heard", "done"]
     assert list(others)[-1:] == [{"event": "done"}]
     first.close()
@@ -102,8 +102,8 @@ def test_killed_another_is_started(folder: Path) -> None:
 def test_it_outlives_whoever_started_it(folder: Path) -> None:
     code = (
         "import sys, os, pathlib\n"
-        "from lunr.storage.restore.process import reach\n"
-        f"worker = reach(pathlib.Path({str(folder)!r}), "
+        "from lunr.storage.restore.process import connect_or_spawn\n"
+        f"worker = connect_or_spawn(pathlib.Path({str(folder)!r}), "
         f"{{'secret': 'x', 'pause': 0}}, (sys.executable, '-c', {PROGRAM!r}))\n"
         "next(worker.events())\n"
         "os.kill(os.getpid(), 9)\n"
@@ -114,7 +114,7 @@ def test_it_outlives_whoever_started_it(folder: Path) -> None:
     assert not found.is_new
     told = found.events()
     assert next(told)["event"] == "mounted"
-    found.order("hello")
+    found.send("hello")
     assert next(told) == {"event": "heard", "line": "hello"}
     found.close()
 
@@ -134,9 +134,9 @@ def test_of_many_at_once_one_starts_it(folder: Path) -> None:
 
 
 def test_one_that_never_answers_is_told_of(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_REACH", 0.3)
+    monkeypatch.setattr(module, "_CONNECT_TIMEOUT", 0.3)
     first = start(folder, pause=1.5)
-    with pytest.raises(module.WorkerSilent):
+    with pytest.raises(module.ProcessSilent):
         start(folder)
     next(first.events())
     first.close()

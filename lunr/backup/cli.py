@@ -1,4 +1,4 @@
-"""``lunr engine``: the engine on the command line, without a service around it."""
+"""``lunr engine``: the backup engine on the command line, without a service."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ ID = _Id()
 
 @dataclass(frozen=True)
 class CliContext:
-    """What every command works with: the repository, and how it shows what it does."""
+    """The context of every command: the repository, and the output."""
 
     repository: Repository
     as_json: bool
@@ -89,11 +89,11 @@ class CliContext:
 
     @contextmanager
     def progress(self, title: str) -> Iterator[Progress]:
-        """A bar on a terminal, nothing elsewhere."""
+        """A progress bar on a terminal, nothing elsewhere."""
         if self.as_json or not sys.stderr.isatty():
             yield lambda _done, _total: None
             return
-        # Imported here: it costs what all the rest of the command does.
+        # Imported here: it takes as long as the rest of the command.
         from rich import progress as bars
         from rich.console import Console
 
@@ -114,7 +114,7 @@ class CliContext:
 
 
 def _command(function: Callable[..., None]) -> Callable[..., None]:
-    """A command of the group, with the options that all have; it gets ``tools`` first."""
+    """Make a command of the group, with the common options; it gets ``tools`` first."""
 
     @engine.command(function.__name__.strip("_"), help=function.__doc__)
     @click.option(
@@ -206,7 +206,7 @@ def save(
     if parent_id is not None:
         ids.check(parent_id, "--parent")
     for named in (parent_id, *like):
-        if named is not None:  # a person who names one should know that it is not there
+        if named is not None:  # an option with a missing backup is an error
             tools.repository.load_root(named)
     backup = Backup(
         backup_id=backup_id,
@@ -242,13 +242,13 @@ def save(
 
 
 def _volume_of(source: Path) -> str:
-    """An id made of the source's name."""
+    """A volume id from the source's name."""
     name = re.sub(r"[^A-Za-z0-9_-]+", "-", source.resolve().name).strip("-_")[:64]
     return name or "volume"
 
 
 def _roots(repository: Repository) -> list[Root]:
-    """The readable roots, newest first; of the others it warns."""
+    """The readable roots, newest first; unreadable ones cause warnings."""
     roots = []
     for backup_id in repository.backup_ids():
         try:
@@ -261,8 +261,8 @@ def _roots(repository: Repository) -> list[Root]:
 
 
 def _latest(repository: Repository, volume: str) -> str | None:
-    found = (root.backup_id for root in _roots(repository) if root.volume_id == volume)
-    return next(found, None)
+    matching = (root.backup_id for root in _roots(repository) if root.volume_id == volume)
+    return next(matching, None)
 
 
 @_command
@@ -307,8 +307,8 @@ def restore(tools: CliContext, backup_id: str, target: Path, force: bool) -> Non
 def verify(tools: CliContext, backup_id: str | None, share: int) -> None:
     """Read and check every object of the backup ID, or of all backups.
 
-    What is bad is set aside: the next backup of a volume that still has the data stores it
-    again. The exit code is 1 when a backup is damaged.
+    Bad objects go into quarantine: the next backup of a volume that still has the data stores
+    it again. The exit code is 1 when a backup is damaged.
     """
     with tools.progress("verify") as progress:
         done = verify_backups(
@@ -319,7 +319,7 @@ def verify(tools: CliContext, backup_id: str | None, share: int) -> None:
             progress=progress,
             cancel=tools.cancel,
         )
-    bad = [f"{one}: {reason}" for one, reason in sorted(done.damaged.items())]
+    bad = [f"{id}: {reason}" for id, reason in sorted(done.damaged.items())]
     tools.show(
         asdict(done),
         f"Looked at {done.backups} backups: read {done.objects} objects, "
@@ -377,18 +377,18 @@ def delete(tools: CliContext, backup_id: str) -> None:
 def collect(tools: CliContext, grace: float | None) -> None:
     """Delete what no backup needs.
 
-    Safe while backups are saved. What a running save may still want is left
-    for the next time, and on stores whose listings lag nothing is deleted
-    until it was garbage for the time of grace: run it again after that.
+    Safe while backups are saved. Objects that a running save may need are left
+    for the next run. On stores whose listings lag, objects are deleted only after they
+    were garbage for the time of grace: run it again after that.
     """
     wait = 2 * tools.repository.store.lag if grace is None else grace
     started = time.monotonic()
     deleted = freed = 0
     pending: list[str] = []
     collections = pending_deletion.listed(tools.repository)
-    found = garbage.collect(tools.repository, grace=wait, threads=tools.jobs, cancel=tools.cancel)
-    if found.collection is not None:
-        collections.append(found.collection)
+    marked = garbage.collect(tools.repository, grace=wait, threads=tools.jobs, cancel=tools.cancel)
+    if marked.collection is not None:
+        collections.append(marked.collection)
     for collection in collections:
         try:
             swept = garbage.sweep(tools.repository, collection, (), wait, tools.jobs, tools.cancel)
@@ -398,7 +398,7 @@ def collect(tools: CliContext, grace: float | None) -> None:
         deleted += swept.deleted
         freed += swept.bytes_deleted
     result = {
-        "condemned": found.condemned,
+        "condemned": marked.condemned,
         "deleted": deleted,
         "bytes_deleted": freed,
         "pending": pending,

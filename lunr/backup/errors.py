@@ -1,4 +1,4 @@
-"""What can go wrong between a volume, the engine and a store."""
+"""The errors of the backup engine, its stores, sources and targets."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class ObjectMissing(LunrError):
 
 
 class BadObjectName(LunrError):
-    """{name!r} can't be the name of an object: nothing was read, written or deleted. Somebody else than lunr wrote to the store."""
+    """{name!r} can't be the name of an object: nothing was read, written or deleted. Another program than lunr wrote to the store."""
 
     code = "bad_object_name"
 
@@ -118,7 +118,7 @@ class SavesRunning(LunrError):
     retry = True
 
 
-# --- what is read and written ----------------------------------------------------
+# --- sources and targets -----------------------------------------------------------
 
 
 class SourceError(LunrError):

@@ -1,4 +1,4 @@
-"""The same work on many things by a few threads."""
+"""The same work on many items by a few threads."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from lunr.common.errors import Cancelled
 
 T = TypeVar("T")
 
-#: How long a caller who was interrupted waits for threads that are in the
-#: middle of something; they are daemons and touch nothing after it.
+#: Seconds that an interrupted caller waits for threads that are at work; they are
+#: daemons and change nothing after that.
 _PATIENCE = 0.3
 
 
-#: Threads beyond those that wait for the store: each holds a chunk and what becomes of it.
+#: Threads besides those that wait for the store: each holds a chunk in memory, plain and encoded.
 _MOST_AT_WORK = 4
 
 
 def threads_for(requests: int) -> int:
-    """How many threads keep so many `requests` to a store, and the processors, busy.
+    """How many threads keep `requests` requests to a store, and the processors, busy.
 
-    While some wait for the store, others read, hash, check and write. For 1 it is 1.
+    While some wait for the store, others read, hash, check and write. For 1 request it is 1.
     """
     return 1 if requests == 1 else requests + min(os.cpu_count() or 1, _MOST_AT_WORK)
 
@@ -37,7 +37,7 @@ def each(
 ) -> None:
     """Call `work` for each of `items`, in `threads` threads (1: in this one).
 
-    `items` is advanced by one thread at a time. The first error ends all and is
+    Only one thread at a time advances `items`. The first error stops all threads and is
     raised here.
 
     Raises:

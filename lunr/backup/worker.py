@@ -1,7 +1,7 @@
 """The engine as a child process: ``python -m lunr.backup.worker``.
 
 The first line of standard input is a task, one JSON object; secrets come only
-this way. The input stays open: a line ``cancel`` cancels the task, and its end
+this way. The input stays open: a line ``cancel`` cancels the task; the end of the input
 means that the parent died. Standard output has one JSON object a line:
 ``{"event": "progress", "done", "total"}`` in bytes, at most five a second, and
 at the end ``{"event": "done", "result"}`` (exit code 0) or ``{"event":
@@ -14,15 +14,15 @@ line, the first writes; null: the public one), ``repository``, ``concurrency``,
 ``limit`` (bytes a second to and from the store, in all; 0 or absent: no limit), and:
 
 ========  ====================================================================
-save      source, size_bytes, backup_id, volume_id, parent_id, condemned, created_at,
-          like (ids of other backups that may have the same chunks; default: none),
-          allocated (``[[first byte, end], …]``, in order: there is nothing but
-          zeros elsewhere; null or absent: nobody knows), changed (the same of what may
-          differ from the backup parent_id; heeded only where that can be built upon),
-          absent (the same of what is not there: it is as in the backup base_id),
-          internal (it is made by the service for itself; default false).
-          The result's ``written`` is false when the backup was there already, of
-          whatever moment
+save      source, size_bytes, backup_id, volume_id, parent_id, ``condemned`` (collections
+          pending deletion), created_at,
+          like (ids of dedup candidates; default: none),
+          allocated (``[[first byte, end], …]``, in order: elsewhere are only
+          zeros; null or absent: unknown), changed (likewise, the ranges that may
+          differ from the backup parent_id; ignored if the save can't refer to that),
+          absent (likewise, the ranges that are not local: the backing backup base_id has
+          them), internal (whether it is a hidden backup; default false).
+          The result's ``written`` is false if the backup existed already, of any time
 restore   backup_id, target, size_bytes, target_is_zero
 verify    backup_ids, share (``[number, of]``: only that share of the objects; null or
           absent: all)
@@ -71,7 +71,7 @@ _PATIENCE = 0.5
 
 @dataclass(frozen=True)
 class Job:
-    """A task under way: what every kind of it needs."""
+    """A running task, with what every kind of task needs."""
 
     task: Mapping[str, Any]
     repository: Repository
@@ -107,7 +107,7 @@ def _save(job: Job) -> dict[str, Any]:
                 volume_id=job["volume_id"],
                 created_at=job["created_at"],
                 parent_id=task.get("parent_id"),
-                like=tuple(ids.check(one, "like") for one in task.get("like", ())),
+                like=tuple(ids.check(id, "like") for id in task.get("like", ())),
                 pending_deletion=tuple(task.get("condemned", ())),
                 changed=task.get("changed"),
                 internal=bool(task.get("internal", False)),
@@ -122,7 +122,7 @@ def _save(job: Job) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def _overlaid(job: Job, local: FileSource) -> Iterator[Source]:
-    """The volume to save, also where it is absent from `local`."""
+    """The source of the save: `local`, with its absent ranges from the backing backup."""
     absent = job.task.get("absent")
     if not absent:
         yield local
@@ -171,7 +171,9 @@ def _verify(job: Job) -> dict[str, Any]:
     groups: dict[str, list[str]] = {}
     for backup_id, reason in sorted(done.damaged.items()):
         groups.setdefault(reason, []).append(backup_id)
-    damaged = [{"reason": reason, "backup_ids": found} for reason, found in groups.items()]
+    damaged = [
+        {"reason": reason, "backup_ids": backup_ids} for reason, backup_ids in groups.items()
+    ]
     return {**asdict(done), "damaged": damaged}
 
 
@@ -244,10 +246,10 @@ class _Reporter:
 def parse(line: str) -> dict[str, Any]:
     """The task in `line`, with its ranges as :class:`Extents`.
 
-    As JSON's lists, half a million of them would take a third of the memory that a worker may.
+    As lists, half a million of them would take a third of the memory that a worker may use.
 
     Raises:
-        errors.BadRequest: it is none.
+        errors.BadRequest: it is no task.
     """
     try:
         task = json.loads(line)
@@ -268,11 +270,11 @@ def parse(line: str) -> dict[str, Any]:
 
 
 def run(task: Mapping[str, Any], progress: Progress, cancel: threading.Event) -> dict[str, Any]:
-    """Do `task`, as :func:`parse` gives it, and return its result.
+    """Run `task`, as :func:`parse` returns it, and return its result.
 
     Raises:
         errors.LunrError: it failed.
-        errors.BadRequest: the task makes no sense.
+        errors.BadRequest: a field is missing or has a wrong value.
     """
     handler = TASKS.get(_field(task, "task"))
     if handler is None:
@@ -288,7 +290,7 @@ def run(task: Mapping[str, Any], progress: Progress, cancel: threading.Event) ->
 
 
 def main() -> int:
-    """Do the task on standard input."""
+    """Run the task on standard input."""
     log.setup()
     reporter = _Reporter(sys.stdout)
     try:
@@ -308,7 +310,7 @@ def main() -> int:
                     os._exit(1)
         if not finished.is_set():
             logger.error("The parent is gone.")
-            os._exit(2)  # at once: whoever comes next must not meet this process at work
+            os._exit(2)  # at once: the next attempt must not find this process at work
 
     threading.Thread(target=listen, daemon=True).start()
     try:
@@ -319,7 +321,7 @@ def main() -> int:
         return 1
     except Exception as error:  # the parent must get an answer, whatever it is
         finished.set()
-        logger.exception("The task failed in a way nobody thought of.")
+        logger.exception("The task failed with an unexpected error.")
         reporter.event(
             "failed", **errors.LunrError(reason=f"{type(error).__name__}: {error}").as_dict()
         )

@@ -1,1 +1,1 @@
-"""What every part of lunr shares; imports nothing else of lunr."""
+"""The modules that all packages of lunr share; they import nothing else of lunr."""

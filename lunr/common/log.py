@@ -1,7 +1,7 @@
 """Logging: one line a record, with the request or job it belongs to.
 
-Messages contain foreign text: methods, names, answers, output of commands. A line of text shows
-control characters as escapes: no terminal obeys them, and no line break in foreign text begins a
+Messages contain untrusted text: methods, names, answers, output of commands. A line of text shows
+control characters as escapes: no terminal obeys them, and no line break in that text begins a
 record. The lines of a traceback are indented. Very long messages are cut.
 """
 

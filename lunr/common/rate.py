@@ -8,20 +8,20 @@ from collections.abc import Callable
 
 
 class TokenBucket:
-    """Lets so many bytes a second pass, for all threads together. It does not wait itself.
+    """Limits the bytes a second of all threads together. The callers do the waiting.
 
     Attributes:
-        rate: bytes a second; 0: as many as come.
+        rate: bytes a second; 0: no limit.
     """
 
     def __init__(
         self, rate: int, burst: float = 0.0, clock: Callable[[], float] = time.monotonic
     ) -> None:
-        """Begin now, with an empty bucket.
+        """Start with an empty bucket.
 
         Args:
-            rate: bytes a second; 0: as many as come.
-            burst: seconds of which what was not used may be made up for.
+            rate: bytes a second; 0: no limit.
+            burst: seconds whose unused bytes may be used later.
             clock: seconds.
         """
         self.rate = rate
@@ -31,9 +31,9 @@ class TokenBucket:
         self._free_at = clock()
 
     def take(self, count: int) -> float:
-        """Count `count` bytes, and return the seconds that their mover must wait.
+        """Count `count` bytes, and return the seconds that the caller must wait.
 
-        Less than 0: for so long nothing was due.
+        Less than 0: the seconds since the limit allowed these bytes.
         """
         if not self.rate:
             return 0.0

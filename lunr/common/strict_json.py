@@ -1,4 +1,4 @@
-"""The reader of all foreign JSON: of callers, stores, guests and machines.
+"""The reader of all untrusted JSON: of callers, stores, guests and machines.
 
 ``json.loads`` accepts documents that are no JSON (RFC 8259), and causes unexpected errors:
 RecursionError for deep nesting, and later UnicodeEncodeError for half a surrogate pair.

@@ -39,8 +39,8 @@ ATTEMPTS = 10
 #: SQLSTATEs after which the transaction must be repeated in PostgreSQL:
 #: serialization failure, deadlock, lock not available.
 RETRY_STATES = frozenset({"40001", "40P01", "55P03"})
-#: What says that the disk is full: of SQLite (https://sqlite.org/rescode.html), the index of the
-#: log too, and the SQLSTATE of PostgreSQL.
+#: The errors of a full disk: of SQLite (https://sqlite.org/rescode.html), also for the index of
+#: the log, and the SQLSTATE of PostgreSQL.
 _SQLITE_FULL = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR_SHMSIZE)
 _POSTGRESQL_FULL = "53100"
 #: Milliseconds to wait for a writer of another process (SQLite).

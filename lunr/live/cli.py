@@ -38,8 +38,8 @@ from lunr.live.start import instant_start
 def live() -> None:
     """Back up running virtual machines (QEMU), all disks at one instant.
 
-    The first backup reads what the disks hold, the later ones what was written since. They
-    are ordinary backups, one a disk, and one more that ties them: a group.
+    The first backup reads the data of the disks, the later ones only changes. They are
+    ordinary backups, one a disk, and one more that makes them a group.
 
     \b
       qemu-system-x86_64 -name web -qmp unix:/run/web.qmp,server=on,wait=off …
@@ -217,7 +217,7 @@ def _summary(group: Group) -> list[str]:
 @click.option("--vm", help="Only of this machine.")
 @_as_json
 def list_(place: GroupStore, vm: str | None, as_json: bool) -> None:
-    """List the groups, newest first, and what backups that were killed have left."""
+    """List the groups, newest first, and the remains of killed backups."""
     complete = groups.listed(place.repository, vm)
     unfinished = groups.unfinished(place.repository, vm)
     if as_json:
@@ -314,7 +314,7 @@ def _fill(qmp: Path, disks: Sequence[instant_start.Disk], stop: threading.Event)
 @_command
 @click.argument("group_id", metavar="GROUP")
 def delete(place: GroupStore, group_id: str) -> None:
-    """Delete GROUP, or what is left of it. `lunr engine collect` gives the room back."""
+    """Delete GROUP or its remains. `lunr engine collect` frees the room."""
     ids.check(group_id, "GROUP")
     if place.service is not None and place.service.delete(group_id):
         click.echo(f"{group_id} is being deleted.")

@@ -72,7 +72,7 @@ def path_of(context: Context) -> Path | None:
 def list_(context: Context) -> None:
     """List the master keys, and how many backups need each. The first writes.
 
-    Keys that no node has any more, but backups need, are told by the id in their roots.
+    Backups whose key is missing count as `unreadable`.
     """
     keys = from_config.open_master_keys(context.conf)
     uses = _uses(context, keys)

@@ -82,7 +82,7 @@ def check(context: Context) -> None:
 
 @main.group()
 def account() -> None:
-    """Accounts: who owns volumes."""
+    """Accounts: the owners of volumes."""
 
 
 @account.command("create")
@@ -102,7 +102,7 @@ def account_list(context: Context) -> None:
 
 @main.group()
 def token() -> None:
-    """Tokens: what a caller sends as X-Auth-Token."""
+    """Tokens: a caller's X-Auth-Token."""
 
 
 @token.command("create")
@@ -166,7 +166,7 @@ def node_list(context: Context) -> None:
 @click.option("--openrc", required=True, type=click.Path(dir_okay=False, path_type=Path))
 @command
 def bootstrap(context: Context, account: str, node: str, url: str, openrc: Path) -> None:
-    """Make what a first start needs and is not there yet; run again, it changes nothing.
+    """Make all that a first start needs, unless it exists: can be repeated.
 
     That is the keys, the database, the volume type `default`, an account, a storage node with
     its token in [node] token_file, and an openrc file with an admin's token.

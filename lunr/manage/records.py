@@ -33,12 +33,12 @@ class NotARecord(errors.BadRequest):
 def rebuild(context: Context, _: bool, account: str | None) -> None:
     """Make the records of all backups that are in the store and in no record.
 
-    For a database that is lost or too old: every root in the store tells of one backup.
-    Accounts that are not there are made, with the default quotas; volumes are not, but new ones
-    can be made from the backups. Names and metadata are not in the store. What has a record is
-    left as it is, so it can be done again. What lunr made for itself to move a volume is recorded
-    as that, and the housekeeper deletes it when no volume needs it. What can't be recorded is told
-    with the reason, and the exit code is 1.
+    For a database that is lost or too old: every root in the store describes one backup.
+    Missing accounts are made, with the default quotas; volumes are not, but new ones
+    can be made from the backups. Names and metadata are not in the store. Existing records stay
+    as they are, so it can be repeated. The hidden backup of a cross-node copy is recorded as such,
+    and the housekeeper deletes it when no volume needs it. Backups that can't be recorded are
+    printed with the reason, and the exit code is 1.
     """
     made = existing = 0
     failed: list[dict[str, Any]] = []

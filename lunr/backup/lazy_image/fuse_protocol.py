@@ -1,4 +1,4 @@
-"""The kernel's side of FUSE, spoken without a library, for a file system that is one file.
+"""The kernel's FUSE protocol, without a library, for a file system that is one file.
 
 The protocol is that of ``include/uapi/linux/fuse.h`` (version 7.40; kernels from
 7.23, Linux 3.15, are served) and of the kernel's
@@ -6,14 +6,13 @@ The protocol is that of ``include/uapi/linux/fuse.h`` (version 7.40; kernels fro
 answer one writev(2). The file system has a root (node 1) with one file (node 2)
 whose size never changes.
 
-Threads read requests and answer at once whatever needs no waiting. What does
-(the file says so by BlockingIOError) is handed to a pool, so that a file which
-waits for something far away still answers the rest. What takes its time
-without waiting for anything far away (syncs, discards) has a pool of its own,
-and so has what waits for other requests.
+Threads read requests and answer at once those that need no waiting. A request that must wait
+(the file raises BlockingIOError) goes to a pool of threads: requests that wait for the store
+don't delay the others. Slow local requests (syncs, discards) have a pool of their own, and so
+have requests that wait for other requests.
 
-A file whose requests need no care any more names the file behind it. READs and
-WRITEs go straight to that then, with as little work for each as can be.
+A file that is complete names its backing file. READs and WRITEs then go directly to that, with
+as little work for each as possible.
 """
 
 from __future__ import annotations
@@ -40,7 +39,7 @@ Bytes = bytes | bytearray | memoryview
 MAX_IO = 1 << 20
 _PAGE = 4096
 ROOT, NODE = 1, 2
-#: Seconds that the kernel may believe names and attributes: they do not change.
+#: Seconds that the kernel may cache names and attributes: they do not change.
 _FOREVER = 3600
 
 _BUFFER = MAX_IO + _PAGE
@@ -48,21 +47,20 @@ _WRITE_DATA = fuse_wire.IN_HEADER.size + fuse_wire.WRITE_IN_SIZE
 _WAITERS = 8
 _SYNCERS = 2
 _TURN_TAKERS = 4
-#: Plain numbers: to look up an enum's member takes as long as all else that is done with one.
+#: Plain numbers: the lookup of an enum's member would double the time of a comparison.
 _READ, _WRITE = int(fuse_wire.Op.READ), int(fuse_wire.Op.WRITE)
 
 
 class Contended(BlockingIOError):
-    """It would have to wait for another request, not for something far away."""
+    """The request must wait for another request, and not for the store."""
 
 
 class File(Protocol):
-    """What is served. Any thread may call it, several at once.
+    """The file that is served. Any thread may call it, several at once.
 
-    Where it would have to wait for something far away, it may do so until the
-    time `until` (of time.monotonic). When that is over it raises TimeoutError
-    if it waited, and BlockingIOError if it did not (`until` 0: asked not to).
-    Every OSError is what the caller of the system call gets.
+    A method may wait for the store until the time `until` (of time.monotonic). It raises
+    TimeoutError if it waited in vain, and BlockingIOError if it must not wait (`until` 0).
+    The caller of the system call gets every OSError.
     """
 
     @property
@@ -71,32 +69,32 @@ class File(Protocol):
 
     @property
     def writable(self) -> bool:
-        """Whether it may be written; else what was read of it may be cached for ever."""
+        """Whether it may be written; else the kernel may cache its bytes for ever."""
 
     def read(self, offset: int, into: memoryview, until: float) -> Bytes:
-        """As many bytes as `into` has from `offset` on; they may be in `into`, or elsewhere."""
+        """As many bytes as `into` has, from `offset` on; in `into` or in another buffer."""
 
     def write(self, offset: int, data: memoryview, until: float) -> None:
         """Write all of `data`, which is reused afterwards."""
 
     def zero(self, offset: int, length: int, until: float) -> None:
-        """Let a range read as zeros, and need no room if that can be."""
+        """Make a range read as zeros, and free its room if possible."""
 
     def sync(self) -> None:
-        """Return when all that was answered before survives a power cut."""
+        """Return when all writes answered before survive a power cut."""
 
     def seek(self, offset: int, whence: int, until: float) -> int:
         """The first offset from `offset` on with data (SEEK_DATA) or in a hole (SEEK_HOLE)."""
 
     def used(self) -> int:
-        """The bytes of room that it takes."""
+        """The bytes that it takes on disk."""
 
     def backing(self) -> int | None:
-        """A descriptor the kernel may read and write instead of asking here, if it may by now."""
+        """The descriptor that may be read and written instead of this file; None: not yet."""
 
 
 class Session:
-    """One mount: answers the requests on `fd` with what `file` says.
+    """One mount: answers the requests on `fd` from `file`.
 
     Attributes:
         version: the kernel's protocol, (major, minor), after its INIT.
@@ -109,9 +107,9 @@ class Session:
         """Serve `file` as `name`.
 
         Args:
-            fd: /dev/fuse, given to mount(2). It is left open at the end of :meth:`serve`: who
-                is late with an answer must not give it to another file of the same number.
-            file: what to serve.
+            fd: /dev/fuse, given to mount(2). :meth:`serve` leaves it open: a late answer must not
+                go to another file with the same number.
+            file: the file to serve.
             name: its name in the root.
             patience: seconds that a request may wait.
             threads: that read requests.
@@ -129,7 +127,7 @@ class Session:
         self._backing_id = 0
         self._read_flags = os.RWF_NOWAIT
         self._lock = threading.Lock()
-        #: READs that wait, by their unique number: an INTERRUPT may end those.
+        #: Waiting READs, by their unique number: an INTERRUPT may end them.
         self._waiting: set[int] = set()
         #: INTERRUPTs that overtook their request.
         self._early: deque[int] = deque(maxlen=64)
@@ -157,7 +155,7 @@ class Session:
         }
 
     def serve(self) -> None:
-        """Answer until the file system is unmounted and nobody has the file open any more."""
+        """Answer until the file system is unmounted and no process has the file open."""
         readers = [
             threading.Thread(
                 target=self._answer, args=(number > 0,), name=f"fuse-{number}", daemon=True
@@ -168,7 +166,7 @@ class Session:
             reader.start()
         for reader in readers:
             reader.join()
-        # What still waits has nobody to answer to.
+        # Requests that still wait have no process to answer to.
         self._waiters.shutdown(wait=False, cancel_futures=True)
         self._turn_takers.shutdown(wait=False, cancel_futures=True)
         self._syncers.shutdown(wait=True)
@@ -178,7 +176,8 @@ class Session:
         room = memoryview(bytearray(fuse_wire.OUT_HEADER.size + MAX_IO))
         scratch = room[fuse_wire.OUT_HEADER.size :]
         backing = None
-        # Where requests cost as little as in `_pass_on`, two threads cost each other more.
+        # With requests as cheap as those of `_pass_on`, a second thread would cost more than it
+        # saves.
         while not (is_further and backing is not None) and (length := self._receive(buffer)):
             if backing is None:
                 backing = self._file.backing()
@@ -186,7 +185,7 @@ class Session:
                 self._handle(_Request(buffer[:length], scratch, 0.0))
 
     def _receive(self, buffer: memoryview) -> int:
-        """Read a request into `buffer`; its bytes, or 0: there will be no more."""
+        """Read a request into `buffer`, and return its length; 0: no more will come."""
         while True:
             try:
                 length = os.readv(self._fd, (buffer,))
@@ -200,14 +199,14 @@ class Session:
             return length if length >= fuse_wire.IN_HEADER.size else 0
 
     def _pass_on(self, backing: int, message: memoryview, room: memoryview) -> bool:
-        """Have a READ or WRITE done by the file `backing`; False: it is something else, or failed.
+        """Do a READ or WRITE on the file `backing`; False: it is another request, or it failed.
 
-        What failed, or was done in part, is then done again by who knows what to do.
+        The caller repeats a request that failed or was done in part.
 
         Args:
-            backing: what the kernel could read and write itself.
-            message: a request; what follows it is not looked at.
-            room: for an answer.
+            backing: the descriptor of the backing file.
+            message: a request; bytes behind it are ignored.
+            room: the buffer for the answer.
         """
         size, op, unique, _, _, _, _, _, _, _, offset, length = fuse_wire.IO_IN.unpack_from(message)
         if op not in (_READ, _WRITE) or offset + length > self._file.size or length > MAX_IO:
@@ -227,7 +226,7 @@ class Session:
                 ):
                     return False
                 answer = fuse_wire.WRITTEN.pack(fuse_wire.WRITTEN.size, 0, unique, length, 0)
-        except BlockingIOError as error:  # a disk is to be waited for: others go first
+        except BlockingIOError as error:  # the disk is slow: other requests go first
             self._defer(_Request(message[:size], None, 0.0), Contended(error.errno))
             return True
         except OSError as error:
@@ -247,7 +246,7 @@ class Session:
             fuse_wire.Op.FALLOCATE,
         ):
             self.requests += 1
-        if op in (fuse_wire.Op.FORGET, fuse_wire.Op.BATCH_FORGET):  # are not answered
+        if op in (fuse_wire.Op.FORGET, fuse_wire.Op.BATCH_FORGET):  # these get no answer
             return
         if op == fuse_wire.Op.INTERRUPT:
             self._interrupt(fuse_wire.INTERRUPT_IN.unpack_from(request.body)[0])
@@ -270,8 +269,8 @@ class Session:
             return handler(request)
         except OSError:
             raise
-        except Exception as error:  # whatever it is: without an answer the caller hangs for ever
-            logger.exception("A request %d failed in a way nobody thought of.", request.op)
+        except Exception as error:  # without an answer the caller would hang for ever
+            logger.exception("A request %d failed with an unexpected error.", request.op)
             raise OSError(errno.EIO, str(error)) from error
 
     # --- requests that wait --------------------------------------------------------
@@ -303,15 +302,15 @@ class Session:
         except BlockingIOError as error:
             self._defer(request, error)
         except OSError as error:
-            if self._still_wanted(request):
+            if self._is_awaited(request):
                 self._refuse(request.unique, error)
         else:
-            if self._still_wanted(request):
+            if self._is_awaited(request):
                 self._reply(request.unique, answer)
         with self._lock:
             self.under_way -= 1
 
-    def _still_wanted(self, request: _Request) -> bool:
+    def _is_awaited(self, request: _Request) -> bool:
         if request.op != fuse_wire.Op.READ:
             return True
         with self._lock:
@@ -321,7 +320,7 @@ class Session:
             return True
 
     def _interrupt(self, unique: int) -> None:
-        """Let a READ that waits end now. A WRITE goes on: half of it may be done."""
+        """End a waiting READ now. A WRITE goes on: half of it may be done."""
         with self._lock:
             waits = unique in self._waiting
             if waits:
@@ -340,7 +339,7 @@ class Session:
             )
 
     def _refuse(self, unique: int, error: OSError) -> None:
-        # What waited in vain is an I/O error to whoever reads.
+        # A request that waited in vain is an I/O error for the reader.
         number = errno.EIO if isinstance(error, TimeoutError) else error.errno or errno.EIO
         self._send([fuse_wire.OUT_HEADER.pack(fuse_wire.OUT_HEADER.size, -number, unique)])
 
@@ -348,7 +347,7 @@ class Session:
         try:
             os.writev(self._fd, parts)
         except OSError as error:
-            # ENOENT: whoever asked was killed; ENODEV, EBADF: unmounted meanwhile.
+            # ENOENT: the caller was killed; ENODEV, EBADF: unmounted meanwhile.
             if error.errno not in (errno.ENOENT, errno.ENODEV, errno.EBADF, errno.EPIPE):
                 logger.error("An answer could not be given: %s", error)  # noqa: TRY400
 
@@ -363,7 +362,7 @@ class Session:
 
     def _write(self, request: _Request) -> Bytes:
         _, offset, length, _ = fuse_wire.READ_IN.unpack_from(request.body)
-        # The file ends where it ends, as a disk does.
+        # Like a disk, the file can't grow.
         data = request.body[fuse_wire.WRITE_IN_SIZE : fuse_wire.WRITE_IN_SIZE + length]
         data = data[: max(0, self._file.size - offset)]
         if not self._file.writable:
@@ -411,7 +410,7 @@ class Session:
         return fuse_wire.OPEN_OUT.pack(1, fuse_wire.DIRECT_IO | fuse_wire.PARALLEL_DIRECT_WRITES, 0)
 
     def _backing(self) -> int:
-        """The kernel's number of the file behind ours, or 0 when there is none (yet)."""
+        """The kernel's id of the backing file, or 0 if there is none (yet)."""
         fd = self._file.backing() if self.passthrough else None
         if fd is None:
             return 0
@@ -452,8 +451,8 @@ class Session:
                 max(readahead, MAX_IO),
                 flags & 0xFFFFFFFF,
             ),
-            *(64, 48),  # requests in the background, and from when on that is many
-            # Without MAX_PAGES requests have at most 32 pages, whatever is said here.
+            *(64, 48),  # background requests, and the number that counts as congestion
+            # Without MAX_PAGES requests have at most 32 pages, regardless of this value.
             *(MAX_IO, 1, MAX_IO // _PAGE, 0),
             *(flags >> 32, 1 if self.passthrough else 0),  # what lies below is not stacked
         )
@@ -465,7 +464,7 @@ class Session:
         return fuse_wire.ENTRY_OUT.pack(NODE, 0, _FOREVER, _FOREVER, 0, 0) + self._attr(NODE)
 
     def _getattr(self, request: _Request) -> Bytes:
-        # The room it takes changes; so the kernel asks each time.
+        # The size on disk changes: the kernel must ask each time.
         return fuse_wire.ATTR_OUT.pack(0, 0, 0) + self._attr(request.node)
 
     def _setattr(self, request: _Request) -> Bytes:
@@ -516,11 +515,11 @@ class _Request:
         self._scratch = scratch
 
     def scratch(self, length: int) -> memoryview:
-        """Room for an answer."""
+        """A buffer for the answer."""
         return self._scratch[:length] if self._scratch else memoryview(bytearray(length))
 
     def kept(self, until: float) -> _Request:
-        """A copy that outlives the buffer it was read into, and may wait until `until`."""
+        """A copy that outlives its buffer, and may wait until `until`."""
         request = _Request.__new__(_Request)
         request.op, request.unique, request.node = self.op, self.unique, self.node
         request.body, request.until, request._scratch = memoryview(bytes(self.body)), until, None
@@ -528,7 +527,7 @@ class _Request:
 
 
 def _nothing(_request: _Request) -> None:
-    """Agree."""
+    """Answer with success."""
 
 
 def _opendir(_request: _Request) -> Bytes:

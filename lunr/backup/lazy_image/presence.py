@@ -237,7 +237,7 @@ class Presence:
         return absent if partial is None else partial
 
     def absent_extents(self) -> Iterator[Extent]:
-        """What is absent, in order, joined."""
+        """The absent extents, in order, joined."""
         return merge(self._absent_pieces())
 
     def _absent_pieces(self) -> Iterator[tuple[int, int]]:

@@ -55,7 +55,7 @@ class SegmentBuilder:
 
     @property
     def is_unchanged(self) -> bool:
-        """Whether every chunk is what it was in the parent."""
+        """Whether every entry equals the parent's."""
         return not self._patching and self._entries == self.before.entries
 
     def set_entry(self, chunk: int, entry: Entry) -> None:

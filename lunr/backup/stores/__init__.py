@@ -22,8 +22,7 @@ KEYSTONE_OPTIONS = (
     *("project_id", "project_name", "project_domain_id", "project_domain_name"),
     *("user_domain_id", "user_domain_name"),
 )
-#: Seconds of which what was not used may be made up for: a request that takes a while
-#: must not make the next ones late, too.
+#: Seconds whose unused bytes may be used later: a slow request must not delay the next ones.
 _BURST = 1.0
 
 __all__ = ["Store", "open_store", "repositories", "scheme"]

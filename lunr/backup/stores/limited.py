@@ -9,13 +9,13 @@ from lunr.backup.stores.base import AT_ONCE, Slot, Store
 from lunr.common.errors import Cancelled
 from lunr.common.rate import TokenBucket
 
-#: What is paced. Sessions and roots are small, and may not be late: others take a
+#: The kinds of objects that are limited. Sessions and roots are small and urgent: others take a
 #: writer that gives no sign of life for dead.
 _PACED = frozenset({Kind.CHUNK, Kind.PATCH, Kind.SEGMENT})
 
 
 class Limited(Store):
-    """Another store, to and from which chunks, patches and segments go as a bucket lets them."""
+    """Another store, with a limit of the bytes a second of chunks, patches and segments."""
 
     def __init__(self, store: Store, bucket: TokenBucket, wait: Callable[[float], bool]) -> None:
         """Ask `store`, as fast as `bucket` lets it, which others may share.

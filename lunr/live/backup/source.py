@@ -114,7 +114,7 @@ def await_answers(name: str, connection: nbd.Connection) -> None:
 
 
 def union(one: list[Extent], other: list[Extent], size: int) -> list[Extent]:
-    """What is in `one` or in `other`, of a disk of `size` bytes."""
+    """The union of `one` and `other`, extents of a disk of `size` bytes."""
     return cover(merge(one, other), MOST_EXTENTS, size)
 
 

@@ -1,7 +1,7 @@
 """External volumes have a kind of their own, and neither a node nor a type.
 
 SQLite can't make a column nullable in place, and would empty the tables that refer to this one
-if it made it anew: so the columns are replaced.
+if the migration created it again: so the columns are replaced.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Backup groups have a table of their own.
 
-Before, a group was a backup that had its own id as its group. SQLite can't add a foreign key to
-a column: so the column is replaced.
+Before, a group was a backup that had its own id as its group. SQLite can't add a
+``FOREIGN KEY`` to a column: so the column is replaced.
 """
 
 from __future__ import annotations

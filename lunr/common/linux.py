@@ -81,10 +81,10 @@ def begin_writing(fd: int, offset: int = 0, length: int = 0) -> None:
 
 
 class UncachedWriter:
-    """Writes data that is not read soon, without filling the page cache.
+    """Writes data that is not read soon past the page cache.
 
     If the kernel and the file system support uncached buffered I/O, written pages go to disk
-    and are dropped: that takes several times less processor time than filling and cleaning the
+    and are dropped: that takes several times less processor time than to fill and clean the
     page cache. Otherwise it writes as usual, and tells the kernel to start the write to disk.
     Any thread may call it.
     """

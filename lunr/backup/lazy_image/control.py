@@ -1,7 +1,7 @@
 """Commands in and events out, as lines: over the standard streams, and over a unix socket.
 
-Whoever connects to the socket first gets what it missed that still matters: the
-last event of each kind, and each damaged object. Who does not read is not waited for.
+A new connection to the socket first gets the last event of each kind, and each damaged
+object. A reader that is too slow misses events.
 """
 
 from __future__ import annotations
@@ -19,23 +19,23 @@ from typing import IO, Any, Protocol
 
 logger = logging.getLogger(__name__)
 
-#: Events kept for one who reads slowly; more are lost to it.
+#: Events kept for a slow reader; it misses further ones.
 _BACKLOG = 1000
 _DAMAGED_KEPT = 1000
 
 
 class Answer(Protocol):
-    """Called to tell an event to one only."""
+    """A function that reports an event to the sender of a command only."""
 
     def __call__(self, event: str, **fields: object) -> None:
-        """Tell `event`."""
+        """Report `event`."""
 
 
 CommandHandler = Callable[[str, Answer], None]
 
 
 class EventWriter:
-    """Lines to one who may be slow, or gone."""
+    """Writes lines to a reader that may be slow, or gone."""
 
     def __init__(self, stream: IO[str]) -> None:
         self._stream = stream
@@ -45,12 +45,12 @@ class EventWriter:
         self.gone = False
 
     def put(self, line: str | None) -> None:
-        """Have a line written; None ends it. A reader that is too slow misses lines."""
+        """Queue a line; None ends the writer. A reader that is too slow misses lines."""
         with contextlib.suppress(queue.Full):
             self._lines.put_nowait(line)
 
     def end(self, seconds: float) -> None:
-        """Write what there is, for a while."""
+        """Write the queued lines, for at most `seconds`."""
         self.put(None)
         self._thread.join(seconds)
 
@@ -59,15 +59,15 @@ class EventWriter:
             while (line := self._lines.get()) is not None:
                 self._stream.write(line)
                 self._stream.flush()
-        except (OSError, ValueError):  # the other end is closed, or ours by now
+        except (OSError, ValueError):  # the reader or this process has closed the stream
             self.gone = True
 
 
 class Control:
-    """Where commands come from, and events go to."""
+    """The source of commands, and the destination of events."""
 
     def __init__(self, commands: IO[str], events: IO[str]) -> None:
-        """Use these streams, besides the sockets of those who connect."""
+        """Use these streams, besides connections to the socket."""
         self._commands = commands
         self._lock = threading.Lock()
         self._sinks = [EventWriter(events)]
@@ -76,7 +76,7 @@ class Control:
         self._handler: CommandHandler | None = None
 
     def report(self, event: str, **fields: Any) -> None:
-        """Report an event to everyone that is connected."""
+        """Report an event to all readers."""
         line = _line(event, fields)
         kind = f"{event} {fields['object']}" if "object" in fields else event
         with self._lock:
@@ -90,9 +90,9 @@ class Control:
         """Listen on a unix socket at `path`, which only this user may connect to.
 
         Raises:
-            OSError: that can't be.
+            OSError: it can't be opened.
         """
-        path.unlink(missing_ok=True)  # of one who was killed
+        path.unlink(missing_ok=True)  # of a killed process
         listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         previous = os.umask(0o177)
         try:
@@ -104,7 +104,7 @@ class Control:
         threading.Thread(target=self._accept, args=(listening,), daemon=True).start()
 
     def listen(self, handler: CommandHandler) -> None:
-        """From now on call `handler` with each command, and with what answers its sender.
+        """Start to call `handler` with each command, and the function that answers its sender.
 
         The end of standard input is the command of an empty line, unless there is a socket.
         """
@@ -112,7 +112,7 @@ class Control:
         threading.Thread(target=self._listen, name="commands", daemon=True).start()
 
     def close(self) -> None:
-        """Get rid of all that is still to be told, and of the socket."""
+        """Write the queued events, and remove the socket."""
         for sink in self._sinks:
             sink.end(2.0)
         if self._path is not None:

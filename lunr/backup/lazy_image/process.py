@@ -4,7 +4,7 @@ The first line of standard input is a task, one JSON object; secrets come only t
 way. Commands follow, a line each, and events are written to standard output, one JSON
 object a line. With ``control`` in the task, the same commands and events go over that
 unix socket too, and the process outlives its parent: a file that is in use must not
-vanish when whoever started it does. Without, the end of standard input unmounts it.
+vanish when the parent ends. Without ``control``, the end of standard input unmounts it.
 
 A task has ``task`` (image or volume), ``store`` (``url`` and ``options``), ``key``,
 ``repository``, as for lunr/backup/worker.py, ``backup_id``, ``mountpoint`` (a folder;
@@ -16,13 +16,12 @@ that it can be shown again while the store is away. A volume has
 =============  ===================================================================
 target         the local file or block device
 size_bytes     of the volume; at least the backup's
-target_is_zero whether it reads as zeros where nothing was written by an earlier
-               run of this task
-map            the disk map; made when it is not there. The backup's root is kept
+target_is_zero whether it reads as zeros except where an earlier run of this task wrote
+map            the disk map; created if it is missing. The backup's root is kept
                beside it, as the same name with ``.root``
-live           the live map, good for this boot; best below /run
-gaps           a file of lunr/backup/lazy_image/missing_extents.py: all but that is there
-               when the map is made; null or absent: nothing is
+live           the live map, valid for this boot; best below /run
+gaps           a file of lunr/backup/lazy_image/missing_extents.py: a new map has all other
+               blocks as present; null or absent: it has none
 fill           eager, lazy or never
 concurrency    chunks fetched at once (4)
 limit          bytes a second that the fill may fetch (0: no limit)
@@ -31,19 +30,19 @@ limit          bytes a second that the fill may fetch (0: no limit)
 =================  ===============================================================
 command
 =================  ===============================================================
-fill MODE          fill so from now on, and try damaged chunks again
-limit BYTES        the limit from now on
-status             tell ``progress`` again
-requests           tell ``requests``: how many there were so far (count: reads and writes that
+fill MODE          set the mode of the fill, and try damaged chunks again
+limit BYTES        set the limit of the fill
+status             report ``progress`` again
+requests           report ``requests``: how many there were so far (count: reads and writes that
                    the kernel did not do by itself, syncs, discards) and are under way
-still              let absent blocks stay absent, and tell ``unfetched`` (extents:
-                   ``[[offset, length], …]``): take a snapshot of the target now.
+still              keep absent blocks absent, and report ``unfetched`` (extents:
+                   ``[[offset, length], …]``): the parent takes a snapshot of the target now.
                    Writes to absent blocks wait until ``go``, another ``still``, or for
-                   10 s; how it ended is told (``gone``, in_time: what was snapshot can
+                   10 s. Its end is reported (``gone``, in_time: whether the snapshot can
                    be used)
-go                 end that
-unmount            unmount and end; told ``busy`` when the file is open
-detach             out of sight now, and the end when the last one closes the file
+go                 end ``still``
+unmount            unmount and end; answered ``busy`` when the file is open
+detach             hide the file now, and end when the last process closes it
 =================  ===============================================================
 
 Events: ``mounted`` (path, seconds), ``progress``, ``trouble``, ``filled``
@@ -85,7 +84,7 @@ logger = logging.getLogger(__name__)
 
 NAME = "volume"
 PATIENCE = 25.0
-#: Seconds that one request to Swift may stand still; the pauses between tries are ours.
+#: Seconds that one request to Swift may stand still; this process makes the retries.
 _REQUEST_TIMEOUT = 15.0
 _STILL_AT_MOST = 10.0
 
@@ -93,7 +92,7 @@ _STILL_AT_MOST = 10.0
 class Worker:
     """One mount, from its task to its end.
 
-    The files of a volume are never closed: a thread that is late must not write to
+    The files of a volume are never closed: a late thread must not write to
     another file under the same number. The end of the process closes them.
     """
 
@@ -105,7 +104,7 @@ class Worker:
         self._volume: RestoredVolume | None = None
         self._fill: BackgroundFill | None = None
         self._progress: dict[str, Any] = {}
-        self._go = threading.Event()
+        self._release = threading.Event()
         self._filled = False
         self._mounted = False
         self._session: fuse_protocol.Session
@@ -117,13 +116,13 @@ class Worker:
             raise errors.BadRequest(reason=f"the task has no {name}.") from None
 
     def report(self, event: str, **fields: object) -> None:
-        """Tell everyone."""
+        """Report an event to all readers."""
         if event == "progress":
             self._progress = fields
         self._control.report(event, **fields)
 
     def detach(self) -> None:
-        """Unmount, and end when nobody has the file open any more."""
+        """Unmount, and end when no process has the file open any more."""
         if self._mounted:
             mount.unmount(self._point, lazy=True)
 
@@ -131,7 +130,7 @@ class Worker:
         """Mount, serve until it is unmounted, and return the result.
 
         Raises:
-            errors.LunrError: it can't be done.
+            errors.LunrError: the task failed.
         """
         started = time.monotonic()
         with self._closing:
@@ -146,30 +145,30 @@ class Worker:
             self._mounted = True
             path = self._point / NAME
             try:
-                path.stat()  # answered by ourselves: it works
+                path.stat()  # this process answers it: the mount works
             except OSError as error:
                 self.detach()
                 raise mount.MountFailed(path=path, reason=f"{error.strerror}.") from error
             self.report("mounted", path=str(path), seconds=round(time.monotonic() - started, 3))
             self._control.listen(self._handle_command)
-            behind = self._go_on_behind()
+            fill_thread = self._start_fill()
             serving.join()
-            self._mounted = False  # by now another may be there
+            self._mounted = False  # another process may have mounted there by now
             mount.detach_dead(self._point)
             if self._fill is not None:
                 self._fill.stop()
-                behind.join()
+                fill_thread.join()
             if self._volume is not None:
                 self._volume.sync()
         return {"filled": self._filled}
 
-    def _go_on_behind(self) -> threading.Thread:
-        thread = threading.Thread(target=self._fill_up, name="fill", daemon=True)
+    def _start_fill(self) -> threading.Thread:
+        thread = threading.Thread(target=self._run_fill, name="fill", daemon=True)
         if self._fill is not None:
             thread.start()
         return thread
 
-    def _fill_up(self) -> None:
+    def _run_fill(self) -> None:
         assert self._fill is not None
         self._filled = self._fill.run()
 
@@ -233,7 +232,7 @@ class Worker:
     ) -> presence_file.Maps:
         path, backup_id = Path(self._field("map")), str(self._field("backup_id"))
         if not path.exists():
-            target.sync()  # what the map will claim
+            target.sync()  # the new map claims these blocks
             presence_file.create(path, shape, backup_id, self._area(shape, source, is_zero))
         opened = presence_file.Maps(_opened(path), Path(self._field("live")))
         header = opened.header
@@ -244,7 +243,7 @@ class Worker:
         return opened
 
     def _area(self, shape: ChunkLayout, source: Source, is_zero: bool) -> Pieces:
-        """What is there from the start."""
+        """The first content of a new map."""
         if self._task.get("gaps") is not None:
             gaps = _read(Path(self._task["gaps"]), str(self._field("backup_id")))
             return area_without(shape, gaps.extents)
@@ -253,7 +252,7 @@ class Worker:
     # --- commands ----------------------------------------------------------------------
 
     def _handle_command(self, line: str, answer: Callable[..., None]) -> None:
-        """Do what `line` says; `answer` tells the sender alone."""
+        """Execute the command `line`; `answer` reports to its sender only."""
         command, _, argument = line.strip().partition(" ")
         try:
             match command:
@@ -273,7 +272,7 @@ class Worker:
                 case "still" if self._volume is not None:
                     self._freeze(self._volume, answer)
                 case "go":
-                    self._go.set()
+                    self._release.set()
                 case _:
                     raise errors.BadRequest(reason=f"the command {line.strip()!r}.")
         except mount.MountBusy as error:
@@ -282,15 +281,15 @@ class Worker:
             answer("refused", code=error.code, reason=str(error))
 
     def _freeze(self, volume: RestoredVolume, answer: Callable[..., None]) -> None:
-        """Keep what is absent absent, in a thread of its own, until ``go``."""
-        go = threading.Event()
-        self._go, earlier = go, self._go
-        earlier.set()  # whoever wanted that one has ended it, or was killed
+        """Keep absent blocks absent, in a thread of its own, until ``release``."""
+        release = threading.Event()
+        self._release, earlier = release, self._release
+        earlier.set()  # the sender of the earlier command has ended it, or was killed
 
         def hold() -> None:
             with volume.freeze() as extents:
                 answer("unfetched", extents=[(start, end - start) for start, end in extents])
-                in_time = go.wait(_STILL_AT_MOST) and self._go is go
+                in_time = release.wait(_STILL_AT_MOST) and self._release is release
             answer("gone", in_time=in_time)
 
         threading.Thread(target=hold, name="still", daemon=True).start()
@@ -328,7 +327,7 @@ def _mode(text: str) -> Mode:
 
 
 def main() -> int:
-    """Do the task on standard input."""
+    """Run the task on standard input."""
     log.setup()
     reuse_memory()
     # A reader of the kernel's requests should not wait 5 ms for each turn of a fetching thread.
@@ -340,7 +339,7 @@ def main() -> int:
     except errors.LunrError as error:
         control.report("failed", **error.as_dict())
     except Exception as error:  # the parent must get an answer, whatever it is
-        logger.exception("The task failed in a way nobody thought of.")
+        logger.exception("The task failed with an unexpected error.")
         wrapped = errors.LunrError(reason=f"{type(error).__name__}: {error}")
         control.report("failed", **wrapped.as_dict())
     else:

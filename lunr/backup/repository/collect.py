@@ -47,7 +47,7 @@ class MarkResult:
 
     Attributes:
         collection: the list's id, or None if there was no garbage.
-        condemned: how many objects it listed as pending deletion.
+        ``condemned``: how many objects it listed as pending deletion.
         unswept: other lists that wait for their sweep. The caller may not know them: a process
             may be killed between storing a list and reporting it.
     """

@@ -80,10 +80,20 @@ def move(
     if try_move(session, model, id, target, only, **values):
         return
     state = session.scalar(select(model.status).where(KEYS[model] == id))
-    kind = model.__tablename__.removesuffix("s").replace("_", " ")
+    kind = _kind_of(model)
     if state is None:
         raise errors.NotFound(kind=kind, id=id)
     needed = states.sources(target) if only is None else states.sources(target) & frozenset(only)
     raise errors.WrongState(
         kind=kind, id=id, state=state, action=action, needed=" or ".join(sorted(needed))
     )
+
+
+def wrong_state(record: Any, action: str, needed: str) -> errors.WrongState:
+    """The error that `record` must be `needed` to `action` (a verb phrase)."""
+    kind, state = _kind_of(type(record)), record.status
+    return errors.WrongState(kind=kind, id=record.id, state=state, action=action, needed=needed)
+
+
+def _kind_of(model: Model) -> str:
+    return model.__tablename__.removesuffix("s").replace("_", " ")

@@ -21,7 +21,7 @@ from lunr.common.states import Job as JobState
 from lunr.common.states import Snapshot as SnapshotState
 from lunr.common.states import Volume as VolumeState
 from lunr.db.models import Backup, Job, Snapshot, Volume
-from lunr.db.transitions import move
+from lunr.db.transitions import move, wrong_state
 
 Source = TypeVar("Source", Snapshot, Backup)
 
@@ -43,17 +43,10 @@ def lock_source(
     if model is Backup:
         query = query.where(Backup.internal.is_(False))
     record = session.scalar(query.with_for_update(key_share=True))
-    kind = model.__name__.lower()
     if record is None:
-        raise errors.NotFound(kind=kind, id=id)
+        raise errors.NotFound(kind=model.__name__.lower(), id=id)
     if record.status != State.AVAILABLE:
-        raise errors.WrongState(
-            kind=kind,
-            id=id,
-            state=record.status,
-            action=action,
-            needed=State.AVAILABLE,
-        )
+        raise wrong_state(record, action, State.AVAILABLE)
     return record
 
 

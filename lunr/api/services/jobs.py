@@ -14,6 +14,7 @@ from lunr.api.services.pagination import Listing, Query
 from lunr.common import errors
 from lunr.common.states import Job as State
 from lunr.db.models import Job, columns
+from lunr.db.transitions import wrong_state
 
 LISTING = Listing("jobs", Job, select(*columns(Job)), views.job, (Job.seq,), Job.id, hides=None)
 
@@ -64,8 +65,6 @@ class Jobs:
             )
             return True
         if job.status != State.RUNNING:
-            raise errors.WrongState(
-                kind="job", id=id, state=job.status, action="cancel it", needed="QUEUED or RUNNING"
-            )
+            raise wrong_state(job, "cancel it", "QUEUED or RUNNING")
         job.cancel = True
         return False

@@ -36,7 +36,7 @@ from lunr.common.states import Job as JobState
 from lunr.common.states import Volume as VolumeState
 from lunr.common.units import GIB
 from lunr.db.models import Account, Backup, BackupGroup, Job, Volume, VolumeKind, columns
-from lunr.db.transitions import move
+from lunr.db.transitions import move, wrong_state
 
 LISTING = Listing(
     "groups",
@@ -342,13 +342,7 @@ def _check_same(session: Session, group: BackupGroup, account_id: str, report: G
     if differs := [name for name, same in is_same.items() if not same]:
         raise errors.IdInUse(kind="group", id=group.id, differs=", ".join(differs))
     if group.status in _OVER:
-        raise errors.WrongState(
-            kind="group",
-            id=group.id,
-            state=group.status,
-            action="go on with it",
-            needed="unknown, SAVING, AVAILABLE or ERROR",
-        )
+        raise wrong_state(group, "go on with it", "unknown, SAVING, AVAILABLE or ERROR")
 
 
 def _fetch(reader: Session | Connection, account_id: str, id: str) -> Any:

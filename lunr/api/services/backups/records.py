@@ -16,7 +16,7 @@ from lunr.common import errors, ids
 from lunr.common.states import Backup as State
 from lunr.common.times import iso
 from lunr.db.models import STORED, Backup, BackupGroup
-from lunr.db.transitions import move
+from lunr.db.transitions import move, wrong_state
 
 
 @dataclass(frozen=True)
@@ -81,13 +81,7 @@ class Records:
         if backup is None or backup.internal:
             raise errors.NotFound(kind="backup", id=id)
         if backup.status != State.AVAILABLE:
-            raise errors.WrongState(
-                kind="backup",
-                id=id,
-                state=backup.status,
-                action="export it",
-                needed=State.AVAILABLE,
-            )
+            raise wrong_state(backup, "export it", State.AVAILABLE)
         return {
             "id": backup.id,
             "account_id": backup.account_id,
@@ -171,10 +165,4 @@ def _check_same(existing: Any, record: Backup | BackupGroup) -> None:
     if differs:
         raise errors.IdInUse(kind="backup", id=record.id, differs=", ".join(differs))
     if existing.status in (State.DELETING, State.DELETED):
-        raise errors.WrongState(
-            kind="backup",
-            id=record.id,
-            state=existing.status,
-            action="record it again",
-            needed="unknown or AVAILABLE",
-        )
+        raise wrong_state(existing, "record it again", "unknown or AVAILABLE")

@@ -20,7 +20,7 @@ from lunr.common import errors, ids
 from lunr.common.states import Backup as State
 from lunr.common.states import Volume as VolumeState
 from lunr.db.models import STORED, Account, Backup, BackupGroup, Snapshot, Volume, columns
-from lunr.db.transitions import move
+from lunr.db.transitions import move, wrong_state
 
 EVERY = Listing(
     "backups",
@@ -176,13 +176,7 @@ class Backups:
     def _verify(self, session: Session, account_id: str, id: str) -> Any:
         backup = _lock(session, account_id, id, None)
         if backup.status != State.AVAILABLE:
-            raise errors.WrongState(
-                kind="backup",
-                id=id,
-                state=backup.status,
-                action="verify it",
-                needed=State.AVAILABLE,
-            )
+            raise wrong_state(backup, "verify it", State.AVAILABLE)
         if backup.job_id is not None:
             raise errors.InUse(
                 kind="backup", id=id, reason=f"the job {backup.job_id} is verifying it"

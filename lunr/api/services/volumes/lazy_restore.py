@@ -22,6 +22,7 @@ from lunr.common import errors
 from lunr.common.states import Job as JobState
 from lunr.common.states import Volume as State
 from lunr.db.models import Job, Volume
+from lunr.db.transitions import wrong_state
 
 #: While it is in one of these, a volume can be told how it is to be filled.
 _MADE = (State.NEW, State.BUILDING, State.RESTORING)
@@ -54,13 +55,7 @@ def change_fill(
         errors.WrongState: it is not being restored.
     """
     if volume.fill is None or volume.status not in _MADE:
-        raise errors.WrongState(
-            kind="volume",
-            id=volume.id,
-            state=volume.status,
-            action="fill it otherwise",
-            needed=State.RESTORING,
-        )
+        raise wrong_state(volume, "fill it otherwise", State.RESTORING)
     volume.fill = changes.get("fill", volume.fill)
     volume.fill_limit = changes.get("fill_limit", volume.fill_limit)
     job = _lock_job(session, volume)

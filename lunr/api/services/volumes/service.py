@@ -28,7 +28,7 @@ from lunr.common import errors, ids
 from lunr.common.states import Export as ExportState
 from lunr.common.states import Volume as State
 from lunr.db.models import Backup, Export, Node, Snapshot, Volume, VolumeKind, VolumeType, columns
-from lunr.db.transitions import move
+from lunr.db.transitions import move, wrong_state
 
 _ROWS = select(*columns(Volume), Export.status.label("export_status")).outerjoin_from(
     Volume, Export, and_(Export.volume_id == Volume.id, Export.status != "DELETED")
@@ -357,9 +357,7 @@ def require_usable(volume: Volume, action: str) -> None:
         errors.WrongState, errors.InUse: it can't be used, or a job is at work on it.
     """
     if volume.status != State.ACTIVE and not is_filling(volume):
-        raise errors.WrongState(
-            kind="volume", id=volume.id, state=volume.status, action=action, needed=State.ACTIVE
-        )
+        raise wrong_state(volume, action, State.ACTIVE)
     if volume.job_id is not None:
         raise errors.InUse(
             kind="volume", id=volume.id, reason=f"the job {volume.job_id} is at work on it"

@@ -86,7 +86,12 @@ class Database:
         )
         #: The same connections, for writes: see :func:`_begin`.
         self.writer = self.engine.execution_options(lunr_write=True)
-        self._session = sessionmaker(self.writer, expire_on_commit=False)
+        #: What follows a move of a record (:mod:`lunr.db.transitions`), in its transaction: by
+        #: model and new state a function that is given the session and the record's id.
+        self.follow_ups: dict[tuple[Any, str], Callable[[Session, str], None]] = {}
+        self._session = sessionmaker(
+            self.writer, expire_on_commit=False, info={"follow_ups": self.follow_ups}
+        )
         if self.sqlite:
             event.listen(self.engine, "connect", _prepare)
             event.listen(self.engine, "begin", _begin)

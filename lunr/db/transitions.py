@@ -36,6 +36,9 @@ def try_move(
 ) -> bool:
     """Move the record `id` to `target` and set `values`, if its state allows it.
 
+    The follow-up of that move (:attr:`lunr.db.session.Database.follow_ups`) is called at once, in
+    the same transaction.
+
     Args:
         only: the states it may come from, if fewer than
             :func:`lunr.common.states.sources` allows.
@@ -56,7 +59,12 @@ def try_move(
     )
     result = session.execute(statement, execution_options={"synchronize_session": "fetch"})
     assert isinstance(result, CursorResult)
-    return bool(result.rowcount)
+    if not result.rowcount:
+        return False
+    follow_up = session.info.get("follow_ups", {}).get((model, target.value))
+    if follow_up is not None:
+        follow_up(session, id)
+    return True
 
 
 def move(

@@ -190,6 +190,35 @@ def test_a_circle_of_imports_is_seen() -> None:
     assert sorted(runtime_imports(path, tree)) == ["lunr.api.v1.w", "v", "x"]
 
 
+def writes_of_needs(tree: ast.AST) -> Iterator[int]:
+    """The lines that change which backups a record needs."""
+    columns = {"base_id", "parent_id"}
+    for node in ast.walk(tree):
+        match node:
+            case ast.Attribute(attr=name, ctx=ast.Store()) if name in columns:
+                yield node.lineno
+            case ast.Call(func=ast.Attribute(attr="values"), keywords=words):
+                yield from (node.lineno for word in words if word.arg in columns)
+
+
+def test_what_a_record_needs_is_changed_where_that_is_followed() -> None:
+    home = "lunr/api/services/dependencies.py"
+    found = [
+        f"{_name(path)}:{line}"
+        for path in _sources("lunr/api", "lunr/db")
+        if _name(path) != home
+        for line in writes_of_needs(_parsed(path))
+    ]
+    assert not found, f"call {home}: change_needs instead: {found}"
+
+
+@pytest.mark.parametrize(
+    "code", ["v.base_id = None", "a.x = b.parent_id = y", "update(V).values(base_id=None)"]
+)
+def test_a_change_of_what_a_record_needs_is_seen(code: str) -> None:
+    assert list(writes_of_needs(ast.parse(code))) == [1]
+
+
 def test_every_part_has_its_layer() -> None:
     parts = {path.relative_to(TOP / "lunr").with_suffix("").parts[0] for path in _sources("lunr")}
     assert parts - {"__init__"} <= LAYERS.keys()

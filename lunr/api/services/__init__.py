@@ -7,6 +7,7 @@ from lunr.api.jobs.claims import Claims
 from lunr.api.jobs.job_type import JobTypes
 from lunr.api.jobs.leases import Leases
 from lunr.api.secret_box import SecretBox
+from lunr.api.services import dependencies
 from lunr.api.services.accounts.service import Accounts
 from lunr.api.services.accounts.tokens import Tokens
 from lunr.api.services.backups import job_types as backup_jobs
@@ -50,6 +51,7 @@ class Services:
 
     def __init__(self, database: Database, settings: Settings, secret_box: SecretBox) -> None:
         self.context = context = Context(database, settings, secret_box, JOB_TYPES)
+        dependencies.follow_moves(context)
         self.accounts = Accounts(context)
         self.tokens = Tokens(context)
         self.volume_types = VolumeTypes(context)

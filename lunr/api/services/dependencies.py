@@ -1,13 +1,21 @@
 """What still needs a source or a backup, and the end of hidden backups that nothing needs.
 
 A hidden backup is made for one cross-node copy. It is needed until no volume and no snapshot
-lacks anything of it, and no save that builds on it is running. :func:`release_if_unneeded` decides
-that, and has it deleted. Should that delete fail, the housekeeper has it tried again.
+lacks anything of it, and no save that builds on it is running. Needs end in two ways, and each is
+followed here:
+
+- a record moves to a state in which it needs nothing (:func:`follow_moves`), whoever moves it;
+- a record is written down to need other backups (:func:`change_needs`).
+
+Then :func:`release_if_unneeded` decides, and has the backup deleted. Should that delete fail, the
+housekeeper has it tried again.
 """
 
 from __future__ import annotations
 
 from datetime import datetime
+from enum import StrEnum
+from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
 from sqlalchemy import ColumnElement, ScalarSelect, exists, or_, select
@@ -77,31 +85,31 @@ class Dependents(NamedTuple):
     child: str | None
 
 
-def _dependents(backup: Any) -> tuple[ScalarSelect[Any], ...]:
+#: What may need backups: the columns that name them, and the states in which it does.
+_NEEDS: tuple[tuple[Any, tuple[str, ...], tuple[StrEnum, ...]], ...] = (
+    (Volume, ("base_id",), (VolumeState.NEW, VolumeState.BUILDING, VolumeState.RESTORING)),
+    (
+        Snapshot,
+        ("base_id",),
+        (SnapshotState.NEW, SnapshotState.SAVING, SnapshotState.AVAILABLE),
+    ),
+    (Backup, ("base_id", "parent_id"), (State.SAVING,)),
+)
+
+
+def _dependents(backup: Any) -> list[ScalarSelect[Any]]:
     """The ids of the :class:`Dependents` of `backup`.
 
     One of these may be made from another that is gone then: to see all that there are, ask for
     them by one statement.
     """
-    save, child = aliased(Backup), aliased(Backup)
-    needs: tuple[tuple[Any, Any, tuple[str, ...]], ...] = (
-        (
-            Volume,
-            Volume.base_id,
-            (VolumeState.NEW, VolumeState.BUILDING, VolumeState.RESTORING),
-        ),
-        (
-            Snapshot,
-            Snapshot.base_id,
-            (SnapshotState.NEW, SnapshotState.SAVING, SnapshotState.AVAILABLE),
-        ),
-        (save, save.base_id, (State.SAVING,)),
-        (child, child.parent_id, (State.SAVING,)),
-    )
-    return tuple(
-        select(user.id).where(needed == backup, user.status.in_(states)).limit(1).scalar_subquery()
-        for user, needed, states in needs
-    )
+    selected = []
+    for model, names, states in _NEEDS:
+        for name in names:
+            user = aliased(model)
+            query = select(user.id).where(getattr(user, name) == backup, user.status.in_(states))
+            selected.append(query.limit(1).scalar_subquery())
+    return selected
 
 
 _IS_NEEDED = or_(*(dependent.is_not(None) for dependent in _dependents(Backup.id)))
@@ -112,13 +120,47 @@ def find_dependents(session: Session, backup_id: str) -> Dependents:
     return Dependents(*session.execute(select(*_dependents(backup_id))).one())
 
 
-def release_if_unneeded(session: Session, context: Context, backup_id: str | None) -> None:
+def follow_moves(context: Context) -> None:
+    """From now on, follow the moves of records to states in which they need no backup."""
+    for model, names, states in _NEEDS:
+        for state in type(states[0]):
+            if state not in states:
+                follow_up = partial(_release_needs, context, model, names)
+                context.db.follow_ups[model, state.value] = follow_up
+
+
+def _release_needs(
+    context: Context, model: Any, names: tuple[str, ...], session: Session, id: str
+) -> None:
+    """The record needs no backup any more."""
+    columns = [getattr(model, name) for name in names]
+    _release(session, context, {*session.execute(select(*columns).where(model.id == id)).one()})
+
+
+def change_needs(
+    session: Session, context: Context, record: Snapshot | Backup, **needs: str | None
+) -> None:
+    """Write down which backups the `record` needs from now on: ``base_id``, ``parent_id``.
+
+    Nothing else changes these columns of a record that needs something.
+    """
+    formerly = {getattr(record, name) for name in needs}
+    for name, backup_id in needs.items():
+        setattr(record, name, backup_id)
+    session.flush()
+    _release(session, context, formerly - {*needs.values()})
+
+
+def _release(session: Session, context: Context, backup_ids: set[str | None]) -> None:
+    for id in sorted(id for id in backup_ids if id is not None):
+        release_if_unneeded(session, context, id)
+
+
+def release_if_unneeded(session: Session, context: Context, backup_id: str) -> None:
     """Delete the backup if it is a hidden one that nothing needs; stop its save first.
 
     Its row is the lock: of a save and a restore that end at once, the later sees the other's end.
     """
-    if backup_id is None:
-        return
     backup = session.scalar(
         select(Backup)
         .where(Backup.id == backup_id, Backup.internal, Backup.status.not_in(_GONE))
@@ -134,7 +176,7 @@ def release_if_unneeded(session: Session, context: Context, backup_id: str | Non
         .execution_options(populate_existing=True)
     )
     if save is not None and save.status == JobState.RUNNING:
-        save.cancel = True  # its end comes here again
+        save.cancel = True  # when it is over, its type comes here again
         return
     if save is not None:
         queue.cancel_queued(session, save.id)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from sqlalchemy import insert, select
+from sqlalchemy.orm import Session
 
 import lunr
 from lunr.common import errors, states
@@ -87,3 +88,21 @@ def test_only_narrows_the_states_to_come_from(database: Database) -> None:
     database.write(lambda session: session.add(Node(id="n")))
     assert not database.write(try_move, Node, "n", states.Node.ACTIVE, only=("DOWN",))
     assert database.write(try_move, Node, "n", states.Node.ACTIVE, only=("PENDING",))
+
+
+def test_what_follows_a_move_is_done_in_its_transaction(database: Database) -> None:
+    database.write(lambda session: session.add(Node(id="n")))
+    followed: list[tuple[str, str]] = []
+
+    def follow(session: Session, id: str) -> None:
+        followed.append((id, session.get_one(Node, id).status))
+        session.get_one(Node, id).weight = 7
+
+    database.follow_ups[Node, "ACTIVE"] = follow
+    assert not database.write(try_move, Node, "n", states.Node.DOWN)
+    assert database.write(try_move, Node, "n", states.Node.MAINTENANCE)
+    assert followed == []
+    assert database.write(try_move, Node, "n", states.Node.ACTIVE)
+    assert followed == [("n", "ACTIVE")]
+    with database.read() as connection:
+        assert connection.scalar(select(Node.weight)) == 7

@@ -19,7 +19,7 @@ from lunr.api.services.backups.damage import (
     mark_intact,
     read_damage,
 )
-from lunr.api.services.dependencies import release_if_unneeded
+from lunr.api.services.dependencies import change_needs, release_if_unneeded
 from lunr.common import errors, ids, times
 from lunr.common.states import Backup as State
 from lunr.common.states import Job as JobState
@@ -48,16 +48,12 @@ class SaveBackup(JobType):
         # What is condemned is read under the same lock that a collect's end takes.
         lock_account(session, job.account_id)
         backup = session.get_one(Backup, job.subject_id)
-        formerly_needed = {backup.base_id, backup.parent_id}
         source = _lock_saved(session, backup)
         is_whole = isinstance(source, Volume) and source.status != VolumeState.RESTORING
-        backup.base_id = None if is_whole else source.base_id
+        base_id = None if is_whole else source.base_id
         backup.size = source.size
-        parent = None if backup.full else _lock_parent(session, backup)
-        backup.parent_id = None if parent is None else parent.id
-        session.flush()
-        for id in formerly_needed - {backup.base_id, backup.parent_id}:
-            release_if_unneeded(session, context, id)
+        parent_id = None if backup.full else _lock_parent(session, backup, base_id)
+        change_needs(session, context, backup, base_id=base_id, parent_id=parent_id)
 
     def payload(self, session: Session, context: Context, job: Job) -> Payload:
         backup = session.get_one(Backup, job.subject_id)
@@ -88,21 +84,14 @@ class SaveBackup(JobType):
 
     def on_done(self, session: Session, context: Context, job: Job, result: Result) -> None:
         backup = session.get_one(Backup, job.subject_id)
-        needed = backup.parent_id
         for name in BACKUP_COUNTS:
             setattr(backup, name, result.get(name, 0))
-        backup.parent_id = result.get("parent_id")
-        self._release(session, context, backup, needed)
+        change_needs(session, context, backup, parent_id=result.get("parent_id"))
+        release_if_unneeded(session, context, backup.id)
 
     def on_failed(self, session: Session, context: Context, job: Job, result: Result) -> None:
-        backup = session.get_one(Backup, job.subject_id)
-        self._release(session, context, backup, backup.parent_id)
-
-    def _release(
-        self, session: Session, context: Context, backup: Backup, parent_id: str | None
-    ) -> None:
-        for id in {backup.id, parent_id, backup.base_id}:
-            release_if_unneeded(session, context, id)
+        # A release of a hidden one may have stopped the save, and waits for this.
+        release_if_unneeded(session, context, job.subject_id)
 
 
 class DeleteBackup(JobType):
@@ -298,14 +287,14 @@ def _lock_saved(session: Session, backup: Backup) -> Volume | Snapshot:
     return saved
 
 
-def _lock_parent(session: Session, backup: Backup) -> Backup | None:
-    """What a backup is to be built upon, locked: a delete of it sees that it is a parent now."""
-    query = select(Backup).where(
+def _lock_parent(session: Session, backup: Backup, base_id: str | None) -> str | None:
+    """What `backup` is to be built upon, locked: a delete of it sees that it is a parent now."""
+    query = select(Backup.id).where(
         Backup.account_id == backup.account_id, Backup.status == State.AVAILABLE
     )
-    if backup.base_id is not None:
+    if base_id is not None:
         # What is not there of what is saved is in that one.
-        query = query.where(Backup.id == backup.base_id)
+        query = query.where(Backup.id == base_id)
     else:
         query = query.where(
             Backup.volume_id == backup.volume_id,

@@ -14,7 +14,6 @@ from lunr.api.context import Context
 from lunr.api.jobs import completion, queue
 from lunr.api.services import views
 from lunr.api.services.accounts import tokens
-from lunr.api.services.dependencies import release_if_unneeded
 from lunr.api.services.exports.node_exports import describe_exports
 from lunr.api.services.pagination import Listing, Query
 from lunr.api.services.volumes import lazy_restore, placement
@@ -146,9 +145,6 @@ class Nodes:
             ).all():
                 for state in gone:
                     try_move(session, model, found, state, reason=error["reason"])
-                if model is Volume or model is Snapshot:
-                    base = session.scalar(select(model.base_id).where(model.id == found))
-                    release_if_unneeded(session, self._context, base)
         for token in session.scalars(select(Token).where(Token.node_id == id)):
             session.delete(token)
         session.flush()
@@ -204,8 +200,6 @@ class Nodes:
             reason = str(SnapshotLost())
             only = (SnapshotState.AVAILABLE,)
             try_move(session, Snapshot, snapshot, SnapshotState.ERROR, only, reason=reason)
-            base = session.scalar(select(Snapshot.base_id).where(Snapshot.id == snapshot))
-            release_if_unneeded(session, self._context, base)
 
     def reconcile(self, id: str, volumes: Sequence[str], snapshots: Sequence[str]) -> Any:
         """The agent was started: its running jobs are queued again; what ought to be there?

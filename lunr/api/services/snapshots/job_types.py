@@ -6,7 +6,7 @@ from sqlalchemy.orm import Session
 
 from lunr.api.context import Context
 from lunr.api.jobs.job_type import JobType, Payload, Result
-from lunr.api.services.dependencies import release_if_unneeded
+from lunr.api.services.dependencies import change_needs
 from lunr.common.states import Snapshot as State
 from lunr.db.models import Job, Snapshot, Volume
 
@@ -29,14 +29,9 @@ class CreateSnapshot(JobType):
         return {"snapshot_id": job.subject_id}
 
     def on_done(self, session: Session, context: Context, job: Job, result: Result) -> None:
-        snapshot = session.get_one(Snapshot, job.subject_id)
         if result.get("base_id", "") is None:  # all of the volume was there by then
-            base_id, snapshot.base_id = snapshot.base_id, None
-            release_if_unneeded(session, context, base_id)
-
-    def on_failed(self, session: Session, context: Context, job: Job, result: Result) -> None:
-        base_id = session.get_one(Snapshot, job.subject_id).base_id
-        release_if_unneeded(session, context, base_id)
+            snapshot = session.get_one(Snapshot, job.subject_id)
+            change_needs(session, context, snapshot, base_id=None)
 
 
 class DeleteSnapshot(JobType):

@@ -127,7 +127,6 @@ class Snapshots:
             queue.cancel_queued(session, snapshot.job_id)
         move(session, Snapshot, id, State.DELETING, "delete it", reason=None)
         self._queue(session, DeleteSnapshot, snapshot)
-        dependencies.release_if_unneeded(session, self._context, snapshot.base_id)
         return views.snapshot(snapshot)
 
     def _queue(self, session: Session, job_type: type[JobType], snapshot: Snapshot) -> None:

@@ -11,7 +11,6 @@ from sqlalchemy.orm import Session
 from lunr.api.context import Context
 from lunr.api.jobs import queue
 from lunr.api.jobs.job_type import JobType, Payload, Result
-from lunr.api.services.dependencies import release_if_unneeded
 from lunr.common import errors, times
 from lunr.common.states import Job as JobState
 from lunr.common.states import Volume as State
@@ -76,9 +75,6 @@ class CloneVolume(JobType):
     def on_done(self, session: Session, context: Context, job: Job, result: Result) -> None:
         _mark_usable(session, context, job.subject_id)
 
-    def on_failed(self, session: Session, context: Context, job: Job, result: Result) -> None:
-        _release_backing_backup(session, context, job)
-
 
 class RestoreVolume(JobType):
     """Makes a volume from a backup: DONE when it can be used. It is ACTIVE when it is full."""
@@ -98,9 +94,6 @@ class RestoreVolume(JobType):
 
     def on_done(self, session: Session, context: Context, job: Job, result: Result) -> None:
         _mark_usable(session, context, job.subject_id)
-
-    def on_failed(self, session: Session, context: Context, job: Job, result: Result) -> None:
-        _release_backing_backup(session, context, job)
 
     def error_if_predecessor_failed(self, reason: str | None) -> errors.LunrError | None:
         return SourceNotSaved(reason=reason)
@@ -166,9 +159,6 @@ class FillVolume(JobType):
             execution_options={"synchronize_session": "fetch"},
         )
 
-    def on_done(self, session: Session, context: Context, job: Job, result: Result) -> None:
-        _release_backing_backup(session, context, job)
-
 
 class ExtendVolume(JobType):
     """Makes a volume larger; its size is the ``size`` of the job's data then."""
@@ -227,7 +217,3 @@ def _mark_usable(session: Session, context: Context, id: str) -> None:
         volume.usable = True
         volume.progress = 0
         begin_fill(session, context, volume)
-
-
-def _release_backing_backup(session: Session, context: Context, job: Job) -> None:
-    release_if_unneeded(session, context, session.get_one(Volume, job.subject_id).base_id)

@@ -126,8 +126,12 @@ class Volumes:
         )
         node_id = placement.place(session, self._context, requested)
         is_copied = source.volume is not None and source.volume.node_id != node_id
-        job_type = RestoreVolume if is_copied else source.job_type
-        after: list[str] = []
+        job_type, base_id, copy = source.job_type, source.base_id, None
+        if source.volume is not None and is_copied:
+            copy = cross_node_copy.save_to_copy(
+                session, self._context, source.volume, source.snapshot_id
+            )
+            job_type, base_id = RestoreVolume, copy.id
         volume = Volume(
             id=id or ids.new(),
             account_id=account_id,
@@ -141,17 +145,12 @@ class Volumes:
             backup_id=request.get("backup"),
             snapshot_id=request.get("snapshot"),
             source_volume_id=request.get("source_volume"),
-            base_id=source.base_id,
-            **lazy_restore.fill_settings(request, is_copied or source.base_id is not None),
+            transfer_id=None if copy is None else copy.id,
+            base_id=base_id,
+            **lazy_restore.fill_settings(request, base_id is not None),
         )
-        if source.volume is not None and is_copied:
-            transfer = cross_node_copy.save_to_copy(
-                session, self._context, source.volume, source.snapshot_id
-            )
-            volume.transfer_id = volume.base_id = transfer.id
-            after = [str(transfer.job_id)]
         session.add(volume)
-        self._queue(session, job_type, volume, after=after)
+        self._queue(session, job_type, volume, after=[] if copy is None else [str(copy.job_id)])
         return views.volume(volume, None), True
 
     def update(self, account_id: str, id: str, changes: dict[str, Any]) -> Any:
@@ -264,7 +263,6 @@ class Volumes:
             fill_job_id=None,
         )
         self._queue(session, DeleteVolume, volume, after=after)
-        dependencies.release_if_unneeded(session, self._context, volume.base_id)
         return fetch(session, account_id, id)
 
     def _forget(self, session: Session, volume: Volume) -> Any:

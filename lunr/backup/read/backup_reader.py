@@ -234,10 +234,10 @@ class Source:
         """Report damaged ranges that were written meanwhile; `absent` gives the unwritten parts."""
         with self._lock:
             for name, known in list(self._damage.items()):
-                left = list(merge(part for extent in known.ranges for part in absent(*extent)))
-                if left == known.ranges:
+                remaining = list(merge(part for extent in known.ranges for part in absent(*extent)))
+                if remaining == known.ranges:
                     continue
-                self._damage[name] = _Damage(known.reason, left)
-                self._report("damaged", object=name, reason=known.reason, ranges=left)
-                if not left:
+                self._damage[name] = _Damage(known.reason, remaining)
+                self._report("damaged", object=name, reason=known.reason, ranges=remaining)
+                if not remaining:
                     del self._damage[name]

@@ -41,10 +41,10 @@ class SingleFlight(Generic[K, V]):
         try:
             result = work()
         except BaseException as error:
-            self._end(key)
+            self._remove(key)
             own.set_exception(error)
             raise
-        self._end(key)
+        self._remove(key)
         own.set_result(result)
         return result
 
@@ -52,6 +52,6 @@ class SingleFlight(Generic[K, V]):
         """Whether a thread does the work of `key` now."""
         return key in self._running
 
-    def _end(self, key: K) -> None:
+    def _remove(self, key: K) -> None:
         with self._lock:
             del self._running[key]

@@ -29,21 +29,21 @@ class Limited(Store):
         self.settle = store.settle  # type: ignore[misc]
         self.in_order = store.in_order  # type: ignore[misc]
 
-    def _take(self, count: int) -> None:
+    def _acquire(self, count: int) -> None:
         if (left := self._bucket.take(count)) > 0 and self._wait(left):
             raise Cancelled
 
     def put(self, name: str, *buffers: Buffer, durable: bool = False, slot: Slot = AT_ONCE) -> None:
         """See :meth:`Store.put`."""
         if _is_paced(name):
-            self._take(sum(len(buffer) for buffer in buffers))
+            self._acquire(sum(len(buffer) for buffer in buffers))
         self._store.put(name, *buffers, durable=durable, slot=slot)
 
     def get(self, name: str, offset: int = 0, length: int | None = None) -> Buffer:
         """See :meth:`Store.get`."""
         data = self._store.get(name, offset, length)
         if _is_paced(name):  # only now it is known how much it was
-            self._take(len(data))
+            self._acquire(len(data))
         return data
 
     def delete(self, name: str) -> None:

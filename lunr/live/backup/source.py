@@ -113,9 +113,9 @@ def await_answers(name: str, connection: nbd.Connection) -> None:
                 logger.warning("%s: %s.", name, error.strerror or error)
 
 
-def union(one: list[Extent], other: list[Extent], size: int) -> list[Extent]:
-    """The union of `one` and `other`, extents of a disk of `size` bytes."""
-    return cover(merge(one, other), MOST_EXTENTS, size)
+def union(first: list[Extent], second: list[Extent], size: int) -> list[Extent]:
+    """The union of `first` and `second`, extents of a disk of `size` bytes."""
+    return cover(merge(first, second), MOST_EXTENTS, size)
 
 
 def negotiate(

@@ -128,7 +128,7 @@ def recover(monitor: Monitor, agent: Agent | None) -> None:
             "The guest's file systems may be frozen, and no agent is given to thaw them."
         )
     if restore_machine(monitor, agent):
-        logger.warning("The remains of a killed backup were removed; the guest runs.")
+        logger.warning("The remains of a killed backup were removed; the guest goes on.")
 
 
 def _nodes(monitor: Monitor) -> set[str]:

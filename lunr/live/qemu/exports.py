@@ -64,13 +64,13 @@ def survey(
     with _served(monitor, len(disks)) as sockets:
         for number, disk in enumerate(disks):
             _export(monitor, number, disk.node, [])
-            (asked,) = source.negotiate(
+            (connection,) = source.negotiate(
                 disk.name, [next(sockets)], names.export(number), nbd.ALLOCATION
             )
-            source.await_answers(disk.name, asked)
+            source.await_answers(disk.name, connection)
             if disk.name in mapped:
                 allocated[disk.name] = source.ranges(
-                    disk.name, asked, matches=lambda flags: not flags & nbd.ZERO
+                    disk.name, connection, matches=lambda flags: not flags & nbd.ZERO
                 )
     cleanup.clear(monitor)
     return allocated

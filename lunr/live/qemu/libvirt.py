@@ -45,8 +45,8 @@ def socket_of(domain: str) -> Path:
         reason = f"libvirt has not answered for {_PATIENCE:g} seconds."
         raise errors.NoSuchDomain(domain=domain, reason=reason) from error
     if done.returncode:
-        said = done.stderr.strip().splitlines()
-        reason = said[-1].removeprefix("error: ") if said else "virsh does not say why"
+        lines = done.stderr.strip().splitlines()
+        reason = lines[-1].removeprefix("error: ") if lines else "virsh does not say why"
         raise errors.NoSuchDomain(domain=domain, reason=f"{reason}.")
     path = parse(done.stdout)
     if path is None:

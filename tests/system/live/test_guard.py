@@ -129,9 +129,9 @@ def test_a_second_interrupt_leaves_the_machine_to_the_guard(
         if call == "put" and not name.startswith("sessions/"):
             interrupt()
 
-    real = cleanup.settle
+    real = cleanup.restore_machine
     times = iter([real])  # before the backup; and then amid the clearing
-    monkeypatch.setattr(cleanup, "settle", lambda *args: next(times, interrupt)(*args))
+    monkeypatch.setattr(cleanup, "restore_machine", lambda *args: next(times, interrupt)(*args))
     with pytest.raises(KeyboardInterrupt):
         vault.backup(machine, first, concurrency=1)
     machine.assert_untouched()

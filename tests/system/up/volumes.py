@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Collection, Iterator
 from pathlib import Path
@@ -81,7 +82,8 @@ def clear(client: Client, kept: Collection[str] = ()) -> None:
         client.volumes.wait_deleted(one.id, timeout=PATIENCE)
     backups = [backup.id for backup in client.backups.list() if backup.id not in kept]
     for id in backups:
-        client.backups.delete(id)
+        with contextlib.suppress(errors.NotFound):  # the test had deleted it, and did not wait
+            client.backups.delete(id)
     for id in backups:
         client.backups.wait_deleted(id, timeout=PATIENCE)
 

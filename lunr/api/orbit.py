@@ -47,7 +47,7 @@ class Housekeeper:
             self._leases,
             self._nodes,
             self._repair,
-            self._transfers,
+            self._hidden_backups,
             self._schedules,
             self._retention,
             self._collect,
@@ -85,11 +85,11 @@ class Housekeeper:
             yield f"node {id} is DOWN"
 
     def _repair(self) -> Iterator[str]:
-        for id in self._services.upkeep.repair():
+        for id in self._services.maintenance.repair():
             yield f"{id} had lost its job"
 
-    def _transfers(self) -> Iterator[str]:
-        for id in self._services.upkeep.release_unneeded(times.now()):
+    def _hidden_backups(self) -> Iterator[str]:
+        for id in self._services.maintenance.release_unneeded(times.now()):
             yield f"hidden backup {id} is of no use any more and deleted again"
 
     def _schedules(self) -> Iterator[str]:
@@ -131,7 +131,7 @@ class Housekeeper:
             yield f"a share of account {account}'s backups is verified by job {job['id']}"
 
     def _purge(self) -> Iterator[str]:
-        if count := self._services.upkeep.purge(times.now(), self._keep_records):
+        if count := self._services.maintenance.purge(times.now(), self._keep_records):
             yield f"{count} old records are purged"
 
 

@@ -204,7 +204,7 @@ def _need_fuse() -> None:
         )
 
 
-def _target(conf: config.ConfigOpts, filling: Path) -> Target:
+def _target(conf: config.ConfigOpts, restores: Path) -> Target:
     """The target that is configured; volumes that are being filled are below `filling`."""
     files = conf.node.pool == "files"
     folder = Path(conf.files.path) if files else Path("/dev") / conf.lvm.group
@@ -216,7 +216,7 @@ def _target(conf: config.ConfigOpts, filling: Path) -> Target:
         case _:
             from lunr.storage.targets.tgt.target import TgtTarget
 
-            return TgtTarget(Path(conf.tgt.socket), folder, filling)
+            return TgtTarget(Path(conf.tgt.socket), folder, restores)
 
 
 def _listen(host: str, port: int) -> socket.socket:

@@ -148,15 +148,18 @@ _LOGIN_REFUSED = "Status: Target error"
 def run_initiator(argv: Sequence[str | Path], show: Callable[[float], None] | None = None) -> str:
     """Run a command that logs in, again while the target lets nobody in; see :func:`run`."""
 
-    def attempt() -> tuple[str] | None:
+    said: list[str] = []
+
+    def has_logged_in() -> bool:
         try:
-            return (run(argv, show),)
+            said.append(run(argv, show))
         except DemoError as error:
             if _LOGIN_REFUSED not in str(error):
                 raise
-            return None
+        return bool(said)
 
-    return wait_until(attempt, what="the target lets initiators in")[0]
+    wait_until(has_logged_in, what="the target lets initiators in")
+    return said[0]
 
 
 def set_up_virtual_machines(stage: Stage, commands: Sequence[Sequence[str]] = MAKE[:1]) -> None:

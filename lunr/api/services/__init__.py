@@ -66,7 +66,7 @@ class Services:
         self.clock = Clock(context)
         self.leases = Leases(context)
         self.collect = GarbageCollection(context)
-        self.upkeep = Maintenance(context)
+        self.maintenance = Maintenance(context)
         self.records = Records(context)
         self.retention = Retention(context)
         self.schedules = Schedules(context)

@@ -84,7 +84,7 @@ def _with_bar(what: str, wait: Callable[[Callable[[Any], object]], T]) -> T:
             bar.update(
                 task,
                 # Without a percentage the bar only moves.
-                total=100 if percent or _is_filling(record) else None,
+                total=100 if percent or _is_restoring(record) else None,
                 completed=percent or 0,
                 status=record.status,
                 amount=format_amount(record),
@@ -104,7 +104,7 @@ def format_amount(record: WaitedRecord) -> str:
     >>> format_amount(Volume(id="v", status="RESTORING", size=10240, fill_rate=100 << 20))
     'below 1 % of 10.0 TiB, 100.0 MiB/s'
     """
-    if isinstance(record, Export) or not (record.progress or _is_filling(record)):
+    if isinstance(record, Export) or not (record.progress or _is_restoring(record)):
         return ""
     if isinstance(record, Job | Group) or not record.size:
         return f"{record.progress} %"
@@ -120,6 +120,6 @@ def format_amount(record: WaitedRecord) -> str:
     return text
 
 
-def _is_filling(record: WaitedRecord) -> bool:
+def _is_restoring(record: WaitedRecord) -> bool:
     """Whether the record is a volume whose fill runs now, even at 0 %."""
     return isinstance(record, Volume) and bool(record.fill_rate)

@@ -24,7 +24,7 @@ from lunr.storage.agent.job import ClaimedJob, Stop
 from lunr.storage.agent.job_runner import JobRunner
 from lunr.storage.agent.pending_deletes import PendingDeletes
 from lunr.storage.agent.pool_monitor import PoolWatch
-from lunr.storage.jobs import HANDLERS, lanes
+from lunr.storage.jobs import HANDLERS, worker_slots
 from lunr.storage.jobs.consistent_snapshot import drop
 from lunr.storage.jobs.node_context import NodeContext
 from lunr.storage.metrics import Metrics
@@ -63,11 +63,11 @@ class Agent:
         self._api = api
         self._portal = portal
         self._heartbeat = heartbeat
-        self._lanes = lanes(node.pool)
+        self._slots = worker_slots(node.pool)
         self._workers = {
-            "quick": (quick_workers, self._lanes.quick),
-            "data": (data_workers, self._lanes.data),
-            "fill": (concurrent_fills, self._lanes.fill),
+            "quick": (quick_workers, self._slots.quick),
+            "data": (data_workers, self._slots.data),
+            "fill": (concurrent_fills, self._slots.fill),
         }
         self._stopping = threading.Event()
         self._beat_now = threading.Event()
@@ -111,7 +111,7 @@ class Agent:
         """Claim nothing more, let short jobs end, and stop the others where they are.
 
         Their jobs are queued again when the agent is started next. Targets, mounts and
-        the processes that serve filling volumes stay: initiators go on. Where only the agent
+        the processes that serve lazy restores stay: initiators go on. Where only the agent
         enforces the address of who logs in, nobody can log in anew until it is started.
 
         Args:
@@ -120,10 +120,10 @@ class Agent:
         """
         self._stopping.set()
         self._beat_now.set()
-        self.supervisor.wait_idle(STOP_TIMEOUT, lambda job: job.kind in self._lanes.quick)
+        self.supervisor.wait_idle(STOP_TIMEOUT, lambda job: job.kind in self._slots.quick)
         for job in self.supervisor.running():
             job.stop(Stop.LOST)
-        self.supervisor.wait_idle(STOP_TIMEOUT, lambda job: job.kind not in self._lanes.quick)
+        self.supervisor.wait_idle(STOP_TIMEOUT, lambda job: job.kind not in self._slots.quick)
         if self._removing is not None:
             self._removing.join(STOP_TIMEOUT)
         if detach:
@@ -148,11 +148,11 @@ class Agent:
 
         queued = {(str(job["kind"]), str(job["subject_id"])) for job in truth["jobs"]}
         # What a snapshot of a volume that was being filled lacks is not known any more.
-        filling = self.node.restores.known()
+        restoring = self.node.restores.known()
         is_doomed = {
             Purpose.USER: lambda snap: snap.id in truth["delete"]["snapshots"],
             Purpose.BACKUP: lambda snap: (
-                ("backup.save", snap.id) not in queued or snap.volume_id in filling
+                ("backup.save", snap.id) not in queued or snap.volume_id in restoring
             ),
             Purpose.BASELINE: lambda snap: not self.node.baselines.is_valid(snap, volumes),
         }
@@ -175,7 +175,7 @@ class Agent:
         wanted = {export["volume_id"] for export in truth["exports"]}
         coming = {subject for kind, subject in queued if kind in ("export.create", "export.delete")}
         self._unknown_volumes = present.keys() - wanted - deleted - coming
-        self._remove_strays()
+        self._remove_unknown_exports()
 
     def _remove_snapshots(self, doomed: Iterable[Snapshot]) -> list[Snapshot]:
         """Remove snapshots, before a job meets them; returns those that are still in use."""
@@ -189,7 +189,7 @@ class Agent:
                 left.append(snap)
         return left
 
-    def _remove_strays(self) -> None:
+    def _remove_unknown_exports(self) -> None:
         """Remove the exports that nobody asked for, but those that somebody is known to use."""
         for volume_id in self._unknown_volumes - self.node.exports.sessions().keys():
             _log.warning("removing the export of volume %s: nobody asked for it", volume_id)
@@ -269,7 +269,7 @@ class Agent:
             self._target_restarted = True
             self.node.exports.restore(self._api.exports)
             self._target_restarted = False
-        self._remove_strays()
+        self._remove_unknown_exports()
 
     def _claims(self, kinds: Iterable[str]) -> None:
         backoff = Backoff(self._stopping)

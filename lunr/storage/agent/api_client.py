@@ -49,7 +49,7 @@ class ApiClient:
         return self._call("POST", f"/jobs/claim?wait={wait}", body, timeout=wait + _TIMEOUT)
 
     def update(self, job_id: str, lease: str, **fields: Any) -> dict[str, Any]:
-        """Renew the lease, with news of the job; returns whether to ``cancel`` it, and the like.
+        """Renew the lease, and report on the job; returns whether to ``cancel`` it, and the like.
 
         Raises:
             errors.StaleLease: the job is not this node's any more.

@@ -18,7 +18,7 @@ from lunr.storage.metrics import Metrics
 _log = logging.getLogger(__name__)
 
 #: Seconds between two reports of a job's progress, which also bring the order to cancel it.
-_NEWS_INTERVAL = 2.0
+_REPORT_INTERVAL = 2.0
 #: More of a reason is not for people, and the API does not take it.
 _LONGEST_REASON = 4000
 
@@ -109,7 +109,7 @@ class JobRunner:
         """Renew well before the lease ends, until the job does; stop it when the lease is lost."""
         renewed = time.monotonic()
         with log.context(job.id):
-            while not ended.wait(min(job.lease_seconds / 3, _NEWS_INTERVAL)):
+            while not ended.wait(min(job.lease_seconds / 3, _REPORT_INTERVAL)):
                 asked = time.monotonic()
                 try:
                     job.answer = self._api.update(

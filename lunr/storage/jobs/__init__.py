@@ -41,7 +41,7 @@ _FILL = {"volume.fill"}
 _POOL = {"volume.clone", "volume.delete"}
 
 
-class Lanes(NamedTuple):
+class WorkerSlots(NamedTuple):
     """The kinds of jobs that are done in moments, those that move data, and those that fill."""
 
     quick: frozenset[str]
@@ -49,10 +49,10 @@ class Lanes(NamedTuple):
     fill: frozenset[str]
 
 
-def lanes(pool: Pool) -> Lanes:
-    """Who does what on a node with `pool`."""
+def worker_slots(pool: Pool) -> WorkerSlots:
+    """Which jobs have which slots on a node with `pool`."""
     data = frozenset(_ENGINE | _POOL if pool.slow else _ENGINE)
-    return Lanes(frozenset(HANDLERS) - data - _FILL, data, frozenset(_FILL))
+    return WorkerSlots(frozenset(HANDLERS) - data - _FILL, data, frozenset(_FILL))
 
 
-__all__ = ["HANDLERS", "Handler", "Lanes", "Node", "lanes"]
+__all__ = ["HANDLERS", "Handler", "WorkerSlots", "worker_slots"]

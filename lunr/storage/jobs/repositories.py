@@ -9,7 +9,7 @@ from lunr.storage.jobs.node_context import NodeContext
 
 
 def collect(node: NodeContext, job: ClaimedJob) -> dict[str, Any]:
-    """What no backup needs, condemned."""
+    """List what no backup needs: it is pending deletion then."""
     return node.engine.run(
         job,
         "collect",
@@ -20,7 +20,7 @@ def collect(node: NodeContext, job: ClaimedJob) -> dict[str, Any]:
 
 
 def sweep(node: NodeContext, job: ClaimedJob) -> dict[str, Any]:
-    """What was condemned long enough ago, deleted."""
+    """Delete what a list of pending deletions names and no backup needs."""
     return node.engine.run(
         job,
         "sweep",

@@ -65,30 +65,30 @@ class RestoreRegistry:
         return run / "fillings"
 
     def load(
-        self, existing: Iterable[str], filling: Iterable[str], beginning: Iterable[str]
+        self, existing: Iterable[str], incomplete: Iterable[str], beginning: Iterable[str]
     ) -> None:
         """Have all lazy restores served again, as far as they are not.
 
         Args:
             existing: the ids of the pool's volumes.
-            filling: the ids of those that the API does not know to be full.
-            beginning: the ids of those that nobody could use yet: `begin` is to come.
+            incomplete: the ids of those that the API does not know to be full.
+            beginning: the ids of those whose `begin` is to come.
         """
-        existing, filling = set(existing), set(filling)
+        existing, incomplete = set(existing), set(incomplete)
         self._state.mkdir(mode=0o700, parents=True, exist_ok=True)
         for folder in sorted(self._state.iterdir()):
             if not ids.is_valid(folder.name):
                 continue
             restore = self._make(folder.name)
             is_known = restore.load() and folder.name in existing
-            restore.is_reported = folder.name not in filling
+            restore.is_reported = folder.name not in incomplete
             if not is_known or (restore.is_plain and restore.is_reported):
                 _forget(restore)  # a beginning, what a delete left, or the end
                 continue
             with self._lock:
                 self._all[folder.name] = restore
             restore.start()
-        self._lost = filling & existing - self._all.keys() - set(beginning)
+        self._lost = incomplete & existing - self._all.keys() - set(beginning)
         for volume_id in self._lost:
             _log.error("%s", self._state_lost(volume_id))
         for restore in self.all():

@@ -294,7 +294,7 @@ class History:
             session.execute(delete(Job).where(Job.id == job.id))
 
         self.services.context.db.write(forget)
-        return f"{job.kind} of {job.subject_id}: {self.services.upkeep.repair()}"
+        return f"{job.kind} of {job.subject_id}: {self.services.maintenance.repair()}"
 
 
 def play(folder: Path, seed: int) -> int:
@@ -350,5 +350,5 @@ def test_a_volume_that_lost_its_job_needs_nothing(world: World) -> None:
     world.services.context.db.write(
         lambda session: session.execute(delete(Job).where(Job.kind == "volume.restore"))
     )
-    assert world.services.upkeep.repair() == ["copy"]
+    assert world.services.maintenance.repair() == ["copy"]
     assert world.work("n1") == ["backup.delete"]

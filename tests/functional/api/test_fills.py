@@ -143,7 +143,7 @@ def test_what_is_lost_is_told_and_it_stays_usable(stored: World) -> None:
     now = shown(stored)
     assert (now["status"], now["usable"], now["progress"]) == ("RESTORING", True, 98)
     assert now["reason"] == "bytes 0 to 5 are lost."
-    assert stored.services.upkeep.repair() == []
+    assert stored.services.maintenance.repair() == []
     stored.services.volumes.update("acme", "r1", {"fill": "eager"})  # tried again
     assert shown(stored)["reason"] is None
     assert stored.work() == ["volume.fill"]

@@ -257,7 +257,7 @@ def test_a_deleted_group_is_forgotten_with_its_backups(world: World) -> None:
     world.services.groups.delete("acme", "g1")
     world.work()
     far = times.now() + timedelta(days=90)
-    forget = partial(world.services.upkeep.purge, far, keep_records=0)
+    forget = partial(world.services.maintenance.purge, far, keep_records=0)
     forget()
     assert only(world) == {"DELETED"}, "their objects were not collected"
     world.done(collect(world))
@@ -274,7 +274,7 @@ def test_a_group_that_lost_its_job_is_given_up(world: World) -> None:
         session.execute(delete(Job).where(Job.id == begun["job_id"]))
 
     world.services.context.db.write(lose)
-    assert sorted(world.services.upkeep.repair()) == ["g1", "g1-data", "g1-root"]
+    assert sorted(world.services.maintenance.repair()) == ["g1", "g1-data", "g1-root"]
     assert only(world) == {"ERROR"}
 
 
@@ -291,9 +291,9 @@ def test_a_group_whose_root_is_lost_says_so(world: World) -> None:
 
 def test_upkeep_leaves_it_alone(world: World) -> None:
     put(world)
-    assert world.services.upkeep.repair() == []
+    assert world.services.maintenance.repair() == []
     put(world, status="AVAILABLE")
-    assert world.services.upkeep.release_unneeded(times.now() + timedelta(days=1)) == []
+    assert world.services.maintenance.release_unneeded(times.now() + timedelta(days=1)) == []
     assert only(world) == {"AVAILABLE"}
 
 

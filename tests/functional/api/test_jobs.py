@@ -494,11 +494,11 @@ def test_a_lost_node_is_removed_with_all_that_was_on_it(world: World) -> None:
 
 def test_records_that_lost_their_job_are_repaired(world: World) -> None:
     world.services.volumes.create("acme", {"size": 1}, "v1")
-    assert world.services.upkeep.repair() == []
+    assert world.services.maintenance.repair() == []
     world.services.context.db.write(
         lambda session: session.connection().exec_driver_sql("DELETE FROM jobs")
     )
-    assert world.services.upkeep.repair() == ["v1"]
+    assert world.services.maintenance.repair() == ["v1"]
     assert world.services.volumes.get("acme", "v1")["status"] == "ERROR"
 
 
@@ -510,7 +510,7 @@ def test_old_records_go_but_a_deleted_backup_stays_until_its_garbage_is_collecte
     world.services.backups.delete("acme", "b1")
     world.services.volumes.delete("acme", "v1")
     world.work()
-    world.services.upkeep.purge(_later(10), keep_records=0)
+    world.services.maintenance.purge(_later(10), keep_records=0)
     with pytest.raises(errors.NotFound):
         world.services.volumes.get("acme", "v1")
     assert world.services.backups.get("acme", "b1")["status"] == "DELETED"
@@ -527,7 +527,7 @@ def test_old_records_go_but_a_deleted_backup_stays_until_its_garbage_is_collecte
         "collection": "c1",
     }
     world.fail(sweep)
-    world.services.upkeep.purge(_later(10), keep_records=0)
+    world.services.maintenance.purge(_later(10), keep_records=0)
     with pytest.raises(errors.NotFound):
         world.services.backups.get("acme", "b1")
     # The sweep that failed is tried again with the next collection.

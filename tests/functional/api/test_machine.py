@@ -231,11 +231,11 @@ class Service(RuleBasedStateMachine):
 
     @rule()
     def internal_backups_are_let_go(self) -> None:
-        self.services.upkeep.release_unneeded(times.now() + timedelta(hours=1))
+        self.services.maintenance.release_unneeded(times.now() + timedelta(hours=1))
 
     @rule()
     def purge(self) -> None:
-        self.services.upkeep.purge(times.now(), keep_records=0)
+        self.services.maintenance.purge(times.now(), keep_records=0)
 
     def _ids(self, column: Any, order: Any) -> list[str]:
         with self.services.context.db.read() as connection:
@@ -246,11 +246,13 @@ class Service(RuleBasedStateMachine):
         if not hasattr(self, "world"):
             return
         with self.services.context.db.read() as connection:
-            lanes = list(connection.scalars(select(Job.lock_key).where(Job.status == "RUNNING")))
+            lock_keys = list(
+                connection.scalars(select(Job.lock_key).where(Job.status == "RUNNING"))
+            )
             volumes = connection.execute(
                 select(Volume.node_id, Volume.size, Volume.reserved, Volume.status, Volume.job_id)
             ).all()
-        assert len(lanes) == len(set(lanes))
+        assert len(lock_keys) == len(set(lock_keys))
         for node, room in ROOM.items():
             live = [v for v in volumes if v.node_id == node and v.status != "DELETED"]
             assert sum(volume.reserved for volume in live) <= room
@@ -297,7 +299,7 @@ class Service(RuleBasedStateMachine):
     @invariant()
     def nothing_waits_for_a_job_that_is_not_there(self) -> None:
         if hasattr(self, "world"):
-            assert self.services.upkeep.repair() == []
+            assert self.services.maintenance.repair() == []
 
     def teardown(self) -> None:
         try:

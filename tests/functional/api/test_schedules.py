@@ -270,7 +270,7 @@ def test_a_schedule_goes_with_its_volume(world: World) -> None:
     Housekeeper(world.services, config.new()).round()
     assert world.call("GET", "/v1.0/acme/schedules").json["schedules"] == []
     assert run(world, times.now() + 30 * DAY) == []
-    world.services.upkeep.purge(times.now() + DAY, 0)
+    world.services.maintenance.purge(times.now() + DAY, 0)
     with world.services.context.db.read() as connection:
         for model in (Schedule, ScheduleRun, Volume):
             assert connection.execute(select(model)).all() == []

@@ -264,12 +264,12 @@ def test_a_delete_that_fails_is_done_again_by_the_housekeeper(two: World) -> Non
     two.work("n1")
     two.work("n2")
     two.fail(two.claim("n1"), reason="Swift says no.")
-    assert two.services.upkeep.release_unneeded(times.now()) == [], "not at once"
+    assert two.services.maintenance.release_unneeded(times.now()) == [], "not at once"
     [internal] = [row.id for row in _rows(two, Backup, Backup.internal)]
-    assert two.services.upkeep.release_unneeded(times.now() + timedelta(hours=1)) == [internal]
-    assert two.services.upkeep.release_unneeded(times.now() + timedelta(hours=1)) == []
+    assert two.services.maintenance.release_unneeded(times.now() + timedelta(hours=1)) == [internal]
+    assert two.services.maintenance.release_unneeded(times.now() + timedelta(hours=1)) == []
     assert two.work("n1") == ["backup.delete"]
-    assert two.services.upkeep.release_unneeded(times.now() + timedelta(hours=1)) == []
+    assert two.services.maintenance.release_unneeded(times.now() + timedelta(hours=1)) == []
 
 
 # --- every mishap at every step ----------------------------------------------------------------
@@ -337,8 +337,8 @@ MISHAPS: dict[str, Callable[[World], Any]] = {
     "n2 is lost": _lose("n2"),
     "nodes are silent": lambda world: world.services.nodes.mark_down(_later()),
     "garbage is collected": lambda world: outcome(world.services.collect.request, "acme"),
-    "records are purged": lambda world: world.services.upkeep.purge(_later(), 0),
-    "the housekeeper comes": lambda world: world.services.upkeep.release_unneeded(_later()),
+    "records are purged": lambda world: world.services.maintenance.purge(_later(), 0),
+    "the housekeeper comes": lambda world: world.services.maintenance.release_unneeded(_later()),
 }
 #: What happens where nothing goes wrong.
 STEPS = 8
@@ -379,21 +379,21 @@ def _play(world: World, mishaps: dict[int, list[str]]) -> None:
     assert {row.status for row in left} <= {"ERROR"}
     if "records are purged" not in itertools.chain(*mishaps.values()):
         assert {row.id for row in left} <= failed
-    world.services.upkeep.release_unneeded(_later())
+    world.services.maintenance.release_unneeded(_later())
     while any(world.work(node) for node in ("n1", "n2")):
         pass
     assert {row.status for row in _rows(world, Backup, Backup.internal)} <= {"DELETED"}
     assert {row.status for row in _rows(world, Volume)} <= STABLE[Volume]
     assert {row.job_id for row in _rows(world, Volume)} <= {None}
     assert {row.status for row in _rows(world, Job)} <= STABLE[Job]
-    assert world.services.upkeep.repair() == []
+    assert world.services.maintenance.repair() == []
     for id in ("copy", "v1"):  # an ERROR has a way out
         outcome(world.services.volumes.delete, "acme", id)
     for row in _rows(world, Backup, Backup.internal.is_(False)):
         outcome(world.services.backups.delete, "acme", row.id)
     while any(world.work(node) for node in ("n1", "n2")):
         pass
-    world.services.upkeep.purge(_later(), 0)
+    world.services.maintenance.purge(_later(), 0)
     assert {row.status for row in _rows(world, Volume)} == set()
 
 
@@ -401,7 +401,7 @@ def _forget(world: World) -> None:
     """Let the next play begin with nothing."""
     world.services.collect.request("acme")
     world.work("n1")
-    world.services.upkeep.purge(_later(), 0)
+    world.services.maintenance.purge(_later(), 0)
     assert _rows(world, Backup) == _rows(world, Job) == []
 
 

@@ -114,7 +114,7 @@ class DeleteBackup(JobType):
 
 
 class VerifyBackup(JobType):
-    """Reads and checks all of a backup. A damaged one fails it: nobody takes that for good news."""
+    """Reads and checks all of a backup. A damaged backup fails the job."""
 
     name = "backup.verify"
     model = Backup

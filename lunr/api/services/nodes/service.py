@@ -234,7 +234,7 @@ class Nodes:
             row.id: row.status
             for row in session.execute(select(Volume.id, Volume.status).where(Volume.node_id == id))
         }
-        filling = select(Volume.id).where(
+        restoring = select(Volume.id).where(
             Volume.node_id == id,
             Volume.base_id.is_not(None),
             Volume.status.in_((VolumeState.BUILDING, VolumeState.RESTORING)),
@@ -258,7 +258,7 @@ class Nodes:
                     )
                 )
             ],
-            "filling": session.scalars(filling).all(),
+            "filling": session.scalars(restoring).all(),
             "snapshots": [
                 {"id": snapshot, "volume_id": volume}
                 for snapshot, volume in session.execute(

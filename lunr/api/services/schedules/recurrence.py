@@ -49,7 +49,7 @@ class Recurrence:
 
     @classmethod
     def of(cls, every: str, at: str | None = None, spread: int | None = None) -> Recurrence:
-        """A timing that makes sense; what is None has its default.
+        """A recurrence that makes sense; what is None has its default.
 
         The defaults: midnight (of Sunday), and spread over a sixth of the period, an
         hour at most.

@@ -28,7 +28,7 @@ from lunr.db.transitions import wrong_state
 _MADE = (State.NEW, State.BUILDING, State.RESTORING)
 
 
-class StillFilling(errors.WrongState):
+class StillRestoring(errors.WrongState):
     """The volume {id} is still being restored ({progress} % are there). It can be used, but to {action} it must be ACTIVE."""  # noqa: E501
 
 

@@ -223,7 +223,7 @@ class Volumes:
             return fetch(session, account_id, id)
         if volume.kind == VolumeKind.EXTERNAL:
             return self._forget(session, volume)
-        if volume.status in (State.BUILDING, State.RESTORING) and not is_filling(volume):
+        if volume.status in (State.BUILDING, State.RESTORING) and not is_restored_lazily(volume):
             raise errors.InUse(
                 kind="volume", id=id, reason=f"the job {volume.job_id} fills it; cancel that first"
             )
@@ -333,12 +333,12 @@ def require_idle(volume: Volume, action: str) -> None:
     Raises:
         errors.WrongState, errors.InUse: it is not, or one is.
     """
-    if is_filling(volume):
-        raise lazy_restore.StillFilling(id=volume.id, progress=volume.progress, action=action)
+    if is_restored_lazily(volume):
+        raise lazy_restore.StillRestoring(id=volume.id, progress=volume.progress, action=action)
     require_usable(volume, action)
 
 
-def is_filling(volume: Volume) -> bool:
+def is_restored_lazily(volume: Volume) -> bool:
     """Whether it is being restored, and can be used."""
     return volume.status == State.RESTORING and volume.usable
 
@@ -354,7 +354,7 @@ def require_usable(volume: Volume, action: str) -> None:
     Raises:
         errors.WrongState, errors.InUse: it can't be used, or a job is at work on it.
     """
-    if volume.status != State.ACTIVE and not is_filling(volume):
+    if volume.status != State.ACTIVE and not is_restored_lazily(volume):
         raise wrong_state(volume, action, State.ACTIVE)
     if volume.job_id is not None:
         raise errors.InUse(

@@ -248,7 +248,7 @@ class LvmPool(DevicePool):
         self._check_size(size)
         if lv.size == size:
             return
-        lvs = self._without_references(lvs, volume_id)
+        lvs = self._without_baselines(lvs, volume_id)
         snapshots = self._children(lvs, lv)
         if not snapshots:
             self.group.extend(lv.name, size, _WHERE)
@@ -275,7 +275,7 @@ class LvmPool(DevicePool):
         lv = next((lv for lv in lvs if lv.role is Role.VOLUME and lv.id == volume_id), None)
         doomed = []
         if lv is not None:
-            lvs = self._without_references(lvs, volume_id)
+            lvs = self._without_baselines(lvs, volume_id)
             if self._children(lvs, lv):
                 raise errors.InUse(kind="volume", id=volume_id, reason="it has snapshots")
             if lv.open and self._stays_open(lv):
@@ -464,7 +464,7 @@ class LvmPool(DevicePool):
                     self.wiper.set_apart(lv)
         return [lv for lv in children if lv.role not in WIPING]
 
-    def _without_references(self, lvs: list[LogicalVolume], volume_id: str) -> list[LogicalVolume]:
+    def _without_baselines(self, lvs: list[LogicalVolume], volume_id: str) -> list[LogicalVolume]:
         """What is there after the baselines of a volume have been removed."""
         doomed = [
             Snapshot(volume_id, lv.id, Purpose.BASELINE)

@@ -8,7 +8,7 @@ from lunr.common import errors
 from lunr.storage.agent import pool_monitor
 from lunr.storage.agent.pool_monitor import PoolWatch
 from lunr.storage.baselines import Baselines
-from lunr.storage.jobs import HANDLERS, lanes
+from lunr.storage.jobs import HANDLERS, worker_slots
 from lunr.storage.metrics import Metrics
 from lunr.storage.pools.base import Capacity, Pool, Purpose, Snapshot
 
@@ -123,12 +123,12 @@ class _NoFillings:
 
 
 def test_where_the_pool_is_slow_its_jobs_keep_nobody_waiting(pool: Told) -> None:
-    fast = lanes(pool)
+    fast = worker_slots(pool)
     assert {"volume.clone", "volume.delete", "export.create"} <= fast.quick
     assert {"backup.save", "repository.sweep"} <= fast.data
     Told.slow = True
     try:
-        slow = lanes(pool)
+        slow = worker_slots(pool)
     finally:
         Told.slow = False
     assert slow.data - fast.data == {"volume.clone", "volume.delete"}

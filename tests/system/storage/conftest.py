@@ -14,5 +14,5 @@ def _short_intervals() -> Iterator[None]:
     # Not the test's own patch, which is to end before the fixtures that the test names.
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(agent, "WATCH_INTERVAL", 0.1)
-        patch.setattr(job_runner, "_NEWS_INTERVAL", 0.2)
+        patch.setattr(job_runner, "_REPORT_INTERVAL", 0.2)
         yield

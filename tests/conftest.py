@@ -23,7 +23,7 @@ from tools.testing.patience import limit
 # Its assertions are told apart like those in test modules.
 pytest.register_assert_rewrite("tests.support.pool_contract")
 
-pytest_plugins = ["tests.support.services", "tests.support.keystone", "tests.support.relay"]
+pytest_plugins = ["tests.support.services", "tests.support.keystone", "tests.support.faults.relay"]
 
 # Every run tries new examples, also in CI (where hypothesis would repeat the same ones); a failure
 # prints the line that repeats it. No deadline: how fast a shared machine is proves nothing.

@@ -10,7 +10,7 @@ import pytest
 from rich.console import Console
 
 from lunr import up
-from tests.support.scripted import Reply, ScriptedServer
+from tests.support.scripted_server import Reply, ScriptedServer
 
 
 @pytest.fixture

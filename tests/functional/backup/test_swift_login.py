@@ -17,7 +17,7 @@ import pytest
 
 from lunr.backup import errors
 from lunr.backup.stores import open_store
-from tests.support.scripted import Reply, ScriptedServer, Seen
+from tests.support.scripted_server import Reply, ScriptedServer, Seen
 from tests.support.waiting import PATIENCE, wait_until
 
 V1 = {"auth_url": "{url}/auth/v1.0", "user": "u", "key": "k", "retries": 1}

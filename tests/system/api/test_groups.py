@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.functional.api import test_groups as groups
+from tests.functional.api.backups import test_groups as groups
 from tests.functional.api.world import World, outcome
 
 

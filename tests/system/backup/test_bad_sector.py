@@ -15,7 +15,7 @@ from lunr.backup.repository.repository import Repository
 from lunr.backup.save.block_source import SECTOR, FileSource
 from lunr.backup.save.save import Backup, save
 from lunr.backup.stores.memory import MemoryStore
-from tests.support import faulty
+from tests.support.faults import faulty
 from tests.unit.backup.support import load_bytes
 
 MIB = 1 << 20

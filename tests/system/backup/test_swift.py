@@ -16,7 +16,7 @@ from lunr.backup.repository.verify import verify
 from lunr.backup.save.save import Backup, save
 from lunr.backup.stores import open_store
 from lunr.backup.stores.base import Store
-from tests.support.relay import MortalSwift
+from tests.support.faults.relay import MortalSwift
 from tests.support.services import SwiftAccess
 from tests.support.waiting import PATIENCE
 from tests.unit.backup.stores.contract import StoreContract

@@ -80,10 +80,10 @@ def test_no_log_tells_the_key(barbican: Barbican, config_file: Path) -> None:
     load(config_file, f"barbican:{id}")
     code = (
         "import sys\n"
-        "from lunr.backup import configured\n"
+        "from lunr.backup.keys import from_config\n"
         "from lunr.common import config, log\n"
         "log.setup('DEBUG')\n"
-        "assert len(configured.open_masters(config.load(sys.argv[1:]))) == 1\n"
+        "assert len(from_config.open_master_keys(config.load(sys.argv[1:]))) == 1\n"
     )
     command = [sys.executable, "-c", code, "--config-file", str(config_file)]
     done = subprocess.run(command, capture_output=True, check=True)

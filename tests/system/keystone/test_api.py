@@ -10,8 +10,8 @@ from urllib.parse import urlsplit
 
 import pytest
 
+from tests.support.faults.relay import Relay
 from tests.support.keystone import Keystone
-from tests.support.relay import Relay
 from tests.support.waiting import wait_until
 from tests.system.keystone.conftest import Api
 from tools.services import identity

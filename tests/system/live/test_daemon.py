@@ -18,8 +18,8 @@ from lunr.live.backup import groups
 from lunr.live.qemu.qmp import Monitor
 from tests.support.waiting import PATIENCE, wait_until
 from tests.system.live.conftest import Vault
+from tests.system.live.kills.test_kill import killed
 from tests.system.live.machines import Machine
-from tests.system.live.test_kill import killed
 
 
 def test_it_backs_up_again_and_again_and_keeps_few(

@@ -23,9 +23,9 @@ from lunr.live.qemu.qmp import Monitor
 from tests.support.thorough import THOROUGH, examples
 from tests.support.waiting import PATIENCE, wait_until
 from tests.system.live.conftest import Vault
+from tests.system.live.kills.test_kill import killed
+from tests.system.live.start.test_start import started
 from tests.system.live.test_backup import ways
-from tests.system.live.test_kill import killed
-from tests.system.live.test_start import started
 from tools.virtual.writer import guest as guests
 from tools.virtual.writer.guest import Guest
 

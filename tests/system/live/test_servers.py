@@ -1,6 +1,6 @@
 """The store, or the target of a disk, is killed in the middle of a backup.
 
-:mod:`tests.system.live.test_kill_servers` does it at every step.
+:mod:`tests.system.live.kills.test_kill_servers` does it at every step.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import pytest
 from lunr.backup.errors import StoreUnavailable
 from lunr.live import errors
 from lunr.live.qemu import exports
-from tests.support.relay import MortalSwift
+from tests.support.faults.relay import MortalSwift
 from tests.support.services import Tgtd
 from tests.system.live.conftest import FarAndNear, Vault
 from tests.system.live.machines import MIB, Machine

@@ -14,7 +14,7 @@ from lunr.storage import engine as engine_module
 from lunr.storage import system
 from lunr.storage.agent.job import ClaimedJob, Stop
 from lunr.storage.engine import Engine
-from tests.support import faulty
+from tests.support.faults import faulty
 from tests.support.waiting import PATIENCE
 from tests.system.storage.nodes import KEY
 

@@ -11,7 +11,7 @@ import pytest
 
 from lunr.storage.pools.files.pool import FilesPool
 from tests.support.node_work import Work
-from tests.support.walk import MIB, Walk
+from tests.support.random_walk import MIB, Walk
 
 
 @pytest.mark.timeout(300)

@@ -15,7 +15,7 @@ import pytest
 from lunr.backup import stores
 from lunr.client import Client
 from lunr.common import units
-from tests.support.relay import MortalSwift
+from tests.support.faults.relay import MortalSwift
 from tests.support.waiting import PATIENCE, free_port, wait_until
 from tests.system.up.volumes import (
     answers,

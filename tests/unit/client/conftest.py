@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from lunr.client import Client
-from tests.support.scripted import ScriptedServer
+from tests.support.scripted_server import ScriptedServer
 
 TOKEN = "s3cret-token"
 

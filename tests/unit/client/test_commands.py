@@ -11,7 +11,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from lunr.client.cli.main import cli
-from tests.support.scripted import Reply, ScriptedServer, Seen, error
+from tests.support.scripted_server import Reply, ScriptedServer, Seen, error
 from tests.unit.client.conftest import TOKEN
 
 Run = Callable[..., Result]

@@ -23,7 +23,7 @@ from lunr.common.errors import (
     MethodNotAllowed,
     NoSuchRoute,
 )
-from tests.support.scripted import Reply, ScriptedServer, Seen, error
+from tests.support.scripted_server import Reply, ScriptedServer, Seen, error
 from tests.support.waiting import free_port
 from tests.unit.client.conftest import TOKEN
 

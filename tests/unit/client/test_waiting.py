@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from lunr.client import Client, errors, waiting
 from lunr.client.records import Job, Volume
 from lunr.common import states
-from tests.support.scripted import Reply, ScriptedServer, error
+from tests.support.scripted_server import Reply, ScriptedServer, error
 from tests.support.waiting import PATIENCE, SOON
 
 PATH = "GET /v1.0/acme/volumes/v1"

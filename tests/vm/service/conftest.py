@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.support.faulty_disk import FaultyDisk
+from tests.support.faults.faulty_disk import FaultyDisk
 from tests.support.initiator import Initiator
 from tests.vm.conftest import DISK
 from tests.vm.service.running import DISK_NAME, INITIATOR, Nursery, World, running

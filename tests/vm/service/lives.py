@@ -96,7 +96,9 @@ class Life:
         return self.world.client
 
     def cases(self) -> dict[str, Case]:
-        """By the name of the work (tests.support.nursery), or ``WORK@SITUATION`` if it has several.
+        """By the name of the work, or ``WORK@SITUATION`` if it has several.
+
+        The works are those of tests.support.faults.processes.
 
         Those that end with ``/2`` are second attempts.
         """

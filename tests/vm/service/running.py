@@ -22,7 +22,7 @@ from lunr.client import Client
 from lunr.client.records import Export
 from lunr.storage.targets.lio import tree
 from lunr.up import NODE, ChildProcess, Service, Settings
-from tests.support.faulty_disk import FaultyDisk
+from tests.support.faults.faulty_disk import FaultyDisk
 from tests.support.initiator import sh
 from tests.support.services import CHECKOUT
 from tests.support.volume_groups import volume_group
@@ -39,11 +39,11 @@ OVER = ("DONE", "FAILED", "CANCELLED")
 
 
 class Nursery:
-    """Starts lunr's programs by forking: see tests.support.nursery."""
+    """Starts lunr's programs by forking: see tests.support.faults.processes."""
 
     def __init__(self) -> None:
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "tests.support.nursery"],
+            [sys.executable, "-m", "tests.support.faults.processes"],
             cwd=CHECKOUT,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,

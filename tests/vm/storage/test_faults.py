@@ -16,7 +16,7 @@ from lunr.storage.pools.base import DevicePool, Pool, Snapshot, SnapshotLost
 from lunr.storage.pools.lvm import volume_group as volume_group_module
 from lunr.storage.pools.lvm.pool import LvmPool
 from lunr.storage.pools.thin.pool import ThinPool
-from tests.support.faulty_disk import FaultyDisk
+from tests.support.faults.faulty_disk import FaultyDisk
 from tests.support.initiator import sh
 from tests.support.node_work import Work
 from tests.support.volume_groups import volume_group

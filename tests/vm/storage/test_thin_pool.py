@@ -27,7 +27,7 @@ from lunr.storage.pools.lvm.logical_volumes import Role, tags_for
 from lunr.storage.pools.thin import status as thin_status
 from lunr.storage.pools.thin.pool import ThinPool
 from lunr.storage.pools.thin.status import Mode
-from tests.support.faulty_disk import replaced
+from tests.support.faults.faulty_disk import replaced
 from tests.support.initiator import sh
 from tests.support.pool_contract import PoolContract
 from tests.support.volume_groups import volume_group

@@ -12,8 +12,8 @@ import pytest
 from lunr.storage.pools.lvm.pool import LvmPool
 from lunr.storage.pools.thin.pool import ThinPool
 from tests.support.node_work import Work
+from tests.support.random_walk import MIB, Walk
 from tests.support.volume_groups import volume_group
-from tests.support.walk import MIB, Walk
 
 
 @pytest.mark.parametrize("kind", ["lvm", "thin"])

@@ -55,7 +55,7 @@ def test_what_is_gone_reaches_what_still_names_it() -> None:
         ("lunr/client/cli/main.py", "tests/unit/client/test_commands.py", "tests/unit/db"),
         (
             "lunr/storage/pools/files/pool.py",
-            "tests/system/storage/test_pools.py",
+            "tests/system/storage/pools/test_pools.py",
             "tests/unit/client",
         ),
         ("lunr/api/main.py", "tests/functional/api/test_server.py", "tests/unit/backup"),

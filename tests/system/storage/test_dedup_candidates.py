@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from lunr.common.units import MIB
+from tests.system.storage.pools.test_baselines import SIZE, Ground, ground  # noqa: F401 - a fixture
 from tests.system.storage.test_agent import REPOSITORY
-from tests.system.storage.test_references import SIZE, Ground, ground  # noqa: F401 - a fixture
 
 
 def test_the_first_backup_of_a_restored_volume_stores_no_chunk(

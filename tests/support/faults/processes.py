@@ -1,6 +1,6 @@
 """Forks lunr's programs; storage nodes to be killed at a given step of what they do.
 
-``python -m tests.support.nursery`` imports all that they need once, which takes long in an
+``python -m tests.support.faults.processes`` imports all that they need once, which takes long in an
 emulated machine. Then it takes orders on its standard input, one JSON object a line, and answers
 each with a line:
 

@@ -21,7 +21,7 @@ from lunr.live import errors
 from lunr.live.backup import groups
 from lunr.live.backup.groups import Group
 from lunr.live.qemu import exports
-from tests.support.relay import MortalSwift
+from tests.support.faults.relay import MortalSwift
 from tests.support.services import Tgtd
 from tests.system.live.conftest import FarAndNear, Vault
 from tests.system.live.machines import Machine

@@ -23,9 +23,9 @@ from lunr.live.qemu import guest_agent as agents
 from lunr.live.qemu.qmp import Monitor
 from tests.support.waiting import PATIENCE, wait_until
 from tests.system.live.conftest import Vault
+from tests.system.live.kills.test_kill import killed
 from tests.system.live.machines import Machine
 from tests.system.live.test_backup import kept
-from tests.system.live.test_kill import killed
 
 
 class Agent:
@@ -271,7 +271,7 @@ def test_the_guard_takes_no_code_from_the_folder_it_is_in(tmp_path: Path) -> Non
         "here, there = socket.socketpair()\n"
         "with Guard(Here()) as guard: guard.release()\n"
     )
-    env = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[3])}
+    env = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[4])}
     argv = [sys.executable, "-P", "-c", code]
     done = subprocess.run(argv, cwd=tmp_path, env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -1,8 +1,8 @@
-"""Logging: one line a record, with the request or job it belongs to.
+"""Logging: each record with the request or job it belongs to.
 
-Messages contain untrusted text: methods, names, answers, output of commands. A line of text shows
-control characters as escapes: no terminal obeys them, and no line break in that text begins a
-record. The lines of a traceback are indented. Very long messages are cut.
+Messages contain untrusted text: methods, names, answers, output of commands. Text shows control
+characters as escapes: no terminal obeys them. The further lines of a message and the lines of a
+traceback are indented: no line break in untrusted text begins a record. Very long ones are cut.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ import contextvars
 import json
 import logging
 import sys
-import textwrap
 import time
 from collections.abc import Iterator
 from typing import TextIO
@@ -36,19 +35,22 @@ _LONGEST = 8192
 #: Line breaks of Unicode, and marks that reverse the direction of text: "cod.exe" for "exe.doc".
 _MISLEADING = {*range(0x2028, 0x202F), *range(0x2066, 0x206A)}
 _CONTROLS = {*range(0x20), *range(0x7F, 0xA0)}
-_ESCAPES = {code: chr(code).encode("unicode_escape").decode() for code in _CONTROLS | _MISLEADING}
-_ESCAPES_IN_LINES = {code: text for code, text in _ESCAPES.items() if chr(code) not in "\n\t"}
+_ESCAPES = {
+    code: chr(code).encode("unicode_escape").decode()
+    for code in (_CONTROLS | _MISLEADING) - {ord("\n"), ord("\t")}
+}
+_INDENT = "    "
 
 
 def escape(message: str) -> str:
-    """A message on one line, without control characters, cut if it is very long.
+    """A message without control characters, its further lines indented, cut if it is very long.
 
     >>> escape("a\\x1b[2J\\nb")
-    'a\\\\x1b[2J\\\\nb'
+    'a\\\\x1b[2J\\n    b'
     """
     if len(message) > _LONGEST:
         message = f"{message[:_LONGEST]}… ({len(message) - _LONGEST} characters more)"
-    return message.translate(_ESCAPES)
+    return message.translate(_ESCAPES).replace("\n", f"\n{_INDENT}")
 
 
 class _Text(logging.Formatter):
@@ -59,8 +61,7 @@ class _Text(logging.Formatter):
             f"[{_context.get()}] {escape(record.getMessage())}"
         )
         if record.exc_info:
-            traceback = self.formatException(record.exc_info).translate(_ESCAPES_IN_LINES)
-            line += "\n" + textwrap.indent(traceback, "    ")
+            line += f"\n{_INDENT}{escape(self.formatException(record.exc_info))}"
         return line
 
 

@@ -261,7 +261,7 @@ def test_all_that_is_missing_is_said_at_once(storage: Storage, tgtd: Tgtd) -> No
         assert storage.process.wait(PATIENCE) == 1
     log = storage.log.read_text()
     assert "The node can't start:" in log
-    lines = [line for line in log.splitlines() if line.startswith("- ")]
+    lines = [line for line in log.splitlines() if line.startswith("    - ")]
     for said in ("token_file", "master key", "tape:0", "no-such-group|lvm2", "The iSCSI target"):
         assert len([line for line in lines if any(word in line for word in said.split("|"))]) == 1
     assert "Traceback" not in log, log

@@ -26,16 +26,20 @@ def stream() -> Iterator[io.StringIO]:
 
 
 @given(st.text())
-def test_a_message_is_one_line_that_a_terminal_does_not_obey(message: str) -> None:
+def test_a_terminal_obeys_nothing_and_further_lines_are_indented(message: str) -> None:
     shown = log.escape(message)
-    assert shown.splitlines() in ([shown], [])
-    assert not any(ord(letter) < 32 or 127 <= ord(letter) < 160 for letter in shown)
+    assert all(line.startswith("    ") for line in shown.splitlines()[1:])
+    assert not any(
+        ord(letter) < 32 or 127 <= ord(letter) < 160 for letter in shown if letter not in "\n\t"
+    )
     assert not set(shown) & set("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 
 
-def test_a_forged_record_is_none(stream: io.StringIO) -> None:
+def test_a_forged_record_is_indented(stream: io.StringIO) -> None:
     logging.warning("the answer is %s", "no\n2026-11-30T00:00:00.000Z INFO lunr.access [-] DELETE")
-    assert len(stream.getvalue().splitlines()) == 1
+    first, second = stream.getvalue().splitlines()
+    assert first.endswith("the answer is no")
+    assert second.startswith("    2026")
 
 
 def test_a_forged_record_in_a_traceback_is_indented(stream: io.StringIO) -> None:

@@ -16,6 +16,7 @@ import click
 from lunr.backup.keys import from_config, master_keys
 from lunr.backup.keys.derive import KEY_SIZE, derive, master_id
 from lunr.backup.repository import catalog
+from lunr.backup.stores.from_config import store_options
 from lunr.common import errors
 from lunr.manage.context import Context, command, show, write_private
 
@@ -125,9 +126,7 @@ def drop(context: Context, id: str) -> None:
     master = _named(path, keys, id)
     if master == keys[0]:
         raise KeyNeeded(id=id, reason="it writes. Let another key write first.")
-    if saves := catalog.running_saves(
-        context.conf.store.url, from_config.store_options(context.conf)
-    ):
+    if saves := catalog.running_saves(context.conf.store.url, store_options(context.conf)):
         raise KeyNeeded(id=id, reason=f"backup {saves[0]} is being saved, perhaps with it.")
     count = _uses(context, keys)[master]
     if count:
@@ -162,7 +161,7 @@ def _uses(context: Context, keys: master_keys.MasterKeys) -> Counter[bytes | Non
     """
     uses: Counter[bytes | None] = Counter()
     known = context.services.records.known()
-    options = from_config.store_options(context.conf)
+    options = store_options(context.conf)
     for repository, key_id in catalog.key_ids(context.conf.store.url, options, known):
         names = {derive(master, repository).id: master for master in keys}
         uses[names.get(key_id)] += 1

@@ -13,6 +13,7 @@ from lunr.backup.format.roots import Root
 from lunr.backup.keys import from_config
 from lunr.backup.open import open_repository
 from lunr.backup.repository import catalog
+from lunr.backup.stores.from_config import store_options
 from lunr.common import errors, ids, strict_json
 from lunr.common.units import GIB
 from lunr.manage.context import Context, command, show
@@ -65,7 +66,7 @@ def _roots(
 ) -> Iterator[tuple[str, str, Root | errors.LunrError]]:
     conf = context.conf
     master_keys = from_config.open_master_keys(conf)
-    options = from_config.store_options(conf)
+    options = store_options(conf)
     return catalog.backups(conf.store.url, options, master_keys, account)
 
 
@@ -110,7 +111,7 @@ def import_(context: Context, file: TextIO) -> None:
     fields = _parse(file)
     conf = context.conf
     master_keys = from_config.open_master_keys(conf)
-    options = from_config.store_options(conf)
+    options = store_options(conf)
     with open_repository(conf.store.url, fields["account_id"], master_keys, options) as repository:
         root = repository.load_root(fields.pop("id"))
     context.services.accounts.ensure(fields["account_id"])

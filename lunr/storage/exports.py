@@ -135,7 +135,7 @@ class Exports:
             self._pauses.pop(volume_id, None)
             self._note_removed(volume_id)
 
-    def drop_stray(self, volume_id: str) -> None:
+    def remove_unknown(self, volume_id: str) -> None:
         """Stop exporting a volume that was found exported, unless it was requested meanwhile.
 
         Raises:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, TypeVar, cast
 
 from lunr.backup.keys import from_config, master_keys
+from lunr.backup.stores.from_config import store_options
 from lunr.common import config, errors, ids, log
 from lunr.common import files as private
 from lunr.common.units import MIB
@@ -122,7 +123,7 @@ def _agent(conf: config.ConfigOpts, metrics: Metrics, problems: _Problems) -> Ag
     node_id = ask(ids.check, conf.node.id, "[node] id")
     token = ask(private.read, conf.node.token_file, "[node] token_file")
     key = ask(from_config.open_master_keys, conf)
-    store = ask(from_config.store_options, conf)
+    store = ask(store_options, conf)
     for program in PROGRAMS:
         ask(system.need, program)
     run = Path(conf.node.run_dir)

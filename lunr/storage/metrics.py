@@ -8,7 +8,7 @@ from prometheus_client import CollectorRegistry, Counter, Histogram, generate_la
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
-from lunr.storage.agent.pool_monitor import PoolWatch
+from lunr.storage.agent.pool_monitor import PoolMonitor
 from lunr.storage.exports import Exports
 from lunr.storage.restore.registry import RestoreRegistry
 
@@ -40,7 +40,7 @@ class Metrics:
             registry=self.registry,
         )
 
-    def watch(self, pool: PoolWatch, exports: Exports, restores: RestoreRegistry) -> None:
+    def watch(self, pool: PoolMonitor, exports: Exports, restores: RestoreRegistry) -> None:
         """Report pool, sessions and fills as they were when they were looked at last."""
         self.registry.register(_Gauges(pool, exports, restores))
 
@@ -50,7 +50,7 @@ class Metrics:
 
 
 class _Gauges(Collector):
-    def __init__(self, pool: PoolWatch, exports: Exports, restores: RestoreRegistry) -> None:
+    def __init__(self, pool: PoolMonitor, exports: Exports, restores: RestoreRegistry) -> None:
         self._pool = pool
         self._exports = exports
         self._restores = restores

@@ -39,7 +39,7 @@ COMMON: dict[str, str] = {
         protocol queue rate reader registration registry report reporter result retry
         retrying run runner settings signals single spec state states statistics step stop
         storage strict supervisor system table timeout tree verdict wait waitable waiter
-        waiting watch writer
+        waiting writer
         """,
     "errors and how they are said": """
         a abort allowed answer back bad broken busy cancelled cannot changes check checks

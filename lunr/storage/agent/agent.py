@@ -23,7 +23,7 @@ from lunr.storage.agent.backoff import Backoff
 from lunr.storage.agent.job import ClaimedJob, Stop
 from lunr.storage.agent.job_runner import JobRunner
 from lunr.storage.agent.pending_deletes import PendingDeletes
-from lunr.storage.agent.pool_monitor import PoolWatch
+from lunr.storage.agent.pool_monitor import PoolMonitor
 from lunr.storage.jobs import HANDLERS, worker_slots
 from lunr.storage.jobs.consistent_snapshot import drop
 from lunr.storage.jobs.node_context import NodeContext
@@ -78,7 +78,7 @@ class Agent:
         #: for a detach that was refused after the agent's own start left an export unknown here.
         self._target_restarted = False
         self.supervisor = JobRunner(node, api, HANDLERS, metrics, self._stopping)
-        self.pool_monitor = PoolWatch(node.pool, node.baselines)
+        self.pool_monitor = PoolMonitor(node.pool, node.baselines)
         self.pending_deletes = PendingDeletes(node, (), self._stopping)
         metrics.watch(self.pool_monitor, node.exports, node.restores)
         node.restores.on_replaced = node.exports.reopen
@@ -194,7 +194,7 @@ class Agent:
         for volume_id in self._unknown_volumes - self.node.exports.sessions().keys():
             _log.warning("removing the export of volume %s: nobody asked for it", volume_id)
             try:
-                self.node.exports.drop_stray(volume_id)
+                self.node.exports.remove_unknown(volume_id)
             except errors.LunrError as error:
                 _log.error("%s", error)
             else:

@@ -16,7 +16,7 @@ from lunr.storage.pools.base import Capacity, Pool, Purpose
 _OVERDUE = 30.0
 
 
-class PoolWatch:
+class PoolMonitor:
     """What `pool` was like when it was looked at last; any thread may ask."""
 
     def __init__(self, pool: Pool, baselines: Baselines) -> None:

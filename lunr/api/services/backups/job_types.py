@@ -19,6 +19,7 @@ from lunr.api.services.backups.damage import (
     mark_intact,
     read_damage,
 )
+from lunr.api.services.backups.parent import choose_parent
 from lunr.api.services.dependencies import change_needs, release_if_unneeded
 from lunr.common import errors, ids, times
 from lunr.common.states import Backup as State
@@ -52,7 +53,7 @@ class SaveBackup(JobType):
         is_whole = isinstance(source, Volume) and source.status != VolumeState.RESTORING
         base_id = None if is_whole else source.base_id
         backup.size = source.size
-        parent_id = None if backup.full else _lock_parent(session, backup, base_id)
+        parent_id = None if backup.full else choose_parent(session, backup, base_id)
         change_needs(session, context, backup, base_id=base_id, parent_id=parent_id)
 
     def payload(self, session: Session, context: Context, job: Job) -> Payload:
@@ -285,23 +286,6 @@ def _lock_saved(session: Session, backup: Backup) -> Volume | Snapshot:
         statement.with_for_update(key_share=True).execution_options(populate_existing=True)
     ).one()
     return saved
-
-
-def _lock_parent(session: Session, backup: Backup, base_id: str | None) -> str | None:
-    """What `backup` is to be built upon, locked: a delete of it sees that it is a parent now."""
-    query = select(Backup.id).where(
-        Backup.account_id == backup.account_id, Backup.status == State.AVAILABLE
-    )
-    if base_id is not None:
-        # What is not there of what is saved is in that one.
-        query = query.where(Backup.id == base_id)
-    else:
-        query = query.where(
-            Backup.volume_id == backup.volume_id,
-            Backup.internal.is_(False),  # it may be deleted at any moment
-        )
-    newest = query.order_by(Backup.created_at.desc(), Backup.id.desc()).limit(1)
-    return session.scalar(newest.with_for_update(key_share=True))
 
 
 def _describe_kept(session: Session, job: Job) -> Payload:

@@ -6,7 +6,7 @@ import pytest
 
 from lunr.common import errors
 from lunr.storage.agent import pool_monitor
-from lunr.storage.agent.pool_monitor import PoolWatch
+from lunr.storage.agent.pool_monitor import PoolMonitor
 from lunr.storage.baselines import Baselines
 from lunr.storage.jobs import HANDLERS, worker_slots
 from lunr.storage.metrics import Metrics
@@ -46,8 +46,8 @@ def pool() -> Told:
     return Told()  # type: ignore[abstract]
 
 
-def watched(pool: Pool) -> PoolWatch:
-    return PoolWatch(pool, Baselines(pool, keep=True, days=1))
+def watched(pool: Pool) -> PoolMonitor:
+    return PoolMonitor(pool, Baselines(pool, keep=True, days=1))
 
 
 def test_what_was_seen_last_is_remembered(pool: Told) -> None:

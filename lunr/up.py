@@ -31,7 +31,6 @@ from rich.console import Console
 
 from lunr.common import errors, files, openstack, signals
 from lunr.common.help import HELP
-from lunr.common.hosts import NO_PROXY
 
 #: A unix socket's path has at most 107 bytes (unix(7)); tgtd appends ".0.lock" or the like.
 _SOCKET_PATH_LIMIT = 100
@@ -40,6 +39,8 @@ _SOCKET_PATH_LIMIT = 100
 _START_TIMEOUT = 600.0
 #: Seconds that the API may take for one answer during the start.
 _ANSWER_TIMEOUT = 30.0
+#: For requests: the API is on this machine, and no proxy is asked for it.
+_NO_PROXY = {"http": "", "https": ""}
 #: Seconds that a part may take to end before it is killed.
 _STOP_TIMEOUT = 60.0
 #: Seconds of uninterrupted running after which a part counts as healthy again.
@@ -337,7 +338,7 @@ def _mounts_below(root: Path) -> list[str]:
 def _answer(url: str, headers: Mapping[str, str] | None = None) -> requests.Response | None:
     """The API's answer; None if it does not answer."""
     try:
-        return requests.get(url, headers=headers, timeout=_ANSWER_TIMEOUT, proxies=NO_PROXY)
+        return requests.get(url, headers=headers, timeout=_ANSWER_TIMEOUT, proxies=_NO_PROXY)
     except (requests.ConnectionError, requests.Timeout):
         return None
 

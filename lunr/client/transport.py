@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.cookiejar
+import ipaddress
 from collections.abc import Iterator, Mapping
 from itertools import islice
 from typing import Any
@@ -17,7 +18,6 @@ from lunr import __version__
 from lunr.client import errors
 from lunr.common import ids, strict_json
 from lunr.common.errors import ConfigError
-from lunr.common.hosts import NO_PROXY, is_loopback
 
 #: Answers of a load balancer or a starting API; the same request may succeed a moment later.
 _PASSING = (502, 503, 504)
@@ -25,6 +25,8 @@ _PASSING = (502, 503, 504)
 _IDEMPOTENT = ("GET", "PUT", "DELETE")
 _MAX_BACKOFF = 5.0
 _LARGEST_PAGE = 1000
+#: For requests: ask no proxy, whatever the environment names (None would be left out of it).
+_NO_PROXY = {"http": "", "https": ""}
 
 
 class Transport:
@@ -47,7 +49,7 @@ class Transport:
             raise ConfigError(reason="the token is empty or holds characters that no token has")
         self.timeout = timeout
         #: For requests: none for this machine's own API; None: what the environment names.
-        self._proxies = NO_PROXY if is_loopback(self.url) else None
+        self._proxies = _NO_PROXY if _is_loopback(self.url) else None
         self._session = requests.Session()
         # A session of requests is not for threads because it gathers cookies. Without
         # them only its connection pool is shared, which is made for threads.
@@ -171,6 +173,15 @@ def _checked_url(url: str) -> str:
     if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
         raise ConfigError(reason=f"{url!r} is not a URL such as http://127.0.0.1:8080")
     return url.rstrip("/")
+
+
+def _is_loopback(url: str) -> bool:
+    """Whether a URL leads to this machine alone. What does goes there, and to no proxy."""
+    host = urlsplit(url).hostname or ""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost" or host.endswith(".localhost")  # RFC 6761, section 6.3
 
 
 def _proxy_of(url: str) -> str:

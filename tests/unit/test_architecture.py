@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import collections
 import functools
 import itertools
 import subprocess
@@ -60,6 +61,8 @@ SHELLS = {
 }
 
 LONGEST_FILE = 600
+#: Modules in one folder, without `__init__.py`.
+LARGEST_FOLDER = 16
 
 
 def _sources(*folders: str) -> list[Path]:
@@ -346,6 +349,13 @@ def test_files_can_be_read_in_one_sitting() -> None:
         if (lines := path.read_text().count("\n")) > LONGEST_FILE
     }
     assert not found, found
+
+
+def test_no_folder_is_a_heap() -> None:
+    modules = [path for path in _sources("lunr", "tests", "tools") if path.name != "__init__.py"]
+    counts = collections.Counter(path.parent for path in modules)
+    heaps = {_name(folder): count for folder, count in counts.items() if count > LARGEST_FOLDER}
+    assert not heaps, heaps
 
 
 def test_every_folder_of_tests_is_a_package() -> None:

@@ -34,7 +34,7 @@ COMMON: dict[str, str] = {
         agent backend backoff base bucket builder cache child claimed cleanup cli clock code
         collect command commands common concurrency config connection context control create
         daemon delay deleting dependencies engine event events extend fetch flight gauges
-        guard help hosts input instant log lunr main manage memory metrics monitor move
+        guard help input instant log lunr main manage memory metrics monitor move
         mover noun op open options output parallel plugin plugins policy process progress
         protocol queue rate reader registration registry report reporter result retry
         retrying run runner settings signals single spec state states statistics step stop

@@ -8,11 +8,12 @@ runs out. So a time that lies further ahead than anybody could have meant is cor
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import CursorResult, Update, and_, or_, select, update
+from sqlalchemy import ColumnElement, CursorResult, and_, exists, or_, select, update
 from sqlalchemy.orm import Session
 
 from lunr.api.context import Context
@@ -26,6 +27,16 @@ from lunr.db.models import Account, Job, Node, Schedule, ScheduleRun
 _log = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True)
+class _TimeCheck:
+    """Which rows of a model have an impossible time, and the values that they get."""
+
+    name: str
+    model: Any
+    condition: ColumnElement[bool]
+    values: dict[str, Any]
+
+
 class Clock:
     """The housekeeper's look at times that can't be."""
 
@@ -34,22 +45,24 @@ class Clock:
 
     def correct(self, now: datetime) -> dict[str, int]:
         """Correct the times that lie too far ahead of `now`; how many, by what they are of."""
-        found = self._context.db.write(self._correct, now)
-        if found:
-            counts = ", ".join(f"{count} of {name}" for name, count in found.items())
-            _log.error("The clock was ahead: times are corrected (%s).", counts)
-        return found
-
-    def _correct(self, session: Session, now: datetime) -> dict[str, int]:
-        counts = {}
-        for name, statement in self._corrections(now):
-            result = session.execute(statement, execution_options={"synchronize_session": False})
-            assert isinstance(result, CursorResult)
-            if result.rowcount:
-                counts[name] = result.rowcount
+        checks = self._checks(now)
+        # A right clock is the rule: then no writer waits for this.
+        with self._context.db.read() as connection:
+            needed = [
+                check
+                for check in checks
+                if connection.scalar(
+                    select(exists().where(check.condition).select_from(check.model))
+                )
+            ]
+        if not needed:
+            return {}
+        counts = self._context.db.write(_correct, needed)
+        summary = ", ".join(f"{count} of {name}" for name, count in counts.items())
+        _log.error("The clock was ahead: times are corrected (%s).", summary)
         return counts
 
-    def _corrections(self, now: datetime) -> Iterator[tuple[str, Update]]:
+    def _checks(self, now: datetime) -> list[_TimeCheck]:
         longest = timedelta(
             seconds=max(
                 self._context.settings.lease_seconds,
@@ -57,36 +70,54 @@ class Clock:
             )
         )
         delay = timedelta(seconds=MAX_DELAY)
-        yield (
-            "leases",
-            update(Job)
-            .where(Job.status == JobState.RUNNING, Job.lease_until > now + longest + SKEW)
-            .values(lease_until=now + longest),
-        )
-        yield (
-            "jobs that wait to be tried again",
-            update(Job)
-            .where(Job.status == JobState.QUEUED, Job.not_before > now + delay + SKEW)
-            .values(not_before=now),
-        )
-        yield (
-            "nodes",
-            update(Node).where(Node.last_seen > now + SKEW).values(last_seen=now),
-        )
-        for name, column in (
-            ("garbage collections", Account.collected_at),
-            ("verifications", Account.verify_asked_at),
-        ):
-            yield name, update(Account).where(column > now + SKEW).values({column: None})
-        yield (
-            "schedules",
-            update(ScheduleRun)
-            .where(or_(ScheduleRun.not_before > now + RETRY + SKEW, _is_too_late(now)))
-            .values(schedule_id=None, not_before=None),  # it is planned anew
-        )
+        return [
+            _TimeCheck(
+                "leases",
+                Job,
+                and_(Job.status == JobState.RUNNING, Job.lease_until > now + longest + SKEW),
+                {"lease_until": now + longest},
+            ),
+            _TimeCheck(
+                "jobs that wait to be tried again",
+                Job,
+                and_(Job.status == JobState.QUEUED, Job.not_before > now + delay + SKEW),
+                {"not_before": now},
+            ),
+            _TimeCheck("nodes", Node, Node.last_seen > now + SKEW, {"last_seen": now}),
+            _TimeCheck(
+                "garbage collections",
+                Account,
+                Account.collected_at > now + SKEW,
+                {"collected_at": None},
+            ),
+            _TimeCheck(
+                "verifications",
+                Account,
+                Account.verify_asked_at > now + SKEW,
+                {"verify_asked_at": None},
+            ),
+            _TimeCheck(
+                "schedules",
+                ScheduleRun,
+                or_(ScheduleRun.not_before > now + RETRY + SKEW, _is_too_late(now)),
+                {"schedule_id": None, "not_before": None},  # it is planned anew
+            ),
+        ]
 
 
-def _is_too_late(now: datetime) -> Any:
+def _correct(session: Session, checks: Sequence[_TimeCheck]) -> dict[str, int]:
+    counts = {}
+    for check in checks:
+        result = session.execute(
+            update(check.model).where(check.condition).values(**check.values),
+            execution_options={"synchronize_session": False},
+        )
+        assert isinstance(result, CursorResult)
+        counts[check.name] = result.rowcount
+    return counts
+
+
+def _is_too_late(now: datetime) -> ColumnElement[bool]:
     """Whether a schedule's next run is later than its period allows (a condition)."""
     wrong = [
         and_(Schedule.every == name, ScheduleRun.next_run > now + period + SKEW)
